@@ -1,0 +1,49 @@
+"""Durations as people write them (`500ms`, `30s`, `10m`, `1h`), as the milliseconds that the scripts use."""
+
+from __future__ import annotations
+
+import re
+
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import shown
+
+_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)", re.ASCII)
+
+
+def parse_duration_ms(text: str, *, what: str = "duration") -> int:
+    """Return the milliseconds in `text`.
+
+    Args:
+        text: A number and a unit without a space between: `250ms`, `1.5s`, `30s`, `10m`, `1h`, `7d`.
+        what: What the duration is for, as it appears in the error.
+
+    Raises:
+        InvalidInputError: When the text has another form.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise InvalidInputError(f"{shown(text)} is not a {what}; write it like 500ms, 30s, 10m or 1h")
+    whole, fraction, unit = match.groups()
+    unit_ms = _UNITS_MS[unit]
+    return int(whole) * unit_ms + int((fraction or "0").ljust(3, "0")) * unit_ms // 1_000
+
+
+def format_duration(ms: float) -> str:
+    """Return `ms` milliseconds for people: `250 ms`, `11 s`, `3 min`, `2 h`."""
+    if ms < 1_000:
+        return f"{max(0, round(ms))} ms"
+    seconds = ms / 1_000
+    if seconds < 120:
+        return f"{seconds:.3g} s" if seconds < 10 else f"{round(seconds)} s"
+    if seconds < 7_200:
+        return f"{round(seconds / 60)} min"
+    return f"{round(seconds / 3_600)} h"
+
+
+def written_duration(ms: int) -> str:
+    """Return `ms` in the form that `parse_duration_ms` reads, in the largest unit that holds it exactly."""
+    for unit in ("d", "h", "m", "s"):
+        if ms and ms % _UNITS_MS[unit] == 0:
+            return f"{ms // _UNITS_MS[unit]}{unit}"
+    return f"{ms}ms"

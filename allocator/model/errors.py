@@ -1,0 +1,109 @@
+"""The error tree. Each error says what happened, to what, and what to do; it carries its data and its exit code.
+
+Nothing here formats a traceback or a secret: messages are made of names, ports and times only.
+Exit codes follow sysexits.h where it has a word for the case.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_UNAVAILABLE = 69
+EXIT_HELD = 73
+EXIT_EXHAUSTED = 75
+EXIT_CONFIGURATION = 78
+
+
+class AllocatorError(Exception):
+    """Base of every error that portlease raises on purpose.
+
+    Attributes:
+        exit_code: What a command that ends with this error exits with.
+        host: The host that it concerns, or None.
+        port: The port that it concerns, or None.
+        worker: The worker (`org/plugin#instance`) that it concerns, or None.
+        retry_after: Seconds after which trying again may succeed, or None when that is unknown.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        worker: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.host = host
+        self.port = port
+        self.worker = worker
+        self.retry_after = retry_after
+
+
+class InvalidInputError(AllocatorError):
+    """A name, port, duration or other argument that cannot be right; nothing was changed."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigurationError(AllocatorError):
+    """A setting, file, server or key that an administrator must mend before anything can work."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
+class StoreUnavailableError(AllocatorError):
+    """Redis did not answer in time; whether the last command took effect is unknown.
+
+    Every script is idempotent under its token, so the same call may simply be made again.
+    """
+
+    exit_code = EXIT_UNAVAILABLE
+
+
+class HeldError(AllocatorError):
+    """The port, the worker or the host name is held by someone else.
+
+    Attributes:
+        holder: The lease that stands in the way (without its token), or None when a stranger has the port.
+    """
+
+    exit_code = EXIT_HELD
+
+    def __init__(self, message: str, *, holder: Lease | None = None, **data: object) -> None:
+        super().__init__(message, **data)  # type: ignore[arg-type]  # the base's keywords, passed through
+        self.holder = holder
+
+
+class HostConflictError(HeldError):
+    """Another machine or network namespace has live leases under this host's name."""
+
+
+class LeaseLostError(HeldError):
+    """The lease is no longer this holder's: it ended, or a newer lease has the port or the worker."""
+
+
+class PortRefusedError(HeldError):
+    """The kernel refused a granted port (somebody else has it bound); the lease was declined."""
+
+
+class ExhaustedError(AllocatorError):
+    """No port of the pool can be had on this host now; `retry_after` says when the next one can be free."""
+
+    exit_code = EXIT_EXHAUSTED
+
+
+class CordonedError(ExhaustedError):
+    """The host is cordoned or draining and gives out no new ports."""
+
+
+class PoolMissingError(ConfigurationError):
+    """The pool is not defined in this Redis and is not a built-in one."""

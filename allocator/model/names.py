@@ -1,0 +1,128 @@
+"""Names and numbers that people type: pools, hosts, organisations, plugins, instances, ports.
+
+The rule of this file: a value that passed here is safe in a Redis key, in JSON and in a shell word without
+any quoting, because the alphabet has no colon, brace, quote, space or control character.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from allocator.model.errors import InvalidInputError
+
+MAX_NAME_LENGTH = 128
+"""Longest name in characters: room for a UUID with a prefix, short enough that a key stays under 512 bytes."""
+
+MAX_INSTANCE = 99_999
+PORT_MIN = 1
+PORT_MAX = 65_535
+MAX_LABELS = 16
+MAX_LABEL_VALUE_LENGTH = 256
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_PORT_DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
+_SHOWN_CHARACTERS = 40
+
+
+def shown(text: str) -> str:
+    """Return `text` fit for one line of an error: printable ASCII, quoted, shortened to 40 characters."""
+    cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+    quoted = ascii(cut) if not cut.isprintable() else repr(cut)
+    if len(text) > _SHOWN_CHARACTERS:
+        return f"{quoted} ({len(text)} characters)"
+    return quoted
+
+
+def check_name(kind: str, text: str) -> str:
+    """Return `text` when it is a valid name.
+
+    Args:
+        kind: What the name is for, as it appears in the error ("organisation", "plugin", "host", "pool").
+        text: 1–128 letters, digits, dots, underscores and hyphens, a letter or digit first and last.
+
+    Raises:
+        InvalidInputError: When it is anything else.
+    """
+    if len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text):
+        return text
+    if not text:
+        raise InvalidInputError(f"the {kind} name is empty; give one of letters, digits, '.', '_' and '-'")
+    raise InvalidInputError(
+        f"{shown(text)} is not a valid {kind} name; use 1-{MAX_NAME_LENGTH} letters, digits, '.', '_' and '-', "
+        "with a letter or digit first and last"
+    )
+
+
+def check_port(value: int | str) -> int:
+    """Return `value` as a port number.
+
+    Raises:
+        InvalidInputError: When it is not a whole number from 1 to 65535.
+    """
+    text = str(value)
+    if not isinstance(value, bool) and _PORT_DIGITS.fullmatch(text) and PORT_MIN <= int(text) <= PORT_MAX:
+        return int(text)
+    raise InvalidInputError(f"{shown(text)} is not a port; give a whole number from {PORT_MIN} to {PORT_MAX}")
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Return `labels` when there are at most 16, with valid names and printable values of at most 256 characters.
+
+    Raises:
+        InvalidInputError: When they are not.
+    """
+    if len(labels) > MAX_LABELS:
+        raise InvalidInputError(f"{len(labels)} labels are too many; give at most {MAX_LABELS}")
+    for name, value in labels.items():
+        check_name("label", name)
+        if len(value) > MAX_LABEL_VALUE_LENGTH or not value.isprintable():
+            raise InvalidInputError(
+                f"the value {shown(value)} of label {name} is not valid; "
+                f"use at most {MAX_LABEL_VALUE_LENGTH} printable characters"
+            )
+    return labels
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class WorkerId:
+    """Who a lease is for: one instance of a plugin for an organisation, unique over the whole pool.
+
+    Attributes:
+        org: The organisation's id.
+        plugin: The plugin's name.
+        instance: 0 for the first worker of this plugin and organisation, then 1, 2, …
+    """
+
+    org: str
+    plugin: str
+    instance: int = 0
+
+    def __post_init__(self) -> None:
+        check_name("organisation", self.org)
+        check_name("plugin", self.plugin)
+        if isinstance(self.instance, bool) or not 0 <= self.instance <= MAX_INSTANCE:
+            raise InvalidInputError(
+                f"{shown(str(self.instance))} is not an instance; give a whole number from 0 to {MAX_INSTANCE}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.org}/{self.plugin}#{self.instance}"
+
+    @classmethod
+    def parse(cls, text: str) -> WorkerId:
+        """Read `org/plugin` or `org/plugin#instance`.
+
+        Raises:
+            InvalidInputError: When the text has another form or a name in it is not valid.
+        """
+        org, slash, rest = text.partition("/")
+        plugin, mark, number = rest.partition("#")
+        if not slash or (mark and not re.fullmatch(r"[0-9]{1,5}", number, re.ASCII)):
+            raise InvalidInputError(f"{shown(text)} is not a worker; write org/plugin or org/plugin#instance")
+        return cls(org, plugin, int(number) if mark else 0)
+
+
+def environment_name(plugin: str) -> str:
+    """Return the name of a plugin's port variable: `email` gives `EMAIL_PLUGIN_PORT`, `custom-1` gives `CUSTOM_1_…`."""
+    return re.sub(r"[^A-Z0-9]", "_", plugin.upper()) + "_PLUGIN_PORT"

@@ -1,0 +1,36 @@
+"""The states of a lease and what may follow what, as one table.
+
+The scripts' events, the documents' diagram and the tests all read this table; to add a state, add its row.
+A live state means that the lease's key exists; an ended state appears in events and in SQL only.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class LeaseState(StrEnum):
+    """Where a lease is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    DRAINING = "draining"
+    RELEASED = "released"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+
+
+ENDED_STATES = frozenset({LeaseState.RELEASED, LeaseState.DECLINED, LeaseState.EXPIRED})
+LIVE_STATES = frozenset(set(LeaseState) - ENDED_STATES)
+
+TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
+    LeaseState.STARTING: ENDED_STATES | {LeaseState.READY, LeaseState.DEGRADED, LeaseState.DRAINING},
+    LeaseState.READY: ENDED_STATES | {LeaseState.STARTING, LeaseState.DEGRADED, LeaseState.DRAINING},
+    LeaseState.DEGRADED: ENDED_STATES | {LeaseState.STARTING, LeaseState.READY, LeaseState.DRAINING},
+    LeaseState.DRAINING: ENDED_STATES,
+    LeaseState.RELEASED: frozenset(),
+    LeaseState.DECLINED: frozenset(),
+    LeaseState.EXPIRED: frozenset(),
+}
+"""`ready` and `degraded` go back to `starting` when a supervisor restarts the worker under the same lease."""
