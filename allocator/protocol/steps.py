@@ -1,0 +1,56 @@
+"""What an operation asks of whoever drives it. Each step is a value; its answer is sent back into the generator.
+
+The rule of this file: a step says what is wanted, never how. A step that waits, connects or sleeps does so in its
+driver (`allocator/client`), so that the same operation runs blocking, async and under a test's hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """Run a script; answered with its reply (nested lists of `bytes`, `str` and `int`).
+
+    Attributes:
+        script: Which script: the name of a file under `lua/`, without `.lua`.
+        keys: Its KEYS, all with the hash tag of one pool.
+        args: Its ARGV.
+    """
+
+    script: str
+    keys: tuple[str, ...]
+    args: tuple[str | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadListeners:
+    """See which ports of a range are taken here; answered with the `frozenset` of those a TCP socket listens on.
+
+    Attributes:
+        first: Lowest port of the range.
+        last: Highest port of the range, included.
+    """
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProvePort:
+    """Bind a port the way a worker will, and let it go; answered with whether that could be done.
+
+    Attributes:
+        port: 1-65535.
+    """
+
+    port: int
+
+
+Step: TypeAlias = ScriptCall | ReadListeners | ProvePort
+Operation: TypeAlias = Generator[Step, Any, T]
