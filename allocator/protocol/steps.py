@@ -1,7 +1,7 @@
-"""What an operation asks of whoever drives it. Each step is a value; its answer is sent back into the generator.
+"""What an operation asks of whoever drives it. Each step is a value; its answer goes back into the generator.
 
-The rule of this file: a step says what is wanted, never how. A step that waits, connects or sleeps does so in its
-driver (`allocator/client`), so that the same operation runs blocking, async and under a test's hand.
+The rule of this file: a step says what is wanted, never how. A step that waits, connects or sleeps does so in
+its driver (`allocator/client`), so that the same operation runs blocking, async and under a test's hand.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ScriptCall:
 
 @dataclass(frozen=True, slots=True)
 class ReadListeners:
-    """See which ports of a range are taken here; answered with the `frozenset` of those a TCP socket listens on.
+    """See which ports of a range a TCP socket listens on here; answered with their `frozenset`.
 
     Attributes:
         first: Lowest port of the range.
