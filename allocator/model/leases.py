@@ -24,7 +24,7 @@ class Lease:
     Attributes:
         pool: The pool that the port is of.
         host: The port namespace (a machine, or a container with its own network namespace).
-        port: 1–65535.
+        port: 1-65535.
         worker: Who the lease is for.
         state: Where it is in its life.
         fence: The fencing token: grows with every grant in the pool.

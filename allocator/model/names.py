@@ -39,7 +39,7 @@ def check_name(kind: str, text: str) -> str:
 
     Args:
         kind: What the name is for, as it appears in the error ("organisation", "plugin", "host", "pool").
-        text: 1–128 letters, digits, dots, underscores and hyphens, a letter or digit first and last.
+        text: 1-128 letters, digits, dots, underscores and hyphens, a letter or digit first and last.
 
     Raises:
         InvalidInputError: When it is anything else.

@@ -52,5 +52,16 @@ class ProvePort:
     port: int
 
 
-Step: TypeAlias = ScriptCall | ReadListeners | ProvePort
+@dataclass(frozen=True, slots=True)
+class DescribeListener:
+    """Name who listens on a port here; answered with words such as `node (pid 4242)`, or None when nobody is seen.
+
+    Attributes:
+        port: 1-65535.
+    """
+
+    port: int
+
+
+Step: TypeAlias = ScriptCall | ReadListeners | ProvePort | DescribeListener
 Operation: TypeAlias = Generator[Step, Any, T]

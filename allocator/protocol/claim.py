@@ -1,0 +1,270 @@
+"""Claim: one attempt to lease a port, from the listening ports of this host to the proven bind.
+
+The order matters and must not change: read what strangers have bound, ask Redis, prove the port. A grant that the
+kernel refuses is declined before the error is raised, so that an attempt leaves either a lease or nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from allocator.model.durations import format_duration
+from allocator.model.errors import (
+    AllocatorError,
+    ConfigurationError,
+    CordonedError,
+    ExhaustedError,
+    HeldError,
+    HostConflictError,
+    InvalidInputError,
+    PortRefusedError,
+)
+from allocator.model.states import LeaseState
+from allocator.protocol import decode
+from allocator.protocol.endings import decline
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import pool_rules
+from allocator.protocol.renew import renew
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.context import Context
+
+MAX_ROUNDS = 300
+"""Bounds the rounds of `again`: a host's 65,535 ports at 256 a round, and room to spare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRequest:
+    """What a worker asks for.
+
+    Attributes:
+        pool: The pool to claim from.
+        worker: Who the lease is for.
+        port: The only port that will do, or None for any.
+        hint: The port that the environment names for this plugin, or None.
+        ttl_ms: How long the lease lives without a heartbeat, or None for the pool's TTL.
+        state: The state that the lease starts in.
+        pid: The process that the lease is tied to, or None.
+        labels: Free words of the holder.
+        token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
+        supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
+    """
+
+    pool: str
+    worker: WorkerId
+    port: int | None = None
+    hint: int | None = None
+    ttl_ms: int | None = None
+    state: LeaseState = LeaseState.STARTING
+    pid: int | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    token: str | None = field(default=None, repr=False)
+    supersede_fence: int | None = None
+
+
+def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
+    """Lease a port: one attempt.
+
+    Returns:
+        The lease, with its token and deadline.
+
+    Raises:
+        ExhaustedError: When no port can be had now (`retry_after` says when the next may be); CordonedError on a
+            cordoned host.
+        HeldError: When the explicit port or the worker is held by someone else.
+        PortRefusedError: When the kernel refused the granted port; it was declined, so another attempt gets another.
+        HostConflictError: When another machine has live leases under this host's name.
+        InvalidInputError: When the port or the TTL is not of the pool.
+    """
+    pool = yield from pool_rules(context, request.pool)
+    token = request.token or context.new_token()
+    for _ in range(MAX_ROUNDS):
+        ttl_ms = pool.check_ttl_ms(request.ttl_ms)
+        if request.port is not None:
+            pool.check_port(request.port)
+        listening: frozenset[int] = yield ReadListeners(pool.first, pool.last)
+        sent_at = context.clock()
+        reply = decode.words((yield _call(context, pool, request, token, ttl_ms, listening)))
+        code = Reply(decode.text(reply[0]))
+        if code in {Reply.NO_POOL, Reply.STALE_POOL}:
+            pool = yield from pool_rules(context, request.pool, fresh=True)
+        elif code is not Reply.AGAIN:
+            break
+    else:
+        raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
+    if code is Reply.GRANTED:
+        granted = _leased(pool, reply, token, sent_at)
+        return (yield from _proven(context, granted))
+    if code is Reply.SAME:
+        same = _leased(pool, reply, token, sent_at)
+        return (yield from _kept(context, same, request, ttl_ms))
+    raise (yield from _refusal(context, pool, request, code, reply))
+
+
+def _call(
+    context: Context, pool: PoolSpec, request: ClaimRequest, token: str, ttl_ms: int, listening: Iterable[int]
+) -> ScriptCall:
+    return ScriptCall(
+        "claim",
+        script_keys(pool.name, context.space(pool)),
+        (
+            context.host,
+            str(request.worker),
+            token,
+            ttl_ms,
+            request.port or 0,
+            request.hint or 0,
+            str(request.state),
+            decode.extra_members(request.pid, request.labels),
+            context.machine,
+            context.boot,
+            context.netns,
+            request.supersede_fence or 0,
+            written_ports(listening),
+        ),
+    )
+
+
+def written_ports(ports: Iterable[int]) -> str:
+    """Return a set of ports as ranges: `5556,5570-5580`."""
+    runs: list[list[int]] = []
+    for port in sorted(ports):
+        if runs and port == runs[-1][1] + 1:
+            runs[-1][1] = port
+        else:
+            runs.append([port, port])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _leased(pool: PoolSpec, reply: list[Any], token: str, sent_at: float) -> Lease:
+    remaining_ms = decode.number(reply[2])
+    lease = decode.lease(pool.name, reply[1], remaining_ms=remaining_ms, now_ms=decode.number(reply[3]))
+    return replace(lease, token=token, deadline=sent_at + remaining_ms / 1_000)
+
+
+def _proven(context: Context, lease: Lease) -> Operation[Lease]:
+    try:
+        free: bool = yield ProvePort(lease.port)
+    except AllocatorError:
+        yield from decline(context, [lease])
+        raise
+    if free:
+        return lease
+    who: str | None = yield DescribeListener(lease.port)
+    yield from decline(context, [lease])
+    raise PortRefusedError(
+        f"port {lease.port} on {lease.host} was granted, but {who or 'another process'} has it bound; "
+        "it is in quarantine now: claim again to get another port",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+        retry_after=0.0,
+    )
+
+
+def _kept(context: Context, lease: Lease, request: ClaimRequest, ttl_ms: int) -> Operation[Lease]:
+    wanted = replace(lease, ttl_ms=ttl_ms if request.ttl_ms else lease.ttl_ms)
+    if request.pid is not None:
+        wanted = replace(wanted, pid=request.pid)
+    if request.labels:
+        wanted = replace(wanted, labels=request.labels)
+    (outcome,) = yield from renew(context, [wanted], rewrite=wanted != lease)
+    if outcome.lost:
+        raise outcome.lost
+    return outcome.lease
+
+
+def _refusal(
+    context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any]
+) -> Operation[AllocatorError]:
+    data: dict[str, Any] = {"host": context.host, "port": request.port, "worker": str(request.worker)}
+    if code is Reply.EXHAUSTED:
+        return _exhausted(context, pool, decode.number(reply[1]), data)
+    if code is Reply.HELD:
+        holder = decode.lease(pool.name, reply[1], remaining_ms=decode.number(reply[2]), now_ms=decode.number(reply[3]))
+        return HeldError(
+            f"{request.worker} already has a lease on {holder.address} until {until(holder, reply[3])}; "
+            "release it there, or claim with another --instance",
+            holder=holder,
+            **data | {"retry_after": decode.number(reply[2]) / 1_000},
+        )
+    if code is Reply.TAKEN:
+        return (yield from _taken(context, pool, request, reply, data))
+    if code is Reply.CORDONED:
+        return CordonedError(
+            f"host {context.host} is cordoned and gives out no new ports; "
+            f"use another host, or 'allocator host uncordon {context.host}'",
+            **data,
+        )
+    if code is Reply.HOST_CONFLICT:
+        return HostConflictError(
+            f"another machine has live leases as host {context.host}; "
+            "give this one a name of its own with --host or ALLOCATOR_HOST",
+            **data,
+        )
+    return ConfigurationError(f"Redis answered {code} to a claim; its scripts are of another version")
+
+
+def _exhausted(context: Context, pool: PoolSpec, retry_ms: float, data: dict[str, Any]) -> AllocatorError:
+    retry_after = retry_ms / 1_000 if retry_ms >= 0 else None
+    when = (
+        f"the next can free up in {format_duration(retry_ms)}"
+        if retry_ms >= 0
+        else "other programs have the ports that are not leased"
+    )
+    return ExhaustedError(
+        f"no port of pool {pool.name} ({pool.first}-{pool.last}) is free on {context.host}; {when}: "
+        f"wait with --wait {format_wait(max(retry_ms, 0))}, or see who has them with 'allocator ls'",
+        **data | {"retry_after": retry_after},
+    )
+
+
+def _taken(
+    context: Context, pool: PoolSpec, request: ClaimRequest, reply: list[Any], data: dict[str, Any]
+) -> Operation[AllocatorError]:
+    why, free_ms, now_ms = decode.text(reply[1]), decode.number(reply[3]), decode.number(reply[4])
+    data["retry_after"] = free_ms / 1_000 if free_ms >= 0 else None
+    where = f"port {request.port} on {context.host}"
+    if why == "outside":
+        return InvalidInputError(f"{where} is outside pool {pool.name} ({pool.first}-{pool.last}); choose one inside")
+    if why == "bound":
+        who: str | None = yield DescribeListener(request.port or 0)
+        return HeldError(
+            f"{where} is not leased, but {who or 'another process'} listens on it; "
+            "end that process or omit --port to get another",
+            **data,
+        )
+    wait = format_wait(free_ms)
+    if why == "leased":
+        holder = decode.lease(pool.name, reply[2], remaining_ms=max(0.0, free_ms - pool.grace_ms), now_ms=now_ms)
+        return HeldError(
+            f"{where} is held by {holder.worker} until {until(holder, reply[4])}; wait with --wait {wait} or omit --port",
+            holder=holder,
+            **data,
+        )
+    return HeldError(
+        f"{where} was given back and is kept free for another {format_duration(free_ms)}; "
+        f"wait with --wait {wait} or omit --port",
+        **data,
+    )
+
+
+def format_wait(ms: float) -> str:
+    """Return a `--wait` that is long enough for something that happens in `ms` milliseconds."""
+    return f"{int(ms // 1_000) + 1}s"
+
+
+def until(lease: Lease, now_ms: object) -> str:
+    """Return when a lease ends as `12:03:07 (11 s)`, in local time, by the server's clock."""
+    moment = datetime.fromtimestamp(lease.expires_at, tz=UTC).astimezone()
+    left = format_duration(lease.expires_at * 1_000 - decode.number(now_ms))
+    return f"{moment:%H:%M:%S} ({left})"

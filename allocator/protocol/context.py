@@ -1,0 +1,45 @@
+"""Who calls: what every operation knows of its own host, and the pools whose rules it has read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from allocator.protocol.keys import FLEET_SPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from allocator.model.pools import PoolSpec
+
+
+@dataclass(slots=True)
+class Context:
+    """The caller of operations: one host, one clock.
+
+    Attributes:
+        host: The name of this port namespace.
+        machine: Which machine that is, in one word.
+        boot: Which boot of it.
+        netns: Which network namespace.
+        clock: The monotonic clock, in seconds.
+        new_token: Makes 128 random bits as 32 hexadecimal digits.
+        rules: The rules of the pools that were read, by name; operations keep it up to date.
+    """
+
+    host: str
+    machine: str
+    boot: str
+    netns: str
+    clock: Callable[[], float]
+    new_token: Callable[[], str]
+    rules: dict[str, PoolSpec] = field(default_factory=dict)
+
+    def space(self, pool: PoolSpec) -> str:
+        """Return where a port number of `pool` is unique for this host."""
+        return space_of(pool, self.host)
+
+
+def space_of(pool: PoolSpec, host: str) -> str:
+    """Return the space of a host's ports in a pool: the host itself, or the whole fleet."""
+    return FLEET_SPACE if pool.scope == "fleet" else host

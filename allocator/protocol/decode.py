@@ -1,0 +1,85 @@
+"""Replies of Redis as values: text, numbers, leases. A reply of the wrong shape is a clear error, not a traceback."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from allocator.model.errors import ConfigurationError, InvalidInputError
+from allocator.model.leases import Lease
+from allocator.model.names import WorkerId, shown
+from allocator.model.states import LeaseState
+from allocator.protocol.keys import pool_key
+
+
+def text(value: object) -> str:
+    """Return one word of a reply as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def number(value: object) -> float:
+    """Return one word of a reply as a number (a score may be `inf`).
+
+    Raises:
+        ConfigurationError: When it is none.
+    """
+    try:
+        return float(text(value))
+    except ValueError:
+        raise ConfigurationError(
+            f"Redis answered {shown(text(value))} where a number belongs; is another program writing under alloc:?"
+        ) from None
+
+
+def words(reply: object) -> list[Any]:
+    """Return a reply that has to be a list.
+
+    Raises:
+        ConfigurationError: When it is something else.
+    """
+    if isinstance(reply, list):
+        return reply
+    raise ConfigurationError(f"Redis answered {shown(text(reply))} to a script; is this server a Redis or Valkey?")
+
+
+def lease(pool: str, value: object, *, remaining_ms: float, now_ms: float) -> Lease:
+    """Return the lease that a script wrote as JSON.
+
+    Args:
+        pool: The pool that it is of.
+        value: The text of the lease's key.
+        remaining_ms: How long it still lives.
+        now_ms: The server's time.
+
+    Raises:
+        ConfigurationError: When the text is no lease.
+    """
+    raw = text(value)
+    try:
+        fields = json.loads(raw)
+        return Lease(
+            pool=pool,
+            host=str(fields["host"]),
+            port=int(fields["port"]),
+            worker=WorkerId.parse(fields["worker"]),
+            state=LeaseState(fields["state"]),
+            fence=int(fields["fence"]),
+            ttl_ms=int(fields["ttl_ms"]),
+            granted_at=int(fields["granted_at"]) / 1_000,
+            expires_at=(now_ms + remaining_ms) / 1_000,
+            pid=int(fields["pid"]) if fields.get("pid") is not None else None,
+            labels={str(key): str(word) for key, word in fields.get("labels", {}).items()},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, InvalidInputError):
+        raise ConfigurationError(
+            f"a lease key of {pool_key(pool)} holds {shown(raw)}, which is no lease; "
+            "another program wrote it: move or delete that key"
+        ) from None
+
+
+def extra_members(pid: int | None, labels: dict[str, str] | None) -> str:
+    """Return the JSON members that a holder adds to its lease, each with a comma before it."""
+    members = "" if pid is None else f',"pid":{pid}'
+    if labels:
+        members += ',"labels":' + json.dumps(labels, separators=(",", ":"))
+    return members

@@ -1,0 +1,82 @@
+"""Release and decline: end leases, one batch per call."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import HeldError, InvalidInputError
+from allocator.protocol import decode
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import pool_rules
+from allocator.protocol.renew import BATCH
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from allocator.model.leases import Lease
+    from allocator.protocol.context import Context
+
+
+def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
+    """End leases; their ports become claimable after the cooldown, for their own workers at once.
+
+    Returns:
+        For each lease, in their order, whether this call ended it (False: it had ended already).
+
+    Raises:
+        HeldError: When someone else holds one of the ports; the other leases are ended all the same.
+        InvalidInputError: When a lease has no token.
+    """
+    return (yield from _end(context, "release", leases))
+
+
+def decline(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
+    """End leases because the kernel refused their ports, which go into quarantine; as `release` else."""
+    return (yield from _end(context, "decline", leases))
+
+
+def _end(context: Context, script: str, leases: Sequence[Lease]) -> Operation[list[bool]]:
+    ended: dict[int, bool] = {}
+    refused: HeldError | None = None
+    indexed = sorted(range(len(leases)), key=lambda i: (leases[i].pool, leases[i].host))
+    for (pool_name, host), group in groupby(indexed, key=lambda i: (leases[i].pool, leases[i].host)):
+        pool = yield from pool_rules(context, pool_name)
+        keys = script_keys(pool_name, space_of(pool, host))
+        members = list(group)
+        for start in range(0, len(members), BATCH):
+            batch = members[start : start + BATCH]
+            args: list[str | int] = []
+            for i in batch:
+                args += (leases[i].port, _token(leases[i]))
+            reply = decode.words((yield ScriptCall(script, keys, tuple(args))))
+            for at, i in enumerate(batch):
+                code = decode.text(reply[2 * at])
+                ended[i] = code in {Reply.RELEASED, Reply.DECLINED}
+                if code == Reply.NOT_YOURS:
+                    refused = _not_yours(leases[i], reply[2 * at + 1])
+    if refused:
+        raise refused
+    return [ended[i] for i in range(len(leases))]
+
+
+def _token(lease: Lease) -> str:
+    if not lease.token:
+        raise InvalidInputError(
+            f"the lease of {lease.worker} on {lease.address} has no token; only its holder can end it"
+        )
+    return lease.token
+
+
+def _not_yours(lease: Lease, detail: object) -> HeldError:
+    holder = decode.lease(lease.pool, detail, remaining_ms=0, now_ms=lease.expires_at * 1_000)
+    return HeldError(
+        f"port {lease.port} on {lease.host} is held by {holder.worker} under another token; nothing was changed",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+        holder=holder,
+    )

@@ -1,0 +1,30 @@
+"""The two keys that every script is given; the scripts derive all others from them."""
+
+from __future__ import annotations
+
+PREFIX = "alloc:"
+FLEET_SPACE = "*"
+"""The space of a pool in which a port is unique over all hosts; no host can have this name."""
+
+
+def pool_key(pool: str) -> str:
+    """Return the key of a pool; the braces make all its keys one Cluster slot."""
+    return f"{PREFIX}{{{pool}}}"
+
+
+def pool_of_key(key: str) -> str | None:
+    """Return the pool whose key this is, or None when it is the key of something else."""
+    if key.startswith(PREFIX + "{") and key.endswith("}"):
+        return key[len(PREFIX) + 1 : -1]
+    return None
+
+
+def script_keys(pool: str, space: str = FLEET_SPACE) -> tuple[str, str]:
+    """Return KEYS for a script that works on one space of a pool."""
+    base = pool_key(pool)
+    return base, f"{base}:ports:{space}"
+
+
+def events_key(pool: str) -> str:
+    """Return the key of a pool's event stream."""
+    return f"{pool_key(pool)}:events"

@@ -1,0 +1,171 @@
+"""What is leased, where, and what the hosts are: reading, page by page, and the reaper's visit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from allocator.model.errors import InvalidInputError
+from allocator.protocol import decode
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import FLEET_SPACE, script_keys
+from allocator.protocol.pools import read_pool
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
+
+PAGE = 256
+HOSTS_PAGE = 1_000
+MAX_PAGES = 100_000
+"""Bounds a listing of ports that are renewed (and so move ahead) while it goes on."""
+REAP_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PortView:
+    """What Redis says of one port of a space.
+
+    Attributes:
+        port: 1-65535.
+        claimable_in_ms: How long it stays unclaimable; 0 when it is claimable.
+        lease: The live lease on it, without its token, or None.
+    """
+
+    port: int
+    claimable_in_ms: float
+    lease: Lease | None
+
+    @property
+    def why(self) -> str:
+        """`leased`, `cooling` (in its grace, cooldown or quarantine) or `free`."""
+        if self.lease:
+            return "leased"
+        return "cooling" if self.claimable_in_ms > 0 else "free"
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """What Redis knows of a host of a pool.
+
+    Attributes:
+        name: The host.
+        machine: Its machine's identity (a hash), or an empty string when no claim has told it yet.
+        cordoned: Whether it gives out no new ports.
+        leases: How many leases are live on it.
+    """
+
+    name: str
+    machine: str
+    cordoned: bool
+    leases: int
+
+
+def spaces(pool: str) -> Operation[list[str]]:
+    """Return the spaces of a pool (its hosts, or `*` in fleet scope), in alphabetical order."""
+    found: list[str] = []
+    while True:
+        reply = decode.words((yield ScriptCall("inspect", script_keys(pool), ("hosts", len(found), HOSTS_PAGE))))
+        found += [decode.text(name) for name in reply[::2]]
+        if len(reply) < 2 * HOSTS_PAGE:
+            return sorted(set(found))
+
+
+def ports(pool: str, space: str) -> Operation[list[PortView]]:
+    """Return the ports of a space that are not claimable now, lowest port first."""
+    seen: dict[int, PortView] = {}
+    cursor = 0.0
+    for _ in range(MAX_PAGES):
+        reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("ports", f"{cursor:.0f}", PAGE))))
+        now_ms = decode.number(reply[0])
+        rows = [reply[i : i + 4] for i in range(1, len(reply), 4)]
+        for row in rows:
+            view = _view(pool, row, now_ms)
+            seen[view.port] = view
+        if len(rows) < PAGE:
+            break
+        cursor = decode.number(rows[-1][1])
+    return [seen[port] for port in sorted(seen)]
+
+
+def port_view(pool: str, space: str, port: int) -> Operation[PortView]:
+    """Return what Redis says of one port of a space."""
+    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("port", port))))
+    return _view(pool, reply[1:], decode.number(reply[0]))
+
+
+def _view(pool: str, row: list[Any], now_ms: float) -> PortView:
+    port_text, score_text, lease_text, remaining_ms = row
+    claimable_in_ms = max(0.0, decode.number(score_text) - now_ms) if score_text else 0.0
+    lease = None
+    if lease_text:
+        lease = decode.lease(pool, lease_text, remaining_ms=decode.number(remaining_ms), now_ms=now_ms)
+    return PortView(int(decode.number(port_text)), claimable_in_ms, lease)
+
+
+def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
+    """Return the live leases of a pool, or of one of its hosts, by host and port.
+
+    Raises:
+        InvalidInputError: When Redis knows no such host in the pool.
+    """
+    rules = yield from read_pool(pool)
+    if rules is None:
+        return []
+    names = yield from spaces(pool)
+    if host is not None and rules.scope == "host":
+        names = [host] if host in names else []
+    found: list[Lease] = []
+    for name in names:
+        views = yield from ports(pool, name)
+        found += [view.lease for view in views if view.lease and host in {None, view.lease.host}]
+    return sorted(found, key=lambda lease: (lease.host, lease.port))
+
+
+def hosts(pool: str) -> Operation[list[HostView]]:
+    """Return the hosts that have claimed in a pool, in alphabetical order."""
+    counts: dict[str, int] = {}
+    for name in (yield from spaces(pool)):
+        if name != FLEET_SPACE:
+            counts[name] = 0
+        for view in (yield from ports(pool, name)):
+            if view.lease:
+                counts[view.lease.host] = counts.get(view.lease.host, 0) + 1
+    found = []
+    for name, count in sorted(counts.items()):
+        reply = decode.words((yield ScriptCall("inspect", script_keys(pool, name), ("host",))))
+        fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
+        found.append(HostView(name, fields.get("machine", ""), fields.get("cordon") == "1", count))
+    return found
+
+
+def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
+    """Make a host give out no new ports, or give them out again.
+
+    Returns:
+        Whether that changed anything.
+
+    Raises:
+        InvalidInputError: When no worker has ever claimed on this host in the pool.
+    """
+    rules = yield from read_pool(pool)
+    space = space_of(rules, host) if rules else host
+    reply = decode.words((yield ScriptCall("cordon", script_keys(pool, space), (host, "on" if on else "off"))))
+    code = decode.text(reply[0])
+    if code == Reply.UNKNOWN:
+        raise InvalidInputError(
+            f"host {host} is not known in pool {pool}; see 'allocator host ls' for those that are", host=host
+        )
+    return code == Reply.CHANGED
+
+
+def reap(pool: str, *, most: int = REAP_BATCH) -> Operation[tuple[int, float | None]]:
+    """Make ends known that nobody has met: events, service index.
+
+    Returns:
+        How many leases were closed, and after how many seconds the next may be due (None: none is).
+    """
+    reply = decode.words((yield ScriptCall("reap", script_keys(pool), (most,))))
+    wait_ms = decode.number(reply[2])
+    return int(decode.number(reply[1])), None if wait_ms < 0 else wait_ms / 1_000

@@ -1,0 +1,52 @@
+-- apply: defines a pool, or changes its rules. No live lease is touched: a port that left the range is retired
+-- when it comes back.
+--
+-- Safe because all rules change in one script, and what the scripts keep (fence, version) stays.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
+-- ARGV  1 mode (create: only where there is no such pool; apply: in any case), then field and value pairs
+-- Replies
+--       created version · changed version · unchanged version · scope_fixed scope (hosts know the pool by its scope)
+-- Events  pool (host, worker and fence are '-', the port is 0)
+-- Loops   the pool's fields: at most 1,036 (see MAX_CONVENTIONAL_PORTS)
+
+--@include replies
+--@include base
+--@include leases
+
+return guarded(function()
+  local before = {}
+  local pairs_before = read('HGETALL', base)
+  for i = 1, #pairs_before, 2 do
+    before[pairs_before[i]] = pairs_before[i + 1]
+  end
+  local version = tonumber(before['version']) or 0
+  local changed, after, stale = false, {}, {}
+  for i = 2, #ARGV, 2 do
+    after[ARGV[i]] = ARGV[i + 1]
+    changed = changed or before[ARGV[i]] ~= ARGV[i + 1]
+  end
+  for field in pairs(before) do
+    if not after[field] and field ~= 'fence' and field ~= 'version' then
+      stale[#stale + 1] = field
+      changed = true
+    end
+  end
+  if not changed or (before['first'] and ARGV[1] == 'create') then
+    return { UNCHANGED, version }
+  end
+  if before['scope'] and before['scope'] ~= after['scope'] and read('ZCARD', hosts_key) > 0 then
+    return { SCOPE_FIXED, before['scope'] }
+  end
+
+  -- writes --
+  for _, field in ipairs(stale) do
+    redis.call('HDEL', base, field)
+  end
+  for field, value in pairs(after) do
+    redis.call('HSET', base, field, value)
+  end
+  redis.call('HSET', base, 'version', version + 1)
+  record_event('pool', '-', 0, '-', '-', 'version', version + 1)
+  return { before['first'] and CHANGED or CREATED, version + 1 }
+end)

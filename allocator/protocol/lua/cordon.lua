@@ -1,0 +1,32 @@
+-- cordon: a host gives out no new ports, or gives them out again. Its leases stay as they are.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- ARGV  1 host  2 on or off
+-- Replies
+--       changed · unchanged · unknown (no such host in the pool)
+-- Events  cordoned or uncordoned (the port is 0, worker and fence are '-')
+-- Loops   none
+
+--@include replies
+--@include base
+--@include leases
+
+return guarded(function()
+  local host_key = base .. ':host:' .. ARGV[1]
+  local known = read('HMGET', host_key, 'machine', 'cordon')
+  local on = ARGV[2] == 'on'
+  if not known[1] then
+    return { UNKNOWN }
+  elseif on == (known[2] == '1') then
+    return { UNCHANGED }
+  end
+
+  -- writes --
+  if on then
+    redis.call('HSET', host_key, 'cordon', '1')
+  else
+    redis.call('HDEL', host_key, 'cordon')
+  end
+  record_event(on and 'cordoned' or 'uncordoned', ARGV[1], 0, '-', '-')
+  return { CHANGED }
+end)

@@ -1,0 +1,51 @@
+-- inspect: pool, hosts and leases as data. Reads only.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- ARGV  1 what: pool, hosts, host, ports or port; then
+--       hosts: offset, count · ports: from which score (ms), count · port: the port
+-- Replies
+--       pool    its fields and values
+--       hosts   space, score (when its next lease may expire), and so on
+--       host    the fields and values of the space's hash
+--       ports   now_ms, then port, score, lease or '', its remaining ms, of the ports that are not claimable now, lowest score first;
+--               count and the ports of equal score beside them, so that asking again from the last score goes on
+--       port    now_ms, then the same four words of this port (score '' when it was never used)
+-- Events  none
+-- Loops   what is asked for: at most 512 rows beside those of equal score
+
+--@include replies
+--@include base
+--@include leases
+
+return guarded(function()
+  local what = ARGV[1]
+  if what == 'pool' then
+    return read('HGETALL', base)
+  elseif what == 'hosts' then
+    return read('ZRANGE', hosts_key, ARGV[2], tonumber(ARGV[2]) + tonumber(ARGV[3]) - 1, 'WITHSCORES')
+  elseif what == 'host' then
+    return read('HGETALL', base .. ':host:' .. space)
+  end
+  local now = server_time()
+  if what == 'port' then
+    local key = lease_prefix .. ARGV[2]
+    return { whole(now), ARGV[2], read('ZSCORE', ports_key, ARGV[2]) or '', read('GET', key) or '',
+      redis.call('PTTL', key) }
+  end
+  local from = math.max(tonumber(ARGV[2]), now)
+  local ties = read('ZCOUNT', ports_key, whole(from), whole(from))
+  local rows = read('ZRANGEBYSCORE', ports_key, whole(from), FOREVER, 'WITHSCORES', 'LIMIT', 0,
+    ties + math.min(tonumber(ARGV[3]), 512))
+  local keys = {}
+  for i = 1, #rows, 2 do
+    keys[#keys + 1] = lease_prefix .. rows[i]
+  end
+  local leases = #keys > 0 and read('MGET', unpack(keys)) or {}
+  local reply = { whole(now) }
+  for i = 1, #keys do
+    local at = 4 * i - 2
+    reply[at], reply[at + 1] = rows[2 * i - 1], rows[2 * i]
+    reply[at + 2], reply[at + 3] = leases[i] or '', leases[i] and redis.call('PTTL', keys[i]) or 0
+  end
+  return reply
+end)

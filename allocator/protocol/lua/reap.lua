@@ -1,0 +1,87 @@
+-- reap: visits the spaces whose next lease may have expired, and closes what has.
+--
+-- Nothing depends on it being run: a port is claimable by its score alone. It makes ends known (events, service
+-- index) that nobody else has met. A cursor per space (`reaped`, a score) says up to where every grant was seen;
+-- it is safe because a live lease's score is its expiry plus grace, which always lies ahead of the cursor.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used: the agenda names the spaces)
+-- ARGV  1 how many leases to close at most (64 or fewer)
+-- Replies
+--       reaped, how many were closed, ms until the next space is due (-1: none is)
+-- Events  expired
+-- Loops   at most 16 spaces and 64 closed leases a call; a page is 64 ports beside those of equal score
+
+--@include replies
+--@include base
+--@include leases
+
+local SPACES = 16
+local PAGE = 64
+
+return guarded(function()
+  local pool = read('HMGET', base, 'grace_ms', 'version')
+  local grace_ms = pool[1] and number(pool[1], base, 'grace_ms') or 0
+  local version = pool[2] or '0'
+  local now = server_time()
+  local most = math.min(tonumber(ARGV[1]), PAGE)
+  local closing, agenda = {}, {}
+
+  for _, due in ipairs(read('ZRANGEBYSCORE', hosts_key, '-inf', whole(now), 'LIMIT', 0, SPACES)) do
+    if #closing >= most then
+      break
+    end
+    local its_ports, its_tokens = base .. ':ports:' .. due, base .. ':tokens:' .. due
+    local its_leases = base .. ':lease:' .. due .. ':'
+    local cursor, seen_version = string.match(read('HGET', base .. ':host:' .. due, 'reaped') or '', '^(%d+) (%d+)$')
+    local horizon = now + grace_ms
+    cursor = seen_version == version and tonumber(cursor) or 0
+    if cursor > horizon then
+      cursor = 0
+    end
+    local ties = read('ZCOUNT', its_ports, whole(cursor), whole(cursor))
+    local rows = read('ZRANGEBYSCORE', its_ports, whole(cursor), whole(horizon), 'WITHSCORES', 'LIMIT', 0, ties + PAGE)
+    local ports, scores, keys = {}, {}, {}
+    for i = 1, #rows, 2 do
+      ports[#ports + 1], scores[#scores + 1] = rows[i], tonumber(rows[i + 1])
+      keys[#keys + 1] = its_leases .. rows[i]
+    end
+    local reached, next_at = horizon, nil
+    if #ports > 0 then
+      local grants, leases = read('HMGET', its_tokens, unpack(ports)), read('MGET', unpack(keys))
+      for i, port in ipairs(ports) do
+        local grant = grants[i] and grant_of(grants[i], port)
+        if grant and not grant.ended then
+          if leases[i] or #closing >= most then
+            reached, next_at = scores[i], leases[i] and scores[i] - grace_ms or now
+            break
+          end
+          closing[#closing + 1] = { space = due, port = port, grant = grant }
+        end
+      end
+      if not next_at and #ports == ties + PAGE then
+        reached, next_at = scores[#scores], now
+      end
+    end
+    if not next_at then
+      local ahead = read('ZRANGEBYSCORE', its_ports, '(' .. whole(horizon), FOREVER, 'WITHSCORES', 'LIMIT', 0, 1)
+      next_at = ahead[2] and tonumber(ahead[2]) - grace_ms
+    end
+    agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at and math.max(next_at, now + 1) }
+  end
+
+  -- writes --
+  for _, item in ipairs(closing) do
+    tokens_key = base .. ':tokens:' .. item.space
+    close_grant('expired', item.port, item.grant)
+  end
+  for _, item in ipairs(agenda) do
+    redis.call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version)
+    redis.call('ZADD', hosts_key, item.next_at and whole(item.next_at) or FOREVER, item.space)
+  end
+  local next_due = redis.call('ZRANGE', hosts_key, 0, 0, 'WITHSCORES')[2]
+  local wait = -1
+  if next_due and next_due ~= FOREVER then
+    wait = math.max(0, tonumber(next_due) - now)
+  end
+  return { REAPED, #closing, whole(wait) }
+end)

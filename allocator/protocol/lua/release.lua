@@ -1,0 +1,23 @@
+-- release: ends leases; their ports become claimable after the pool's cooldown, for their own workers at once.
+--
+-- Safe because only the token of the port's last grant ends it, and an ended grant is marked, so that a renewal
+-- that was under way cannot bring it back.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- ARGV  for each lease: port, token
+-- Replies
+--       for each lease a code and its detail: released <fence> · already '' · not_yours <the holder's lease>
+-- Events  released
+-- Loops   the batch, which the client keeps to 256 leases
+
+--@include replies
+--@include base
+--@include leases
+--@include endings
+
+return guarded(function()
+  local cooldown_ms = tonumber(read('HGET', base, 'cooldown_ms')) or 0
+  return end_grants(RELEASED, true, function(_, now)
+    return now + cooldown_ms
+  end)
+end)

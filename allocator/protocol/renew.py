@@ -1,0 +1,147 @@
+"""Renew: extend leases in batches, say what changed about them, re-assert those that Redis lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import ConfigurationError, InvalidInputError, LeaseLostError
+from allocator.protocol import decode
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import pool_rules
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.context import Context
+
+BATCH = 256
+"""Leases in one call: under 1 ms of server time, so that no claim waits behind a longer script."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenewOutcome:
+    """What became of one lease.
+
+    Attributes:
+        lease: The lease with its new expiry, deadline and (when it was re-asserted) fence; the old one when lost.
+        reasserted: Whether Redis had lost it and has it again.
+        lost: Why it is lost, or None.
+    """
+
+    lease: Lease
+    reasserted: bool = False
+    lost: LeaseLostError | None = None
+
+
+def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
+    """Extend leases by their TTL from now.
+
+    Args:
+        context: Who calls.
+        leases: The holder's copies, with their tokens, as they should be.
+        rewrite: Whether state, TTL, pid and labels in Redis are replaced by those of `leases`.
+
+    Returns:
+        One outcome for each lease, in their order.
+
+    Raises:
+        InvalidInputError: When a TTL is not allowed in its pool, or a lease has no token.
+        PoolMissingError: When a pool is gone and nobody knows its rules.
+    """
+    outcomes: dict[int, RenewOutcome] = {}
+    indexed = sorted(range(len(leases)), key=lambda i: (leases[i].pool, leases[i].host))
+    for (pool_name, host), group in groupby(indexed, key=lambda i: (leases[i].pool, leases[i].host)):
+        pool = yield from pool_rules(context, pool_name)
+        members = list(group)
+        for start in range(0, len(members), BATCH):
+            batch = members[start : start + BATCH]
+            results = yield from _renew_batch(context, pool, host, [leases[i] for i in batch], rewrite=rewrite)
+            outcomes.update(zip(batch, results, strict=True))
+    return [outcomes[i] for i in range(len(leases))]
+
+
+def _renew_batch(
+    context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool
+) -> Operation[list[RenewOutcome]]:
+    call = _call(context, pool, host, leases, rewrite=rewrite)
+    for _ in range(3):
+        sent_at = context.clock()
+        reply = decode.words((yield call))
+        if decode.text(reply[0]) != Reply.NO_POOL:
+            break
+        pool = yield from pool_rules(context, pool.name, fresh=True)
+    else:
+        raise ConfigurationError(f"pool {pool.name} vanishes as soon as it is made; is Redis being emptied?")
+    now_ms = decode.number(reply[0])
+    return [
+        _outcome(lease, decode.text(reply[2 * i + 1]), reply[2 * i + 2], now_ms, sent_at)
+        for i, lease in enumerate(leases)
+    ]
+
+
+def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool) -> ScriptCall:
+    here = host == context.host
+    args: list[str | int] = [
+        host,
+        context.machine if here else "-",
+        context.boot if here else "-",
+        context.netns if here else "-",
+    ]
+    mode = "set" if rewrite else "keep"
+    for lease in leases:
+        if not lease.token:
+            raise InvalidInputError(
+                f"the lease of {lease.worker} on {lease.address} has no token; only its holder can renew it"
+            )
+        args += (
+            lease.port,
+            lease.token,
+            lease.fence,
+            pool.check_ttl_ms(lease.ttl_ms) if rewrite else lease.ttl_ms,
+            str(lease.worker),
+            mode,
+            str(lease.state),
+            decode.extra_members(lease.pid, dict(lease.labels)),
+        )
+    return ScriptCall("renew", script_keys(pool.name, space_of(pool, host)), tuple(args))
+
+
+def _outcome(lease: Lease, code: str, detail: object, now_ms: float, sent_at: float) -> RenewOutcome:
+    if code == Reply.LOST:
+        return RenewOutcome(lease, lost=_lost(lease, decode.text(detail), now_ms))
+    extended = replace(lease, expires_at=(now_ms + lease.ttl_ms) / 1_000, deadline=sent_at + lease.ttl_ms / 1_000)
+    if code == Reply.REASSERTED:
+        extended = replace(extended, fence=int(decode.number(detail)), granted_at=now_ms / 1_000)
+        return RenewOutcome(extended, reasserted=True)
+    return RenewOutcome(extended)
+
+
+def _lost(lease: Lease, detail: str, now_ms: float) -> LeaseLostError:
+    where = f"the lease of {lease.worker} on {lease.address}"
+    if detail == "released":
+        return LeaseLostError(
+            f"{where} has ended; claim again", host=lease.host, port=lease.port, worker=str(lease.worker)
+        )
+    if detail == "replaced":
+        return LeaseLostError(
+            f"{where} expired and a newer lease had the port since; claim again",
+            host=lease.host,
+            port=lease.port,
+            worker=str(lease.worker),
+        )
+    holder = decode.lease(lease.pool, detail, remaining_ms=0, now_ms=now_ms)
+    holder = replace(holder, expires_at=(now_ms + holder.ttl_ms) / 1_000)
+    return LeaseLostError(
+        f"{where} is lost: {holder.worker} has {holder.address} now; stop this worker and claim again",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+        holder=holder,
+    )

@@ -1,0 +1,35 @@
+"""The reply codes of the scripts, the same words as in `lua/lib/replies.lua`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reply(StrEnum):
+    """The first word of what a script answers."""
+
+    GRANTED = "granted"
+    SAME = "same"
+    HELD = "held"
+    TAKEN = "taken"
+    EXHAUSTED = "exhausted"
+    CORDONED = "cordoned"
+    HOST_CONFLICT = "host_conflict"
+    AGAIN = "again"
+    NO_POOL = "no_pool"
+    STALE_POOL = "stale_pool"
+    RENEWED = "renewed"
+    REASSERTED = "reasserted"
+    LOST = "lost"
+    RELEASED = "released"
+    DECLINED = "declined"
+    ALREADY = "already"
+    NOT_YOURS = "not_yours"
+    REAPED = "reaped"
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    SCOPE_FIXED = "scope_fixed"
+    FORGOTTEN = "forgotten"
+    BUSY = "busy"
+    UNKNOWN = "unknown"
