@@ -247,7 +247,8 @@ def _taken(
     if why == "leased":
         holder = decode.lease(pool.name, reply[2], remaining_ms=max(0.0, free_ms - pool.grace_ms), now_ms=now_ms)
         return HeldError(
-            f"{where} is held by {holder.worker} until {until(holder, reply[4])}; wait with --wait {wait} or omit --port",
+            f"{where} is held by {holder.worker} until {until(holder, reply[4])}; "
+            f"wait with --wait {wait} or omit --port",
             holder=holder,
             **data,
         )

@@ -104,6 +104,12 @@ def _view(pool: str, row: list[Any], now_ms: float) -> PortView:
     return PortView(int(decode.number(port_text)), claimable_in_ms, lease)
 
 
+def newest_event(pool: str) -> Operation[str]:
+    """Return the id of the pool's last event, `0-0` when it has none."""
+    reply = decode.words((yield ScriptCall("inspect", script_keys(pool), ("newest",))))
+    return decode.text(reply[0])
+
+
 def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     """Return the live leases of a pool, or of one of its hosts, by host and port.
 

@@ -15,7 +15,7 @@
 --       held      lease, remaining_ms, now_ms            the worker has a live lease under another token
 --       taken     why (leased, cooling, bound, outside), lease or '', ms until claimable (-1: unknown),
 --                 now_ms
---       exhausted ms until the next port can free up (-1: unknown), id of the last event
+--       exhausted ms until the next port can free up (-1: unknown)
 --       cordoned · host_conflict machine · no_pool · stale_pool (the client's copy is old)
 --       again     nothing found within the bounds, but progress was made: call once more
 -- Events  granted; before it superseded or expired, for a lease on that port whose end nobody had seen
@@ -238,8 +238,7 @@ local function run()
     port = conventional_of_plugin() or never_used() or free_longest() or (pool[9] == '1' and idle_conventional())
   end
   if not port and complete then
-    local newest = read('XREVRANGE', events_key, '+', '-', 'COUNT', 1)
-    return { EXHAUSTED, ms_until_next(), newest[1] and newest[1][1] or '0-0' }
+    return { EXHAUSTED, ms_until_next() }
   end
 
   local forgotten = {}

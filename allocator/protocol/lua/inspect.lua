@@ -1,7 +1,7 @@
 -- inspect: pool, hosts and leases as data. Reads only.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 what: pool, hosts, host, ports or port; then
+-- ARGV  1 what: pool, hosts, host, ports, port or newest; then
 --       hosts: offset, count · ports: from which score (ms), count · port: the port
 -- Replies
 --       pool    its fields and values
@@ -10,6 +10,7 @@
 --       ports   now_ms, then port, score, lease or '', its remaining ms, of the ports that are not claimable now, lowest score first;
 --               count and the ports of equal score beside them, so that asking again from the last score goes on
 --       port    now_ms, then the same four words of this port (score '' when it was never used)
+--       newest  id of the last event
 -- Events  none
 -- Loops   what is asked for: at most 512 rows beside those of equal score
 
@@ -25,6 +26,10 @@ return guarded(function()
     return read('ZRANGE', hosts_key, ARGV[2], tonumber(ARGV[2]) + tonumber(ARGV[3]) - 1, 'WITHSCORES')
   elseif what == 'host' then
     return read('HGETALL', base .. ':host:' .. space)
+  end
+  if what == 'newest' then
+    local newest = read('XREVRANGE', events_key, '+', '-', 'COUNT', 1)
+    return { newest[1] and newest[1][1] or '0-0' }
   end
   local now = server_time()
   if what == 'port' then

@@ -2,7 +2,8 @@
 --
 -- Safe because a lease is extended only while the port's last grant has this token. It is re-asserted, with a new
 -- fence, only if no live lease has the port or the worker and the last grant that Redis knows of is this one or an
--- older one: a newer grant, even one that has ended, means that this holder is stale.
+-- older one: a newer grant, even one that has ended, means that this holder is stale; but a newer grant that was
+-- declined does not, for it is this holder's process that the kernel had refused the port for.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 host  2 machine  3 boot  4 netns, then for each lease
@@ -53,7 +54,7 @@ local function run()
       end
     elseif leases[i] then
       return leases[i]
-    elseif grant and tonumber(grant.fence) >= tonumber(fence) then
+    elseif grant and not grant.declined and tonumber(grant.fence) >= tonumber(fence) then
       return 'replaced'
     end
     local place_text = read('GET', worker_key(worker))
@@ -79,7 +80,7 @@ local function run()
         code, detail = 'repeated', seen[ports[i]]
       end
     elseif not (leases[i] and grant and string.find(grant, ' ' .. token .. ' ', 1, true)
-        and string.sub(grant, 1, 1) ~= '-') then
+        and not string.find(grant, '^[-~]')) then
       detail = obstacle(i, token, fence, worker)
       if detail then
         code = LOST

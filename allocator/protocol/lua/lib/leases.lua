@@ -38,11 +38,11 @@ local function grant_text(fence, token, host, worker)
 end
 
 local function grant_of(text, port)
-  local ended, fence, token, host, worker = string.match(text, '^(%-?)(%d+) (%x+) (%S+) (%S+)$')
+  local ended, fence, token, host, worker = string.match(text, '^([-~]?)(%d+) (%x+) (%S+) (%S+)$')
   if not fence then
     bad(tokens_key, 'has a garbled field ' .. port)
   end
-  return { ended = ended == '-', fence = fence, token = token, host = host, worker = worker }
+  return { ended = ended ~= '', declined = ended == '~', fence = fence, token = token, host = host, worker = worker }
 end
 
 local function worker_key(worker)
@@ -70,7 +70,7 @@ end
 
 -- The end of a grant in all indexes but its port's score, which says why it ended.
 local function close_grant(kind, port, grant, word, value)
-  redis.call('HSET', tokens_key, port, '-' .. grant_text(grant.fence, grant.token, grant.host, grant.worker))
+  redis.call('HSET', tokens_key, port, (kind == 'declined' and '~' or '-') .. grant_text(grant.fence, grant.token, grant.host, grant.worker))
   redis.call('ZREM', service_key(grant.worker), grant.host .. ':' .. port)
   record_event(kind, grant.host, port, grant.worker, grant.fence, word, value)
 end
