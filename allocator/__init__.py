@@ -1,4 +1,91 @@
 """portlease: port leases for worker fleets, on Redis locks, checked against the kernel.
 
 Lives here: the public names, loaded when they are first used, so that `import allocator` costs nothing.
+
+```python
+from allocator import PortAllocator
+
+with PortAllocator.from_url("redis://localhost:6379/0") as ports:
+    with ports.hold("email", org="org-123") as lease:
+        serve(lease.port)
+```
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from allocator.client.aio import AsyncPortAllocator
+    from allocator.client.blocking import PortAllocator
+    from allocator.client.heartbeats import HeldLease
+    from allocator.model.errors import (
+        AllocatorError,
+        ConfigurationError,
+        CordonedError,
+        ExhaustedError,
+        HeldError,
+        HostConflictError,
+        InvalidInputError,
+        LeaseLostError,
+        PoolMissingError,
+        PortRefusedError,
+        StoreUnavailableError,
+    )
+    from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
+    from allocator.model.pools import PoolSpec
+    from allocator.model.states import LeaseState
+
+_HOMES = {
+    "allocator.client.aio": ("AsyncPortAllocator",),
+    "allocator.client.blocking": ("PortAllocator",),
+    "allocator.client.heartbeats": ("HeldLease",),
+    "allocator.model.errors": (
+        "AllocatorError",
+        "ConfigurationError",
+        "CordonedError",
+        "ExhaustedError",
+        "HeldError",
+        "HostConflictError",
+        "InvalidInputError",
+        "LeaseLostError",
+        "PoolMissingError",
+        "PortRefusedError",
+        "StoreUnavailableError",
+    ),
+    "allocator.model.leases": ("Lease",),
+    "allocator.model.names": ("WorkerId",),
+    "allocator.model.pools": ("PoolSpec",),
+    "allocator.model.states": ("LeaseState",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022  # what a reader needs first stands first
+    "PortAllocator",
+    "AsyncPortAllocator",
+    "HeldLease",
+    "Lease",
+    "LeaseState",
+    "PoolSpec",
+    "WorkerId",
+    "AllocatorError",
+    "ConfigurationError",
+    "CordonedError",
+    "ExhaustedError",
+    "HeldError",
+    "HostConflictError",
+    "InvalidInputError",
+    "LeaseLostError",
+    "PoolMissingError",
+    "PortRefusedError",
+    "StoreUnavailableError",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'allocator' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -1,0 +1,194 @@
+"""`AsyncPortAllocator`: the same as `PortAllocator` for asyncio; heartbeats run in one task of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+
+from allocator.client.arguments import ClaimArguments, check_renewed
+from allocator.client.driving import drive_async
+from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
+from allocator.client.session import OnLost, Session, make_session
+from allocator.client.urls import store_url
+from allocator.model.errors import AllocatorError
+from allocator.protocol import claim as claiming
+from allocator.protocol import endings, listing, pools, renew
+from allocator.protocol.keys import events_key
+from allocator.store.aio import AsyncStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.steps import Operation
+
+T = TypeVar("T")
+
+
+class AsyncPortAllocator:
+    """Hands out port leases of one pool on one host, for asyncio; methods and errors are those of `PortAllocator`.
+
+    Args:
+        store: The connection to Redis; `from_url` makes one.
+        session: Who this host is.
+    """
+
+    def __init__(self, store: AsyncStore, session: Session) -> None:
+        self.store = store
+        self.session = session
+        self._plan: HeartbeatPlan[asyncio.Event] = HeartbeatPlan(session)
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        host: str | None = None,
+        timeout: float = 5.0,
+        on_lost: OnLost = "keep",
+    ) -> Self:
+        """Return an allocator for the Redis at `url`; see `PortAllocator.from_url`."""
+        session = make_session(pool, host, on_lost)
+        return cls(AsyncStore.open(store_url(url), timeout_s=timeout), session)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<AsyncPortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._plan.held)}>"
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Drive one operation of the protocol to its end."""
+        return await drive_async(operation, self.store, self.session.kernel)
+
+    async def claim(self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]) -> Lease:
+        """Lease a port for a worker; see `PortAllocator.claim`."""
+        from tenacity import AsyncRetrying
+
+        request = self.session.request(plugin, **arguments)
+        patience = self.session.patience(wait, any_port=request.port is None)
+        cursor: list[str] = []
+
+        async def wait_for_event(seconds: float) -> None:
+            stream = events_key(request.pool)
+            if cursor and seconds > 0:
+                newer = await self.store.wait_for_event(stream, cursor[0], seconds)
+                cursor[0] = newer or cursor[0]
+            else:
+                cursor[:] = [await self.run(listing.newest_event(request.pool))]
+
+        async def attempt() -> Lease:
+            return await self.run(claiming.claim(self.session.context, request))
+
+        if request.port is not None and not patience.patient:
+            return await attempt()
+        leased: Lease = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
+        return leased
+
+    @asynccontextmanager
+    async def hold(
+        self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]
+    ) -> AsyncIterator[HeldLease[asyncio.Event]]:
+        """Claim a port, keep it alive by heartbeats, and release it at the end of the block."""
+        held = self.keep(await self.claim(plugin, wait=wait, **arguments))
+        try:
+            yield held
+        finally:
+            await self.let_go(held)
+
+    def keep(self, lease: Lease) -> HeldLease[asyncio.Event]:
+        """Keep a claimed lease alive by heartbeats until `let_go`; needs a running event loop."""
+        held = HeldLease(lease, asyncio.Event())
+        self._plan.add(held)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._beat(), name="allocator-heartbeats")
+        self._wake.set()
+        return held
+
+    def update(self, held: HeldLease[asyncio.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
+        """Set `state`, `pid` or `labels` of a held lease; the heartbeat task writes them at once."""
+        held.set(**words)
+        self._plan.touch()
+        self._wake.set()
+
+    async def let_go(self, held: HeldLease[asyncio.Event], *, declined: bool = False) -> None:
+        """End a held lease; see `PortAllocator.let_go`."""
+        self._plan.remove(held)
+        if held.lost.is_set():
+            return
+        try:
+            await (self.decline if declined else self.release)(held.lease)
+        except AllocatorError as error:
+            log.warning("the lease of %s on %s ends by its TTL: %s", held.worker, held.lease.address, error)
+
+    async def _beat(self) -> None:
+        while True:
+            self._wake.clear()
+            seconds = self._plan.seconds_to_wait()
+            if seconds != 0.0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), seconds)
+                continue
+            batch = self._plan.held
+            sent = [held.lease for held in batch]
+            rewrite = any(held.rewrite for held in batch)
+            try:
+                outcomes = await self.run(renew.renew(self.session.context, sent, rewrite=rewrite))
+            except AllocatorError as error:
+                self._plan.fail(error)
+                continue
+            with contextlib.suppress(AllocatorError):
+                await self.run(listing.reap(self.session.pool))
+            still = {id(held) for held in self._plan.held}
+            kept = [i for i, held in enumerate(batch) if id(held) in still]
+            self._plan.confirm([batch[i] for i in kept], [sent[i] for i in kept], [outcomes[i] for i in kept])
+
+    async def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
+        """Extend leases by their TTL from now; see `PortAllocator.renew`."""
+        return check_renewed(await self.run(renew.renew(self.session.context, leases, rewrite=rewrite)))
+
+    async def release(self, lease: Lease) -> bool:
+        """End a lease; return False when it had ended already."""
+        return (await self.run(endings.release(self.session.context, [lease])))[0]
+
+    async def decline(self, lease: Lease) -> bool:
+        """End a lease because the kernel refuses its port, which goes into quarantine."""
+        return (await self.run(endings.decline(self.session.context, [lease])))[0]
+
+    async def leases(
+        self, *, org: str | None = None, plugin: str | None = None, host: str | None = None
+    ) -> list[Lease]:
+        """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
+        found = await self.run(listing.leases(self.session.pool, host))
+        return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
+
+    async def hosts(self) -> list[listing.HostView]:
+        """Return the hosts that have claimed in the pool."""
+        return await self.run(listing.hosts(self.session.pool))
+
+    async def pool(self) -> PoolSpec:
+        """Return the rules of the pool; a built-in pool that Redis does not have is made."""
+        return await self.run(pools.pool_rules(self.session.context, self.session.pool, fresh=True))
+
+    async def apply_pool(self, pool: PoolSpec) -> str:
+        """Define a pool or change its rules; return `created`, `changed` or `unchanged`."""
+        return str(await self.run(pools.apply_pool(pool)))
+
+    async def close(self) -> None:
+        """Release the leases that are still held, stop the heartbeats, close the connection."""
+        for held in self._plan.held:
+            await self.let_go(held)
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self.store.close()

@@ -1,0 +1,245 @@
+"""`PortAllocator`: lease a port, keep it, give it back. Blocking; heartbeats run in one daemon thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+
+from allocator.client.arguments import ClaimArguments, check_renewed
+from allocator.client.driving import drive
+from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
+from allocator.client.session import OnLost, Session, make_session
+from allocator.client.urls import store_url
+from allocator.model.errors import AllocatorError
+from allocator.protocol import claim as claiming
+from allocator.protocol import endings, listing, pools, renew
+from allocator.protocol.keys import events_key
+from allocator.store.blocking import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.steps import Operation
+
+T = TypeVar("T")
+
+
+class PortAllocator:
+    """Hands out port leases of one pool on one host.
+
+    Args:
+        store: The connection to Redis; `from_url` makes one.
+        session: Who this host is.
+
+    All methods raise StoreUnavailableError when Redis does not answer in time, and ConfigurationError when it
+    cannot be used as it is.
+    """
+
+    def __init__(self, store: Store, session: Session) -> None:
+        self.store = store
+        self.session = session
+        self._plan: HeartbeatPlan[threading.Event] = HeartbeatPlan(session)
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        host: str | None = None,
+        timeout: float = 5.0,
+        on_lost: OnLost = "keep",
+    ) -> Self:
+        """Return an allocator for the Redis at `url`.
+
+        Args:
+            url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; None for the embedded
+                server of this user, which is started when it does not run.
+            pool: The pool; None for `sdk-v2`.
+            host: The name of this port namespace; None for the host name.
+            timeout: For how many seconds Redis may be silent.
+            on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`.
+
+        Raises:
+            InvalidInputError: When an argument cannot be right.
+        """
+        session = make_session(pool, host, on_lost)
+        return cls(Store.open(store_url(url), timeout_s=timeout), session)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<PortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._plan.held)}>"
+
+    def run(self, operation: Operation[T]) -> T:
+        """Drive one operation of the protocol to its end."""
+        return drive(operation, self.store, self.session.kernel)
+
+    def claim(self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]) -> Lease:
+        """Lease a port for a worker.
+
+        Args:
+            plugin: The worker's plugin.
+            wait: For how many seconds to wait for a port when none is free; None for not at all.
+            **arguments: See `ClaimArguments`.
+
+        Raises:
+            ExhaustedError: When no port was free in time.
+            HeldError: When the worker or the explicit port is held by someone else.
+            InvalidInputError: When an argument cannot be right.
+        """
+        from tenacity import Retrying
+
+        request = self.session.request(plugin, **arguments)
+        patience = self.session.patience(wait, any_port=request.port is None)
+        cursor: list[str] = []
+
+        def wait_for_event(seconds: float) -> None:
+            stream = events_key(request.pool)
+            if cursor and seconds > 0:
+                newer = self.store.wait_for_event(stream, cursor[0], seconds)
+                cursor[0] = newer or cursor[0]
+            else:
+                cursor[:] = [self.run(listing.newest_event(request.pool))]
+
+        def attempt() -> Lease:
+            return self.run(claiming.claim(self.session.context, request))
+
+        if request.port is not None and not patience.patient:
+            return attempt()
+        leased: Lease = Retrying(**patience.policy(wait_for_event))(attempt)
+        return leased
+
+    @contextmanager
+    def hold(
+        self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]
+    ) -> Iterator[HeldLease[threading.Event]]:
+        """Claim a port, keep it alive by heartbeats, and release it at the end of the block; as `claim` else."""
+        held = self.keep(self.claim(plugin, wait=wait, **arguments))
+        try:
+            yield held
+        finally:
+            self.let_go(held)
+
+    def keep(self, lease: Lease) -> HeldLease[threading.Event]:
+        """Keep a claimed lease alive by heartbeats until `let_go`."""
+        held = HeldLease(lease, threading.Event())
+        with self._wake:
+            self._plan.add(held)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._beat, name="allocator-heartbeats", daemon=True)
+                self._thread.start()
+            self._wake.notify()
+        return held
+
+    def update(self, held: HeldLease[threading.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
+        """Set `state`, `pid` or `labels` of a held lease; the heartbeat thread writes them at once."""
+        with self._wake:
+            held.set(**words)
+            self._plan.touch()
+            self._wake.notify()
+
+    def let_go(self, held: HeldLease[threading.Event], *, declined: bool = False) -> None:
+        """End a held lease. A Redis that does not answer is logged: the lease then ends by its TTL.
+
+        Args:
+            held: The lease.
+            declined: Whether the kernel refused its port, which then goes into quarantine.
+        """
+        with self._wake:
+            self._plan.remove(held)
+        if held.lost.is_set():
+            return
+        try:
+            (self.decline if declined else self.release)(held.lease)
+        except AllocatorError as error:
+            log.warning("the lease of %s on %s ends by its TTL: %s", held.worker, held.lease.address, error)
+
+    def _beat(self) -> None:
+        while True:
+            with self._wake:
+                while not self._closed and (seconds := self._plan.seconds_to_wait()) != 0.0:
+                    self._wake.wait(seconds)
+                if self._closed:
+                    return
+                batch = self._plan.held
+                sent = [held.lease for held in batch]
+                rewrite = any(held.rewrite for held in batch)
+            try:
+                outcomes = self.run(renew.renew(self.session.context, sent, rewrite=rewrite))
+            except AllocatorError as error:
+                with self._wake:
+                    self._plan.fail(error)
+            else:
+                self._reap()
+                with self._wake:
+                    still = {id(held) for held in self._plan.held}
+                    kept = [i for i, held in enumerate(batch) if id(held) in still]
+                    self._plan.confirm([batch[i] for i in kept], [sent[i] for i in kept], [outcomes[i] for i in kept])
+
+    def _reap(self) -> None:
+        with contextlib.suppress(AllocatorError):
+            self.run(listing.reap(self.session.pool))
+
+    def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
+        """Extend leases by their TTL from now.
+
+        Args:
+            *leases: The holder's copies, with their tokens.
+            rewrite: Whether their state, TTL, pid and labels are written too.
+
+        Raises:
+            LeaseLostError: When one of them is lost; the others were extended all the same.
+        """
+        return check_renewed(self.run(renew.renew(self.session.context, leases, rewrite=rewrite)))
+
+    def release(self, lease: Lease) -> bool:
+        """End a lease; return False when it had ended already.
+
+        Raises:
+            HeldError: When someone else holds the port.
+        """
+        return self.run(endings.release(self.session.context, [lease]))[0]
+
+    def decline(self, lease: Lease) -> bool:
+        """End a lease because the kernel refuses its port, which goes into quarantine; as `release` else."""
+        return self.run(endings.decline(self.session.context, [lease]))[0]
+
+    def leases(self, *, org: str | None = None, plugin: str | None = None, host: str | None = None) -> list[Lease]:
+        """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
+        found = self.run(listing.leases(self.session.pool, host))
+        return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
+
+    def hosts(self) -> list[listing.HostView]:
+        """Return the hosts that have claimed in the pool."""
+        return self.run(listing.hosts(self.session.pool))
+
+    def pool(self) -> PoolSpec:
+        """Return the rules of the pool; a built-in pool that Redis does not have is made."""
+        return self.run(pools.pool_rules(self.session.context, self.session.pool, fresh=True))
+
+    def apply_pool(self, pool: PoolSpec) -> str:
+        """Define a pool or change its rules; return `created`, `changed` or `unchanged`."""
+        return str(self.run(pools.apply_pool(pool)))
+
+    def close(self) -> None:
+        """Release the leases that are still held, stop the heartbeats, close the connection."""
+        for held in self._plan.held:
+            self.let_go(held)
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
+        self.store.close()

@@ -1,0 +1,88 @@
+"""Drives operations: carries out the steps that they yield, blocking or not, and decides nothing.
+
+The steps that ask this host's kernel are short reads of `/proc` and a bind; both drivers answer them in place.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from allocator.kernel.sockets import listeners, listening_ports, prove_port
+from allocator.protocol.steps import DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+T = TypeVar("T")
+
+
+class BlockingCaller(Protocol):
+    """Runs a script and waits for its reply."""
+
+    def call(self, step: ScriptCall) -> object:
+        """Return the script's reply."""
+        ...
+
+
+class AsyncCaller(Protocol):
+    """Runs a script and awaits its reply."""
+
+    def call(self, step: ScriptCall) -> Awaitable[object]:
+        """Return the script's reply."""
+        ...
+
+
+class Kernel:
+    """This host's answers to the steps that are not for Redis; tests put another in its place."""
+
+    def answer(self, step: Step) -> object:
+        """Return what a step about this host asks for."""
+        if isinstance(step, ReadListeners):
+            return listening_ports(step.first, step.last)
+        if isinstance(step, ProvePort):
+            return prove_port(step.port)
+        if isinstance(step, DescribeListener):
+            return describe_listener(step.port)
+        raise TypeError(f"{type(step).__name__} is not a step about this host")
+
+
+def describe_listener(port: int) -> str | None:
+    """Return who listens on a port of this host as `command (pid 4242, user name)`, or None when nobody is seen."""
+    for listener in listeners(port, port):
+        if listener.pid is not None:
+            user = f", user {listener.user}" if listener.user else ""
+            return f"{listener.command or 'a process'} (pid {listener.pid}{user})"
+        return "a process of another user or namespace"
+    return None
+
+
+def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel) -> T:
+    """Run an operation to its end and return its result; an error of a step is raised inside the operation."""
+    try:
+        step = next(operation)
+        while True:
+            try:
+                answer = store.call(step) if isinstance(step, ScriptCall) else kernel.answer(step)
+            except Exception as error:  # noqa: BLE001  # the operation decides: it may have something to undo
+                step = operation.throw(error)
+            else:
+                step = operation.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def drive_async(operation: Operation[T], store: AsyncCaller, kernel: Kernel) -> T:
+    """Do the same as `drive` without blocking the event loop on Redis."""
+    try:
+        step = next(operation)
+        while True:
+            try:
+                answer = (await store.call(step)) if isinstance(step, ScriptCall) else kernel.answer(step)
+            except Exception as error:  # noqa: BLE001  # as above
+                step = operation.throw(error)
+            else:
+                step = operation.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result

@@ -1,0 +1,221 @@
+"""When held leases are renewed: the plan that the heartbeat thread and the heartbeat task both follow.
+
+The rules: renewal starts at T1 (0.5 TTL, jittered so that holders spread out), and all leases of a process go
+along in one call. A failed renewal is tried again until it succeeds; a lease whose deadline passed unconfirmed is
+doubtful, not lost: with `keep` its holder goes on and re-asserts it, with `stop` it is told that it lost it.
+Only an answer of Redis that says so makes a lease lost under `keep`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from allocator.client.session import doubt_message
+from allocator.model.errors import AllocatorError, LeaseLostError
+from allocator.model.names import check_labels
+from allocator.model.states import TRANSITIONS, LeaseState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from allocator.client.session import Session
+    from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
+    from allocator.protocol.renew import RenewOutcome
+
+T1 = 0.5
+T1_SPREAD = 0.1
+"""Holders that started together renew at 0.4-0.5 TTL, not all at once."""
+T2 = 0.875
+RETRY_FIRST = 0.02
+RETRY_URGENT = 0.05
+"""After a failure a renewal is tried again after up to this part of the TTL: doubling before T2, steady after."""
+
+log = logging.getLogger("allocator")
+
+
+class Signal(Protocol):
+    """An event that can be set: `threading.Event` or `asyncio.Event`."""
+
+    def set(self) -> object:
+        """Set it."""
+        ...
+
+    def is_set(self) -> bool:
+        """Return whether it was set."""
+        ...
+
+
+E_ = TypeVar("E_", bound=Signal)
+
+
+class HeldLease(Generic[E_]):
+    """A lease that is kept alive by heartbeats until it is released.
+
+    Attributes:
+        lease: The lease as last confirmed; a new value after each renewal.
+        lost: An event that is set when the lease is lost; `error` then says to whom.
+        error: Why it is lost, or None.
+        doubtful: Whether its deadline passed without Redis confirming it.
+    """
+
+    def __init__(self, lease: Lease, lost: E_) -> None:
+        self.lease = lease
+        self.lost = lost
+        self.error: LeaseLostError | None = None
+        self.doubtful = False
+        self._rewrite = False
+
+    def __repr__(self) -> str:
+        condition = "lost" if self.lost.is_set() else "doubtful" if self.doubtful else str(self.lease.state)
+        return f"<HeldLease {self.lease.worker} on {self.lease.address}, {condition}, fence {self.lease.fence}>"
+
+    @property
+    def host(self) -> str:
+        """The host whose port it is."""
+        return self.lease.host
+
+    @property
+    def port(self) -> int:
+        """The leased port; it never changes while the lease is held."""
+        return self.lease.port
+
+    @property
+    def worker(self) -> WorkerId:
+        """Who holds it."""
+        return self.lease.worker
+
+    @property
+    def fence(self) -> int:
+        """The fencing token; it grows when the lease had to be re-asserted."""
+        return self.lease.fence
+
+    def set(
+        self, *, state: LeaseState | None = None, pid: int | None = None, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Change what the lease says of its worker; the next heartbeat, which is due at once, writes it.
+
+        Raises:
+            ValueError: When the state cannot follow the present one.
+        """
+        if state is not None and state != self.lease.state:
+            if state not in TRANSITIONS[self.lease.state]:
+                raise ValueError(f"a lease cannot go from {self.lease.state} to {state}")
+            self.lease = replace(self.lease, state=state)
+            self._rewrite = True
+        if pid is not None and pid != self.lease.pid:
+            self.lease = replace(self.lease, pid=pid)
+            self._rewrite = True
+        if labels is not None and dict(labels) != dict(self.lease.labels):
+            self.lease = replace(self.lease, labels=check_labels(dict(labels)))
+            self._rewrite = True
+
+    @property
+    def rewrite(self) -> bool:
+        """Whether something was set that Redis does not have yet."""
+        return self._rewrite
+
+
+class HeartbeatPlan(Generic[E_]):
+    """Which leases to renew, when, and what to make of the answer. Not thread-safe: its driver holds a lock."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._held: dict[str, HeldLease[E_]] = {}
+        self._due_at: float | None = None
+        self._failures = 0
+
+    def add(self, held: HeldLease[E_]) -> None:
+        """Keep this lease alive from now on."""
+        self._held[_token(held.lease)] = held
+        self._plan_next()
+
+    def remove(self, held: HeldLease[E_]) -> None:
+        """Forget this lease."""
+        self._held.pop(_token(held.lease), None)
+        self._plan_next()
+
+    def touch(self) -> None:
+        """Renew at once: something was set."""
+        self._due_at = self._session.clock()
+
+    @property
+    def held(self) -> list[HeldLease[E_]]:
+        """The leases that are kept alive."""
+        return list(self._held.values())
+
+    def seconds_to_wait(self) -> float | None:
+        """Return for how long nothing is to do; None when nothing is held."""
+        if self._due_at is None:
+            return None
+        return max(0.0, self._due_at - self._session.clock())
+
+    def _plan_next(self) -> None:
+        self._failures = 0
+        spread = self._session.rng.uniform(T1 - T1_SPREAD, T1)
+        self._due_at = min(
+            ((held.lease.deadline or 0.0) - held.lease.ttl_ms / 1_000 * (1 - spread) for held in self._held.values()),
+            default=None,
+        )
+
+    def confirm(self, batch: list[HeldLease[E_]], sent: list[Lease], outcomes: list[RenewOutcome]) -> None:
+        """Take in what Redis answered to a renewal of `batch`, as it was `sent`."""
+        for held, before, outcome in zip(batch, sent, outcomes, strict=True):
+            if outcome.lost:
+                self._lose(held, outcome.lost)
+                continue
+            if outcome.reasserted:
+                log.warning("re-asserted the lease of %s on %s", held.worker, held.lease.address)
+            after = outcome.lease
+            held.doubtful = False
+            held._rewrite = not _same_words(held.lease, before)  # noqa: SLF001  # the plan and its leases are one unit
+            held.lease = replace(after, state=held.lease.state, pid=held.lease.pid, labels=held.lease.labels)
+        self._plan_next()
+        if any(held.rewrite for held in self._held.values()):
+            self.touch()
+
+    def fail(self, error: AllocatorError) -> None:
+        """Take in that a renewal got no answer: try again soon, and say which leases are doubtful."""
+        now = self._session.clock()
+        self._failures += 1
+        for held in self.held:
+            overdue = now - (held.lease.deadline or now)
+            if overdue < 0:
+                continue
+            where = f"the lease of {held.worker} on {held.lease.address}"
+            if self._session.on_lost == "stop":
+                self._lose(
+                    held,
+                    LeaseLostError(
+                        f"{doubt_message(where, overdue)}; stop this worker and claim again",
+                        host=held.host,
+                        port=held.port,
+                        worker=str(held.worker),
+                    ),
+                )
+            elif not held.doubtful:
+                held.doubtful = True
+                log.warning("%s; keeping its port and trying on (%s)", doubt_message(where, overdue), error)
+        shortest = min((held.lease.ttl_ms / 1_000 for held in self._held.values()), default=None)
+        if shortest is None:
+            self._due_at = None
+            return
+        ceiling = shortest * min(RETRY_FIRST * 2 ** min(self._failures, 8), RETRY_URGENT)
+        self._due_at = now + self._session.rng.uniform(ceiling / 4, ceiling)
+
+    def _lose(self, held: HeldLease[E_], error: LeaseLostError) -> None:
+        self._held.pop(_token(held.lease), None)
+        held.error = error
+        held.doubtful = False
+        log.error("%s", error)
+        held.lost.set()
+
+
+def _same_words(one: Lease, other: Lease) -> bool:
+    return (one.state, one.pid, dict(one.labels)) == (other.state, other.pid, dict(other.labels))
+
+
+def _token(lease: Lease) -> str:
+    return f"{lease.pool} {lease.token}"

@@ -1,0 +1,86 @@
+"""When a claim is tried again, as one tenacity policy that the blocking and the async allocator share.
+
+A port that the kernel refused is replaced by another, at most `MAX_DECLINES` times and only when any port will do.
+A claim that may wait is tried again when the server says that a port can be free, with full jitter on top, or as
+soon as an event of the pool says that something changed.
+
+Source: "full jitter" is from M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from allocator.model.errors import AllocatorError, CordonedError, ExhaustedError, HeldError, PortRefusedError
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from tenacity import RetryCallState
+
+MAX_DECLINES = 5
+"""Five strangers in a row on ports that looked free are no race but a misconfigured host."""
+
+JITTER_S = 0.02
+"""Spreads the waiters that one event wakes; far below what a person notices."""
+
+UNKNOWN_RETRY_S = 1.0
+"""How often a claim looks again when nobody knows when a port can be free (strangers send no events)."""
+
+
+class ClaimPatience:
+    """Decides, for one claim, what is tried again, after how long, and when it is enough.
+
+    Args:
+        wait_s: How long the caller is willing to wait, in seconds; None or 0 for not at all.
+        any_port: Whether any port will do.
+        clock: The monotonic clock, in seconds.
+        rng: The source of jitter.
+    """
+
+    def __init__(self, *, wait_s: float | None, any_port: bool, clock: Callable[[], float], rng: random.Random) -> None:
+        self._deadline = clock() + (wait_s or 0.0)
+        self._any_port = any_port
+        self._clock = clock
+        self._rng = rng
+        self._declines = 0
+
+    @property
+    def patient(self) -> bool:
+        """Whether there is still time to wait."""
+        return self._clock() < self._deadline
+
+    def worth_retrying(self, error: BaseException) -> bool:
+        """Return whether another attempt may succeed where this one raised `error`."""
+        if isinstance(error, PortRefusedError):
+            self._declines += 1
+            return self._any_port and self._declines <= MAX_DECLINES
+        if isinstance(error, HeldError):
+            return error.retry_after is not None and self.patient
+        return isinstance(error, ExhaustedError) and not isinstance(error, CordonedError) and self.patient
+
+    def pause(self, state: RetryCallState) -> float:
+        """Return for how many seconds to wait for an event before the next attempt."""
+        error = state.outcome.exception() if state.outcome else None
+        jitter = self._rng.uniform(0.0, JITTER_S)
+        if isinstance(error, PortRefusedError) or not isinstance(error, AllocatorError):
+            return jitter
+        floor = UNKNOWN_RETRY_S if error.retry_after is None else error.retry_after
+        return max(0.0, min(floor + jitter, self._deadline - self._clock()))
+
+    def policy(self, sleep: Callable[[float], Any]) -> dict[str, Any]:
+        """Return the arguments of `tenacity.Retrying` or `AsyncRetrying`.
+
+        Args:
+            sleep: Waits for an event of the pool, for at most so many seconds.
+        """
+        from tenacity import retry_if_exception, stop_never
+
+        return {
+            "retry": retry_if_exception(self.worth_retrying),
+            "wait": self.pause,
+            "stop": stop_never,
+            "sleep": sleep,
+            "reraise": True,
+        }

@@ -1,0 +1,147 @@
+"""What both allocators share: who this host is, and how a caller's arguments become operations.
+
+Nothing here waits: the blocking and the async allocator drive what this module makes.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from allocator.client.driving import Kernel
+from allocator.client.policies import ClaimPatience
+from allocator.kernel.identity import default_host, host_identity
+from allocator.model.durations import format_duration
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import WorkerId, check_labels, check_name, check_port
+from allocator.model.pools import SDK_V2
+from allocator.protocol.claim import ClaimRequest
+from allocator.protocol.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+OnLost = Literal["keep", "stop"]
+TOKEN_BYTES = 16
+
+
+def new_token() -> str:
+    """Return 128 random bits as 32 hexadecimal digits."""
+    return secrets.token_hex(TOKEN_BYTES)
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """The settings of one allocator.
+
+    Attributes:
+        pool: The pool that claims are made in.
+        host: The name of this port namespace.
+        on_lost: What a holder does when Redis has not confirmed its lease in time: `keep` its port (the kernel
+            arbitrates) or `stop`.
+        kernel: Answers for this host.
+        clock: The monotonic clock, in seconds.
+        rng: The source of jitter.
+    """
+
+    pool: str = SDK_V2.name
+    host: str
+    on_lost: OnLost = "keep"
+    kernel: Kernel = field(default_factory=Kernel)
+    clock: Callable[[], float] = time.monotonic
+    rng: random.Random = field(default_factory=random.Random)
+    _context: Context | None = None
+
+    @property
+    def context(self) -> Context:
+        """Who calls: this host with its identity, which is read when it is first needed."""
+        if self._context is None:
+            identity = host_identity()
+            self._context = Context(self.host, identity.machine, identity.boot, identity.netns, self.clock, new_token)
+        return self._context
+
+    def request(
+        self,
+        plugin: str,
+        *,
+        org: str,
+        instance: int = 0,
+        port: int | None = None,
+        hint: int | None = None,
+        ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        pid: int | None = None,
+        token: str | None = None,
+        supersede_fence: int | None = None,
+    ) -> ClaimRequest:
+        """Return the request that a caller's arguments make.
+
+        Raises:
+            InvalidInputError: When one of them cannot be right.
+        """
+        return ClaimRequest(
+            pool=self.pool,
+            worker=WorkerId(org, plugin, instance),
+            port=None if port is None else check_port(port),
+            hint=None if hint is None else check_port(hint),
+            ttl_ms=None if ttl is None else ttl_in_ms(ttl),
+            pid=pid,
+            labels=check_labels(dict(labels or {})),
+            token=None if token is None else check_token(token),
+            supersede_fence=supersede_fence,
+        )
+
+    def patience(self, wait: float | None, *, any_port: bool) -> ClaimPatience:
+        """Return how long a claim goes on trying.
+
+        Raises:
+            InvalidInputError: When `wait` is negative.
+        """
+        if wait is not None and not wait >= 0:
+            raise InvalidInputError(f"a wait of {wait} s is not valid; give 0 or more seconds")
+        return ClaimPatience(wait_s=wait, any_port=any_port, clock=self.clock, rng=self.rng)
+
+
+def make_session(pool: str | None, host: str | None, on_lost: OnLost) -> Session:
+    """Return the session of an allocator with these names, defaults where they are None.
+
+    Raises:
+        InvalidInputError: When a name or the policy is not valid.
+    """
+    if on_lost not in {"keep", "stop"}:
+        raise InvalidInputError(f"{on_lost!r} is not a policy for a lease in doubt; choose 'keep' or 'stop'")
+    return Session(
+        pool=check_name("pool", pool or SDK_V2.name),
+        host=check_name("host", host) if host is not None else default_host(),
+        on_lost=on_lost,
+    )
+
+
+def ttl_in_ms(ttl: float) -> int:
+    """Return a TTL in seconds as milliseconds.
+
+    Raises:
+        InvalidInputError: When it is not above 0.
+    """
+    if not 0 < ttl < float("inf"):
+        raise InvalidInputError(f"a TTL of {ttl} s is not valid; give more than 0 seconds")
+    return max(1, round(ttl * 1_000))
+
+
+def check_token(token: str) -> str:
+    """Return `token` when it has the form of one; the error does not repeat it.
+
+    Raises:
+        InvalidInputError: When it is anything but 32 hexadecimal digits.
+    """
+    if len(token) == 2 * TOKEN_BYTES and all(digit in "0123456789abcdef" for digit in token):
+        return token
+    raise InvalidInputError("that token is not 32 hexadecimal digits; give the one that 'claim --format json' printed")
+
+
+def doubt_message(where: str, overdue_s: float) -> str:
+    """Return the words for a lease whose deadline passed unconfirmed."""
+    return f"{where} could not be renewed and its time passed {format_duration(overdue_s * 1_000)} ago"
