@@ -1,0 +1,72 @@
+"""The words of a worker's command: `{port}` and its like, and a literal brace as `{{` or `}}`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import environment_name, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from allocator.model.leases import Lease
+
+NAMES = ("port", "host", "org", "plugin", "instance")
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Check the templates in a command before anything is claimed.
+
+    Raises:
+        InvalidInputError: When a template has an unknown name or a brace stands alone.
+    """
+    _fill(command, dict.fromkeys(NAMES, ""))
+
+
+def fill_command(command: Sequence[str], lease: Lease) -> list[str]:
+    """Return the command with the lease's values in place of the templates."""
+    return _fill(
+        command,
+        {
+            "port": str(lease.port),
+            "host": lease.host,
+            "org": lease.org,
+            "plugin": lease.plugin,
+            "instance": str(lease.instance),
+        },
+    )
+
+
+def _fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    def replacement(match: re.Match[str]) -> str:
+        text = match[0]
+        if text in {"{{", "}}"}:
+            return text[0]
+        if match[1] is None or match[1] not in values:
+            raise InvalidInputError(
+                f"{shown(text)} in the command is not a template; use {{{'}, {'.join(NAMES)}}}, "
+                "or write a literal brace twice"
+            )
+        return values[match[1]]
+
+    return [_PART.sub(replacement, word) for word in command]
+
+
+def worker_environment(base: Mapping[str, str], lease: Lease) -> dict[str, str]:
+    """Return the environment of a worker: `base`, the port under its usual names, host and fence; never the token."""
+    environment = {name: value for name, value in base.items() if name not in _SECRETS}
+    port = str(lease.port)
+    environment |= {
+        "PORT": port,
+        environment_name(lease.plugin): port,
+        "HAY_WORKER_PORT": port,
+        "ALLOCATOR_HOST": lease.host,
+        "ALLOCATOR_FENCE": str(lease.fence),
+    }
+    return environment
+
+
+_SECRETS = frozenset({"ALLOCATOR_TOKEN", "ALLOCATOR_REDIS_URL", "ALLOCATOR_REDIS_PASSWORD", "ALLOCATOR_DATABASE_URL"})
