@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 LOG_PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*#.-] ")
 DAMAGE = re.compile(
-    r"reading the append only file|append only file.*truncated|AOF manifest|RDB reading|RDB file|RDB CRC|"
-    r"Wrong signature|loading the (?:DB|append only)|appendonly\S* (?:.*)doesn't exist",
+    r"reading the append only file|truncated file is not the last|AOF manifest|Unable to obtain the AOF file|"
+    r"reading the RDB|RDB reading|RDB CRC|Wrong signature|Fatal error loading",
     re.IGNORECASE,
 )
 DAMAGED_FILE = re.compile(r"(?:append only file|manifest file|AOF file|base file) (\S+?)[:,.]?(?:\s|$)", re.IGNORECASE)
@@ -47,8 +47,9 @@ def diagnosis(data_dir: Path, log: Path, log_start: int) -> AllocatorError:
         damaged = _damaged_file(data_dir, words)
         kept = str(data_dir / "appendonlydir" if (data_dir / "appendonlydir").exists() else damaged)
         return ConfigurationError(
-            f"the embedded server's data file {damaged} is damaged ({last}); move it away to start empty "
-            f"(running workers take their ports back with their next heartbeat): mv {quote(kept)} {quote(kept + '.damaged')}"
+            f"the embedded server's data file {damaged} is damaged ({last}); to start empty move it away "
+            "(running workers take their ports back at their next heartbeat): "
+            f"mv {quote(kept)} {quote(kept + '.damaged')}"
         )
     return StoreUnavailableError(f"the embedded server in {data_dir} ended as it started ({last}); see {log}")
 

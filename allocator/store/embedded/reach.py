@@ -121,6 +121,8 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
     """
     if not is_private(path.parent):
         return Reach.ABSENT
+    if time.monotonic() >= deadline:
+        return Reach.BUSY  # no time left to ask: whoever waits knows better words for that than we
     try:
         with Conversation(path, deadline) as server:
             reply = server.ask(b"PING")
@@ -130,9 +132,14 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
         return Reach.BUSY
     except OSError:  # no socket, nobody behind it, or gone while we asked
         return Reach.ABSENT
+    return _meaning(reply, path, log)
+
+
+def _meaning(reply: bytes, path: Path, log: Path) -> Reach:
+    """Return what a server's answer to PING says about it."""
     if reply == b"+PONG":
         return Reach.READY
-    if not reply:
+    if not reply:  # it hung up: about to end
         return Reach.ABSENT
     if reply.startswith((b"-LOADING", b"-BUSY")):
         return Reach.BUSY
@@ -171,7 +178,7 @@ def socket_path(data_dir: Path) -> Path:
     encoded = os.fsencode(beside)
     if len(encoded) <= MAX_SOCKET_PATH and _is_utf8(encoded):
         return beside
-    from hashlib import sha256  # noqa: PLC0415  # 2 ms that only long paths need
+    from hashlib import sha256  # 2 ms that only long paths need
 
     return SHORT_SOCKET_ROOT / f"allocator-{os.geteuid()}-{sha256(encoded).hexdigest()[:16]}" / "server.sock"
 
@@ -180,7 +187,7 @@ def socket_url(path: Path) -> str:
     """Return the URL of a socket, quoted where a URL needs it."""
     text = str(path)
     if not text.isascii() or not text.replace("/", "").replace("-", "").replace(".", "").isalnum():
-        from urllib.parse import quote  # noqa: PLC0415  # 5 ms that only odd paths need
+        from urllib.parse import quote  # 5 ms that only odd paths need
 
         text = quote(text)
     return f"unix://{text}"

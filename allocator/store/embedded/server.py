@@ -105,7 +105,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + self._timeout_s
         if ask_whether_ready(self.socket, self.log, deadline) is Reach.READY:
             return self.url
-        from allocator.store.embedded.life import start_once  # noqa: PLC0415  # 15 ms that a running server spares
+        from allocator.store.embedded.life import start_once  # 15 ms that a running server spares
 
         if start_once(self, deadline) and on_start is not None:
             status = self.status()
@@ -153,7 +153,7 @@ class EmbeddedServer:
             ConfigurationError: The directory cannot be used or is somebody else's.
             StoreUnavailableError: The server could not save, or did not end in time; it is left as it is.
         """
-        from allocator.store.embedded.life import stop_once  # noqa: PLC0415  # as above
+        from allocator.store.embedded.life import stop_once  # as above
 
         return stop_once(self, time.monotonic() + max(STOP_TIMEOUT_S, self._timeout_s))
 
