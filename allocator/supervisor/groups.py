@@ -86,7 +86,7 @@ class WorkerGroup:
             os.killpg(self.pid, number)
 
     def stop(self, timeout_s: float) -> None:
-        """End the whole group: SIGTERM, then SIGKILL for what is left after `timeout_s` seconds; return when it is gone."""
+        """End the whole group: SIGTERM, after `timeout_s` seconds SIGKILL for what is left; return when it is gone."""
         if self.members():
             self.signal(signal.SIGTERM)
             self.signal(signal.SIGCONT)

@@ -1,0 +1,62 @@
+"""Which host this is: a name that means one port namespace, and what proves that it is the same one as before."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from allocator.kernel.processes import boot_id
+from allocator.model.names import MAX_NAME_LENGTH, check_name
+
+_MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_SALT = b"portlease host identity 1"
+"""machine-id(5) asks that the id is not shown as it is, but hashed with a key of the application."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostIdentity:
+    """One port namespace; each word is without spaces, `-` where the system does not tell.
+
+    Attributes:
+        machine: A hash of the machine's id.
+        boot: This boot of it.
+        netns: The network namespace.
+    """
+
+    machine: str
+    boot: str
+    netns: str
+
+
+@cache
+def host_identity() -> HostIdentity:
+    """Return the identity of this process's port namespace."""
+    return HostIdentity(_machine(), boot_id() or "-", _netns())
+
+
+def _machine() -> str:
+    for path in _MACHINE_ID_FILES:
+        try:
+            machine_id = path.read_bytes().strip()
+        except OSError:
+            continue
+        if machine_id:
+            return hashlib.sha256(_SALT + machine_id).hexdigest()[:16]
+    return hashlib.sha256(_SALT + boot_id().encode()).hexdigest()[:16]
+
+
+def _netns() -> str:
+    try:
+        return str(Path("/proc/self/ns/net").stat().st_ino)
+    except OSError:
+        return "-"
+
+
+def default_host() -> str:
+    """Return the host name as a valid name: other characters become hyphens; `localhost` when nothing is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())[:MAX_NAME_LENGTH].strip("._-")
+    return check_name("host", name or "localhost")

@@ -1,0 +1,144 @@
+"""Which ports of this host are listened on, by whom, and whether one could be bound just now.
+
+A list of listeners is a photograph; `prove_port` is the arbiter. Neither keeps anything open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from allocator.kernel.socket_tables import PROC, ListeningSocket, listening_sockets
+from allocator.model.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PROBE_BACKLOG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket and its process.
+
+    Attributes:
+        port: 1-65535.
+        address: The address that it is bound to, as text; `0.0.0.0` or `::` for any.
+        pid: The process, or None when this user may not see it.
+        command: The process's name, or None.
+        user: The user who made the socket, by name or number, or None.
+    """
+
+    port: int
+    address: str
+    pid: int | None
+    command: str | None
+    user: str | None
+
+
+def listening_ports(first: int = 1, last: int = 65_535) -> frozenset[int]:
+    """Return the ports from `first` to `last` that a TCP socket listens on, on any address, IPv4 or IPv6."""
+    return frozenset(row.port for row in listening_sockets() if first <= row.port <= last)
+
+
+def prove_port(port: int) -> bool:
+    """Return whether a worker could listen on `port` of all addresses just now.
+
+    Binds and listens on IPv4 and on IPv6 with SO_REUSEADDR, as most servers do, and lets go at once. Listening is
+    part of the proof: with SO_REUSEADDR two sockets may be bound to one port as long as neither listens. Connections
+    of a former worker in TIME_WAIT do not matter.
+
+    Raises:
+        ConfigurationError: When this user may not bind the port.
+    """
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104  # the worker's bind
+        try:
+            probe = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue  # this kernel does not have the family
+        with contextlib.closing(probe):
+            try:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((address, port))
+                probe.listen(_PROBE_BACKLOG)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return False
+                if error.errno in {errno.EACCES, errno.EPERM}:
+                    raise ConfigurationError(
+                        f"this user may not bind port {port}; use a pool above port 1023, "
+                        "or give the worker CAP_NET_BIND_SERVICE",
+                        port=port,
+                    ) from error
+                if error.errno != errno.EADDRNOTAVAIL:  # IPv6 compiled in but switched off
+                    raise
+    return True
+
+
+def listeners(first: int = 1, last: int = 65_535) -> list[Listener]:
+    """Return the listening sockets of a range with their processes, by port and address."""
+    rows = [row for row in listening_sockets() if first <= row.port <= last]
+    owners = _owners({row.inode for row in rows if row.inode}) if rows else {}
+    found = {_listener(row, owners) for row in rows}
+    return sorted(found, key=lambda one: (one.port, one.address, one.pid or 0))
+
+
+def _listener(row: ListeningSocket, owners: dict[int, int]) -> Listener:
+    pid = row.pid if row.pid is not None else owners.get(row.inode or 0)
+    command = None
+    if pid is not None:
+        with contextlib.suppress(OSError):
+            command = (PROC / str(pid) / "comm").read_text(errors="replace").strip()
+    return Listener(row.port, socket.inet_ntop(row.family, row.packed), pid, command, _user(row.uid))
+
+
+def _user(uid: int | None) -> str | None:
+    if uid is None:
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _owners(inodes: set[int]) -> dict[int, int]:
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[int, int] = {}
+    for process in PROC.iterdir() if PROC.is_dir() else ():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for descriptor in os.scandir(process / "fd"):
+                with contextlib.suppress(OSError):
+                    inode = wanted.get(os.readlink(descriptor))  # noqa: PTH115  # thousands of links, no objects
+                    if inode is not None:
+                        found.setdefault(inode, int(process.name))
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def port_range_overlap(first: int, last: int, root: Path = PROC) -> tuple[int, int] | None:
+    """Return the part of a range from which the kernel takes ports for outgoing connections, or None.
+
+    Ports in `ip_local_reserved_ports` do not count.
+    """
+    settings = root / "sys/net/ipv4"
+    try:
+        low, high = map(int, (settings / "ip_local_port_range").read_text().split())
+        reserved_text = (settings / "ip_local_reserved_ports").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    reserved: set[int] = set()
+    for part in filter(None, reserved_text.split(",")):
+        start, _, end = part.partition("-")
+        reserved.update(range(int(start), int(end or start) + 1))
+    taken = [port for port in range(max(first, low), min(last, high) + 1) if port not in reserved]
+    return (taken[0], taken[-1]) if taken else None

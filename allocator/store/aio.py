@@ -1,0 +1,144 @@
+"""`AsyncStore`: the same as `Store` for asyncio, as far as an allocator needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from allocator.protocol.scripts import script
+from allocator.store.blocking import connection_options, decode_events
+from allocator.store.retries import transient_policy
+from allocator.store.servers import ServerInfo
+from allocator.store.translate import client_errors, is_transient, translate
+from allocator.store.urls import parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from allocator.protocol.steps import ScriptCall
+    from allocator.store.urls import StoreUrl
+
+T = TypeVar("T")
+
+
+class AsyncStore:
+    """A connection to Redis for one event loop, made when it is first used.
+
+    Args:
+        connect: Makes the Redis client.
+        shown_url: The URL without secrets.
+        timeout_s: For how many seconds Redis may be silent.
+    """
+
+    def __init__(self, connect: Callable[[], Any], *, shown_url: str, timeout_s: float = 5.0) -> None:
+        self._connect = connect
+        self._shown_url = shown_url
+        self._timeout_s = timeout_s
+        self._client: Any = None
+
+    @classmethod
+    def open(cls, url: str, *, timeout_s: float = 5.0, password: str | None = None) -> Self:
+        """Return a store for a Redis URL; nothing is sent yet.
+
+        Raises:
+            ConfigurationError: When the URL cannot be read.
+        """
+        parsed = parse_url(url, password=password)
+        return cls(lambda: connect(parsed, timeout_s), shown_url=parsed.shown, timeout_s=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<AsyncStore {self._shown_url}, {'connected' if self._client else 'not connected yet'}>"
+
+    async def call(self, step: ScriptCall) -> Any:  # noqa: ANN401  # a reply is whatever the script answers
+        """Run a script and return its reply; see `Store.call`."""
+        return await self._patiently(lambda: self._evaluate(step))
+
+    async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
+        from redis.exceptions import NoScriptError
+
+        client = await self._ready_client()
+        lua = script(step.script)
+        try:
+            return await client.execute_command("EVALSHA", lua.sha1, len(step.keys), *step.keys, *step.args)
+        except NoScriptError:
+            return await client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await attempt()
+        except client_errors() as error:
+            if not is_transient(error):
+                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+        from tenacity import AsyncRetrying
+
+        try:
+            return await AsyncRetrying(**transient_policy(self._timeout_s))(attempt)
+        except client_errors() as error:
+            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+
+    async def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
+        if self._client is None:
+            from redis.exceptions import NoPermissionError, ResponseError
+
+            client = self._connect()
+            try:
+                info = await client.info()
+            except (NoPermissionError, ResponseError) as error:
+                if is_transient(error):
+                    raise
+                info = {}
+            first = next(iter(info.values()), None)
+            ServerInfo.read(first if isinstance(first, dict) and "redis_version" in first else info).check(
+                self._shown_url
+            )
+            self._client = client
+        return self._client
+
+    async def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:
+        """Wait until a stream has an event after `after_id`; see `Store.wait_for_event`."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while (left := deadline - loop.time()) > 0:
+            block_ms = max(1, int(min(left, self._timeout_s / 2) * 1_000))
+
+            async def read(wait_ms: int = block_ms) -> Any:  # noqa: ANN401  # the client's own shape
+                client = await self._ready_client()
+                return await client.xread({stream: after_id}, count=1_000, block=wait_ms)
+
+            reply = await self._patiently(read)
+            if reply:
+                return decode_events(reply[0][1])[-1][0]
+        return None
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+
+def connect(url: StoreUrl, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
+    """Return an async Redis client for `url` that retries nothing by itself and reads from primaries only."""
+    from redis.asyncio import Redis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    options = connection_options(url, timeout_s)
+    once = Retry(NoBackoff(), 0)
+    if url.kind == "cluster":
+        from redis.asyncio.cluster import ClusterNode, RedisCluster
+
+        return RedisCluster(startup_nodes=[ClusterNode(*node) for node in url.nodes], **options)
+    if url.kind == "sentinel":
+        from redis.asyncio.sentinel import Sentinel
+
+        sentinel_options = {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4, "protocol": 2}
+        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
+            list(url.nodes), sentinel_kwargs=sentinel_options | url.sentinel_options, **options
+        )
+        return sentinel.master_for(url.service, db=url.db, retry=once)
+    if url.path:
+        return Redis(unix_socket_path=url.path, db=url.db, retry=once, **options)
+    host, port = url.nodes[0]
+    return Redis(host=host, port=port, db=url.db, retry=once, **options)

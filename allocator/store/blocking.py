@@ -1,0 +1,215 @@
+"""`Store`: scripts run in Redis, blocking. A call that is answered at once enters no retry policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from allocator.protocol.scripts import script
+from allocator.store.retries import transient_policy
+from allocator.store.servers import ServerInfo
+from allocator.store.translate import client_errors, is_transient, translate
+from allocator.store.urls import parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from allocator.protocol.steps import ScriptCall
+    from allocator.store.urls import StoreUrl
+
+T = TypeVar("T")
+Event = tuple[str, dict[str, str]]
+
+
+class Store:
+    """A connection to Redis, made when it is first used; safe for threads.
+
+    Args:
+        connect: Makes the Redis client.
+        shown_url: The URL without secrets.
+        timeout_s: For how many seconds Redis may be silent.
+    """
+
+    def __init__(self, connect: Callable[[], Any], *, shown_url: str, timeout_s: float = 5.0) -> None:
+        self._connect = connect
+        self._shown_url = shown_url
+        self._timeout_s = timeout_s
+        self._client: Any = None
+        self.info: ServerInfo | None = None
+
+    @classmethod
+    def open(cls, url: str, *, timeout_s: float = 5.0, password: str | None = None) -> Self:
+        """Return a store for a Redis URL; nothing is sent yet.
+
+        Raises:
+            ConfigurationError: When the URL cannot be read.
+        """
+        parsed = parse_url(url, password=password)
+        return cls(lambda: connect(parsed, timeout_s), shown_url=parsed.shown, timeout_s=timeout_s)
+
+    def __repr__(self) -> str:
+        return f"<Store {self._shown_url}, {'connected' if self._client else 'not connected yet'}>"
+
+    def call(self, step: ScriptCall) -> Any:  # noqa: ANN401  # a reply is whatever the script answers
+        """Run a script and return its reply; sent again when the first answer did not come.
+
+        Raises:
+            StoreUnavailableError: When Redis did not answer in time.
+            ConfigurationError: When it cannot be used as it is.
+        """
+        return self._patiently(lambda: self._evaluate(step))
+
+    def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
+        from redis.exceptions import NoScriptError
+
+        client = self._ready_client()
+        lua = script(step.script)
+        try:
+            return client.execute_command("EVALSHA", lua.sha1, len(step.keys), *step.keys, *step.args)
+        except NoScriptError:
+            return client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        try:
+            return attempt()
+        except client_errors() as error:
+            if not is_transient(error):
+                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+        from tenacity import Retrying
+
+        try:
+            return Retrying(**transient_policy(self._timeout_s))(attempt)
+        except client_errors() as error:
+            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+
+    def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
+        if self._client is None:
+            client = self._connect()
+            self.info = server_info(client)
+            self.info.check(self._shown_url)
+            self._client = client
+        return self._client
+
+    def server(self) -> ServerInfo:
+        """Return what the server says of itself."""
+
+        def read() -> ServerInfo:
+            return server_info(self._ready_client())
+
+        return self._patiently(read)
+
+    def server_time(self) -> float:
+        """Return the server's time in Unix seconds."""
+
+        def read() -> float:
+            seconds, microseconds = self._ready_client().time()
+            return float(seconds) + float(microseconds) / 1_000_000
+
+        return self._patiently(read)
+
+    def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:
+        """Wait until a stream has an event after `after_id`; return the newest id that was seen, or None.
+
+        Args:
+            stream: The stream's key.
+            after_id: The id of the last event that is known.
+            timeout_s: For how many seconds at most.
+        """
+        import time
+
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            block_ms = max(1, int(min(left, self._timeout_s / 2) * 1_000))
+            events = self._patiently(lambda wait=block_ms: self._read(stream, after_id, 1_000, wait))  # type: ignore[misc]  # bound now
+            if events:
+                return str(events[-1][0])
+        return None
+
+    def read_events(self, stream: str, after_id: str, count: int) -> list[Event]:
+        """Return up to `count` events after `after_id`, oldest first."""
+        return self._patiently(lambda: self._read(stream, after_id, count, None))
+
+    def newest_events(self, stream: str, count: int) -> list[Event]:
+        """Return the last `count` events, oldest first."""
+        return self._patiently(lambda: decode_events(self._ready_client().xrevrange(stream, count=count))[::-1])
+
+    def _read(self, stream: str, after_id: str, count: int, block_ms: int | None) -> list[Event]:
+        reply = self._ready_client().xread({stream: after_id}, count=count, block=block_ms)
+        return decode_events(reply[0][1]) if reply else []
+
+    def pool_names(self) -> list[str]:
+        """Return the names of the pools that Redis has, in alphabetical order."""
+        from allocator.protocol.keys import PREFIX, pool_of_key
+
+        def scan() -> list[str]:
+            client = self._ready_client()
+            keys = (key.decode() for key in client.scan_iter(match=PREFIX + "{*}", count=1_000))
+            return sorted({name for key in keys if (name := pool_of_key(key))})
+
+        return self._patiently(scan)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+def decode_events(rows: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
+    """Return stream entries as text."""
+    return [
+        (identifier.decode(), {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()})
+        for identifier, fields in rows
+        if fields
+    ]
+
+
+def server_info(client: Any) -> ServerInfo:  # noqa: ANN401  # one of three client classes
+    """Return what `INFO` says; nothing where this user may not ask, or a fake server does not know."""
+    from redis.exceptions import NoPermissionError, ResponseError
+
+    try:
+        info = client.info()
+    except (NoPermissionError, ResponseError) as error:
+        if is_transient(error):
+            raise
+        return ServerInfo.read({})
+    first = next(iter(info.values()), None)
+    return ServerInfo.read(first if isinstance(first, dict) and "redis_version" in first else info)
+
+
+def connection_options(url: StoreUrl, timeout_s: float) -> dict[str, Any]:
+    """Return the arguments that every connection gets."""
+    return {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "protocol": 2,
+        "client_name": "portlease",
+        **{name: value for name, value in url.options.items() if value is not None},
+    }
+
+
+def connect(url: StoreUrl, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
+    """Return a Redis client for `url` that retries nothing by itself and reads from primaries only."""
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    options = connection_options(url, timeout_s)
+    once = Retry(NoBackoff(), 0)
+    if url.kind == "cluster":
+        from redis.cluster import ClusterNode, RedisCluster
+
+        nodes: list[Any] = [ClusterNode(*node) for node in url.nodes]  # type: ignore[no-untyped-call]  # redis-py's
+        return RedisCluster(startup_nodes=nodes, **options)
+    if url.kind == "sentinel":
+        from redis.sentinel import Sentinel
+
+        sentinel_options = {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4, "protocol": 2}
+        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
+            list(url.nodes), sentinel_kwargs=sentinel_options | url.sentinel_options, **options
+        )
+        return sentinel.master_for(url.service, db=url.db, retry=once)
+    if url.path:
+        return Redis(unix_socket_path=url.path, db=url.db, retry=once, **options)
+    host, port = url.nodes[0]
+    return Redis(host=host, port=port, db=url.db, retry=once, **options)
