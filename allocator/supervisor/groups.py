@@ -19,7 +19,7 @@ from allocator.kernel.processes import process_group_members
 from allocator.model.errors import AllocatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 POLL_S = 0.02
 KILL_WAIT_S = 5.0
@@ -84,6 +84,25 @@ class WorkerGroup:
         """Send a signal to the whole group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[int]:
+        """Give a descriptor that is readable once the group's leader has ended."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except (OSError, AttributeError):
+            # No pidfd in this kernel: a pipe that nobody writes to, so that the caller's time limit does the looking.
+            descriptor, writer = os.pipe()
+            try:
+                yield descriptor
+            finally:
+                os.close(writer)
+                os.close(descriptor)
+            return
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def stop(self, timeout_s: float) -> None:
         """End the whole group: SIGTERM, after `timeout_s` seconds SIGKILL for what is left; return when it is gone."""
