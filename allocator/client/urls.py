@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from allocator.model.settings import state_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def state_directory() -> Path:
-    """Return where this user's state lives: `$XDG_STATE_HOME/allocator`, `~/.local/state/allocator` by default."""
-    override = os.environ.get("ALLOCATOR_STATE_DIR")
-    if override:
-        return Path(override)
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "allocator"
-
-
-def store_url(url: str | None) -> str:
+def store_url(url: str | None, state_dir: Path | None = None) -> str:
     """Return `url`, or the URL of the embedded server, which is started when it does not run."""
     if url:
         return url
     from allocator.store.embedded import EmbeddedServer
 
-    return EmbeddedServer(state_directory()).ensure()
+    return EmbeddedServer(state_dir or state_directory(os.environ)).ensure()

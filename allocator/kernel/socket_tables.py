@@ -98,7 +98,7 @@ def _dump_rows(netlink: socket.socket, family: int) -> Iterator[ListeningSocket]
             body = offset + _HEADER.size
             if kind == _NLMSG_DONE:
                 return
-            if kind == _NLMSG_ERROR or length < _HEADER.size:
+            if kind == _NLMSG_ERROR or length < _HEADER.size + _ROW.size:
                 raise OSError("the kernel refused the sock_diag request")
             port, address, uid, inode = _ROW.unpack_from(answer, body)
             yield ListeningSocket(int.from_bytes(port, "big"), family, address[:width], uid, inode)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from allocator.protocol.scripts import script
-from allocator.store.blocking import connection_options, decode_events
+from allocator.store.blocking import connection_options, decode_events, sentinel_connection_options
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
 from allocator.store.translate import client_errors, is_transient, translate
-from allocator.store.urls import parse_url
+from allocator.store.urls import Topology, parse_store_url, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from allocator.protocol.steps import ScriptCall
-    from allocator.store.urls import StoreUrl
+    from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ class AsyncStore:
         Raises:
             ConfigurationError: When the URL cannot be read.
         """
-        parsed = parse_url(url, password=password)
-        return cls(lambda: connect(parsed, timeout_s), shown_url=parsed.shown, timeout_s=timeout_s)
+        address = parse_store_url(url, password=password)
+        return cls(lambda: connect(address, timeout_s), shown_url=redacted(url), timeout_s=timeout_s)
 
     def __repr__(self) -> str:
         return f"<AsyncStore {self._shown_url}, {'connected' if self._client else 'not connected yet'}>"
@@ -118,7 +118,7 @@ class AsyncStore:
             self._client = None
 
 
-def connect(url: StoreUrl, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
+def connect(url: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
     """Return an async Redis client for `url` that retries nothing by itself and reads from primaries only."""
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
@@ -126,19 +126,19 @@ def connect(url: StoreUrl, timeout_s: float) -> Any:  # noqa: ANN401  # one of t
 
     options = connection_options(url, timeout_s)
     once = Retry(NoBackoff(), 0)
-    if url.kind == "cluster":
+    if url.topology is Topology.CLUSTER:
         from redis.asyncio.cluster import ClusterNode, RedisCluster
 
         return RedisCluster(startup_nodes=[ClusterNode(*node) for node in url.nodes], **options)
-    if url.kind == "sentinel":
+    if url.topology is Topology.SENTINEL:
         from redis.asyncio.sentinel import Sentinel
 
-        sentinel_options = {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4, "protocol": 2}
+        sentinel_options = sentinel_connection_options(url, timeout_s)
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
-            list(url.nodes), sentinel_kwargs=sentinel_options | url.sentinel_options, **options
+            list(url.nodes), sentinel_kwargs=sentinel_options, **options
         )
-        return sentinel.master_for(url.service, db=url.db, retry=once)
+        return sentinel.master_for(url.service, db=url.database, retry=once)
     if url.path:
-        return Redis(unix_socket_path=url.path, db=url.db, retry=once, **options)
+        return Redis(unix_socket_path=url.path, db=url.database, retry=once, **options)
     host, port = url.nodes[0]
-    return Redis(host=host, port=port, db=url.db, retry=once, **options)
+    return Redis(host=host, port=port, db=url.database, retry=once, **options)

@@ -8,13 +8,13 @@ from allocator.protocol.scripts import script
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
 from allocator.store.translate import client_errors, is_transient, translate
-from allocator.store.urls import parse_url
+from allocator.store.urls import Topology, parse_store_url, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.protocol.steps import ScriptCall
-    from allocator.store.urls import StoreUrl
+    from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
 Event = tuple[str, dict[str, str]]
@@ -43,8 +43,8 @@ class Store:
         Raises:
             ConfigurationError: When the URL cannot be read.
         """
-        parsed = parse_url(url, password=password)
-        return cls(lambda: connect(parsed, timeout_s), shown_url=parsed.shown, timeout_s=timeout_s)
+        address = parse_store_url(url, password=password)
+        return cls(lambda: connect(address, timeout_s), shown_url=redacted(url), timeout_s=timeout_s)
 
     def __repr__(self) -> str:
         return f"<Store {self._shown_url}, {'connected' if self._client else 'not connected yet'}>"
@@ -177,18 +177,39 @@ def server_info(client: Any) -> ServerInfo:  # noqa: ANN401  # one of three clie
     return ServerInfo.read(first if isinstance(first, dict) and "redis_version" in first else info)
 
 
-def connection_options(url: StoreUrl, timeout_s: float) -> dict[str, Any]:
+def connection_options(address: StoreAddress, timeout_s: float) -> dict[str, Any]:
     """Return the arguments that every connection gets."""
-    return {
+    options = _common_options(address, timeout_s)
+    if address.username:
+        options["username"] = address.username
+    if address.password:
+        options["password"] = address.password
+    return options
+
+
+def sentinel_connection_options(address: StoreAddress, timeout_s: float) -> dict[str, Any]:
+    """Return the arguments of connections to the Sentinels: a quarter of the time each, so that one may be dead."""
+    options = _common_options(address, timeout_s / 4)
+    if address.sentinel_username:
+        options["username"] = address.sentinel_username
+    if address.sentinel_password:
+        options["password"] = address.sentinel_password
+    return options
+
+
+def _common_options(address: StoreAddress, timeout_s: float) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         "protocol": 2,
-        "client_name": "portlease",
-        **{name: value for name, value in url.options.items() if value is not None},
+        "client_name": address.client_name or "portlease",
     }
+    if address.tls:
+        options |= {"ssl": True, **address.ssl_options}
+    return options
 
 
-def connect(url: StoreUrl, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
+def connect(url: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
     """Return a Redis client for `url` that retries nothing by itself and reads from primaries only."""
     from redis import Redis
     from redis.backoff import NoBackoff
@@ -196,20 +217,20 @@ def connect(url: StoreUrl, timeout_s: float) -> Any:  # noqa: ANN401  # one of t
 
     options = connection_options(url, timeout_s)
     once = Retry(NoBackoff(), 0)
-    if url.kind == "cluster":
+    if url.topology is Topology.CLUSTER:
         from redis.cluster import ClusterNode, RedisCluster
 
         nodes: list[Any] = [ClusterNode(*node) for node in url.nodes]  # type: ignore[no-untyped-call]  # redis-py's
         return RedisCluster(startup_nodes=nodes, **options)
-    if url.kind == "sentinel":
+    if url.topology is Topology.SENTINEL:
         from redis.sentinel import Sentinel
 
-        sentinel_options = {"socket_timeout": timeout_s / 4, "socket_connect_timeout": timeout_s / 4, "protocol": 2}
+        sentinel_options = sentinel_connection_options(url, timeout_s)
         sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
-            list(url.nodes), sentinel_kwargs=sentinel_options | url.sentinel_options, **options
+            list(url.nodes), sentinel_kwargs=sentinel_options, **options
         )
-        return sentinel.master_for(url.service, db=url.db, retry=once)
+        return sentinel.master_for(url.service, db=url.database, retry=once)
     if url.path:
-        return Redis(unix_socket_path=url.path, db=url.db, retry=once, **options)
+        return Redis(unix_socket_path=url.path, db=url.database, retry=once, **options)
     host, port = url.nodes[0]
-    return Redis(host=host, port=port, db=url.db, retry=once, **options)
+    return Redis(host=host, port=port, db=url.database, retry=once, **options)

@@ -1,138 +1,272 @@
-"""Redis URLs: standalone, TLS, Unix socket, Sentinel and Cluster; taken apart here, and shown without secrets."""
+"""Redis URLs as values: which servers, which way, with which secrets. Nothing here connects or imports a driver.
+
+The rule of this file: a secret goes in and never comes out again by accident. `StoreAddress` keeps passwords out of
+its `repr`, `redacted` shows only where a URL points to, and no error below quotes more of a URL than that.
+
+Forms: `redis://[user:password@]host[:port][/db]` · `rediss://…` · `unix:///path[?db=n]` (also `redis+unix://`) ·
+`redis+sentinel://[user:password@]host1[:port],host2[:port]/service[/db][?sentinel_password=…]` (also
+`rediss+sentinel://`) · `redis+cluster://[user:password@]host1[:port],host2[:port]` (also `rediss+cluster://`).
+Passwords are percent-encoded. Options after `?`: `db`, `client_name`, and for TLS the `ssl_…` ones of redis-py.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from enum import StrEnum
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, unquote
 
 from allocator.model.errors import ConfigurationError
 
-Kind = Literal["single", "sentinel", "cluster"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-_SCHEMES: dict[str, tuple[Kind, bool]] = {
-    "redis": ("single", False),
-    "rediss": ("single", True),
-    "unix": ("single", False),
-    "redis+unix": ("single", False),
-    "redis+sentinel": ("sentinel", False),
-    "rediss+sentinel": ("sentinel", True),
-    "redis+cluster": ("cluster", False),
-    "rediss+cluster": ("cluster", True),
+PASSWORD_VARIABLE = "ALLOCATOR_REDIS_PASSWORD"  # noqa: S105  # the name of a variable, not a password
+"""The environment variable that holds the password when the URL, which stands in process lists, does not."""
+
+DEFAULT_PORT = 6379
+DEFAULT_SENTINEL_PORT = 26379
+MAX_DATABASE = 9_999
+
+_FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
+_USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?", re.ASCII)
+_IPV6 = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]", re.ASCII)
+_DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
+_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_SSL_TEXTS = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"})
+_SSL_CERT_REQS = frozenset({"none", "optional", "required"})
+
+
+class Topology(StrEnum):
+    """How the servers behind a URL hang together."""
+
+    STANDALONE = "standalone"
+    UNIX = "unix"
+    SENTINEL = "sentinel"
+    CLUSTER = "cluster"
+
+
+_SCHEMES = {
+    "redis": (Topology.STANDALONE, False),
+    "rediss": (Topology.STANDALONE, True),
+    "unix": (Topology.UNIX, False),
+    "redis+unix": (Topology.UNIX, False),
+    "redis+sentinel": (Topology.SENTINEL, False),
+    "rediss+sentinel": (Topology.SENTINEL, True),
+    "redis+cluster": (Topology.CLUSTER, False),
+    "rediss+cluster": (Topology.CLUSTER, True),
 }
-_DEFAULT_PORT = {"single": 6379, "sentinel": 26379, "cluster": 6379}
-_TLS_OPTIONS = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs"})
-_HIDDEN = "***"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreUrl:
-    """A Redis URL, taken apart.
+class StoreAddress:
+    """Where a store is and how to get in.
 
     Attributes:
-        kind: How the servers are found.
-        shown: The URL without its secrets.
-        nodes: Hosts and ports; empty for a Unix socket.
+        topology: What kind of servers they are.
+        tls: Whether to speak TLS.
+        nodes: Host and port of the server, of the Sentinels, or of some Cluster nodes; empty for a Unix socket.
         path: The Unix socket, or None.
-        service: The name of the Sentinel service, or None.
-        db: The database number.
-        options: Arguments for every connection (user, password, TLS).
-        sentinel_options: The same for connections to the Sentinels.
+        service: What the Sentinels call the primary, or None.
+        database: The number of the database.
+        username: The ACL user, or None for `default`.
+        password: Its password, or None.
+        sentinel_username: The ACL user at the Sentinels, or None.
+        sentinel_password: Its password, or None.
+        client_name: What `CLIENT LIST` shows, or None.
+        ssl_options: Keyword arguments of redis-py that begin with `ssl_`.
     """
 
-    kind: Kind
-    shown: str
+    topology: Topology
+    tls: bool = False
     nodes: tuple[tuple[str, int], ...] = ()
     path: str | None = None
     service: str | None = None
-    db: int = 0
-    options: dict[str, Any] = field(default_factory=dict, repr=False)
-    sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
+    database: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    client_name: str | None = None
+    ssl_options: Mapping[str, str | bool] = field(default_factory=dict, repr=False)
+
+    @property
+    def shown(self) -> str:
+        """The URL without secrets and options, for people."""
+        database = f"/{self.database}" if self.database else ""
+        if self.topology is Topology.UNIX:
+            return f"unix://{self.path}" + (f"?db={self.database}" if self.database else "")
+        scheme = "rediss" if self.tls else "redis"
+        servers = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.nodes)
+        if self.topology is Topology.STANDALONE:
+            return f"{scheme}://{servers}{database}"
+        service = f"/{self.service}" if self.service else ""
+        return f"{scheme}+{self.topology}://{servers}{service}{database}"
+
+
+def parse_store_url(url: str, *, password: str | None = None, environ: Mapping[str, str] | None = None) -> StoreAddress:
+    """Return where `url` points to.
+
+    Args:
+        url: A URL in one of the forms at the top of this module.
+        password: The password, when it is not in the URL; "" says that there is none, whatever the environment says.
+        environ: Where `ALLOCATOR_REDIS_PASSWORD` is looked for when neither has one; default: this process's.
+
+    Raises:
+        ConfigurationError: When it is no such URL. The error never quotes a secret.
+    """
+    scheme, separator, rest = url.partition("://")
+    known = _SCHEMES.get(scheme.lower())
+    if not separator or known is None:
+        raise ConfigurationError(f"{_quoted(url)} is not a Redis URL; write {_FORMS}")
+    if any(character.isspace() or not character.isprintable() for character in url):
+        raise ConfigurationError(f"the Redis URL {_quoted(url)} has a blank or control character; percent-encode it")
+    topology, tls = known
+    location, _, query = rest.partition("?")
+    location = location.partition("#")[0]
+    userinfo, _, place = location.rpartition("@")
+    if "/" in userinfo or ("@" in query and not _looks_like_options(query)):
+        raise ConfigurationError(
+            f"the Redis URL {_quoted(url)} cannot be read: percent-encode '/', '?', '#', '@' and ':' in its password"
+        )
+    fields = _place(topology, place, url)
+    fields.update(_options(query, tls=tls, url=url, taken=fields))
+    username, _, written = userinfo.partition(":")
+    found = unquote(written) or password
+    if found is None:
+        found = (os.environ if environ is None else environ).get(PASSWORD_VARIABLE)
+    return StoreAddress(
+        topology=topology,
+        tls=tls,
+        username=unquote(username) or None,
+        password=found or None,
+        **fields,  # type: ignore[arg-type]  # built field by field below, each with its own type
+    )
 
 
 def redacted(url: str) -> str:
-    """Return `url` with its passwords replaced by `***`."""
+    """Return `url` for people: where it points to, without user, password and options, whatever its form."""
     try:
-        parts = urlsplit(url)
-    except ValueError:
-        return _HIDDEN
-    _, at, address = parts.netloc.rpartition("@")
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    hidden = [(name, _HIDDEN if "password" in name else value) for name, value in parse_qsl(parts.query)]
-    netloc = f"{user}:{_HIDDEN}@{address}" if at else address
-    return urlunsplit((parts.scheme, netloc, parts.path, urlencode(hidden, safe="*/"), ""))
+        return parse_store_url(url, environ={}).shown
+    except ConfigurationError:
+        return _cut(url)
 
 
-def parse_url(url: str, *, password: str | None = None) -> StoreUrl:
-    """Take a Redis URL apart.
+def _cut(url: str) -> str:
+    """Return what can be shown of a URL that cannot be read: all before the last '@' and after '?' may be a secret."""
+    hidden = _USERINFO.sub(lambda match: (match[1] or "") + "…@", url)
+    visible = re.split(r"[?#]", hidden, maxsplit=1)[0]
+    text = "".join(character if character.isprintable() else "?" for character in visible)
+    return text if len(text) <= 80 else text[:80] + "…"
 
-    Args:
-        url: `redis://[user:password@]host[:port][/db]`, `rediss://…?ssl_ca_certs=FILE`, `unix:///path[?db=N]`,
-            `redis+sentinel://[user:password@]host:port,host:port/service[/db][?sentinel_password=…]`,
-            `redis+cluster://[user:password@]host:port,host:port`. User and password are percent-encoded.
-        password: The password when the URL has none.
 
-    Raises:
-        ConfigurationError: When the URL has another form.
-    """
-    shown = redacted(url)
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in _SCHEMES:
+def _quoted(url: str) -> str:
+    return f"'{_cut(url)}'"
+
+
+def _looks_like_options(query: str) -> bool:
+    return all("=" in part.partition("@")[0] for part in query.split("&"))
+
+
+def _place(topology: Topology, place: str, url: str) -> dict[str, object]:
+    """Read what stands behind the '@' and before the '?'."""
+    if topology is Topology.UNIX:
+        if not place.startswith("/") or place.endswith("/"):
+            raise ConfigurationError(
+                f"{_quoted(url)} names no Unix socket; write unix:///path/to/socket with three slashes"
+            )
+        return {"path": unquote(place)}
+    authority, _, path = place.partition("/")
+    parts = [unquote(part) for part in path.split("/")] if path else []
+    default_port = DEFAULT_SENTINEL_PORT if topology is Topology.SENTINEL else DEFAULT_PORT
+    nodes = tuple(_node(text, default_port, url) for text in authority.split(","))
+    fields: dict[str, object] = {"nodes": nodes}
+    if topology is Topology.SENTINEL:
+        if not parts or not parts[0]:
+            raise ConfigurationError(
+                f"{_quoted(url)} does not name the Sentinels' service; write redis+sentinel://host:26379/service"
+            )
+        fields["service"] = parts.pop(0)
+    elif topology is Topology.STANDALONE and len(nodes) > 1:
         raise ConfigurationError(
-            f"{shown!r} is not a Redis URL; begin it with redis://, rediss://, unix://, redis+sentinel:// or "
-            "redis+cluster://"
+            f"{_quoted(url)} names several servers; write redis+sentinel:// or redis+cluster:// for them"
         )
-    kind, tls = _SCHEMES[parts.scheme]
-    credentials, _, address = parts.netloc.rpartition("@")
-    user, _, secret = credentials.partition(":")
-    query = dict(parse_qsl(parts.query))
-    options: dict[str, Any] = {"username": unquote(user) or None, "password": unquote(secret) or password}
-    sentinel_options: dict[str, Any] = {}
-    for name in ("username", "password"):
-        if f"sentinel_{name}" in query:
-            sentinel_options[name] = query.pop(f"sentinel_{name}")
-    if tls:
-        options["ssl"] = True
-        options |= {name: _tls_value(name, query.pop(name)) for name in _TLS_OPTIONS & query.keys()}
-        sentinel_options |= {name: value for name, value in options.items() if name.startswith("ssl")}
-    path: str | None = None
-    service: str | None = None
-    nodes: tuple[tuple[str, int], ...] = ()
-    words = [word for word in parts.path.split("/") if word]
-    if parts.scheme.endswith("unix"):
-        db, path = query.pop("db", "0"), unquote(parts.path)
-        well_formed = bool(path) and not parts.netloc
-    else:
-        nodes = _nodes(shown, address, _DEFAULT_PORT[kind])
-        service = words.pop(0) if kind == "sentinel" and words else None
-        db = words.pop(0) if words and kind != "cluster" else query.pop("db", "0")
-        well_formed = not words and (kind != "sentinel" or service is not None)
-    if not well_formed or not db.isdecimal() or query:
-        raise ConfigurationError(
-            f"the Redis URL {shown} cannot be read"
-            + (f" (unknown option {min(query)})" if query else "")
-            + "; see the forms in docs/reference/settings.md"
-        )
-    return StoreUrl(
-        kind=kind, shown=shown, nodes=nodes, path=path, service=service, db=int(db),
-        options=options, sentinel_options=sentinel_options,
-    )  # fmt: skip
+    parts = [part for part in parts if part]
+    if len(parts) > 1:
+        raise ConfigurationError(f"{_quoted(url)} has a path that is not a database number; end it with /0 or so")
+    if parts:
+        fields["database"] = _database(parts[0], topology, url)
+    return fields
 
 
-def _tls_value(name: str, text: str) -> str | bool:
-    return text.lower() not in {"0", "false", "no"} if name == "ssl_check_hostname" else text
+def _node(text: str, default_port: int, url: str) -> tuple[str, int]:
+    address, colon, number = text, "", ""
+    if "]" in text:
+        address, _, after = text.partition("]")
+        address, colon, number = address + "]", after[:1], after[1:]
+    elif ":" in text:
+        address, colon, number = text.partition(":")
+    host = _IPV6.fullmatch(address)
+    name = host[1] if host else unquote(address)
+    if not host and not _HOST.fullmatch(name):
+        if name:
+            raise ConfigurationError(f"{_quoted(url)} has a host that is not a name or address; write host:port")
+        name = "localhost"
+    if not colon and not number:
+        return name, default_port
+    if colon != ":" or not _DIGITS.fullmatch(number) or not 1 <= int(number) <= 65_535:
+        raise ConfigurationError(f"{_quoted(url)} has a port that is not a number from 1 to 65535; write host:port")
+    return name, int(number)
 
 
-def _nodes(shown: str, address: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    nodes = []
-    for node in address.split(",") if address else ["localhost"]:
-        host, colon, port = node.rpartition(":")
-        if not colon or port.endswith("]"):
-            host, port = node, str(default_port)
-        if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
-            raise ConfigurationError(f"the Redis URL {shown} has a host without a valid port; write host:port")
-        nodes.append((host.strip("[]"), int(port)))
-    return tuple(nodes)
+def _database(text: str, topology: Topology, url: str) -> int:
+    if not _DIGITS.fullmatch(text) or int(text) > MAX_DATABASE:
+        raise ConfigurationError(f"{_quoted(url)} has a database that is not a number; end it with /0 or so")
+    if topology is Topology.CLUSTER and int(text):
+        raise ConfigurationError(f"{_quoted(url)}: a Cluster has database 0 only; leave the number out")
+    return int(text)
+
+
+def _options(query: str, *, tls: bool, url: str, taken: Mapping[str, object]) -> dict[str, object]:
+    """Read what stands behind the '?'."""
+    fields: dict[str, object] = {}
+    ssl_options: dict[str, str | bool] = {}
+    topology = Topology.UNIX if "path" in taken else Topology.STANDALONE
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name.startswith("ssl_"):
+            if not tls:
+                raise ConfigurationError(f"{_quoted(url)} has the option {_option(name)} without TLS; write rediss")
+            ssl_options[name] = _ssl_option(name, value, url)
+        elif name == "db":
+            fields["database"] = _database(value, topology, url)
+        elif name == "client_name" or (name in ("sentinel_username", "sentinel_password") and "service" in taken):
+            fields[name] = value
+        else:
+            raise ConfigurationError(
+                f"{_quoted(url)} has an unknown option {_option(name)}; known are db, client_name, "
+                "ssl_…, and sentinel_username and sentinel_password with Sentinels"
+            )
+    if ssl_options:
+        fields["ssl_options"] = ssl_options
+    return fields
+
+
+def _option(name: str) -> str:
+    return name if re.fullmatch(r"[a-z_]{1,40}", name) else "(not shown)"
+
+
+def _ssl_option(name: str, value: str, url: str) -> str | bool:
+    if name in _SSL_TEXTS and value:
+        return value
+    if name == "ssl_check_hostname" and value.lower() in _BOOLEANS:
+        return _BOOLEANS[value.lower()]
+    if name == "ssl_cert_reqs" and value in _SSL_CERT_REQS:
+        return value
+    raise ConfigurationError(
+        f"{_quoted(url)}: {_option(name)} is not a TLS option or has no such value; known are ssl_ca_certs=FILE, "
+        "ssl_ca_path=DIR, ssl_certfile=FILE, ssl_keyfile=FILE, ssl_password=WORD, ssl_check_hostname=yes|no and "
+        "ssl_cert_reqs=none|optional|required"
+    )

@@ -1,0 +1,150 @@
+"""Files that people write: settings and pools in TOML, as Pydantic models. A mistake is one line: file, field, what.
+
+A pool file:
+
+```toml
+[pool]
+name = "custom"
+first = 6000
+last = 6100
+ttl = "30s"          # and ttl_min, ttl_max, grace, cooldown; all may be left out
+scope = "host"       # or "fleet"
+spill = true
+
+[pool.conventional]  # may be left out
+email = 6000
+stripe = [6001, 6002]
+```
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path  # noqa: TC003  # Pydantic reads the annotation
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from allocator.model.durations import parse_duration_ms, written_duration
+from allocator.model.errors import ConfigurationError, InvalidInputError
+from allocator.model.names import shown
+from allocator.model.pools import PoolSpec
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class SettingsFile(BaseModel):
+    """The settings that `allocator.toml` may hold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pool: str | None = None
+    host: str | None = None
+    redis_url: str | None = None
+    connect_timeout: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Return the settings that the file gives."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class PoolTable(BaseModel):
+    """The `[pool]` table of a pool file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    first: int
+    last: int
+    ttl: str = "30s"
+    ttl_min: str = "1s"
+    ttl_max: str = "24h"
+    grace: str = "5s"
+    cooldown: str = "1s"
+    scope: Literal["host", "fleet"] = "host"
+    spill: bool = True
+    conventional: dict[str, int | list[int]] = {}
+
+    def spec(self) -> PoolSpec:
+        """Return the pool that the table describes.
+
+        Raises:
+            InvalidInputError: When it contradicts itself.
+        """
+        return PoolSpec(
+            name=self.name,
+            first=self.first,
+            last=self.last,
+            conventional={
+                plugin: (ports,) if isinstance(ports, int) else tuple(ports)
+                for plugin, ports in self.conventional.items()
+            },
+            ttl_ms=parse_duration_ms(self.ttl, what="ttl"),
+            ttl_min_ms=parse_duration_ms(self.ttl_min, what="ttl_min"),
+            ttl_max_ms=parse_duration_ms(self.ttl_max, what="ttl_max"),
+            grace_ms=parse_duration_ms(self.grace, what="grace"),
+            cooldown_ms=parse_duration_ms(self.cooldown, what="cooldown"),
+            scope=self.scope,
+            spill=self.spill,
+        )
+
+
+class PoolFile(BaseModel):
+    """A pool file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pool: PoolTable
+
+
+def parse_toml(path: Path | str, text: str, model: type[M]) -> M:
+    """Return the content of a TOML file as `model`.
+
+    Raises:
+        ConfigurationError: When it is no TOML or does not fit; it names the file and the first wrong field.
+    """
+    try:
+        return model.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}; write it as TOML") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        if first["type"] == "extra_forbidden":
+            raise ConfigurationError(f"{path}: {shown(where)} is not a known key; correct or delete it") from None
+        raise ConfigurationError(f"{path}: {shown(where)}: {first['msg']}; correct it") from None
+
+
+def parse_pool(path: Path | str, text: str) -> PoolSpec:
+    """Return the pool that a pool file describes.
+
+    Raises:
+        ConfigurationError: When the file cannot be right; it names the file and what is wrong.
+    """
+    table = parse_toml(path, text, PoolFile).pool
+    try:
+        return table.spec()
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def written_pool(pool: PoolSpec) -> str:
+    """Return a pool as the text of a pool file."""
+    lines = [
+        "[pool]",
+        f'name = "{pool.name}"',
+        f"first = {pool.first}",
+        f"last = {pool.last}",
+        f'ttl = "{written_duration(pool.ttl_ms)}"',
+        f'ttl_min = "{written_duration(pool.ttl_min_ms)}"',
+        f'ttl_max = "{written_duration(pool.ttl_max_ms)}"',
+        f'grace = "{written_duration(pool.grace_ms)}"',
+        f'cooldown = "{written_duration(pool.cooldown_ms)}"',
+        f'scope = "{pool.scope}"',
+        f"spill = {str(pool.spill).lower()}",
+    ]
+    if pool.conventional:
+        lines += ["", "[pool.conventional]"]
+        by_port = sorted(pool.conventional.items(), key=lambda item: (item[1], item[0]))
+        lines += [f'"{plugin}" = {list(ports) if len(ports) != 1 else ports[0]}' for plugin, ports in by_port]
+    return "\n".join(lines)

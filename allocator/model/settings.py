@@ -1,0 +1,106 @@
+"""Settings: from flags, then `ALLOCATOR_*` of the environment, then `allocator.toml`, then defaults.
+
+The file is `allocator.toml` in the working directory, else in `$XDG_CONFIG_HOME/allocator/`; `--config` names another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from allocator.model.durations import parse_duration_ms
+from allocator.model.errors import ConfigurationError, InvalidInputError
+from allocator.model.names import check_name
+from allocator.model.pools import SDK_V2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FILE_NAME = "allocator.toml"
+NAMES = ("pool", "host", "redis_url", "connect_timeout")
+DEFAULT_TIMEOUT = "5s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What every command goes by.
+
+    Attributes:
+        pool: The pool.
+        host: The name of this port namespace, or None for the host name.
+        redis_url: Where Redis is, or None for the embedded server.
+        redis_password: The password when the URL has none.
+        connect_timeout_ms: For how long Redis may be silent, in milliseconds.
+        state_dir: Where lease files and the embedded server live.
+    """
+
+    pool: str = SDK_V2.name
+    host: str | None = None
+    redis_url: str | None = field(default=None, repr=False)
+    redis_password: str | None = field(default=None, repr=False)
+    connect_timeout_ms: int = 5_000
+    state_dir: Path
+
+
+def load_settings(
+    flags: Mapping[str, str | None], environ: Mapping[str, str], cwd: Path, *, config: str | None = None
+) -> Settings:
+    """Return the settings.
+
+    Args:
+        flags: What the command line gave, by setting; None where it gave nothing.
+        environ: The environment.
+        cwd: The working directory.
+        config: The settings file that was named, or None to look for one.
+
+    Raises:
+        ConfigurationError: When the file cannot be used.
+        InvalidInputError: When a flag or variable cannot be right.
+    """
+    values: dict[str, str] = {"pool": SDK_V2.name, "connect_timeout": DEFAULT_TIMEOUT}
+    values |= _from_file(config or environ.get("ALLOCATOR_CONFIG"), environ, cwd)
+    values |= {name: environ[key] for name in NAMES if environ.get(key := f"ALLOCATOR_{name.upper()}")}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    timeout_ms = parse_duration_ms(values["connect_timeout"], what="connect timeout")
+    if timeout_ms == 0:
+        raise InvalidInputError("a connect timeout of 0 would never reach Redis; give for example 5s")
+    return Settings(
+        pool=check_name("pool", values["pool"]),
+        host=check_name("host", values["host"]) if "host" in values else None,
+        redis_url=values.get("redis_url"),
+        redis_password=environ.get("ALLOCATOR_REDIS_PASSWORD"),
+        connect_timeout_ms=timeout_ms,
+        state_dir=state_directory(environ),
+    )
+
+
+def state_directory(environ: Mapping[str, str]) -> Path:
+    """Return where this user's state lives: `$XDG_STATE_HOME/allocator`, by default `~/.local/state/allocator`."""
+    home = environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "allocator"
+
+
+def _from_file(named: str | None, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
+    if named:
+        return _read(Path(named), must_exist=True)
+    config_home = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    for path in (cwd / FILE_NAME, config_home / "allocator" / FILE_NAME):
+        found = _read(path, must_exist=False)
+        if found:
+            return found
+    return {}
+
+
+def _read(path: Path, *, must_exist: bool) -> dict[str, str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        if must_exist:
+            raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the settings file {path} cannot be read ({error}); mend its rights") from None
+    from allocator.model.files import SettingsFile, parse_toml
+
+    return parse_toml(path, text, SettingsFile).given()
