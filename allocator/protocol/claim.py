@@ -87,6 +87,8 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
     """
     pool = yield from pool_rules(context, request.pool)
     token = request.token or context.new_token()
+    if not _allowed(pool, request):  # by rules that may have been read long ago
+        pool = yield from pool_rules(context, request.pool, fresh=True)
     for _ in range(MAX_ROUNDS):
         ttl_ms = pool.check_ttl_ms(request.ttl_ms)
         if request.port is not None:
@@ -108,6 +110,11 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         same = _leased(pool, reply, token, sent_at)
         return (yield from _kept(context, same, request, ttl_ms))
     raise (yield from _refusal(context, pool, request, code, reply))
+
+
+def _allowed(pool: PoolSpec, request: ClaimRequest) -> bool:
+    ttl_ms = pool.ttl_ms if request.ttl_ms is None else request.ttl_ms
+    return pool.ttl_min_ms <= ttl_ms <= pool.ttl_max_ms and (request.port is None or request.port in pool)
 
 
 def _call(
