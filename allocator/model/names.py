@@ -101,7 +101,7 @@ class WorkerId:
     def __post_init__(self) -> None:
         check_name("organisation", self.org)
         check_name("plugin", self.plugin)
-        if isinstance(self.instance, bool) or not 0 <= self.instance <= MAX_INSTANCE:
+        if type(self.instance) is not int or not 0 <= self.instance <= MAX_INSTANCE:
             raise InvalidInputError(
                 f"{shown(str(self.instance))} is not an instance; give a whole number from 0 to {MAX_INSTANCE}"
             )

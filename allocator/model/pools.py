@@ -168,7 +168,8 @@ class PoolSpec:
             "spill": "1" if self.spill else "0",
         }
         for plugin, ports in sorted(self.conventional.items()):
-            fields[_CONVENTIONAL_PREFIX + plugin] = ",".join(map(str, ports))
+            if ports:
+                fields[_CONVENTIONAL_PREFIX + plugin] = ",".join(map(str, ports))
         return fields
 
     @classmethod
