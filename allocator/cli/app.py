@@ -1,0 +1,88 @@
+"""The commands and their groups. A module of commands is imported only when one of its commands is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from allocator.model.errors import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MODULES = {
+    "claim": "leases",
+    "renew": "leases",
+    "release": "leases",
+    "run": "running",
+    "ls": "views",
+    "show": "views",
+    "who": "views",
+    "events": "views",
+    "pool": "pools",
+    "host": "hosts",
+    "doctor": "doctor",
+    "embedded": "embedded",
+}
+
+
+def _application(names: Sequence[str]) -> typer.Typer:
+    application = typer.Typer(
+        name="allocator",
+        help="Lease TCP ports to workers: claim one, keep it alive, give it back.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    application.callback()(_nothing)
+    for module in dict.fromkeys(_MODULES[name] for name in names):
+        import_module(f"allocator.cli.{module}").register(application)
+    return application
+
+
+def _nothing() -> None:
+    """Lease TCP ports to workers: claim one, keep it alive, give it back."""
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after `allocator`.
+
+    Returns:
+        Its exit status.
+    """
+    import os
+
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    completing = any(name.startswith("_ALLOCATOR_COMPLETE") for name in os.environ)
+    names = [wanted] if wanted in _MODULES and not completing else list(_MODULES)
+    command = get_command(_application([name for name in names if name]))
+    assert isinstance(command, TyperGroup)  # noqa: S101  # a callback makes it one
+    return _invoke(command, list(arguments))
+
+
+def _invoke(command: TyperGroup, arguments: list[str]) -> int:
+    from typer import Exit
+
+    try:
+        status = command.main(args=arguments, prog_name="allocator", standalone_mode=False)
+    except Exit as ended:
+        return int(ended.exit_code)
+    except Exception as error:
+        text = getattr(error, "format_message", None)
+        if text is None:
+            if type(error).__name__ == "Abort":
+                raise KeyboardInterrupt from error
+            raise
+        message = " ".join(str(text()).split())
+        if message:
+            typer.echo(f"allocator: {message.rstrip('.')}; see 'allocator --help'", err=True)
+        return EXIT_USAGE
+    return status if isinstance(status, int) else 0

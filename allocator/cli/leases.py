@@ -1,0 +1,267 @@
+"""`claim`, `renew`, `release`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli.options import (
+    ConfigOption,
+    Desk,
+    Format,
+    HostOption,
+    LeaseFormat,
+    PoolOption,
+    RedisOption,
+    desk,
+    talk,
+)
+from allocator.cli.output import write_lease
+from allocator.model.durations import parse_duration_ms
+from allocator.model.errors import AllocatorError, HeldError, InvalidInputError, LeaseLostError
+from allocator.model.names import WorkerId, check_port, environment_name, shown
+
+if TYPE_CHECKING:
+    from allocator.client.arguments import ClaimArguments
+    from allocator.model.leases import Lease
+
+Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
+OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")]
+InstanceOption = Annotated[str, typer.Option("--instance", help="Which worker of this plugin and organisation.")]
+PortOption = Annotated[str | None, typer.Option("--port", help="The only port that will do.")]
+TtlOption = Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")]
+WaitOption = Annotated[str | None, typer.Option("--wait", help="How long to wait for a free port.")]
+LabelOption = Annotated[list[str] | None, typer.Option("--label", help="A free word about the lease: name=value.")]
+TokenOption = Annotated[
+    str | None, typer.Option("--token", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]")
+]
+Targets = Annotated[list[str] | None, typer.Argument(help="Ports, or workers as org/plugin#instance.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every lease that was claimed on this host by this user.")]
+
+
+def register(application: typer.Typer) -> None:
+    """Add the commands."""
+    application.command()(claim)
+    application.command()(renew)
+    application.command()(release)
+
+
+def claim(
+    plugin: Plugin,
+    org: OrgOption,
+    instance: InstanceOption = "0",
+    port: PortOption = None,
+    ttl: TtlOption = None,
+    wait: WaitOption = None,
+    label: LabelOption = None,
+    pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
+    token: TokenOption = None,
+    form: LeaseFormat = Format.TEXT,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Lease a port and print it. Claiming again for the same worker prints the same port.
+
+    Example: PORT=$(allocator claim email --org org-123)
+    """
+    arguments = claim_arguments(plugin, org, instance, port, ttl, label)
+    if pid is not None:
+        arguments["pid"] = living_process(pid)
+    wait_s = seconds(wait, "wait")
+    worker = WorkerId(org, plugin, arguments["instance"])
+    with desk(pool, host, redis_url, config) as at:
+        known = at.files.find(at.pool, at.host, worker)
+        arguments["token"] = token or os.environ.get("ALLOCATOR_TOKEN") or (live_token(at, known) if known else None)
+        lease = at.allocator.claim(plugin, wait=wait_s, **arguments)
+        try:
+            at.files.save(lease)
+        except AllocatorError:
+            if not known or known.token != lease.token:
+                at.allocator.release(lease)
+            raise
+        if known and known.port != lease.port:
+            at.files.remove(known)
+        write_lease(lease, form)
+
+
+def claim_arguments(
+    plugin: str, org: str, instance: str, port: str | None, ttl: str | None, labels: list[str] | None
+) -> ClaimArguments:
+    """Return the words of a command line as the arguments of a claim.
+
+    Raises:
+        InvalidInputError: When one of them cannot be right.
+    """
+    number = WorkerId.parse(f"{org}/{plugin}#{instance}").instance if instance.isdecimal() else -1
+    worker = WorkerId(org, plugin, 0)
+    if number < 0:
+        raise InvalidInputError(f"{shown(instance)} is not an instance; give a whole number from 0")
+    hint_name = environment_name(worker.plugin)
+    hint = os.environ.get(hint_name)
+    try:
+        hint_port = check_port(hint) if hint else None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"the variable {hint_name}: {error}") from None
+    pairs = dict(word.partition("=")[::2] for word in labels or [])
+    ttl_s = seconds(ttl, "TTL")
+    if ttl_s == 0:
+        raise InvalidInputError("a TTL of 0 ends at once; give for example 30s")
+    return {
+        "org": org,
+        "instance": number,
+        "port": None if port is None else check_port(port),
+        "hint": hint_port,
+        "ttl": ttl_s,
+        "labels": pairs,
+    }
+
+
+def seconds(text: str | None, what: str) -> float | None:
+    """Return a duration of the command line in seconds, or None when it was not given."""
+    return None if text is None else parse_duration_ms(text, what=what) / 1_000
+
+
+def living_process(text: str) -> int:
+    """Return the pid of a process that lives.
+
+    Raises:
+        InvalidInputError: When the text is no pid or no such process lives.
+    """
+    from allocator.kernel.processes import identify
+
+    if not text.isdecimal() or len(text) > 9 or identify(int(text)) is None:
+        raise InvalidInputError(f"{shown(text)} is not the pid of a living process; give one, for example $PPID")
+    return int(text)
+
+
+def live_token(at: Desk, known: Lease) -> str | None:
+    """Return the token of a saved lease if Redis says that it is live; another grant needs another token."""
+    from allocator.protocol import listing
+    from allocator.protocol.pools import pool_rules
+
+    rules = at.allocator.run(pool_rules(at.allocator.session.context, at.pool))
+    space = at.allocator.session.context.space(rules)
+    live = at.allocator.run(listing.port_view(at.pool, space, known.port)).lease
+    return known.token if live and live.fence == known.fence else None
+
+
+def renew(
+    targets: Targets = None,
+    every_one: AllOption = False,
+    ttl: TtlOption = None,
+    every: Annotated[str | None, typer.Option("--every", help="Go on renewing, at this interval.")] = None,
+    pid: Annotated[str | None, typer.Option("--pid", help="With --every: until this process has ended.")] = None,
+    token: TokenOption = None,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Extend leases by their TTL from now.
+
+    Example: allocator renew 5556 --every 10s --pid $$
+    """
+    interval_s = seconds(every, "interval")
+    if pid is not None and interval_s is None:
+        raise InvalidInputError("--pid goes with --every; add for example --every 10s")
+    if interval_s is not None and interval_s < 0.05:
+        raise InvalidInputError("an interval below 50ms only burdens Redis; give for example --every 10s")
+    process = living_process(pid) if pid is not None else None
+    ttl_s = seconds(ttl, "TTL")
+    with desk(pool, host, redis_url, config) as at:
+        leases = chosen(at, targets, every_one, token, "renew")
+        if ttl_s is not None:
+            leases = [replace(lease, ttl_ms=round(ttl_s * 1_000)) for lease in leases]
+        _renew_until(at, leases, interval_s, process, rewrite=ttl_s is not None)
+
+
+def _renew_until(at: Desk, leases: list[Lease], interval_s: float | None, pid: int | None, *, rewrite: bool) -> None:
+    import time
+
+    from allocator.kernel.processes import identify, wait_for_exit
+
+    process = identify(pid) if pid is not None else None
+    while True:
+        leases = at.allocator.renew(*leases, rewrite=rewrite)
+        for lease in leases:
+            if at.files.load(lease.pool, lease.host, lease.port):
+                at.files.save(lease)
+        if interval_s is None:
+            return
+        if pid is None:
+            time.sleep(interval_s)
+        elif process is None or wait_for_exit(process, interval_s):
+            talk(f"process {pid} has ended; its leases end by their TTL")
+            return
+
+
+def release(
+    targets: Targets = None,
+    every_one: AllOption = False,
+    token: TokenOption = None,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give leased ports back.
+
+    Example: allocator release 5556
+    """
+    with desk(pool, host, redis_url, config) as at:
+        for lease in chosen(at, targets, every_one, token, "release"):
+            if not at.allocator.release(lease):
+                talk(f"the lease of {lease.worker} on {lease.address} had ended already")
+            at.files.remove(lease)
+
+
+def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | None, verb: str) -> list[Lease]:
+    """Return the leases that a command line names, with their tokens.
+
+    Raises:
+        InvalidInputError: When it names none, or contradicts itself.
+        HeldError: When a lease is held by somebody whose token is not here.
+    """
+    if every_one == bool(targets):
+        raise InvalidInputError(f"say which leases to {verb}: ports, org/plugin#instance, or --all")
+    if every_one:
+        return at.files.all(at.pool, at.host)
+    given = token or os.environ.get("ALLOCATOR_TOKEN")
+    if given and len(targets or []) != 1:
+        raise InvalidInputError("a token belongs to one lease; name just one port or worker with it")
+    found = [lease for target in targets or [] if (lease := _one(at, target, given, verb))]
+    return list({(lease.port, lease.token): lease for lease in found}.values())
+
+
+def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
+    if "/" in target:
+        worker = WorkerId.parse(target)
+        saved = at.files.find(at.pool, at.host, worker)
+        live = next((lease for lease in at.allocator.leases(host=at.host) if lease.worker == worker), None)
+    else:
+        port = check_port(target)
+        saved = at.files.load(at.pool, at.host, port)
+        at.allocator.pool().check_port(port)
+        live = next((lease for lease in at.allocator.leases(host=at.host) if lease.port == port), None)
+    if token:
+        from allocator.client.session import check_token
+
+        if live or saved:
+            return replace(live or saved, token=check_token(token))  # type: ignore[type-var]  # one of them is a lease
+    elif saved:
+        return saved
+    if live:
+        raise HeldError(
+            f"port {live.port} on {live.host} is held by {live.worker}, and its token is not on this host; "
+            "give it with --token or ALLOCATOR_TOKEN",
+            holder=live,
+        )
+    if verb == "release":
+        talk(f"{target} has no lease on {at.host}; nothing to release")
+        return None
+    raise LeaseLostError(f"{target} has no lease on {at.host}; claim it again")

@@ -1,0 +1,114 @@
+"""The options that every command takes, and what a command works with once they are read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.model.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.client.blocking import PortAllocator
+    from allocator.client.lease_files import LeaseFiles
+
+PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool. [default: sdk-v2; ALLOCATOR_POOL]")]
+HostOption = Annotated[
+    str | None, typer.Option("--host", help="Name of this port namespace. [default: the host name; ALLOCATOR_HOST]")
+]
+RedisOption = Annotated[
+    str | None, typer.Option("--redis-url", help="Where Redis is. [default: embedded server; ALLOCATOR_REDIS_URL]")
+]
+ConfigOption = Annotated[str | None, typer.Option("--config", help="A settings file. [default: allocator.toml]")]
+
+
+class Format(StrEnum):
+    """How a command writes its data."""
+
+    TEXT = "text"
+    JSON = "json"
+    ENV = "env"
+    SHELL = "shell"
+
+
+class ListFormat(StrEnum):
+    """How a command writes a listing."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+LeaseFormat = Annotated[Format, typer.Option("--format", help="How to write the lease.")]
+RowsFormat = Annotated[ListFormat, typer.Option("--format", help="How to write the rows.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What a command works with.
+
+    Attributes:
+        settings: What it goes by.
+        allocator: The pool's leases on this host.
+        files: The tokens of leases that were claimed here.
+    """
+
+    settings: Settings
+    allocator: PortAllocator
+    files: LeaseFiles
+
+    @property
+    def host(self) -> str:
+        """The name of this port namespace."""
+        return self.allocator.session.host
+
+    @property
+    def pool(self) -> str:
+        """The pool's name."""
+        return self.settings.pool
+
+
+def read_settings(pool: str | None, host: str | None, redis_url: str | None, config: str | None) -> Settings:
+    """Return the settings that the flags, the environment and the file make."""
+    flags = {"pool": pool, "host": host, "redis_url": redis_url}
+    return load_settings(flags, os.environ, Path.cwd(), config=config)
+
+
+@contextmanager
+def desk(
+    pool: str | None = None, host: str | None = None, redis_url: str | None = None, config: str | None = None
+) -> Iterator[Desk]:
+    """Give what a command works with, connected lazily, closed at the end."""
+    from allocator.client.blocking import PortAllocator
+    from allocator.client.lease_files import LeaseFiles
+    from allocator.client.session import make_session
+    from allocator.store.blocking import Store
+
+    settings = read_settings(pool, host, redis_url, config)
+    session = make_session(settings.pool, settings.host, "keep")
+    url = settings.redis_url or _embedded_url(settings)
+    store = Store.open(url, timeout_s=settings.connect_timeout_ms / 1_000, password=settings.redis_password)
+    with PortAllocator(store, session) as allocator:
+        yield Desk(settings, allocator, LeaseFiles(settings.state_dir / "leases"))
+
+
+def _embedded_url(settings: Settings) -> str:
+    from allocator.store.embedded import EmbeddedServer
+
+    return EmbeddedServer(settings.state_dir).ensure(
+        lambda status: talk(
+            f"no Redis is configured: started an embedded server (pid {status.pid}) with its data in {status.data_dir}"
+        )
+    )
+
+
+def talk(line: str) -> None:
+    """Say one line to the person who watches."""
+    print(f"allocator: {line}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""How leases and rows are written: for people, for pipes, for programs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from allocator.cli.options import Format, ListFormat
+from allocator.model.names import environment_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from allocator.model.leases import Lease
+
+
+def write_lease(lease: Lease, form: Format) -> None:
+    """Write a lease that this command holds: the port alone, an object, or variables."""
+    if form is Format.TEXT:
+        print(lease.port)
+    elif form is Format.JSON:
+        write_json(lease.as_json(with_token=True))
+    else:
+        variables = {
+            "PORT": str(lease.port),
+            environment_name(lease.plugin): str(lease.port),
+            "ALLOCATOR_HOST": lease.host,
+            "ALLOCATOR_FENCE": str(lease.fence),
+        }
+        for name, value in variables.items():
+            print(f"export {name}={shlex.quote(value)}" if form is Format.SHELL else f"{name}={value}")
+
+
+def write_json(value: object) -> None:
+    """Write one JSON value: indented on a terminal, on one line into a pipe."""
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+
+
+def write_rows(headings: Sequence[str], rows: Sequence[Sequence[object]], form: ListFormat) -> None:
+    """Write a table: aligned columns under headings, or an array of objects."""
+    if form is ListFormat.JSON:
+        keys = [heading.lower().replace(" ", "_") for heading in headings]
+        write_json([dict(zip(keys, row, strict=True)) for row in rows])
+        return
+    texts = [
+        [str(heading) for heading in headings],
+        *[["-" if cell is None else str(cell) for cell in row] for row in rows],
+    ]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
+    for row in texts:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
