@@ -91,7 +91,7 @@ def _lease_findings(at: Desk) -> Iterator[str]:
             yield f"{who} listens on port {port} without a lease; claim one for it, or end it"
     for port, lease in sorted(leases.items()):
         if port not in listening and lease.state is not LeaseState.STARTING:
-            yield f"port {port} is leased by {lease.worker} ({lease.state}), but nobody listens on it; allocator show {port}"
+            yield f"port {port} is leased by {lease.worker} ({lease.state}), but nobody listens; allocator show {port}"
     for saved in at.files.all(at.pool, at.host):
         if saved.port not in leases:
             yield f"a lease file is left of {saved.worker} on port {saved.port}; allocator release {saved.port}"
