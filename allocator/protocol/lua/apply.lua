@@ -12,9 +12,9 @@
 
 --@include replies
 --@include base
---@include leases
 
-return guarded(function()
+local function run()
+  --@include keys
   local before = {}
   local pairs_before = read('HGETALL', base)
   for i = 1, #pairs_before, 2 do
@@ -40,6 +40,7 @@ return guarded(function()
   end
 
   -- writes --
+  --@include events
   for _, field in ipairs(stale) do
     redis.call('HDEL', base, field)
   end
@@ -49,4 +50,6 @@ return guarded(function()
   redis.call('HSET', base, 'version', version + 1)
   record_event('pool', '-', 0, '-', '-', 'version', version + 1)
   return { before['first'] and CHANGED or CREATED, version + 1 }
-end)
+end
+
+--@include run

@@ -24,8 +24,6 @@
 
 --@include replies
 --@include base
---@include ranges
---@include leases
 
 local NEVER_USED_STEPS = 256
 -- A port that strangers have or that belongs to another plugin seldom stands first: four are read, then pages.
@@ -34,190 +32,105 @@ local PAGE = 64
 local PAGES = 4
 local MAX_CONVENTIONAL = 1024
 
-local host, worker, token = ARGV[1], ARGV[2], ARGV[3]
-local ttl_ms, explicit, hint = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local host_key, space_key = base .. ':host:' .. host, base .. ':host:' .. space
+-- Whether a grant has not ended (its lease may have expired: nobody has seen that yet).
+local function is_open(grant, port)
+  return not string.find(grant, '^[-~]') and grant_of(grant, port) == ''
+end
 
-local function has_live_lease(now, grace_ms)
-  local offset = 0
-  while offset < 65536 do
-    local ports = read('ZRANGEBYSCORE', ports_key, '(' .. whole(now), FOREVER, 'LIMIT', offset, 512)
-    local keys = {}
-    for i, port in ipairs(ports) do
-      keys[i] = lease_prefix .. port
-    end
-    if #keys == 0 then
-      return false
-    end
-    for i, lease in ipairs(read('MGET', unpack(keys))) do
-      if lease and lease_head(lease, keys[i]).host == host then
-        return true
-      end
-    end
-    offset = offset + 512
-  end
-  return false
+local function close_unseen(kind, port, grant)
+  local _, fence, _, host, worker = grant_of(grant, port)
+  close_grant(kind, port, grant, fence, host, worker)
 end
 
 local function run()
-  local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#%d+$')
-  local pool = read('HMGET', base, 'first', 'last', 'dynamic', 'grace_ms', 'cooldown_ms', 'ttl_min_ms', 'ttl_max_ms',
-    'scope', 'spill', 'fence', 'version', 'conventional:' .. plugin)
+  --@include keys
+  --@include places
+  --@include fences
+  local host, worker, token, ttl_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+  local ttl_ms, explicit, hint = tonumber(ttl_text), tonumber(ARGV[5]), tonumber(ARGV[6])
+  local state, extra = ARGV[7], ARGV[8]
+  local host_key, space_key = base .. ':host:' .. host, base .. ':host:' .. space
+  local plugin = string.match(worker, '/([^#]+)#')
+  local pool = read('HMGET', base, 'first', 'last', 'grace_ms', 'ttl_min_ms', 'ttl_max_ms', 'scope', 'fence',
+    'version', 'spill', 'dynamic', 'conventional:' .. plugin)
   if not pool[1] then
     return { NO_POOL }
   end
   local first, last = number(pool[1], base, 'first'), number(pool[2], base, 'last')
-  local grace_ms = number(pool[4], base, 'grace_ms')
-  if ttl_ms < number(pool[6], base, 'ttl_min_ms') or ttl_ms > number(pool[7], base, 'ttl_max_ms')
-    or (pool[8] == 'fleet') ~= (space == '*') then
+  local grace_ms = number(pool[3], base, 'grace_ms')
+  if ttl_ms < number(pool[4], base, 'ttl_min_ms') or ttl_ms > number(pool[5], base, 'ttl_max_ms')
+    or (pool[6] == 'fleet') ~= (space == '*') then
     return { STALE_POOL }
   end
-  local now, now_us = server_time()
+  local last_fence, version, spill, conventional = pool[7], pool[8], pool[9] == '1', pool[11] or ''
+  --@include now
 
   local known = read('HMGET', host_key, 'machine', 'boot', 'netns', 'cordon', 'watermark', 'version')
   if space ~= host then
     local counted = read('HMGET', space_key, 'watermark', 'version')
     known[5], known[6] = counted[1], counted[2]
   end
-  local other_machine = known[1] and (known[1] ~= ARGV[9] or (known[2] == ARGV[10] and known[3] ~= ARGV[11]))
-  if other_machine and has_live_lease(now, grace_ms) then
-    return { HOST_CONFLICT, known[1] }
+  local is_known = known[1] == ARGV[9] and known[2] == ARGV[10] and known[3] == ARGV[11]
+  if known[1] and not is_known and (known[1] ~= ARGV[9] or known[2] == ARGV[10]) then
+    --@include lease_head
+    --@include live_lease
+    if has_live_lease(host, now) then
+      return { HOST_CONFLICT, known[1] }
+    end
   end
 
-  -- Where the worker is, or last was.
-  local place_text = read('GET', worker_key(worker))
+  -- Where the worker is, or last was. A place with the time from which its port is claimable is one that was left.
+  local place = read('GET', worker_prefix .. worker)
   local sticky, own_cooldown, superseded
-  if place_text then
-    local place = place_of(place_text, worker_key(worker))
-    local place_space = space == '*' and '*' or place.host
-    local place_lease = base .. ':lease:' .. place_space .. ':' .. place.port
-    local lease = read('GET', place_lease)
-    local head = lease and lease_head(lease, place_lease)
-    if head and head.worker == worker then
-      local grant_there = read('HGET', base .. ':tokens:' .. place_space, place.port)
-      local proof = grant_there and grant_of(grant_there, place.port)
-      local port = tonumber(place.port)
-      if proof and proof.token == token and place.host == host and (explicit == 0 or explicit == port) then
-        return { SAME, lease, redis.call('PTTL', place_lease), whole(now) }
+  if place then
+    local place_host, place_port, _, free_at = place_of(place, worker_prefix .. worker)
+    if free_at == 0 then
+      --@include lease_head
+      --@include grants
+      local place_space = space == '*' and '*' or place_host
+      local place_lease = base .. ':lease:' .. place_space .. ':' .. place_port
+      local lease = read('GET', place_lease)
+      local fence, its_worker
+      if lease then
+        fence, _, its_worker = lease_head(lease, place_lease)
       end
-      if place.host ~= host or head.fence ~= ARGV[12] then
-        return { HELD, lease, redis.call('PTTL', place_lease), whole(now) }
+      if its_worker == worker then
+        local grant = read('HGET', base .. ':tokens:' .. place_space, place_port)
+        local proof
+        if grant then
+          _, _, proof = grant_of(grant, place_port)
+        end
+        local port = tonumber(place_port)
+        if proof == token and place_host == host and (explicit == 0 or explicit == port) then
+          return { SAME, lease, redis.call('PTTL', place_lease), whole(now) }
+        end
+        if place_host ~= host or fence ~= ARGV[12] then
+          return { HELD, lease, redis.call('PTTL', place_lease), whole(now) }
+        end
+        superseded = proof and port
       end
-      superseded = proof and port
     end
-    if place.host == host or space == '*' then
-      sticky = tonumber(place.port)
-      own_cooldown = not lease and place.free_at > 0 and place.free_at
+    if place_host == host or space == '*' then
+      sticky = tonumber(place_port)
+      own_cooldown = free_at > 0 and free_at
     end
   end
   if known[4] then
     return { CORDONED }
   end
 
+  --@include ranges
   local strangers = parse_ranges(ARGV[13])
   local function claimable(port)
     if port < first or port > last or within(strangers, port) then
       return false
     end
-    local score = read('ZSCORE', ports_key, port)
-    return not score or tonumber(score) <= now
-      or (port == sticky and tonumber(score) == own_cooldown) or port == superseded
+    local score = tonumber(read('ZSCORE', ports_key, port) or 0)
+    return score <= now or (port == sticky and score == own_cooldown) or port == superseded
   end
 
   -- The order of choice.
-  local port, watermark
-  local dynamic = parse_ranges(pool[3])
-
-  local function conventional_of_plugin()
-    for candidate in string.gmatch(pool[12] or '', '%d+') do
-      if claimable(tonumber(candidate)) then
-        return tonumber(candidate)
-      end
-    end
-  end
-
-  local skipped, complete = {}, true
-  local function never_used()
-    local steps = 0
-    local from = known[6] == pool[11] and tonumber(known[5]) or 0
-    for _, range in ipairs(dynamic) do
-      for candidate = math.max(range[1], from), range[2] do
-        steps = steps + 1
-        if steps > NEVER_USED_STEPS then
-          watermark, complete = candidate, false
-          return nil
-        end
-        if not read('ZSCORE', ports_key, candidate) then
-          if not within(strangers, candidate) then
-            watermark = candidate + 1
-            return candidate
-          end
-          skipped[#skipped + 1] = candidate
-        end
-      end
-    end
-    watermark = last + 1
-  end
-
-  -- Conventional and retired ports whose time has passed are forgotten on the way (absent means claimable),
-  -- so that they are read once and not at every claim.
-  local forgettable = {}
-  local function free_longest()
-    local bound = PAGES * PAGE
-    for _, range in ipairs(strangers) do
-      bound = bound + range[2] - range[1] + 1
-    end
-    local offset, size = 0, FIRST_PAGE
-    while offset < bound do
-      local passed = read('ZRANGEBYSCORE', ports_key, '-inf', whole(now), 'LIMIT', offset, size)
-      for _, text in ipairs(passed) do
-        local candidate = number(text, ports_key, text)
-        if not within(dynamic, candidate) then
-          forgettable[#forgettable + 1] = text
-        elseif not within(strangers, candidate) then
-          return candidate
-        end
-      end
-      if #passed < size then
-        return nil
-      end
-      offset, size = offset + size, PAGE
-    end
-    complete = false
-  end
-
-  local function idle_conventional()
-    local reserved = read('HGET', base, 'reserved') or ''
-    for candidate in string.gmatch(reserved, '%d+') do
-      if claimable(tonumber(candidate)) then
-        return tonumber(candidate)
-      end
-    end
-  end
-
-  local function eligible(candidate)
-    if within(dynamic, candidate) then
-      return true
-    end
-    return candidate >= first and candidate <= last
-      and (pool[9] == '1' or string.find(',' .. (pool[12] or '') .. ',', ',' .. candidate .. ',', 1, true))
-  end
-
-  local function ms_until_next()
-    for offset = 0, MAX_CONVENTIONAL, PAGE do
-      local ahead = read('ZRANGEBYSCORE', ports_key, '(' .. whole(now), FOREVER, 'WITHSCORES', 'LIMIT', offset, PAGE)
-      for i = 1, #ahead, 2 do
-        if eligible(tonumber(ahead[i])) then
-          return whole(tonumber(ahead[i + 1]) - now)
-        end
-      end
-      if #ahead < 2 * PAGE then
-        return '-1'
-      end
-    end
-    return '-1'
-  end
-
+  local port, watermark, skipped, forgotten
   if explicit > 0 then
     if not claimable(explicit) then
       if explicit < first or explicit > last then
@@ -225,9 +138,9 @@ local function run()
       elseif within(strangers, explicit) then
         return { TAKEN, 'bound', '', -1, whole(now) }
       end
-      local free_in = whole(tonumber(read('ZSCORE', ports_key, explicit)) - now)
       local lease = read('GET', lease_prefix .. explicit)
-      return { TAKEN, lease and 'leased' or 'cooling', lease or '', free_in, whole(now) }
+      return { TAKEN, lease and 'leased' or 'cooling', lease or '',
+        whole(read('ZSCORE', ports_key, explicit) - now), whole(now) }
     end
     port = explicit
   elseif sticky and claimable(sticky) then
@@ -235,50 +148,126 @@ local function run()
   elseif hint > 0 and claimable(hint) then
     port = hint
   else
-    port = conventional_of_plugin() or never_used() or free_longest() or (pool[9] == '1' and idle_conventional())
-  end
-  if not port and complete then
-    return { EXHAUSTED, ms_until_next() }
+    local dynamic, complete = parse_ranges(pool[10] or ''), true
+    skipped, forgotten = {}, {}
+
+    local function first_claimable(list)
+      for candidate in string.gmatch(list, '%d+') do
+        if claimable(tonumber(candidate)) then
+          return tonumber(candidate)
+        end
+      end
+    end
+
+    local function never_used()
+      local steps = 0
+      local from = known[6] == version and tonumber(known[5]) or 0
+      if from > last then
+        return nil
+      end
+      for _, range in ipairs(dynamic) do
+        for candidate = math.max(range[1], from), range[2] do
+          steps = steps + 1
+          if steps > NEVER_USED_STEPS then
+            watermark, complete = candidate, false
+            return nil
+          end
+          if not read('ZSCORE', ports_key, candidate) then
+            if not within(strangers, candidate) then
+              watermark = candidate + 1
+              return candidate
+            end
+            skipped[#skipped + 1] = candidate
+          end
+        end
+      end
+      watermark = last + 1
+    end
+
+    -- Conventional and retired ports whose time has passed are forgotten on the way (absent means claimable),
+    -- so that they are read once and not at every claim.
+    local function free_longest()
+      local bound = PAGES * PAGE
+      for _, range in ipairs(strangers) do
+        bound = bound + range[2] - range[1] + 1
+      end
+      local offset, size = 0, FIRST_PAGE
+      while offset < bound do
+        local passed = read('ZRANGEBYSCORE', ports_key, '-inf', now, 'LIMIT', offset, size)
+        for _, text in ipairs(passed) do
+          local candidate = number(text, ports_key, text)
+          if not within(dynamic, candidate) then
+            forgotten[#forgotten + 1] = text
+          elseif not within(strangers, candidate) then
+            return candidate
+          end
+        end
+        if #passed < size then
+          return nil
+        end
+        offset, size = offset + size, PAGE
+      end
+      complete = false
+    end
+
+    port = first_claimable(conventional) or never_used() or free_longest()
+      or (spill and first_claimable(read('HGET', base, 'reserved') or ''))
+    if not port and complete then
+      --@include next_port
+      return { EXHAUSTED, ms_until_next(first, last, dynamic, spill, conventional, now) }
+    end
   end
 
-  local forgotten = {}
-  if #forgettable > 0 then
-    for i, grant in ipairs(read('HMGET', tokens_key, unpack(forgettable))) do
-      forgotten[i] = grant and grant_of(grant, forgettable[i])
+  -- Grants on these ports whose end nobody has seen.
+  local unseen = {}
+  if forgotten and #forgotten > 0 then
+    for i, grant in ipairs(read('HMGET', tokens_key, unpack(forgotten))) do
+      if grant and not string.find(grant, '^[-~]') and tonumber(forgotten[i]) ~= port then
+        unseen[#unseen + 1] = { 'expired', forgotten[i], grant }
+      end
     end
   end
   local previous = port and read('HGET', tokens_key, port)
-  previous = previous and grant_of(previous, port)
-  local lease
-  local grant = { fence = next_fence(pool[10], now_us), token = token, host = host, worker = worker }
-  if port then
-    lease = lease_text(grant.fence, ARGV[7], worker, host, port, whole(now), ARGV[4], ARGV[8])
+  if previous and not string.find(previous, '^[-~]') then
+    unseen[#unseen + 1] = { port == superseded and 'superseded' or 'expired', port, previous }
+  end
+  if #unseen > 0 then
+    --@include grants
+    for _, item in ipairs(unseen) do
+      item.parts = { grant_of(item[3], item[2]) }
+    end
   end
 
   -- writes --
-  if known[1] ~= ARGV[9] or known[2] ~= ARGV[10] or known[3] ~= ARGV[11] then
+  if not is_known then
     redis.call('HSET', host_key, 'machine', ARGV[9], 'boot', ARGV[10], 'netns', ARGV[11])
   end
   if watermark then
-    redis.call('HSET', space_key, 'watermark', whole(watermark), 'version', pool[11])
+    redis.call('HSET', space_key, 'watermark', watermark, 'version', version)
   end
-  for _, candidate in ipairs(skipped) do
-    redis.call('ZADD', ports_key, 'NX', 0, candidate)
-  end
-  for i, text in ipairs(forgettable) do
-    if forgotten[i] and not forgotten[i].ended then
-      close_grant('expired', text, forgotten[i])
+  --@include services
+  --@include events
+  --@include lease_text
+  if #unseen > 0 then
+    --@include close
+    for _, item in ipairs(unseen) do
+      close_grant(item[1], item[2], item[3], item.parts[2], item.parts[4], item.parts[5])
     end
-    redis.call('ZREM', ports_key, text)
+  end
+  if forgotten then
+    for _, candidate in ipairs(skipped) do
+      redis.call('ZADD', ports_key, 'NX', 0, candidate)
+    end
+    for _, text in ipairs(forgotten) do
+      redis.call('ZREM', ports_key, text)
+    end
   end
   if not port then
     return { AGAIN }
   end
-  if previous and not previous.ended then
-    close_grant(port == superseded and 'superseded' or 'expired', port, previous)
-  end
-  open_grant('granted', port, grant, lease, ttl_ms, now, grace_ms)
-  return { GRANTED, lease, ttl_ms, whole(now) }
+  local kind, now_text, fence = GRANTED, whole(now), next_fence(last_fence, now_us)
+  --@include open
+  return { GRANTED, lease, ttl_ms, now_text }
 end
 
-return guarded(run)
+--@include run

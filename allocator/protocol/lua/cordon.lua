@@ -9,9 +9,9 @@
 
 --@include replies
 --@include base
---@include leases
 
-return guarded(function()
+local function run()
+  --@include keys
   local host_key = base .. ':host:' .. ARGV[1]
   local known = read('HMGET', host_key, 'machine', 'cordon')
   local on = ARGV[2] == 'on'
@@ -22,6 +22,7 @@ return guarded(function()
   end
 
   -- writes --
+  --@include events
   if on then
     redis.call('HSET', host_key, 'cordon', '1')
   else
@@ -29,4 +30,6 @@ return guarded(function()
   end
   record_event(on and 'cordoned' or 'uncordoned', ARGV[1], 0, '-', '-')
   return { CHANGED }
-end)
+end
+
+--@include run

@@ -12,22 +12,24 @@
 
 --@include replies
 --@include base
---@include leases
---@include endings
 
 local FIRST_MS, FACTOR, LONGEST_MS, PEACE_MS = 5000, 4, 600000, 3600000
 
-return guarded(function()
-  local space_key = base .. ':host:' .. space
-  local strikes = {}
-  local reply = end_grants(DECLINED, false, function(port, now)
+local function run()
+  --@include keys
+  local kind, keeps_place = DECLINED, false
+  local space_key, strikes = base .. ':host:' .. space, {}
+  local function free_at(port, now)
     local count, at = string.match(read('HGET', space_key, 'strikes:' .. port) or '', '^(%d+) (%d+)$')
-    count = count and now - tonumber(at) < PEACE_MS and tonumber(count) or 0
+    count = count and now - at < PEACE_MS and tonumber(count) or 0
     strikes[#strikes + 1] = { port, (count + 1) .. ' ' .. whole(now) }
     return now + math.min(FIRST_MS * FACTOR ^ count, LONGEST_MS)
-  end)
+  end
+  --@include endings
   for _, strike in ipairs(strikes) do
     redis.call('HSET', space_key, 'strikes:' .. strike[1], strike[2])
   end
   return reply
-end)
+end
+
+--@include run

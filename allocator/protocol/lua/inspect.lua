@@ -16,9 +16,9 @@
 
 --@include replies
 --@include base
---@include leases
 
-return guarded(function()
+local function run()
+  --@include keys
   local what = ARGV[1]
   if what == 'pool' then
     return read('HGETALL', base)
@@ -31,7 +31,7 @@ return guarded(function()
     local newest = read('XREVRANGE', events_key, '+', '-', 'COUNT', 1)
     return { newest[1] and newest[1][1] or '0-0' }
   end
-  local now = server_time()
+  --@include now
   if what == 'port' then
     local key = lease_prefix .. ARGV[2]
     return { whole(now), ARGV[2], read('ZSCORE', ports_key, ARGV[2]) or '', read('GET', key) or '',
@@ -53,4 +53,6 @@ return guarded(function()
     reply[at + 2], reply[at + 3] = leases[i] or '', leases[i] and redis.call('PTTL', keys[i]) or 0
   end
   return reply
-end)
+end
+
+--@include run

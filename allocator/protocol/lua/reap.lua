@@ -13,16 +13,17 @@
 
 --@include replies
 --@include base
---@include leases
 
 local SPACES = 16
 local PAGE = 64
 
-return guarded(function()
+local function run()
+  --@include keys
+  --@include now
+  --@include grants
   local pool = read('HMGET', base, 'grace_ms', 'version')
   local grace_ms = pool[1] and number(pool[1], base, 'grace_ms') or 0
   local version = pool[2] or '0'
-  local now = server_time()
   local most = math.min(tonumber(ARGV[1]), PAGE)
   local closing, agenda = {}, {}
 
@@ -49,13 +50,16 @@ return guarded(function()
     if #ports > 0 then
       local grants, leases = read('HMGET', its_tokens, unpack(ports)), read('MGET', unpack(keys))
       for i, port in ipairs(ports) do
-        local grant = grants[i] and grant_of(grants[i], port)
-        if grant and not grant.ended then
+        local ended, fence, host, worker, _
+        if grants[i] then
+          ended, fence, _, host, worker = grant_of(grants[i], port)
+        end
+        if ended == '' then
           if leases[i] or #closing >= most then
             reached, next_at = scores[i], leases[i] and scores[i] - grace_ms or now
             break
           end
-          closing[#closing + 1] = { space = due, port = port, grant = grant }
+          closing[#closing + 1] = { space = due, port = port, grant = grants[i], fence = fence, host = host, worker = worker }
         end
       end
       if not next_at and #ports == ties + PAGE then
@@ -70,9 +74,12 @@ return guarded(function()
   end
 
   -- writes --
+  --@include services
+  --@include events
+  --@include close
   for _, item in ipairs(closing) do
     tokens_key = base .. ':tokens:' .. item.space
-    close_grant('expired', item.port, item.grant)
+    close_grant('expired', item.port, item.grant, item.fence, item.host, item.worker)
   end
   for _, item in ipairs(agenda) do
     redis.call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version)
@@ -84,4 +91,6 @@ return guarded(function()
     wait = math.max(0, tonumber(next_due) - now)
   end
   return { REAPED, #closing, whole(wait) }
-end)
+end
+
+--@include run

@@ -12,12 +12,16 @@
 
 --@include replies
 --@include base
---@include leases
---@include endings
 
-return guarded(function()
+local function run()
+  --@include keys
+  local kind, keeps_place = RELEASED, true
   local cooldown_ms = tonumber(read('HGET', base, 'cooldown_ms')) or 0
-  return end_grants(RELEASED, true, function(_, now)
+  local function free_at(_, now)
     return now + cooldown_ms
-  end)
-end)
+  end
+  --@include endings
+  return reply
+end
+
+--@include run

@@ -18,26 +18,31 @@
 
 --@include replies
 --@include base
---@include leases
 
 local WORDS = 8
 -- A worker's place is written anew once an hour, so that it never runs out under a lease that is kept.
 local PLACE_PERIOD_MS = 3600000
 
 local function run()
+  --@include keys
+  --@include grants
+  --@include places
+  --@include lease_head
+  local args, call, find, byte = ARGV, redis.call, string.find, string.byte
   local pool = read('HMGET', base, 'grace_ms', 'fence')
   if not pool[1] then
     return { NO_POOL }
   end
   local grace_ms, last_fence = number(pool[1], base, 'grace_ms'), pool[2]
-  local now, now_us = server_time()
-  local host = ARGV[1]
+  --@include now
+  --@include fences
+  local host = args[1]
   local host_key = base .. ':host:' .. host
-  local count = (#ARGV - 4) / WORDS
+  local count = (#args - 4) / WORDS
 
   local ports, lease_keys = {}, {}
   for i = 1, count do
-    local port = ARGV[4 + (i - 1) * WORDS + 1]
+    local port = args[i * WORDS - 3]
     ports[i], lease_keys[i] = port, lease_prefix .. port
   end
   local grants = read('HMGET', tokens_key, unpack(ports))
@@ -47,96 +52,105 @@ local function run()
 
   -- Whether a lease that is gone may be written again; else what stands in the way.
   local function obstacle(i, token, fence, worker)
-    local grant = grants[i] and grant_of(grants[i], ports[i])
-    if grant and grant.token == token then
-      if grant.ended then
+    local ended, known_fence, known_token
+    if grants[i] then
+      ended, known_fence, known_token = grant_of(grants[i], ports[i])
+    end
+    if known_token == token then
+      if ended ~= '' then
         return 'released'
       end
     elseif leases[i] then
       return leases[i]
-    elseif grant and not grant.declined and tonumber(grant.fence) >= tonumber(fence) then
+    elseif known_fence and ended ~= '~' and tonumber(known_fence) >= tonumber(fence) then
       return 'replaced'
     end
-    local place_text = read('GET', worker_key(worker))
-    if place_text then
-      local place = place_of(place_text, worker_key(worker))
-      local key = base .. ':lease:' .. (space == '*' and '*' or place.host) .. ':' .. place.port
+    local place = read('GET', worker_prefix .. worker)
+    if place then
+      local place_host, place_port = place_of(place, worker_prefix .. worker)
+      local key = base .. ':lease:' .. (space == '*' and '*' or place_host) .. ':' .. place_port
       local lease = key ~= lease_keys[i] and read('GET', key)
-      if lease and lease_head(lease, key).worker == worker then
-        return lease
+      if lease then
+        local _, _, its_worker = lease_head(lease, key)
+        return its_worker == worker and lease
       end
     end
   end
 
-  local reply, seen, heads = { whole(now) }, {}, {}
+  local now_text = whole(now)
+  local reply, first_at, heads = { now_text }, {}, {}
   for i = 1, count do
-    local at = 4 + (i - 1) * WORDS
-    local token, fence, worker, mode = ARGV[at + 2], ARGV[at + 3], ARGV[at + 5], ARGV[at + 6]
-    local grant = grants[i]
+    local at = i * WORDS - 4
+    local port, token, grant = ports[i], args[at + 2], grants[i]
     local code, detail = RENEWED, ''
-    if seen[ports[i]] then
+    if first_at[port] then
       code, detail = LOST, 'replaced'
-      if ARGV[seen[ports[i]] + 2] == token then
-        code, detail = 'repeated', seen[ports[i]]
+      if args[first_at[port] + 2] == token then
+        code, detail = 'repeated', first_at[port]
       end
-    elseif not (leases[i] and grant and string.find(grant, ' ' .. token .. ' ', 1, true)
-        and not string.find(grant, '^[-~]')) then
-      detail = obstacle(i, token, fence, worker)
-      if detail then
-        code = LOST
-      else
-        last_fence = next_fence(last_fence, now_us, fence)
-        code, detail = REASSERTED, last_fence
+    else
+      first_at[port] = at
+      if not (leases[i] and grant and find(grant, ' ' .. token .. ' ', 1, true) and byte(grant) >= 48) then
+        local fence = args[at + 3]
+        detail = obstacle(i, token, fence, args[at + 5])
+        if detail then
+          code = LOST
+        else
+          last_fence = next_fence(last_fence, now_us, fence)
+          code, detail = REASSERTED, last_fence
+        end
+      elseif args[at + 6] == 'set' then
+        heads[i] = { lease_head(leases[i], lease_keys[i]) }
       end
-    elseif mode == 'set' then
-      heads[i] = lease_head(leases[i], lease_keys[i])
     end
-    seen[ports[i]] = seen[ports[i]] or at
     reply[2 * i], reply[2 * i + 1] = code, detail
   end
 
   -- writes --
-  local scores = {}
+  --@include services
+  --@include events
+  --@include lease_text
+  local scores, in_period = {}, now % PLACE_PERIOD_MS
   for i = 1, count do
-    local at = 4 + (i - 1) * WORDS
-    local port, worker, state, extra = ports[i], ARGV[at + 5], ARGV[at + 7], ARGV[at + 8]
-    local ttl_text = ARGV[at + 4]
-    local ttl_ms = tonumber(ttl_text)
-    local code = reply[2 * i]
+    local at, code = i * WORDS - 4, reply[2 * i]
     if code == RENEWED then
-      if heads[i] then
-        local head = heads[i]
-        redis.call('SET', lease_keys[i],
-          lease_text(head.fence, state, worker, head.host, port, head.granted_at, ttl_text, extra), 'PX', ttl_text)
-        if head.state ~= state then
-          record_event('changed', head.host, port, worker, head.fence, 'state', state)
+      local port, ttl_text, head = ports[i], args[at + 4], heads[i]
+      local ttl_ms = tonumber(ttl_text)
+      if head then
+        local fence, known_state, _, its_host, granted_at = unpack(head)
+        local worker, state = args[at + 5], args[at + 7]
+        call('SET', lease_keys[i],
+          lease_text(fence, state, worker, its_host, port, granted_at, ttl_text, args[at + 8]), 'PX', ttl_text)
+        if known_state ~= state then
+          record_event('changed', its_host, port, worker, fence, 'state', state)
         end
       else
-        redis.call('PEXPIRE', lease_keys[i], ttl_text)
+        call('PEXPIRE', lease_keys[i], ttl_text)
       end
-      scores[#scores + 1] = whole(now + ttl_ms + grace_ms)
+      scores[#scores + 1] = now + ttl_ms + grace_ms
       scores[#scores + 1] = port
-      if math.floor(now / PLACE_PERIOD_MS) ~= math.floor((now - ttl_ms) / PLACE_PERIOD_MS) then
-        write_place(worker, host, port, grant_of(grants[i], port).fence, 0, ttl_ms)
+      if in_period < ttl_ms then
+        local _, fence = grant_of(grants[i], port)
+        write_place(args[at + 5], host, port, fence, 0, ttl_ms)
       end
     elseif code == REASSERTED then
-      local fence = reply[2 * i + 1]
-      local lease = lease_text(fence, state, worker, host, port, whole(now), ttl_text, extra)
-      open_grant('reasserted', port, { fence = fence, token = ARGV[at + 2], host = host, worker = worker }, lease,
-        ttl_ms, now, grace_ms)
+      local kind, port, fence, token, worker = REASSERTED, ports[i], reply[2 * i + 1], args[at + 2], args[at + 5]
+      local ttl_text, state, extra = args[at + 4], args[at + 7], args[at + 8]
+      local ttl_ms = tonumber(ttl_text)
+      --@include open
       if host_known == 0 then
-        redis.call('HSET', host_key, 'machine', ARGV[2], 'boot', ARGV[3], 'netns', ARGV[4])
+        call('HSET', host_key, 'machine', args[2], 'boot', args[3], 'netns', args[4])
         host_known = 1
       end
     elseif code == 'repeated' then
-      local first = (reply[2 * i + 1] - 4) / WORDS + 1
+      local first = (reply[2 * i + 1] + 4) / WORDS
       reply[2 * i], reply[2 * i + 1] = reply[2 * first], reply[2 * first + 1]
     end
   end
   if #scores > 0 then
-    redis.call('ZADD', ports_key, unpack(scores))
+    call('ZADD', ports_key, unpack(scores))
   end
   return reply
 end
 
-return guarded(run)
+--@include run

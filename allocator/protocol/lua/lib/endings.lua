@@ -1,48 +1,57 @@
 -- release and decline: a batch of (port, token) pairs in ARGV; each grant that this token holds is ended.
--- `free_at(port, now)` gives the time from which the port is claimable, `keeps_place` whether the worker may
--- come back to it at once.
-local function end_grants(kind, keeps_place, free_at)
-  local now = server_time()
-  local ports, lease_keys = {}, {}
-  for i = 1, #ARGV / 2 do
-    ports[i] = ARGV[2 * i - 1]
-    lease_keys[i] = lease_prefix .. ports[i]
+-- Needs `kind`, `keeps_place` (whether the worker may come back to its port at once) and `free_at(port, now)`, the
+-- time from which the port is claimable; leaves `reply`.
+--@include now
+--@include grants
+--@include places
+local ports = {}
+for i = 1, #ARGV, 2 do
+  ports[#ports + 1] = ARGV[i]
+end
+local grants = read('HMGET', tokens_key, unpack(ports))
+local reply, ending, scores, seen = {}, {}, {}, {}
+for i = 1, #ports do
+  local port, grant, code, detail = ports[i], grants[i], ALREADY, ''
+  local ended, fence, token, host, worker
+  if grant then
+    ended, fence, token, host, worker = grant_of(grant, port)
   end
-  local grants = read('HMGET', tokens_key, unpack(ports))
-  local leases = read('MGET', unpack(lease_keys))
-  read('ZCARD', ports_key)
-  local reply, ending, seen = {}, {}, {}
-  for i, port in ipairs(ports) do
-    local grant = grants[i] and grant_of(grants[i], port)
-    local code, detail = ALREADY, ''
-    if grant and grant.token == ARGV[2 * i] then
-      if not grant.ended and not seen[port] then
-        code, detail, seen[port] = kind, grant.fence, true
-        local place = read('GET', worker_key(grant.worker))
-        ending[i] = {
-          grant = grant,
-          is_place = leases[i] or (place and place_of(place, worker_key(grant.worker)).fence == grant.fence),
-          free_at = free_at(port, now),
-        }
-      end
-    elseif leases[i] then
-      code, detail = NOT_YOURS, leases[i]
+  if token ~= ARGV[2 * i] then
+    local lease = read('GET', lease_prefix .. port)
+    if lease then
+      code, detail = NOT_YOURS, lease
     end
-    reply[2 * i - 1], reply[2 * i] = code, detail
+  elseif ended == '' and not seen[port] then
+    code, detail, seen[port] = kind, fence, true
+    local place_key = worker_prefix .. worker
+    local place, is_place = read('GET', place_key), nil
+    if place then
+      local _, _, place_fence = place_of(place, place_key)
+      is_place = place_fence == fence
+    else
+      is_place = read('GET', lease_prefix .. port)
+    end
+    local at = free_at(port, now)
+    scores[#scores + 1], scores[#scores + 2] = at, port
+    ending[#ending + 1] = { port = port, grant = grant, fence = fence, host = host, worker = worker,
+      is_place = is_place, place_free_at = keeps_place and whole(at) or 0 }
   end
+  reply[2 * i - 1], reply[2 * i] = code, detail
+end
 
-  -- writes --
-  for i, port in ipairs(ports) do
-    local item = ending[i]
-    if item then
-      redis.call('DEL', lease_keys[i])
-      redis.call('ZADD', ports_key, whole(item.free_at), port)
-      if item.is_place then
-        write_place(item.grant.worker, item.grant.host, port, item.grant.fence,
-          keeps_place and whole(item.free_at) or 0, 0)
-      end
-      close_grant(kind, port, item.grant)
+-- writes --
+if #ending > 0 then
+  --@include services
+  --@include events
+  --@include close
+  -- The first write is its own check: it writes nothing when the key is of the wrong type.
+  read('ZADD', ports_key, unpack(scores))
+  for i = 1, #ending do
+    local it = ending[i]
+    redis.call('DEL', lease_prefix .. it.port)
+    if it.is_place then
+      write_place(it.worker, it.host, it.port, it.fence, it.place_free_at, 0)
     end
+    close_grant(kind, it.port, it.grant, it.fence, it.host, it.worker)
   end
-  return reply
 end

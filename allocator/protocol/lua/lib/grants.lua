@@ -1,0 +1,8 @@
+-- The parts of a grant: how it ended ('': it has not, '~': declined, '-': else), its fence, token, host and worker.
+local function grant_of(text, port)
+  local ended, fence, token, host, worker = string.match(text, '^([-~]?)(%d+) (%x+) (%S+) (%S+)$')
+  if not fence then
+    bad(tokens_key, 'has a garbled field ' .. port)
+  end
+  return ended, fence, token, host, worker
+end
