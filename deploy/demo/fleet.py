@@ -14,8 +14,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HERE = Path(__file__).parent
 DEMO = Path.cwd() / ".demo"
@@ -61,7 +65,7 @@ def healthy(lease: dict) -> bool:
     return False
 
 
-def wait_until(what: str, condition) -> float:
+def wait_until(what: str, condition: Callable[[], bool]) -> float:
     began = time.monotonic()
     while time.monotonic() - began < WAIT_S:
         if condition():

@@ -41,7 +41,7 @@ def answers(plugin: dict, org: str) -> dict[str, dict]:
 
 def handler_for(pages: dict[str, dict]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802  # http.server's name
+        def do_GET(self) -> None:
             page = pages.get(self.path)
             body = json.dumps(page or {"error": "not found"}).encode()
             self.send_response(200 if page else 404)
