@@ -120,6 +120,8 @@ def _outcome(lease: Lease, code: str, detail: object, now_ms: float, sent_at: fl
     if code == Reply.REASSERTED:
         extended = replace(extended, fence=int(decode.number(detail)), granted_at=now_ms / 1_000)
         return RenewOutcome(extended, reasserted=True)
+    if known := decode.text(detail):  # the reply to an earlier re-assertion never arrived
+        extended = replace(extended, fence=int(decode.number(known)))
     return RenewOutcome(extended)
 
 

@@ -39,6 +39,8 @@ local function run()
     return { SCOPE_FIXED, before['scope'] }
   end
 
+  --@include written_types
+
   -- writes --
   --@include events
   for _, field in ipairs(stale) do

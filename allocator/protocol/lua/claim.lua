@@ -31,16 +31,8 @@ local FIRST_PAGE = 4
 local PAGE = 64
 local PAGES = 4
 local MAX_CONVENTIONAL = 1024
-
--- Whether a grant has not ended (its lease may have expired: nobody has seen that yet).
-local function is_open(grant, port)
-  return not string.find(grant, '^[-~]') and grant_of(grant, port) == ''
-end
-
-local function close_unseen(kind, port, grant)
-  local _, fence, _, host, worker = grant_of(grant, port)
-  close_grant(kind, port, grant, fence, host, worker)
-end
+-- Lua unpacks a few thousand values; what is left over is forgotten in the next round.
+local FORGOTTEN_AT_ONCE = 512
 
 local function run()
   --@include keys
@@ -81,7 +73,7 @@ local function run()
 
   -- Where the worker is, or last was. A place with the time from which its port is claimable is one that was left.
   local place = read('GET', worker_prefix .. worker)
-  local sticky, own_cooldown, superseded
+  local sticky, own_cooldown, superseded, superseded_grant
   if place then
     local place_host, place_port, _, free_at = place_of(place, worker_prefix .. worker)
     if free_at == 0 then
@@ -107,7 +99,7 @@ local function run()
         if place_host ~= host or fence ~= ARGV[12] then
           return { HELD, lease, redis.call('PTTL', place_lease), whole(now) }
         end
-        superseded = proof and port
+        superseded, superseded_grant = port, grant
       end
     end
     if place_host == host or space == '*' then
@@ -148,7 +140,7 @@ local function run()
   elseif hint > 0 and claimable(hint) then
     port = hint
   else
-    local dynamic, complete = parse_ranges(pool[10] or ''), true
+    local dynamic, complete = parse_ranges(pool[10] or bad(base, 'has no field dynamic')), true
     skipped, forgotten = {}, {}
 
     local function first_claimable(list)
@@ -204,6 +196,8 @@ local function run()
         end
         if #passed < size then
           return nil
+        elseif #forgotten > FORGOTTEN_AT_ONCE then
+          break
         end
         offset, size = offset + size, PAGE
       end
@@ -222,20 +216,31 @@ local function run()
   local unseen = {}
   if forgotten and #forgotten > 0 then
     for i, grant in ipairs(read('HMGET', tokens_key, unpack(forgotten))) do
-      if grant and not string.find(grant, '^[-~]') and tonumber(forgotten[i]) ~= port then
+      if grant and not string.find(grant, '^[-~!]') and tonumber(forgotten[i]) ~= port then
         unseen[#unseen + 1] = { 'expired', forgotten[i], grant }
       end
     end
   end
   local previous = port and read('HGET', tokens_key, port)
-  if previous and not string.find(previous, '^[-~]') then
+  if previous and not string.find(previous, '^[-~!]') then
     unseen[#unseen + 1] = { port == superseded and 'superseded' or 'expired', port, previous }
+  end
+  local moved = port and superseded and superseded ~= port
+  if moved and superseded_grant and not string.find(superseded_grant, '^[-~!]') then
+    unseen[#unseen + 1] = { 'superseded', superseded, superseded_grant }
   end
   if #unseen > 0 then
     --@include grants
     for _, item in ipairs(unseen) do
       item.parts = { grant_of(item[3], item[2]) }
     end
+  end
+
+  --@include services
+  --@include written_types
+  read('ZCARD', service_key(worker))
+  if port then
+    read('GET', lease_prefix .. port)
   end
 
   -- writes --
@@ -245,7 +250,6 @@ local function run()
   if watermark then
     redis.call('HSET', space_key, 'watermark', watermark, 'version', version)
   end
-  --@include services
   --@include events
   --@include lease_text
   if #unseen > 0 then
@@ -264,6 +268,10 @@ local function run()
   end
   if not port then
     return { AGAIN }
+  end
+  if moved then
+    redis.call('DEL', lease_prefix .. superseded)
+    redis.call('ZADD', ports_key, now + grace_ms, superseded)
   end
   local kind, now_text, fence = GRANTED, whole(now), next_fence(last_fence, now_us)
   --@include open

@@ -21,6 +21,8 @@ local function run()
     return { UNCHANGED }
   end
 
+  --@include written_types
+
   -- writes --
   --@include events
   if on then

@@ -73,8 +73,13 @@ local function run()
     agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at and math.max(next_at, now + 1) }
   end
 
-  -- writes --
   --@include services
+  --@include written_types
+  for _, item in ipairs(closing) do
+    read('ZCARD', service_key(item.worker))
+  end
+
+  -- writes --
   --@include events
   --@include close
   for _, item in ipairs(closing) do

@@ -1,19 +1,20 @@
 -- renew: extends a batch of leases, sets what changed, and re-asserts a lease that Redis lost.
 --
 -- Safe because a lease is extended only while the port's last grant has this token. It is re-asserted, with a new
--- fence, only if no live lease has the port or the worker and the last grant that Redis knows of is this one or an
--- older one: a newer grant, even one that has ended, means that this holder is stale; but a newer grant that was
--- declined does not, for it is this holder's process that the kernel had refused the port for.
+-- fence, only if its holder did not end it, no newer lease has the port or the worker, and the last grant of the port
+-- that Redis knows of is this one or an older one: a newer grant, even one that has ended, means that this holder is
+-- stale; but a newer grant that was declined does not, for it is this holder's process that the kernel had refused the
+-- port for. An older lease in the way came back with older data (a failover): its end is known from this newer fence.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 machine  3 boot  4 netns, then for each lease
+-- ARGV  1 host  2 machine (-: not told)  3 boot  4 netns, then for each lease
 --       port, token, fence, ttl_ms, worker, mode (keep: only extend; set: also write what follows), state,
 --       extra JSON members
 -- Replies
 --       now_ms, then for each lease a code and its detail:
---       renewed ''  ·  reasserted <new fence>  ·  lost <the lease in the way, or a word: released, replaced>
+--       renewed '' (or the fence, when it is not the one that was sent)  ·  reasserted <new fence>  ·  lost <the lease in the way, or a word: released, replaced>
 --       no_pool, alone, when the pool is not defined
--- Events  reasserted; changed (when the state is another)
+-- Events  reasserted, before it superseded or expired for the older lease; changed (when the state is another)
 -- Loops   the batch, which the client keeps to 256 leases
 
 --@include replies
@@ -28,7 +29,7 @@ local function run()
   --@include grants
   --@include places
   --@include lease_head
-  local args, call, find, byte = ARGV, redis.call, string.find, string.byte
+  local args, call, find = ARGV, redis.call, string.find
   local pool = read('HMGET', base, 'grace_ms', 'fence')
   if not pool[1] then
     return { NO_POOL }
@@ -50,31 +51,72 @@ local function run()
   local host_known = read('HEXISTS', host_key, 'machine')
   read('ZCARD', ports_key)
 
-  -- Whether a lease that is gone may be written again; else what stands in the way.
-  local function obstacle(i, token, fence, worker)
-    local ended, known_fence, known_token
-    if grants[i] then
-      ended, known_fence, known_token = grant_of(grants[i], ports[i])
-    end
-    if known_token == token then
-      if ended ~= '' then
-        return 'released'
+  -- Which lease of the batch is a worker's newest.
+  local newest_of
+  local function is_newest(worker, fence)
+    if not newest_of then
+      newest_of = {}
+      for at = 4, #args - WORDS, WORDS do
+        newest_of[args[at + 5]] = math.max(newest_of[args[at + 5]] or 0, tonumber(args[at + 3]))
       end
-    elseif leases[i] then
-      return leases[i]
+    end
+    return newest_of[worker] == tonumber(fence)
+  end
+
+  -- What is to be done about a lease that is not simply extended: a code, and its detail. A re-assertion may have
+  -- to end older grants first: those that came back with older data, or whose end nobody has seen.
+  local older = {}
+  local function decision(i, token, fence, worker)
+    local grant, lease, ended, known_fence, known_token, known_host, known_worker = grants[i], read('GET', lease_keys[i])
+    if grant then
+      ended, known_fence, known_token, known_host, known_worker = grant_of(grant, ports[i])
+    end
+    local endings = {}
+    if known_token == token then
+      if ended == '' and lease then
+        return RENEWED, known_fence
+      elseif ended == '-' or ended == '~' then
+        return LOST, 'released'
+      end
     elseif known_fence and ended ~= '~' and tonumber(known_fence) >= tonumber(fence) then
-      return 'replaced'
+      return LOST, lease or 'replaced'
+    elseif lease and ended ~= '' then
+      return LOST, lease
+    elseif ended == '' then
+      endings[1] = { kind = lease and 'superseded' or 'expired', port = ports[i], grant = grant, fence = known_fence,
+        host = known_host, worker = known_worker, tokens_key = tokens_key }
+    end
+    if not is_newest(worker, fence) then
+      return LOST, 'replaced'
     end
     local place = read('GET', worker_prefix .. worker)
     if place then
       local place_host, place_port = place_of(place, worker_prefix .. worker)
-      local key = base .. ':lease:' .. (space == '*' and '*' or place_host) .. ':' .. place_port
-      local lease = key ~= lease_keys[i] and read('GET', key)
-      if lease then
-        local _, _, its_worker = lease_head(lease, key)
-        return its_worker == worker and lease
+      local place_space = space == '*' and '*' or place_host
+      local key = base .. ':lease:' .. place_space .. ':' .. place_port
+      local there = key ~= lease_keys[i] and read('GET', key)
+      if there then
+        local its_fence, _, its_worker, its_host = lease_head(there, key)
+        if its_worker == worker then
+          if tonumber(its_fence) >= tonumber(fence) then
+            return LOST, there
+          end
+          local its_tokens = base .. ':tokens:' .. place_space
+          endings[#endings + 1] = { kind = 'superseded', port = place_port, grant = read('HGET', its_tokens, place_port),
+            fence = its_fence, host = its_host, worker = worker, tokens_key = its_tokens, lease_key = key,
+            ports_key = base .. ':ports:' .. place_space }
+          read('ZCARD', base .. ':ports:' .. place_space)
+        end
       end
     end
+    --@include services
+    --@include written_types
+    read('ZCARD', service_key(worker))
+    for _, it in ipairs(endings) do
+      read('ZCARD', service_key(it.worker))
+    end
+    older[i] = endings
+    return REASSERTED
   end
 
   local now_text = whole(now)
@@ -90,17 +132,17 @@ local function run()
       end
     else
       first_at[port] = at
-      if not (leases[i] and grant and find(grant, ' ' .. token .. ' ', 1, true) and byte(grant) >= 48) then
+      if not (leases[i] and grant and find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1) then
         local fence = args[at + 3]
-        detail = obstacle(i, token, fence, args[at + 5])
-        if detail then
-          code = LOST
-        else
+        code, detail = decision(i, token, fence, args[at + 5])
+        if code == REASSERTED then
           last_fence = next_fence(last_fence, now_us, fence)
-          code, detail = REASSERTED, last_fence
+          detail = last_fence
         end
-      elseif args[at + 6] == 'set' then
+      end
+      if code == RENEWED and args[at + 6] == 'set' then
         heads[i] = { lease_head(leases[i], lease_keys[i]) }
+        read('XLEN', events_key)
       end
     end
     reply[2 * i], reply[2 * i + 1] = code, detail
@@ -137,8 +179,23 @@ local function run()
       local kind, port, fence, token, worker = REASSERTED, ports[i], reply[2 * i + 1], args[at + 2], args[at + 5]
       local ttl_text, state, extra = args[at + 4], args[at + 7], args[at + 8]
       local ttl_ms = tonumber(ttl_text)
+      if #older[i] > 0 then
+        --@include close
+        local own_tokens = tokens_key
+        for _, it in ipairs(older[i]) do
+          tokens_key = it.tokens_key
+          if it.lease_key then
+            call('DEL', it.lease_key)
+            call('ZADD', it.ports_key, now + grace_ms, it.port)
+          end
+          if it.grant then
+            close_grant(it.kind, it.port, it.grant, it.fence, it.host, it.worker)
+          end
+        end
+        tokens_key = own_tokens
+      end
       --@include open
-      if host_known == 0 then
+      if host_known == 0 and args[2] ~= '-' then
         call('HSET', host_key, 'machine', args[2], 'boot', args[3], 'netns', args[4])
         host_known = 1
       end

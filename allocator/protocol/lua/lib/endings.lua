@@ -39,9 +39,16 @@ for i = 1, #ports do
   reply[2 * i - 1], reply[2 * i] = code, detail
 end
 
+--@include services
+if #ending > 0 then
+  --@include written_types
+  for i = 1, #ending do
+    read('ZCARD', service_key(ending[i].worker))
+  end
+end
+
 -- writes --
 if #ending > 0 then
-  --@include services
   --@include events
   --@include close
   -- The first write is its own check: it writes nothing when the key is of the wrong type.

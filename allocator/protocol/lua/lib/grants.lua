@@ -1,6 +1,6 @@
--- The parts of a grant: how it ended ('': it has not, '~': declined, '-': else), its fence, token, host and worker.
+-- The parts of a grant: how it ended ('': it has not, '~': declined, '!': expired, '-': else), its fence, token, host and worker.
 local function grant_of(text, port)
-  local ended, fence, token, host, worker = string.match(text, '^([-~]?)(%d+) (%x+) (%S+) (%S+)$')
+  local ended, fence, token, host, worker = string.match(text, '^([-~!]?)(%d+) (%x+) (%S+) (%S+)$')
   if not fence then
     bad(tokens_key, 'has a garbled field ' .. port)
   end

@@ -1,0 +1,326 @@
+"""Renewal: what is extended, what is re-asserted after a loss of data, and what is lost for good."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from scripted_redis import HOUR, SECOND, assert_same_state, make_context
+
+from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissingError
+from allocator.model.names import WorkerId
+from allocator.model.pools import PoolSpec
+from allocator.model.states import LeaseState
+from allocator.protocol.claim import ClaimRequest, claim
+from allocator.protocol.endings import decline, release
+from allocator.protocol.keys import script_keys
+from allocator.protocol.listing import leases, reap
+from allocator.protocol.pools import apply_pool, read_pool
+from allocator.protocol.renew import renew
+from allocator.protocol.steps import ScriptCall
+
+EMAIL = WorkerId("org-1", "email")
+STRIPE = WorkerId("org-1", "stripe")
+
+
+def take(store, context, worker=EMAIL, pool="sdk-v2", **asked):
+    return store.drive(claim(context, ClaimRequest(pool=pool, worker=worker, **asked)))
+
+
+def again(store, context, *held, rewrite=False):
+    return store.drive(renew(context, list(held), rewrite=rewrite))
+
+
+def live(store, pool="sdk-v2"):
+    return store.drive(leases(pool))
+
+
+def raw_renew(store, lease, token, *, fence=None, space="web-1"):
+    args = (lease.host, "m1", "b1", "n1", lease.port, token, fence or lease.fence, lease.ttl_ms, str(lease.worker),
+            "set", "starting", "")  # fmt: skip
+    return store.run(ScriptCall("renew", script_keys(lease.pool, space), args))
+
+
+def test_a_renewed_lease_lives_its_ttl_from_now(store):
+    context = make_context()
+    lease = take(store, context)
+    store.advance(20 * SECOND)
+    (outcome,) = again(store, context, lease)
+    assert not outcome.lost
+    assert not outcome.reasserted
+    assert outcome.lease.fence == lease.fence
+    assert 29_000 < store.client.pttl("alloc:{sdk-v2}:lease:web-1:5556") <= 30_000
+    score = store.client.zscore("alloc:{sdk-v2}:ports:web-1", "5556")
+    assert 34_000 < score - store.now_ms() <= 35_000
+
+
+def test_renewing_writes_no_event_but_for_another_state(store):
+    context = make_context()
+    lease = take(store, context)
+    again(store, context, lease)
+    again(store, context, replace(lease, state=LeaseState.READY), rewrite=True)
+    again(store, context, replace(lease, state=LeaseState.READY, pid=9, labels={"a": "b"}), rewrite=True)
+    assert store.event_types("sdk-v2") == ["pool", "granted", "changed"]
+    assert store.events("sdk-v2")[-1]["state"] == "ready"
+    (shown,) = live(store)
+    assert (shown.state, shown.pid, shown.labels, shown.granted_at) == ("ready", 9, {"a": "b"}, lease.granted_at)
+
+
+def test_a_batch_of_many_hosts_and_pools_keeps_its_order(store):
+    store.drive(apply_pool(PoolSpec(name="other", first=1, last=600)))
+    one, two = make_context(), make_context("web-2", machine="m2")
+    held = [take(store, one, WorkerId("o", "p", i), "other") for i in range(300)]
+    held += [take(store, two), take(store, one, STRIPE)]
+    held = held[::7] + [lease for i, lease in enumerate(held) if i % 7]
+    outcomes = again(store, one, *held)
+    assert [outcome.lease.address for outcome in outcomes] == [lease.address for lease in held]
+    assert not any(outcome.lost or outcome.reasserted for outcome in outcomes)
+
+
+def test_a_ttl_that_the_pool_forbids_is_refused_on_rewrite(store):
+    context = make_context()
+    lease = take(store, context)
+    with pytest.raises(InvalidInputError):
+        again(store, context, replace(lease, ttl_ms=1), rewrite=True)
+
+
+def test_a_readers_copy_cannot_renew(store):
+    context = make_context()
+    take(store, context)
+    with pytest.raises(InvalidInputError, match="has no token"):
+        again(store, context, *live(store))
+
+
+def test_a_wrong_token_renews_nothing(store):
+    context = make_context()
+    lease = take(store, context)
+    before = store.dump()
+    (outcome,) = again(store, context, replace(lease, token="f" * 32, ttl_ms=HOUR))
+    assert isinstance(outcome.lost, LeaseLostError)
+    assert outcome.lost.holder.worker == EMAIL
+    assert_same_state(before, store.dump())
+
+
+@pytest.mark.parametrize("words", ["web-1", "org-1/email#0", "", "."])
+def test_a_word_of_the_grant_is_no_token(store, words):
+    lease = take(store, make_context())
+    before = store.dump()
+    assert raw_renew(store, lease, words)[1] == b"lost"
+    assert_same_state(before, store.dump())
+
+
+def test_a_host_whose_name_is_a_token_gives_nobody_its_leases(store):
+    name = "a" * 32
+    lease = take(store, make_context(name))
+    before = store.dump()
+    assert raw_renew(store, lease, name, space=name)[1] == b"lost"
+    assert_same_state(before, store.dump())
+
+
+@pytest.mark.parametrize("end", [release, decline])
+def test_a_renewal_never_brings_back_what_its_holder_ended(store, end):
+    context = make_context()
+    lease = take(store, context)
+    store.drive(end(context, [lease]))
+    before = store.dump()
+    (outcome,) = again(store, context, lease)
+    assert "has ended; claim again" in str(outcome.lost)
+    assert_same_state(before, store.dump())
+    store.advance(HOUR)
+    assert again(store, context, lease)[0].lost
+
+
+def test_an_expired_lease_is_re_asserted_while_nobody_has_its_port(store):
+    context = make_context()
+    lease = take(store, context)
+    store.advance(40 * SECOND)
+    (outcome,) = again(store, context, lease)
+    assert outcome.reasserted
+    assert outcome.lease.fence > lease.fence
+    assert [each.port for each in live(store)] == [5556]
+
+
+def test_an_expired_lease_that_was_reaped_is_re_asserted_all_the_same(store):
+    context = make_context()
+    lease = take(store, context)
+    store.advance(40 * SECOND)
+    assert store.drive(reap("sdk-v2"))[0] == 1
+    (outcome,) = again(store, context, lease)
+    assert outcome.reasserted
+    assert [each.port for each in live(store)] == [5556]
+    assert store.event_types("sdk-v2")[-2:] == ["expired", "reasserted"]
+
+
+def test_an_expired_port_that_another_has_is_lost(store):
+    context = make_context()
+    lease = take(store, context)
+    store.advance(40 * SECOND)
+    newer = take(store, context, STRIPE, port=5556)
+    (outcome,) = again(store, context, lease)
+    assert "org-1/stripe#0 has web-1:5556 now" in str(outcome.lost)
+    store.drive(release(context, [newer]))
+    store.advance(HOUR)
+    (outcome,) = again(store, context, lease)
+    assert "a newer lease had the port since" in str(outcome.lost)
+    assert live(store) == []
+
+
+def test_a_worker_that_moved_on_does_not_get_its_old_port_back(store):
+    context = make_context()
+    lease = take(store, context)
+    store.advance(40 * SECOND)
+    take(store, context, port=5590)
+    (outcome,) = again(store, context, lease)
+    assert "org-1/email#0 has web-1:5590 now" in str(outcome.lost)
+
+
+def test_44_holders_have_their_ports_again_after_flushall_and_newer_fences(store):
+    context = make_context()
+    held = [take(store, context, WorkerId("o", "p", i)) for i in range(44)]
+    newest = max(lease.fence for lease in held)
+    store.client.flushall()
+    outcomes = again(store, context, *held)
+    assert all(outcome.reasserted for outcome in outcomes)
+    fences = [outcome.lease.fence for outcome in outcomes]
+    assert len(set(fences)) == 44
+    assert min(fences) > newest
+    assert [lease.port for lease in live(store)] == list(range(5556, 5600))
+    with pytest.raises(Exception, match="no port of pool"):
+        take(store, context)
+
+
+def test_fences_grow_across_flushall_even_when_the_clock_is_behind(store):
+    context = make_context()
+    lease = take(store, context)
+    ahead = lease.fence + 3_600_000_000
+    store.client.hset("alloc:{sdk-v2}", "fence", ahead)
+    store.drive(release(context, [lease]))
+    lease = take(store, context)
+    assert lease.fence == ahead + 1
+    store.client.flushall()
+    (outcome,) = again(store, context, lease)
+    assert outcome.lease.fence == ahead + 2
+    assert take(store, context, STRIPE).fence == ahead + 3
+
+
+def test_a_lost_reply_of_a_re_assertion_costs_no_fence(store):
+    context = make_context()
+    lease = take(store, context)
+    store.client.flushall()
+    (unheard,) = again(store, context, lease)
+    before = store.dump()
+    (heard,) = again(store, context, lease)
+    assert_same_state(before, store.dump())
+    assert heard.lease.fence == unheard.lease.fence > lease.fence
+    assert live(store)[0].fence == heard.lease.fence
+
+
+def test_a_custom_pool_is_restored_by_whoever_knew_it(store):
+    context = make_context()
+    pool = PoolSpec(name="mine", first=7001, last=7004, conventional={"email": (7003,)}, cooldown_ms=7_000)
+    store.drive(apply_pool(pool))
+    lease = take(store, context, pool="mine")
+    store.client.flushall()
+    (outcome,) = again(store, context, lease)
+    assert outcome.reasserted
+    assert store.drive(read_pool("mine")) == pool
+
+
+def test_a_custom_pool_that_nobody_knows_any_more_is_missing(store):
+    pool = PoolSpec(name="mine", first=7001, last=7004)
+    store.drive(apply_pool(pool))
+    lease = take(store, make_context(), pool="mine")
+    store.client.flushall()
+    with pytest.raises(PoolMissingError):
+        again(store, make_context(), lease)
+
+
+def test_a_renewal_from_another_host_after_data_loss_does_not_take_the_hosts_name(store):
+    here, there = make_context(), make_context("web-2", machine="m2")
+    lease = take(store, here)
+    store.client.flushall()
+    (outcome,) = again(store, there, lease)
+    assert outcome.reasserted
+    assert take(store, here, STRIPE).host == "web-1"
+
+
+def test_a_port_that_a_newcomer_declined_goes_back_to_its_holder(store):
+    context = make_context()
+    lease = take(store, context)
+    store.client.flushall()
+    store.refused = {5556}
+    with pytest.raises(Exception, match="has it bound"):
+        take(store, context, WorkerId("org-2", "email"))
+    (outcome,) = again(store, context, lease)
+    assert outcome.reasserted
+    assert live(store)[0].worker == EMAIL
+
+
+def test_a_newcomer_that_kept_the_port_after_data_loss_keeps_it(store):
+    context = make_context()
+    lease = take(store, context)
+    store.client.flushall()
+    take(store, context, WorkerId("org-2", "email"))
+    (outcome,) = again(store, context, lease)
+    assert "org-2/email#0 has web-1:5556 now" in str(outcome.lost)
+
+
+def snapshot(store):
+    return {key: (store.client.dump(key), max(0, store.client.pttl(key))) for key in store.keys()}
+
+
+def restore(store, saved):
+    store.client.flushall()
+    for key, (value, ttl) in saved.items():
+        store.client.restore(key, ttl, value)
+
+
+def test_a_failover_to_older_data_costs_no_newer_holder_its_port(store):
+    context = make_context()
+    older = take(store, context)
+    saved = snapshot(store)
+    store.drive(release(context, [older]))
+    newer = take(store, context)
+    assert newer.port == older.port
+    restore(store, saved)
+    (outcome,) = again(store, context, newer)
+    assert outcome.reasserted
+    assert outcome.lease.fence > newer.fence
+    assert again(store, context, older)[0].lost
+    assert "superseded" in store.event_types("sdk-v2")
+
+
+def test_a_failover_to_older_data_costs_no_worker_that_moved_its_port(store):
+    context = make_context()
+    older = take(store, context)
+    saved = snapshot(store)
+    store.drive(release(context, [older]))
+    newer = take(store, context, port=5590)
+    restore(store, saved)
+    (outcome,) = again(store, context, newer)
+    assert outcome.reasserted
+    assert [(lease.port, lease.fence) for lease in live(store)] == [(5590, outcome.lease.fence)]
+    assert again(store, context, older)[0].lost
+
+
+def test_a_re_assertion_over_an_unseen_end_leaves_no_index_behind(store):
+    context = make_context()
+    older = take(store, context, WorkerId("org-9", "email"))
+    saved = snapshot(store)
+    store.drive(release(context, [older]))
+    store.advance(HOUR)
+    newer = take(store, context, EMAIL)
+    assert newer.port == older.port
+    restore(store, {key: value for key, value in saved.items() if ":lease:" not in key})
+    assert again(store, context, newer)[0].reasserted
+    assert "alloc:{sdk-v2}:service:email:org-9" not in store.keys()
+
+
+def test_one_lease_twice_in_a_batch_is_renewed_once(store):
+    context = make_context()
+    lease = take(store, context)
+    store.client.flushall()
+    first, second = again(store, context, lease, lease)
+    assert first.reasserted
+    assert (first.lease.fence, second.lease.fence) == (live(store)[0].fence,) * 2
+    assert store.event_types("sdk-v2") == ["pool", "reasserted"]
