@@ -1,0 +1,68 @@
+"""What all tests share: one real server per test process, and for each test a pool with ports of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from allocator import PoolSpec, PortAllocator
+from allocator.store.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+settings.register_profile("quick", max_examples=15, deadline=None)
+settings.register_profile("default", max_examples=60, deadline=None)
+settings.load_profile(os.environ.get("ALLOCATOR_TEST_PROFILE", "default"))
+
+FIRST_PORT = 15_000
+PORTS_PER_PROCESS = 4_000
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Valkey on a private Unix socket."""
+    server = EmbeddedServer(tmp_path_factory.mktemp("state"))
+    yield server.ensure()
+    server.stop()
+
+
+@pytest.fixture
+def pool(redis_url: str) -> PoolSpec:
+    """A pool of 44 ports that no other test uses, defined in the server; no cooldown, short times."""
+    number = next(_numbers)
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = FIRST_PORT + process * PORTS_PER_PROCESS + (number * 50) % PORTS_PER_PROCESS
+    spec = PoolSpec(
+        name=f"test-{process}-{number}",
+        first=first,
+        last=first + 43,
+        ttl_ms=30_000,
+        ttl_min_ms=100,
+        grace_ms=200,
+        cooldown_ms=0,
+    )
+    with PortAllocator.from_url(redis_url, pool=spec.name, host="web-1") as ports:
+        ports.apply_pool(spec)
+    return spec
+
+
+@pytest.fixture
+def ports(redis_url: str, pool: PoolSpec) -> Iterator[PortAllocator]:
+    """An allocator for that pool on host web-1."""
+    with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as allocator:
+        yield allocator
+
+
+def with_rules(ports: PortAllocator, pool: PoolSpec, **rules: object) -> PoolSpec:
+    """Apply the pool with other rules and return it."""
+    changed = replace(pool, **rules)
+    ports.apply_pool(changed)
+    ports.session.context.rules.clear()
+    return changed
