@@ -1,0 +1,168 @@
+"""Every mistake that a person can make is one line with the right exit code, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Allocator
+
+    from allocator import PoolSpec, PortAllocator
+
+CLAIM = ("claim", "email", "--org", "o")
+ARGUMENTS = [
+    (("claim", "email", "--org", "a:b"), "organisation"),
+    (("claim", "email", "--org", "a b"), "organisation"),
+    (("claim", "email", "--org", "a\x07b"), "organisation"),
+    (("claim", "email", "--org", "é"), "organisation"),
+    (("claim", "email", "--org", ""), "organisation name is empty"),
+    (("claim", "email", "--org", "x" * 10_000), "10000 characters"),
+    (("claim", "e{}", "--org", "o"), "plugin"),
+    (("claim", "email"), "--org"),
+    ((*CLAIM, "--instance", "-1"), "instance"),
+    ((*CLAIM, "--instance", "1e3"), "instance"),
+    ((*CLAIM, "--port", "0"), "not a port"),
+    ((*CLAIM, "--port", "-1"), "not a port"),
+    ((*CLAIM, "--port", "65536"), "not a port"),
+    ((*CLAIM, "--port", "abc"), "not a port"),
+    ((*CLAIM, "--port", "80"), "outside pool"),
+    ((*CLAIM, "--ttl", "0s"), "TTL"),
+    ((*CLAIM, "--ttl", "-5s"), "TTL"),
+    ((*CLAIM, "--ttl", "5 parsecs"), "TTL"),
+    ((*CLAIM, "--ttl", "48h"), "TTL"),
+    ((*CLAIM, "--wait", "soon"), "wait"),
+    ((*CLAIM, "--label", "=x"), "label"),
+    ((*CLAIM, "--pid", "999999999"), "pid"),
+    ((*CLAIM, "--token", "secret"), "token"),
+    ((*CLAIM, "--format", "xml"), "xml"),
+    ((*CLAIM, "--pool", "a b"), "pool"),
+    ((*CLAIM, "--host", "a b"), "host"),
+    ((*CLAIM, "--nope"), "--nope"),
+    (("renew",), "--all"),
+    (("renew", "5556", "--all"), "--all"),
+    (("release", "70000"), "not a port"),
+    (("release", "o/e/x"), "plugin"),
+    (("renew", "1", "--every", "1ms"), "interval"),
+    (("show", "o/"), "plugin"),
+    (("events", "--count", "0"), "--count"),
+    (("host", "cordon", "nowhere"), "nowhere"),
+    (("run", "email", "--org", "o", "--", "sh", "-c", "{nope}"), "template"),
+    (("nope",), "nope"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), ARGUMENTS, ids=lambda value: " ".join(value)[:40])
+def test_a_wrong_argument_is_one_line_and_exit_2(allocator: Allocator, words: tuple[str, ...], says: str) -> None:
+    done = allocator(*words)
+    assert (done.code, done.out) == (2, "")
+    assert says in done.err
+    assert done.err.count("\n") == 1
+    assert json.loads(allocator("ls", "--format", "json").out) == []
+
+
+POOL = '[pool]\nname = "p"\nfirst = 6000\nlast = 6010\n'
+FILES = [
+    (POOL.replace("6010", "5000"), "not a port range"),
+    (POOL.replace("6000", "0"), "not a port range"),
+    (POOL + "colour = 'red'\n", "colour"),
+    (POOL + "[pool.conventional]\nemail = 6000\nstripe = 6000\n", "both email and stripe"),
+    (POOL + "[pool.conventional]\nemail = 7000\n", "outside"),
+    (POOL + "ttl = '5 parsecs'\n", "parsecs"),
+    (POOL + "ttl = '0s'\n", "out of order"),
+    (POOL + "scope = 'world'\n", "scope"),
+    (POOL.replace("6000", '"6000"'), "first"),
+    (POOL.replace('"p"', '"a b"'), "pool name"),
+    ("[pool\n", "TOML"),
+    ("", "pool"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), FILES, ids=[says for _, says in FILES])
+def test_a_wrong_pool_file_is_one_line_and_exit_78(allocator: Allocator, text: str, says: str) -> None:
+    done = allocator("pool", "apply", "-", input=text)
+    assert (done.code, done.out) == (78, "")
+    assert says in done.err
+    assert "standard input" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_settings_files_are_checked(allocator: Allocator) -> None:
+    (allocator.state / "allocator.toml").write_text("redis_ulr = 'x'\n")
+    done = allocator("ls")
+    assert done.code == 78
+    assert "redis_ulr" in done.err
+    missing = allocator("ls", "--config", "nowhere.toml")
+    assert missing.code == 78
+    assert "nowhere.toml" in missing.err
+
+
+def test_flags_go_before_the_environment_and_that_before_the_file(allocator: Allocator, pool: PoolSpec) -> None:
+    (allocator.state / "allocator.toml").write_text("host = 'from-file'\n")
+    variables = {name: value for name, value in allocator.variables.items() if name != "ALLOCATOR_HOST"}
+    plain = type(allocator)(allocator.state, variables)
+
+    def host(*words: str, **more: str) -> str:
+        done = plain("claim", "email", "--org", f"o{len(words)}{len(more)}", "--format", "json", *words, **more)
+        return json.loads(done.out)["host"]
+
+    assert host() == "from-file"
+    assert host(ALLOCATOR_HOST="from-environment") == "from-environment"
+    assert host("--host", "from-flag", ALLOCATOR_HOST="from-environment") == "from-flag"
+
+
+def test_an_unreachable_redis_is_exit_69(allocator: Allocator) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"redis://:secret@127.0.0.1:{closed.getsockname()[1]}"
+        done = allocator(*CLAIM, "--redis-url", url)
+    assert done.code == 69
+    assert "--redis-url" in done.err
+    assert "secret" not in done.err
+
+
+def test_a_server_that_never_answers_is_exit_69(allocator: Allocator) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        done = allocator(*CLAIM, "--redis-url", url, ALLOCATOR_CONNECT_TIMEOUT="500ms")
+    assert done.code == 69
+
+
+def test_a_server_that_is_not_redis_is_exit_78(allocator: Allocator) -> None:
+    with socket.socket() as web:
+        web.bind(("127.0.0.1", 0))
+        web.listen()
+
+        def answer() -> None:
+            connection, _ = web.accept()
+            with connection:
+                connection.recv(1_000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        done = allocator(*CLAIM, "--redis-url", f"redis://127.0.0.1:{web.getsockname()[1]}")
+    assert done.code == 78
+    assert "not a Redis" in done.err
+
+
+def test_a_key_of_the_wrong_type_is_named(allocator: Allocator, pool: PoolSpec, ports: PortAllocator) -> None:
+    client = ports.store._ready_client()
+    key = f"alloc:{{{pool.name}}}:ports:web-1"
+    client.set(key, "something else")
+    done = allocator(*CLAIM)
+    assert done.code == 78
+    assert key in done.err
+    assert client.get(key) == b"something else"
+    client.delete(key)
+
+
+def test_a_url_that_is_none_is_exit_78(allocator: Allocator) -> None:
+    done = allocator(*CLAIM, "--redis-url", "http://:secret@localhost")
+    assert done.code == 78
+    assert "secret" not in done.err

@@ -1,0 +1,191 @@
+"""What a person and a pre-start hook get from `claim`, `renew` and `release`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Allocator
+
+    from allocator import PoolSpec, PortAllocator
+
+
+def test_claim_prints_the_port_and_prints_it_again_when_the_hook_runs_twice(allocator: Allocator) -> None:
+    first = allocator("claim", "email", "--org", "org-123")
+    assert (first.code, first.err) == (0, "")
+    assert first.out == allocator("claim", "email", "--org", "org-123").out
+    assert first.out.strip().isdecimal()
+
+
+def test_claim_as_json_has_the_promised_keys_and_ls_the_same_without_the_token(allocator: Allocator) -> None:
+    claimed = json.loads(allocator("claim", "email", "--org", "org-123", "--label", "a=b", "--format", "json").out)
+    keys = {"pool", "host", "port", "org", "plugin", "instance", "state", "fence", "ttl_s", "expires_at", "token"}
+    assert keys <= claimed.keys()
+    assert claimed["labels"] == {"a": "b"}
+    listed = json.loads(allocator("ls", "--format", "json").out)
+    assert [one.keys() for one in listed] == [claimed.keys() - {"token"}]
+
+
+def test_shell_and_env_formats_can_be_evaluated(allocator: Allocator) -> None:
+    env = allocator("claim", "custom-1", "--org", "o", "--format", "env").out
+    shell = allocator("claim", "custom-1", "--org", "o", "--format", "shell").out
+    port = dict(line.split("=") for line in env.splitlines())["PORT"]
+    words = subprocess.run(
+        ["sh", "-c", f"{shell} echo $CUSTOM_1_PLUGIN_PORT"], capture_output=True, text=True, check=True
+    )
+    assert words.stdout.strip() == port
+
+
+def test_the_environment_hints_a_port_and_garbage_there_names_the_variable(
+    allocator: Allocator, pool: PoolSpec
+) -> None:
+    wanted = str(pool.last)
+    assert allocator("claim", "email", "--org", "o", EMAIL_PLUGIN_PORT=wanted).out.strip() == wanted
+    refused = allocator("claim", "email", "--org", "p", EMAIL_PLUGIN_PORT="many")
+    assert refused.code == 2
+    assert "EMAIL_PLUGIN_PORT" in refused.err
+
+
+def test_release_gives_the_port_back_and_says_so_when_it_had_ended(allocator: Allocator) -> None:
+    port = allocator("claim", "email", "--org", "o").out.strip()
+    assert allocator("release", port).code == 0
+    assert json.loads(allocator("ls", "--format", "json").out) == []
+    again = allocator("release", port)
+    assert (again.code, again.out) == (0, "")
+    assert "nothing to release" in again.err
+
+
+@pytest.mark.parametrize("target", ["port", "worker", "--all"])
+def test_renew_and_release_take_ports_workers_or_all(allocator: Allocator, target: str) -> None:
+    port = allocator("claim", "email", "--org", "o").out.strip()
+    word = {"port": port, "worker": "o/email"}.get(target, target)
+    assert allocator("renew", word).code == 0
+    assert allocator("release", word).code == 0
+    assert json.loads(allocator("ls", "--format", "json").out) == []
+
+
+def test_renew_can_change_the_ttl(allocator: Allocator) -> None:
+    port = allocator("claim", "email", "--org", "o").out.strip()
+    assert allocator("renew", port, "--ttl", "10m").code == 0
+    assert json.loads(allocator("show", port, "--format", "json").out)["ttl_s"] == 600
+
+
+def test_renew_every_goes_on_until_the_process_ends(allocator: Allocator) -> None:
+    port = allocator("claim", "email", "--org", "o", "--ttl", "1s").out.strip()
+    with subprocess.Popen(["sleep", "2.5"]) as process:
+        done = allocator("renew", port, "--every", "200ms", "--pid", str(process.pid))
+    assert done.code == 0
+    assert json.loads(allocator("show", port, "--format", "json").out)["status"] == "leased"
+
+
+def test_the_token_of_another_host_renews_and_releases_and_a_wrong_one_does_not(
+    allocator: Allocator, tmp_path: Path
+) -> None:
+    lease = json.loads(allocator("claim", "email", "--org", "o", "--format", "json").out)
+    port, elsewhere = str(lease["port"]), str(tmp_path / "elsewhere")
+    without = allocator("release", port, XDG_STATE_HOME=elsewhere)
+    assert without.code == 73
+    assert "o/email#0" in without.err
+    wrong = allocator("release", port, "--token", "0" * 32, XDG_STATE_HOME=elsewhere)
+    assert wrong.code == 73
+    assert allocator("renew", port, "--token", lease["token"], XDG_STATE_HOME=elsewhere).code == 0
+    assert allocator("release", port, XDG_STATE_HOME=elsewhere, ALLOCATOR_TOKEN=lease["token"]).code == 0
+
+
+def test_a_worker_that_is_leased_elsewhere_is_refused_with_the_place_and_the_time(
+    allocator: Allocator, tmp_path: Path
+) -> None:
+    allocator("claim", "email", "--org", "o")
+    second = allocator("claim", "email", "--org", "o", "--host", "web-2", XDG_STATE_HOME=str(tmp_path / "two"))
+    assert second.code == 73
+    assert "already has a lease on web-1:" in second.err
+
+
+def test_an_explicit_port_that_is_leased_names_its_holder(allocator: Allocator) -> None:
+    port = allocator("claim", "email", "--org", "org-456").out.strip()
+    refused = allocator("claim", "stripe", "--org", "o", "--port", port)
+    assert refused.code == 73
+    assert f"port {port} on web-1 is held by org-456/email#0 until" in refused.err
+
+
+def test_wait_returns_as_soon_as_a_port_is_released(allocator: Allocator, pool: PoolSpec, ports: PortAllocator) -> None:
+    leases = [ports.claim("email", org=f"org-{number}") for number in range(pool.size)]
+    full = allocator("claim", "email", "--org", "late")
+    assert full.code == 75
+    assert "the next can free up in" in full.err
+    threading.Timer(1.0, ports.release, [leases[7]]).start()
+    assert allocator("claim", "email", "--org", "late", "--wait", "20s").out.strip() == str(leases[7].port)
+
+
+def test_lease_files_are_the_owners_alone_and_the_token_is_nowhere_else(allocator: Allocator, tmp_path: Path) -> None:
+    lease = json.loads(allocator("claim", "email", "--org", "o", "--format", "json").out)
+    (file,) = allocator.state.glob("allocator/leases/*.json")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    everything = "".join(
+        done.out + done.err
+        for done in (
+            allocator("ls", "--format", "json"),
+            allocator("show", str(lease["port"])),
+            allocator("who", str(lease["port"])),
+            allocator("events"),
+            allocator("doctor"),
+        )
+    )
+    assert lease["token"] not in everything
+
+
+def test_a_lease_that_ended_is_claimed_anew_with_another_token(allocator: Allocator) -> None:
+    first = json.loads(allocator("claim", "email", "--org", "o", "--format", "json").out)
+    allocator("release", str(first["port"]), "--token", first["token"], XDG_STATE_HOME=str(allocator.state / "x"))
+    second = json.loads(allocator("claim", "email", "--org", "o", "--format", "json").out)
+    assert second["token"] != first["token"]
+    assert second["fence"] > first["fence"]
+
+
+def test_a_claim_whose_lease_file_cannot_be_written_leaves_no_lease(allocator: Allocator) -> None:
+    (allocator.state / "allocator").mkdir(parents=True)
+    (allocator.state / "allocator" / "leases").write_text("a file where a directory belongs")
+    refused = allocator("claim", "email", "--org", "o")
+    assert refused.code == 78
+    assert "lease file" in refused.err
+    assert json.loads(allocator("ls", "--format", "json").out) == []
+
+
+def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
+    allocator: Allocator, pool: PoolSpec, ports: PortAllocator
+) -> None:
+    for number in range(pool.size):
+        ports.claim("email", org=f"org-{number}")
+    words = [sys.executable, "-m", "allocator", "claim", "email", "--org", "late", "--wait", "60s"]
+    with subprocess.Popen(
+        words, env=allocator.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as waiting:
+        client = ports.store._ready_client()
+        while not any(one["cmd"].startswith("xread") for one in client.client_list()):
+            assert waiting.poll() is None
+            os.sched_yield()
+        waiting.send_signal(signal.SIGINT)
+        out, err = waiting.communicate(timeout=20)
+    assert (waiting.returncode, out, err) == (130, b"", b"")
+    assert len(ports.leases()) == pool.size
+
+
+def test_two_hooks_at_once_for_one_worker_end_with_one_lease(allocator: Allocator) -> None:
+    words = [sys.executable, "-m", "allocator", "claim", "email", "--org", "o"]
+    both = [subprocess.Popen(words, env=allocator.environment(), stdout=subprocess.PIPE) for _ in range(2)]
+    codes = sorted(one.wait() for one in both)
+    for one in both:
+        one.stdout.close()
+    assert codes in ([0, 0], [0, 73])
+    assert len(json.loads(allocator("ls", "--format", "json").out)) == 1
