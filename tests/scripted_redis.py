@@ -114,7 +114,7 @@ class ScriptedRedis:
         except StopIteration as end:
             return end.value
 
-    def keys(self) -> list[str]:
+    def key_names(self) -> list[str]:
         return sorted(key.decode() for key in self.client.scan_iter(match="*", count=1_000))
 
     def events(self, pool: str) -> list[dict[str, str]]:
@@ -132,7 +132,7 @@ class ScriptedRedis:
 
     def advance(self, ms: int) -> None:
         """Let `ms` milliseconds pass for everything that the keys hold."""
-        for key in self.keys():
+        for key in self.key_names():
             suffix = key.split("}", 1)[1] if "}" in key else ""
             if suffix.startswith((":lease:", ":worker:")):
                 self._age_text(key, ms)
@@ -173,7 +173,7 @@ class ScriptedRedis:
     def dump(self) -> dict[str, Any]:
         """Return all keys as path → value, ids of events left out; times are floats, everything else is not."""
         state: dict[str, Any] = {}
-        for key in self.keys():
+        for key in self.key_names():
             kind = self.client.type(key)
             left = self.client.pttl(key)
             if left >= 0:
@@ -204,11 +204,11 @@ class ScriptedRedis:
     @staticmethod
     def _field(state: dict[str, Any], path: str, value: str) -> None:
         if path.endswith(" reaped"):
-            state[path] = float(value.split()[0])
+            state[path] = float(value.split(maxsplit=1)[0])
             state[path + " version"] = value.split()[1]
         elif " strikes:" in path:
             state[path] = float(value.split()[1])
-            state[path + " count"] = value.split()[0]
+            state[path + " count"] = value.split(maxsplit=1)[0]
         else:
             state[path] = value
 

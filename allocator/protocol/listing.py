@@ -83,9 +83,10 @@ def ports(pool: str, space: str) -> Operation[list[PortView]]:
         for row in rows:
             view = _view(pool, row, now_ms)
             seen[view.port] = view
-        if len(rows) < PAGE:
+        reached = decode.number(rows[-1][1]) if rows else cursor
+        if len(rows) < PAGE or reached == cursor:  # a batch that was renewed at once has one score
             break
-        cursor = decode.number(rows[-1][1])
+        cursor = reached
     return [seen[port] for port in sorted(seen)]
 
 

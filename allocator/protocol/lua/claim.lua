@@ -71,23 +71,24 @@ local function run()
     end
   end
 
-  -- Where the worker is, or last was. A place with the time from which its port is claimable is one that was left.
+  -- Where the worker is, or last was. It may come back at once to the port that it released itself.
   local place = read('GET', worker_prefix .. worker)
-  local sticky, own_cooldown, superseded, superseded_grant
+  local sticky, sticky_grant, own_cooldown, superseded
   if place then
-    local place_host, place_port, _, free_at = place_of(place, worker_prefix .. worker)
-    if free_at == 0 then
+    local place_host, place_port, place_fence = place_of(place, worker_prefix .. worker)
+    local place_space = space == '*' and '*' or place_host
+    local grant = read('HGET', base .. ':tokens:' .. place_space, place_port)
+    local is_released = grant and string.find(grant, '-' .. place_fence .. ' ', 1, true) == 1
+    if not is_released then
       --@include lease_head
       --@include grants
-      local place_space = space == '*' and '*' or place_host
       local place_lease = base .. ':lease:' .. place_space .. ':' .. place_port
       local lease = read('GET', place_lease)
-      local fence, its_worker
+      local fence, _, its_worker
       if lease then
         fence, _, its_worker = lease_head(lease, place_lease)
       end
       if its_worker == worker then
-        local grant = read('HGET', base .. ':tokens:' .. place_space, place_port)
         local proof
         if grant then
           _, _, proof = grant_of(grant, place_port)
@@ -99,12 +100,11 @@ local function run()
         if place_host ~= host or fence ~= ARGV[12] then
           return { HELD, lease, redis.call('PTTL', place_lease), whole(now) }
         end
-        superseded, superseded_grant = port, grant
+        superseded = port
       end
     end
     if place_host == host or space == '*' then
-      sticky = tonumber(place_port)
-      own_cooldown = free_at > 0 and free_at
+      sticky, sticky_grant, own_cooldown = tonumber(place_port), grant, is_released
     end
   end
   if known[4] then
@@ -118,7 +118,7 @@ local function run()
       return false
     end
     local score = tonumber(read('ZSCORE', ports_key, port) or 0)
-    return score <= now or (port == sticky and score == own_cooldown) or port == superseded
+    return score <= now or (port == sticky and own_cooldown) or port == superseded
   end
 
   -- The order of choice.
@@ -221,13 +221,16 @@ local function run()
       end
     end
   end
-  local previous = port and read('HGET', tokens_key, port)
+  local previous = sticky_grant
+  if port ~= sticky then
+    previous = port and read('HGET', tokens_key, port)
+  end
   if previous and not string.find(previous, '^[-~!]') then
     unseen[#unseen + 1] = { port == superseded and 'superseded' or 'expired', port, previous }
   end
   local moved = port and superseded and superseded ~= port
-  if moved and superseded_grant and not string.find(superseded_grant, '^[-~!]') then
-    unseen[#unseen + 1] = { 'superseded', superseded, superseded_grant }
+  if moved and sticky_grant and not string.find(sticky_grant, '^[-~!]') then
+    unseen[#unseen + 1] = { 'superseded', superseded, sticky_grant }
   end
   if #unseen > 0 then
     --@include grants
@@ -237,8 +240,13 @@ local function run()
   end
 
   --@include services
-  --@include written_types
+  -- What is written without having been read: a write that fails would leave the rest half done.
+  local next_due = read('ZSCORE', hosts_key, space)
+  read('XLEN', events_key)
   read('ZCARD', service_key(worker))
+  for _, item in ipairs(unseen) do
+    read('ZCARD', service_key(item.parts[5]))
+  end
   if port then
     read('GET', lease_prefix .. port)
   end

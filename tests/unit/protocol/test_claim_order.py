@@ -171,10 +171,10 @@ def test_an_explicit_port_in_its_cooldown_says_for_how_long(store):
 def test_an_explicit_port_outside_the_pool_changes_nothing(store, port):
     context = make_context()
     take(store, context, EMAIL)
-    before = store.keys()
+    before = store.key_names()
     with pytest.raises(InvalidInputError, match="outside pool sdk-v2"):
         take(store, context, port=port)
-    assert store.keys() == before
+    assert store.key_names() == before
 
 
 def test_a_refused_port_is_declined_and_the_next_attempt_gets_another(store):
@@ -195,7 +195,7 @@ def test_an_error_of_the_bind_proof_leaves_no_lease(store):
     step = operation.throw(ConfigurationError("no rights"))
     with pytest.raises(ConfigurationError, match="no rights"):
         operation.send(store.answer(step))
-    assert not [key for key in store.keys() if ":lease:" in key]
+    assert not [key for key in store.key_names() if ":lease:" in key]
 
 
 def test_a_declined_port_does_not_draw_its_worker_back_in_quarantine(store):
@@ -223,7 +223,7 @@ def test_a_shrunken_pool_of_many_retired_ports_still_finds_a_free_one(store):
     store.drive(apply_pool(first))
     now = store.now_ms()
     base = "alloc:{wide}:ports:web-1"
-    store.client.zadd(base, {str(port): now - 1_000_000 + port for port in range(20_001, 42_001)})
+    store.client.zadd(base, {str(port): now - 1_000_000 + port for port in range(20_001, 32_001)})
     store.client.zadd(base, {str(port): now - 500 for port in range(1, 20_001)})
     store.drive(apply_pool(PoolSpec(name="wide", first=1, last=20_000)))
     store.listening = set(range(1, 20_000))

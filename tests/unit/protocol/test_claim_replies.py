@@ -247,7 +247,7 @@ def test_an_unknown_host_cannot_be_cordoned(store):
 def test_a_pool_that_nobody_knows_is_refused_and_not_made(store):
     with pytest.raises(PoolMissingError, match="pool nope is not defined"):
         take(store, make_context(), pool="nope")
-    assert store.keys() == []
+    assert store.key_names() == []
 
 
 @pytest.mark.parametrize("ttl_ms", [-1, 0, 999, 86_400_001, 10**15])

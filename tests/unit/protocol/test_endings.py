@@ -99,7 +99,7 @@ def test_300_leases_end_in_two_calls(store):
     store.calls.clear()
     assert store.drive(release(context, held)) == [True] * 300
     assert [call.script for call in store.calls] == ["release", "release"]
-    assert not [key for key in store.keys() if ":lease:" in key or ":service:" in key]
+    assert not [key for key in store.key_names() if ":lease:" in key or ":service:" in key]
 
 
 def test_a_release_cools_down_as_the_pool_says(store):
@@ -197,7 +197,7 @@ def test_the_reaper_leaves_live_leases_and_says_when_to_come_again(store):
 
 def test_the_reaper_has_nothing_to_do_in_an_empty_pool(store):
     assert store.drive(reap("nothing")) == (0, None)
-    assert store.keys() == []
+    assert store.key_names() == []
 
 
 def test_200_leases_that_expire_at_one_millisecond_are_all_closed(store):
@@ -207,7 +207,7 @@ def test_200_leases_that_expire_at_one_millisecond_are_all_closed(store):
         take(store, context, WorkerId("o", "p", i), "wide")
     ports = "alloc:{wide}:ports:web-1"
     same = store.now_ms() + 30_000
-    store.client.zadd(ports, {member: same for member in store.client.zrange(ports, 0, -1)})
+    store.client.zadd(ports, dict.fromkeys(store.client.zrange(ports, 0, -1), same))
     store.advance(60 * SECOND)
     closed = []
     for _ in range(20):
@@ -218,7 +218,7 @@ def test_200_leases_that_expire_at_one_millisecond_are_all_closed(store):
     assert sum(closed) == 200
     assert max(closed) == 64
     assert store.event_types("wide").count("expired") == 200
-    assert not [key for key in store.keys() if ":service:" in key]
+    assert not [key for key in store.key_names() if ":service:" in key]
 
 
 def test_the_reaper_visits_many_hosts(store):

@@ -266,7 +266,7 @@ def test_a_newcomer_that_kept_the_port_after_data_loss_keeps_it(store):
 
 
 def snapshot(store):
-    return {key: (store.client.dump(key), max(0, store.client.pttl(key))) for key in store.keys()}
+    return {key: (store.client.dump(key), max(0, store.client.pttl(key))) for key in store.key_names()}
 
 
 def restore(store, saved):
@@ -313,7 +313,7 @@ def test_a_re_assertion_over_an_unseen_end_leaves_no_index_behind(store):
     assert newer.port == older.port
     restore(store, {key: value for key, value in saved.items() if ":lease:" not in key})
     assert again(store, context, newer)[0].reasserted
-    assert "alloc:{sdk-v2}:service:email:org-9" not in store.keys()
+    assert "alloc:{sdk-v2}:service:email:org-9" not in store.key_names()
 
 
 def test_one_lease_twice_in_a_batch_is_renewed_once(store):
