@@ -17,7 +17,7 @@ local FIRST_MS, FACTOR, LONGEST_MS, PEACE_MS = 5000, 4, 600000, 3600000
 
 local function run()
   --@include keys
-  local kind, keeps_place = DECLINED, false
+  local kind = DECLINED
   local space_key, strikes = base .. ':host:' .. space, {}
   local function free_at(port, now)
     local count, at = string.match(read('HGET', space_key, 'strikes:' .. port) or '', '^(%d+) (%d+)$')

@@ -15,7 +15,7 @@
 
 local function run()
   --@include keys
-  local kind, keeps_place = RELEASED, true
+  local kind = RELEASED
   local cooldown_ms = tonumber(read('HGET', base, 'cooldown_ms')) or 0
   local function free_at(_, now)
     return now + cooldown_ms

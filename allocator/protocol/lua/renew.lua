@@ -173,7 +173,7 @@ local function run()
       scores[#scores + 1] = port
       if in_period < ttl_ms then
         local _, fence = grant_of(grants[i], port)
-        write_place(args[at + 5], host, port, fence, 0, ttl_ms)
+        write_place(args[at + 5], host, port, fence, ttl_ms)
       end
     elseif code == REASSERTED then
       local kind, port, fence, token, worker = REASSERTED, ports[i], reply[2 * i + 1], args[at + 2], args[at + 5]
@@ -194,6 +194,7 @@ local function run()
         end
         tokens_key = own_tokens
       end
+      local next_due = false
       --@include open
       if host_known == 0 and args[2] ~= '-' then
         call('HSET', host_key, 'machine', args[2], 'boot', args[3], 'netns', args[4])

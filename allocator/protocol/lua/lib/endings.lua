@@ -1,9 +1,7 @@
 -- release and decline: a batch of (port, token) pairs in ARGV; each grant that this token holds is ended.
--- Needs `kind`, `keeps_place` (whether the worker may come back to its port at once) and `free_at(port, now)`, the
--- time from which the port is claimable; leaves `reply`.
+-- Needs `kind` and `free_at(port, now)`, the time from which the port is claimable; leaves `reply`.
 --@include now
 --@include grants
---@include places
 local ports = {}
 for i = 1, #ARGV, 2 do
   ports[#ports + 1] = ARGV[i]
@@ -23,25 +21,15 @@ for i = 1, #ports do
     end
   elseif ended == '' and not seen[port] then
     code, detail, seen[port] = kind, fence, true
-    local place_key = worker_prefix .. worker
-    local place, is_place = read('GET', place_key), nil
-    if place then
-      local _, _, place_fence = place_of(place, place_key)
-      is_place = place_fence == fence
-    else
-      is_place = read('GET', lease_prefix .. port)
-    end
-    local at = free_at(port, now)
-    scores[#scores + 1], scores[#scores + 2] = at, port
-    ending[#ending + 1] = { port = port, grant = grant, fence = fence, host = host, worker = worker,
-      is_place = is_place, place_free_at = keeps_place and whole(at) or 0 }
+    scores[#scores + 1], scores[#scores + 2] = free_at(port, now), port
+    ending[#ending + 1] = { port = port, grant = grant, fence = fence, host = host, worker = worker }
   end
   reply[2 * i - 1], reply[2 * i] = code, detail
 end
 
 --@include services
 if #ending > 0 then
-  --@include written_types
+  read('XLEN', events_key)
   for i = 1, #ending do
     read('ZCARD', service_key(ending[i].worker))
   end
@@ -56,9 +44,6 @@ if #ending > 0 then
   for i = 1, #ending do
     local it = ending[i]
     redis.call('DEL', lease_prefix .. it.port)
-    if it.is_place then
-      write_place(it.worker, it.host, it.port, it.fence, it.place_free_at, 0)
-    end
     close_grant(kind, it.port, it.grant, it.fence, it.host, it.worker)
   end
 end
