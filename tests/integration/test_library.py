@@ -1,0 +1,157 @@
+"""What a program gets from `PortAllocator` and `AsyncPortAllocator`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from allocator import (
+    AsyncPortAllocator,
+    CordonedError,
+    ExhaustedError,
+    HeldError,
+    HostConflictError,
+    InvalidInputError,
+    LeaseLostError,
+    LeaseState,
+    PoolMissingError,
+    PortAllocator,
+)
+from allocator.protocol import listing
+
+if TYPE_CHECKING:
+    from allocator import PoolSpec
+
+
+def test_hold_keeps_the_lease_beyond_its_ttl_and_releases_it_at_the_end(ports: PortAllocator) -> None:
+    with ports.hold("email", org="org-1", ttl=0.4) as lease:
+        threading.Event().wait(1.2)
+        assert [one.port for one in ports.leases()] == [lease.port]
+        assert not lease.lost.is_set()
+    assert ports.leases() == []
+
+
+def test_async_hold_does_the_same(redis_url: str, pool: PoolSpec) -> None:
+    async def scenario() -> None:
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
+            async with ports.hold("email", org="org-1", ttl=0.4) as lease:
+                await asyncio.sleep(1.2)
+                assert [one.port for one in await ports.leases()] == [lease.port]
+            assert await ports.leases() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_state_that_is_set_is_seen_by_readers(ports: PortAllocator) -> None:
+    with ports.hold("email", org="org-1") as lease:
+        ports.update(lease, state=LeaseState.READY, labels={"version": "3"})
+        while ports.leases()[0].state is not LeaseState.READY:
+            threading.Event().wait(0.02)
+        assert ports.leases()[0].labels == {"version": "3"}
+        ports.update(lease, state=LeaseState.DRAINING)
+        with pytest.raises(ValueError, match="draining to ready"):
+            ports.update(lease, state=LeaseState.READY)
+
+
+def test_a_lease_that_somebody_ended_is_lost_and_its_holder_is_told(ports: PortAllocator) -> None:
+    with ports.hold("email", org="org-1", ttl=0.4) as lease:
+        ports.release(lease.lease)
+        assert lease.lost.wait(5)
+        assert isinstance(lease.error, LeaseLostError)
+
+
+def test_wait_in_the_library_is_woken_by_a_release_in_threads_and_in_asyncio(
+    redis_url: str, pool: PoolSpec, ports: PortAllocator
+) -> None:
+    leases = [ports.claim("email", org=f"org-{number}") for number in range(pool.size)]
+    with pytest.raises(ExhaustedError) as full:
+        ports.claim("email", org="late")
+    assert 25 < full.value.retry_after <= 30.2
+
+    threading.Timer(0.3, ports.release, [leases[3]]).start()
+    assert ports.claim("email", org="late", wait=20).port == leases[3].port
+
+    async def late() -> int:
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as waiting:
+            return (await waiting.claim("email", org="later", wait=20)).port
+
+    threading.Timer(0.3, ports.release, [leases[5]]).start()
+    assert asyncio.run(late()) == leases[5].port
+
+
+def test_a_wall_clock_a_year_off_changes_nothing(ports: PortAllocator, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 365 * 86_400)
+    lease = ports.claim("email", org="org-1")
+    assert abs(lease.expires_at - real() - 30) < 5
+    (renewed,) = ports.renew(lease)
+    assert renewed.fence == lease.fence
+    assert ports.release(renewed)
+
+
+def test_a_stale_holder_can_neither_renew_nor_release_the_newer_lease(ports: PortAllocator, pool: PoolSpec) -> None:
+    stale = ports.claim("email", org="org-1", port=pool.first)
+    ports.release(stale)
+    newer = ports.claim("stripe", org="org-2", port=pool.first)
+    with pytest.raises(LeaseLostError):
+        ports.renew(stale)
+    with pytest.raises(HeldError):
+        ports.release(stale)
+    assert [one.fence for one in ports.leases()] == [newer.fence]
+
+
+def test_another_machine_under_the_same_name_is_refused_while_leases_live(
+    redis_url: str, pool: PoolSpec, ports: PortAllocator
+) -> None:
+    lease = ports.claim("email", org="org-1")
+    with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as other:
+        other.session.context.machine = "another-machine"
+        with pytest.raises(HostConflictError, match="--host"):
+            other.claim("email", org="org-2")
+        ports.release(lease)
+        assert other.claim("email", org="org-2").port
+
+
+def test_a_cordoned_host_gives_out_no_new_ports(ports: PortAllocator, pool: PoolSpec) -> None:
+    kept = ports.claim("email", org="org-1")
+    assert ports.run(listing.cordon(pool.name, "web-1", on=True))
+    with pytest.raises(CordonedError, match="uncordon"):
+        ports.claim("email", org="org-2")
+    assert ports.renew(kept)
+    assert ports.run(listing.cordon(pool.name, "web-1", on=False))
+    assert ports.claim("email", org="org-2").port
+
+
+def test_a_pool_that_nobody_defined_is_a_clear_error(redis_url: str) -> None:
+    with (
+        PortAllocator.from_url(redis_url, pool="undefined", host="web-1") as ports,
+        pytest.raises(PoolMissingError, match="pool apply"),
+    ):
+        ports.claim("email", org="org-1")
+
+
+def test_a_shrunken_pool_revokes_nothing_and_retires_what_comes_back(ports: PortAllocator, pool: PoolSpec) -> None:
+    lease = ports.claim("email", org="org-1", port=pool.last)
+    ports.apply_pool(replace(pool, last=pool.last - 4))
+    with PortAllocator(ports.store, ports.session) as same:
+        assert same.renew(lease)
+        assert same.release(lease)
+        same.session.context.rules.clear()
+        with pytest.raises(InvalidInputError, match="outside pool"):
+            same.claim("email", org="org-1", port=pool.last)
+        assert same.claim("email", org="org-1").port != pool.last
+
+
+def test_the_largest_pool_can_be_claimed_from_both_ends(redis_url: str, pool: PoolSpec) -> None:
+    whole = replace(pool, name=f"{pool.name}-all", first=1, last=65_535)
+    with PortAllocator.from_url(redis_url, pool=whole.name, host="web-1") as ports:
+        assert ports.apply_pool(whole) == "created"
+        assert ports.apply_pool(whole) == "unchanged"
+        assert ports.claim("email", org="org-1", port=65_535).port == 65_535
+        with pytest.raises(InvalidInputError):
+            ports.claim("email", org="org-1", port=65_536)
