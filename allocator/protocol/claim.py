@@ -154,8 +154,14 @@ def written_ports(ports: Iterable[int]) -> str:
 
 def _leased(pool: PoolSpec, reply: list[Any], token: str, sent_at: float) -> Lease:
     remaining_ms = decode.number(reply[2])
-    lease = decode.lease(pool.name, reply[1], remaining_ms=remaining_ms, now_ms=decode.number(reply[3]))
-    return replace(lease, token=token, deadline=sent_at + remaining_ms / 1_000)
+    return decode.lease(
+        pool.name,
+        reply[1],
+        remaining_ms=remaining_ms,
+        now_ms=decode.number(reply[3]),
+        token=token,
+        deadline=sent_at + remaining_ms / 1_000,
+    )
 
 
 def _proven(context: Context, lease: Lease) -> Operation[Lease]:

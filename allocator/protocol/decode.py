@@ -23,6 +23,8 @@ def number(value: object) -> float:
     Raises:
         ConfigurationError: When it is none.
     """
+    if isinstance(value, int):
+        return float(value)
     try:
         return float(text(value))
     except ValueError:
@@ -42,7 +44,15 @@ def words(reply: object) -> list[Any]:
     raise ConfigurationError(f"Redis answered {shown(text(reply))} to a script; is this server a Redis or Valkey?")
 
 
-def lease(pool: str, value: object, *, remaining_ms: float, now_ms: float) -> Lease:
+def lease(
+    pool: str,
+    value: object,
+    *,
+    remaining_ms: float,
+    now_ms: float,
+    token: str | None = None,
+    deadline: float | None = None,
+) -> Lease:
     """Return the lease that a script wrote as JSON.
 
     Args:
@@ -50,6 +60,8 @@ def lease(pool: str, value: object, *, remaining_ms: float, now_ms: float) -> Le
         value: The text of the lease's key.
         remaining_ms: How long it still lives.
         now_ms: The server's time.
+        token: The proof of holding it, for its holder's copy.
+        deadline: See `Lease`, for its holder's copy.
 
     Raises:
         ConfigurationError: When the text is no lease.
@@ -69,6 +81,8 @@ def lease(pool: str, value: object, *, remaining_ms: float, now_ms: float) -> Le
             expires_at=(now_ms + remaining_ms) / 1_000,
             pid=int(fields["pid"]) if fields.get("pid") is not None else None,
             labels={str(key): str(word) for key, word in fields.get("labels", {}).items()},
+            token=token,
+            deadline=deadline,
         )
     except (ValueError, TypeError, KeyError, AttributeError, InvalidInputError):
         raise ConfigurationError(
