@@ -51,16 +51,21 @@ local function run()
   local host_known = read('HEXISTS', host_key, 'machine')
   read('ZCARD', ports_key)
 
-  -- Which lease of the batch is a worker's newest.
-  local newest_of
-  local function is_newest(worker, fence)
-    if not newest_of then
-      newest_of = {}
-      for at = 4, #args - WORDS, WORDS do
-        newest_of[args[at + 5]] = math.max(newest_of[args[at + 5]] or 0, tonumber(args[at + 3]))
+  -- Which lease of the batch is the newest of its worker, and of its port.
+  local newest
+  local function is_newest(at)
+    if not newest then
+      newest = {}
+      for other = 4, #args - WORDS, WORDS do
+        for _, word in ipairs({ args[other + 1], args[other + 5] }) do
+          local known = newest[word]
+          if not known or tonumber(args[other + 3]) > tonumber(args[known + 3]) then
+            newest[word] = other
+          end
+        end
       end
     end
-    return newest_of[worker] == tonumber(fence)
+    return newest[args[at + 1]] == at and newest[args[at + 5]] == at
   end
 
   -- What is to be done about a lease that is not simply extended: a code, and its detail. A re-assertion may have
@@ -86,7 +91,7 @@ local function run()
       endings[1] = { kind = lease and 'superseded' or 'expired', port = ports[i], grant = grant, fence = known_fence,
         host = known_host, worker = known_worker, tokens_key = tokens_key }
     end
-    if not is_newest(worker, fence) then
+    if not is_newest(i * WORDS - 4) then
       return LOST, 'replaced'
     end
     local place = read('GET', worker_prefix .. worker)
@@ -125,13 +130,11 @@ local function run()
     local at = i * WORDS - 4
     local port, token, grant = ports[i], args[at + 2], grants[i]
     local code, detail = RENEWED, ''
-    if first_at[port] then
-      code, detail = LOST, 'replaced'
-      if args[first_at[port] + 2] == token then
-        code, detail = 'repeated', first_at[port]
-      end
+    local before = first_at[port]
+    if before and args[before + 2] == token then
+      code, detail = 'repeated', before
     else
-      first_at[port] = at
+      first_at[port] = before or at
       if not (leases[i] and grant and find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1) then
         local fence = args[at + 3]
         code, detail = decision(i, token, fence, args[at + 5])

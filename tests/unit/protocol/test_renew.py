@@ -324,3 +324,28 @@ def test_one_lease_twice_in_a_batch_is_renewed_once(store):
     assert first.reasserted
     assert (first.lease.fence, second.lease.fence) == (live(store)[0].fence,) * 2
     assert store.event_types("sdk-v2") == ["pool", "reasserted"]
+
+
+def test_a_stale_copy_in_the_batch_does_not_cost_the_newer_lease_of_its_port(store):
+    context = make_context()
+    stale = take(store, context)
+    newer = take(store, context, supersede_fence=stale.fence)
+    assert newer.port == stale.port
+    for lost in (False, True):
+        if lost:
+            store.client.flushall()
+        first, second = again(store, context, stale, newer)
+        assert first.lost
+        assert not second.lost
+        assert second.reasserted is lost
+
+
+def test_two_leases_of_one_worker_in_a_batch_are_not_both_re_asserted(store):
+    context = make_context()
+    older = take(store, context)
+    newer = take(store, context, port=5590, supersede_fence=older.fence)
+    store.client.flushall()
+    first, second = again(store, context, older, newer)
+    assert first.lost
+    assert second.reasserted
+    assert [lease.port for lease in live(store)] == [5590]

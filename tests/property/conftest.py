@@ -1,0 +1,40 @@
+"""Profiles of Hypothesis, and the servers that the state machine is run on.
+
+`HYPOTHESIS_PROFILE=quick` is for a change under way; `default` for every run of the tests; `thorough` for a night.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from scripted_redis import ServerProcess, valkey_binary
+
+_SERVERS_ARE_SLOW = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}  # fmt: skip
+settings.register_profile("quick", max_examples=8, stateful_step_count=25, **_SERVERS_ARE_SLOW)
+settings.register_profile("default", max_examples=30, stateful_step_count=40, **_SERVERS_ARE_SLOW)
+settings.register_profile("thorough", max_examples=1_000, stateful_step_count=80, **_SERVERS_ARE_SLOW)
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+
+
+@pytest.fixture(scope="session")
+def profile() -> settings:
+    """Return the profile that was asked for; it is not made the default of other tests."""
+    return settings.get_profile(PROFILE)
+
+
+@pytest.fixture(scope="session")
+def real_server() -> Iterator[ServerProcess]:
+    binary = os.environ.get("TEST_REDIS_BINARY") or valkey_binary()
+    if binary is None:
+        pytest.skip("no Valkey or Redis server is installed here")
+    server = ServerProcess(binary)
+    yield server
+    server.close()
