@@ -1,0 +1,49 @@
+"""What a whole command takes, from exec to exit, beside `python -c 'import redis'`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.timing import Spread, ratios, seconds_for
+
+
+def command_times(rounds: int) -> dict[str, Spread] | str:
+    """Return the ratios of `claim` and `release` on a warm embedded server, or why there are none."""
+    command = Path(sys.executable).with_name("allocator")
+    if not command.exists():
+        return "the command is not installed"
+    with tempfile.TemporaryDirectory(prefix="bench-state-") as state:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+        environment["XDG_STATE_HOME"] = state
+
+        def run(*words: str) -> str:
+            done = subprocess.run(words, env=environment, cwd=state, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(words)}: exit {done.returncode}: {done.stderr.strip()}")
+            return done.stdout
+
+        ports: list[str] = []
+        try:
+            ports += run(str(command), "claim", "email", "--org", "bench").split()  # starts the embedded server
+            run(str(command), "release", ports.pop())
+            steps = {
+                "import": lambda: run(sys.executable, "-c", "import redis"),
+                "claim": lambda: ports.extend(run(str(command), "claim", "email", "--org", "bench").split()),
+                "release": lambda: run(str(command), "release", ports.pop()),
+            }
+            times: dict[str, list[float]] = {name: [] for name in steps}
+            for _ in range(rounds):
+                for name, step in steps.items():
+                    times[name].append(seconds_for(step))
+        finally:
+            stop = [str(command), "embedded", "stop"]
+            subprocess.run(stop, env=environment, cwd=state, capture_output=True, check=False)
+    return {
+        "import_ms": Spread.of([seconds * 1_000 for seconds in times["import"]]),
+        "claim": ratios(times["claim"], times["import"]),
+        "release": ratios(times["release"], times["import"]),
+    }

@@ -1,0 +1,239 @@
+"""What leases cost in Redis: rates beside a bare lock, server time, memory."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+
+from allocator.client.driving import Kernel, drive
+from allocator.model.names import WorkerId
+from allocator.model.pools import SDK_V2, PoolSpec
+from allocator.protocol.claim import ClaimRequest, claim
+from allocator.protocol.context import Context
+from allocator.protocol.endings import release
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import apply_pool
+from allocator.protocol.renew import renew
+from allocator.protocol.scripts import script
+from allocator.protocol.steps import ReadListeners, ScriptCall, Step
+from allocator.store.blocking import Store
+from benchmarks.timing import Spread, ratios, seconds_for, take_turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from allocator.model.leases import Lease
+    from allocator.protocol.steps import Operation
+
+HOST = "bench"
+RETURNING = 100
+"""Workers that take turns on the 44 ports, so that each returns to a port that others had since."""
+
+SMALL = replace(SDK_V2, cooldown_ms=0)
+WIDE = PoolSpec(name="wide", first=2_000, last=61_999, cooldown_ms=0, ttl_ms=3_600_000)
+PIPELINE = 500
+
+BARE_TAKE = "if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 else return 0 end"
+BARE_GIVE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
+
+
+class NoKernel(Kernel):
+    """Answers that no port is bound, so that Redis alone is measured."""
+
+    def answer(self, step: Step) -> object:
+        """Say that nothing listens and that every port can be bound."""
+        return frozenset[int]() if isinstance(step, ReadListeners) else True
+
+
+class Bench:
+    """One connection to one server, and the actions that are timed on it.
+
+    Args:
+        url: The server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.store = Store.open(url)
+        self.redis: Any = Redis.from_url(url, protocol=2)
+        self.kernel: Kernel = NoKernel()
+        self.context = Context(
+            HOST, "m" * 32, "b" * 36, "net:[4026531840]", time.monotonic, lambda: secrets.token_hex(16)
+        )
+        self._take, self._give = self.redis.script_load(BARE_TAKE), self.redis.script_load(BARE_GIVE)
+        self._new = itertools.count()
+
+    def run(self, operation: Operation[Any]) -> Any:
+        """Run an operation as the client does, without asking the kernel."""
+        return drive(operation, self.store, self.kernel)
+
+    def reset(self) -> None:
+        """Empty the server and define both pools."""
+        self.redis.flushall()
+        for pool in (SMALL, WIDE):
+            self.run(apply_pool(pool))
+            self.context.rules[pool.name] = pool
+
+    def claim_call(self, pool: PoolSpec, worker: str, token: str) -> ScriptCall:
+        """Return the call that a claim sends."""
+        me = self.context
+        args = (HOST, worker, token, pool.ttl_ms, 0, 0, "starting", "", me.machine, me.boot, me.netns, 0, "")
+        return ScriptCall("claim", script_keys(pool.name, HOST), args)
+
+    def bare_pairs(self, count: int) -> None:
+        """Take and give back a bare lock, `count` times."""
+        for at in range(count):
+            key, token = f"port:{at % 44}", secrets.token_hex(16)
+            self.redis.evalsha(self._take, 1, key, token, 30_000)
+            self.redis.evalsha(self._give, 1, key, token)
+
+    def script_pairs(self, pool: PoolSpec, count: int, *, new_workers: bool = False) -> None:
+        """Send a claim and its release, `count` times; for workers that never claimed before, or for 100 in turn."""
+        keys = script_keys(pool.name, HOST)
+        for at in range(count):
+            worker = f"org-{next(self._new)}/crm#0" if new_workers else f"org-{at % RETURNING}/email#0"
+            token = secrets.token_hex(16)
+            reply = self.store.call(self.claim_call(pool, worker, token))
+            self.store.call(ScriptCall("release", keys, (port_of(reply), token)))
+
+    def operation_pairs(self, count: int) -> None:
+        """Claim and release through the operations, as `PortAllocator` does."""
+        for at in range(count):
+            lease = self.run(
+                claim(self.context, ClaimRequest(pool=SMALL.name, worker=WorkerId(f"org-{at % RETURNING}", "email")))
+            )
+            self.run(release(self.context, [lease]))
+
+    def claim_many(self, pool: PoolSpec, workers: Iterator[str], count: int) -> list[tuple[bytes, str]]:
+        """Claim in one pipeline; return the ports with their tokens."""
+        sha1, pipeline = script("claim").sha1, self.redis.pipeline(transaction=False)
+        tokens = [secrets.token_hex(16) for _ in range(count)]
+        for worker, token in zip(workers, tokens, strict=False):
+            call = self.claim_call(pool, worker, token)
+            pipeline.evalsha(sha1, 2, *call.keys, *call.args)
+        return [(port_of(reply), token) for reply, token in zip(pipeline.execute(), tokens, strict=True)]
+
+    def release_many(self, pool: PoolSpec, held: list[tuple[bytes, str]]) -> None:
+        """Release one lease a call, in one pipeline."""
+        sha1, pipeline = script("release").sha1, self.redis.pipeline(transaction=False)
+        for port, token in held:
+            pipeline.evalsha(sha1, 2, *script_keys(pool.name, HOST), port, token)
+        pipeline.execute()
+
+    def server_us(self, action: Callable[[], object]) -> float:
+        """Return the server's time in microseconds for each script that `action` runs."""
+        self.redis.config_resetstat()
+        action()
+        return float(self.redis.info("commandstats")["cmdstat_evalsha"]["usec_per_call"])
+
+    def new_workers(self) -> Iterator[str]:
+        """Yield workers that never claimed before."""
+        while True:
+            yield f"org-{next(self._new)}/crm#0"
+
+
+def port_of(reply: list[bytes]) -> bytes:
+    """Return the port in a claim's reply, without the cost of reading all of it."""
+    if reply[0] != b"granted":
+        raise SystemExit(f"a claim was answered {reply[0]!r}; the benchmark needs an idle server of its own")
+    return reply[1].split(b'"port":', 1)[1].split(b",", 1)[0]
+
+
+def pair_rates(bench: Bench, rounds: int, pairs: int) -> dict[str, Any]:
+    """Compare claim + release with a bare pair, pair by pair over one connection."""
+    bench.reset()
+    times = take_turns(
+        {
+            "bare": lambda: seconds_for(lambda: bench.bare_pairs(pairs)),
+            "scripts": lambda: seconds_for(lambda: bench.script_pairs(SMALL, pairs)),
+            "operations": lambda: seconds_for(lambda: bench.operation_pairs(pairs)),
+        },
+        rounds,
+    )
+    return {
+        "bare_us": Spread.of([seconds / pairs * 1e6 for seconds in times["bare"]]),
+        "scripts": ratios(times["bare"], times["scripts"]),
+        "operations": ratios(times["bare"], times["operations"]),
+    }
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What filling the wide pool showed: claims a second in pipelines, and memory for each lease."""
+
+    claims_per_s: Spread
+    bytes_per_lease: float
+    leases: int
+
+
+def fill(bench: Bench, leases: int) -> Fill:
+    """Claim `leases` ports of the empty wide pool, each for another worker."""
+    bench.reset()
+    workers = bench.new_workers()
+    bench.claim_many(WIDE, workers, 1)
+    before = bench.redis.info("memory")["used_memory"]
+    times = [seconds_for(lambda: bench.claim_many(WIDE, workers, PIPELINE)) for _ in range(leases // PIPELINE)]
+    grown = bench.redis.info("memory")["used_memory"] - before
+    return Fill(Spread.of([PIPELINE / seconds for seconds in times]), grown / leases, leases)
+
+
+def full_pool(bench: Bench, rounds: int, pairs: int) -> dict[str, Any]:
+    """Compare the wide pool, 95 % full, with the empty small one, for workers that never claimed before."""
+    fill(bench, WIDE.size * 95 // 100)
+    times = take_turns(
+        {
+            "small": lambda: seconds_for(lambda: bench.script_pairs(SMALL, pairs, new_workers=True)),
+            "wide": lambda: seconds_for(lambda: bench.script_pairs(WIDE, pairs, new_workers=True)),
+        },
+        rounds,
+    )
+    return {"ratio": ratios(times["small"], times["wide"])}
+
+
+def server_times(bench: Bench, rounds: int) -> dict[str, Spread]:
+    """Return the server's microseconds: a bare script, claim and release alone and in pipelines, a lease's renewal."""
+    bench.reset()
+    keys = script_keys(SMALL.name, HOST)
+    held: list[tuple[bytes, str]] = []
+    leases: list[Lease] = []
+
+    def workers() -> Iterator[str]:
+        return (f"org-{at}/email#0" for at in range(44))
+
+    def claim_each() -> None:
+        for worker in workers():
+            token = secrets.token_hex(16)
+            held.append((port_of(bench.store.call(bench.claim_call(SMALL, worker, token))), token))
+
+    def release_each() -> None:
+        while held:
+            bench.store.call(ScriptCall("release", keys, held.pop()))
+
+    def renew_all() -> None:
+        for _ in range(10):
+            bench.run(renew(bench.context, leases))
+
+    def renewed() -> float:
+        leases[:] = [
+            bench.run(claim(bench.context, ClaimRequest(pool=SMALL.name, worker=WorkerId(f"org-{at}", "email"))))
+            for at in range(44)
+        ]
+        spent = bench.server_us(renew_all) / len(leases)
+        bench.run(release(bench.context, leases))
+        return spent
+
+    names = ("bare", "claim", "release", "claim_pipelined", "release_pipelined", "renew")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        times["bare"].append(bench.server_us(lambda: bench.bare_pairs(44)))
+        times["claim"].append(bench.server_us(claim_each))
+        times["release"].append(bench.server_us(release_each))
+        times["claim_pipelined"].append(bench.server_us(lambda: held.extend(bench.claim_many(SMALL, workers(), 44))))
+        times["release_pipelined"].append(bench.server_us(lambda: bench.release_many(SMALL, held)))
+        held.clear()
+        times["renew"].append(renewed())
+    return {name: Spread.of(values) for name, values in times.items()}
