@@ -93,8 +93,11 @@ def desk(
 
     settings = read_settings(pool, host, redis_url, config)
     session = make_session(settings.pool, settings.host, "keep")
-    url = settings.redis_url or _embedded_url(settings)
-    store = Store.open(url, timeout_s=settings.connect_timeout_ms / 1_000, password=settings.redis_password)
+    timeout_s = settings.connect_timeout_ms / 1_000
+    if settings.redis_url:
+        store = Store.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)
+    else:
+        store = Store.embedded(lambda: _embedded_url(settings), timeout_s=timeout_s)
     with PortAllocator(store, session) as allocator:
         yield Desk(settings, allocator, LeaseFiles(settings.state_dir / "leases"))
 

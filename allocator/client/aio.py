@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.driving import drive_async
 from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
-from allocator.client.session import OnLost, Session, make_session
-from allocator.client.urls import store_url
+from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.model.errors import AllocatorError
 from allocator.protocol import claim as claiming
 from allocator.protocol import endings, listing, pools, renew
@@ -55,7 +54,9 @@ class AsyncPortAllocator:
     ) -> Self:
         """Return an allocator for the Redis at `url`; see `PortAllocator.from_url`."""
         session = make_session(pool, host, on_lost)
-        return cls(AsyncStore.open(store_url(url), timeout_s=timeout), session)
+        if url:
+            return cls(AsyncStore.open(url, timeout_s=timeout), session)
+        return cls(AsyncStore.embedded(ensure_embedded, timeout_s=timeout), session)
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.driving import drive
 from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
-from allocator.client.session import OnLost, Session, make_session
-from allocator.client.urls import store_url
+from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.model.errors import AllocatorError
 from allocator.protocol import claim as claiming
 from allocator.protocol import endings, listing, pools, renew
@@ -71,7 +70,9 @@ class PortAllocator:
             InvalidInputError: When an argument cannot be right.
         """
         session = make_session(pool, host, on_lost)
-        return cls(Store.open(store_url(url), timeout_s=timeout), session)
+        if url:
+            return cls(Store.open(url, timeout_s=timeout), session)
+        return cls(Store.embedded(ensure_embedded, timeout_s=timeout), session)
 
     def __enter__(self) -> Self:
         return self

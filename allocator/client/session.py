@@ -5,6 +5,7 @@ Nothing here waits: the blocking and the async allocator drive what this module 
 
 from __future__ import annotations
 
+import os
 import random
 import secrets
 import time
@@ -18,6 +19,7 @@ from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_labels, check_name, check_port
 from allocator.model.pools import SDK_V2
+from allocator.model.settings import state_directory
 from allocator.protocol.claim import ClaimRequest
 from allocator.protocol.context import Context
 
@@ -118,6 +120,13 @@ def make_session(pool: str | None, host: str | None, on_lost: OnLost) -> Session
         host=check_name("host", host) if host is not None else default_host(),
         on_lost=on_lost,
     )
+
+
+def ensure_embedded() -> str:
+    """Return the URL of this user's embedded server, which is started when it does not run."""
+    from allocator.store.embedded import EmbeddedServer
+
+    return EmbeddedServer(state_directory(os.environ)).ensure()
 
 
 def ttl_in_ms(ttl: float) -> int:

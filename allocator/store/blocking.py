@@ -34,7 +34,24 @@ class Store:
         self._shown_url = shown_url
         self._timeout_s = timeout_s
         self._client: Any = None
+        self._reconnects = False
         self.info: ServerInfo | None = None
+
+    @classmethod
+    def embedded(cls, ensure: Callable[[], str], *, timeout_s: float = 5.0) -> Self:
+        """Return a store for the embedded server, which is started again whenever it is gone.
+
+        Args:
+            ensure: Starts the server when it does not run; returns its URL.
+            timeout_s: For how many seconds it may be silent.
+        """
+        store = cls(
+            lambda: connect(parse_store_url(ensure(), password=""), timeout_s),
+            shown_url="the embedded server",
+            timeout_s=timeout_s,
+        )
+        store._reconnects = True
+        return store
 
     @classmethod
     def open(cls, url: str, *, timeout_s: float = 5.0, password: str | None = None) -> Self:
@@ -74,6 +91,8 @@ class Store:
         except client_errors() as error:
             if not is_transient(error):
                 raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+        if self._reconnects:
+            self._client = None
         from tenacity import Retrying
 
         try:

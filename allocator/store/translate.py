@@ -80,6 +80,8 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float) -> Allocato
         return ConfigurationError(f"{where}: TLS failed ({text}); check rediss:// and ssl_ca_certs")
     if isinstance(error, exceptions.OutOfMemoryError) or text.startswith("OOM"):
         return StoreUnavailableError(f"{where} has no memory left (maxmemory is reached); raise maxmemory")
+    if text.startswith("MISCONF"):
+        return StoreUnavailableError(f"{where} cannot write its data to disk and refuses changes; make room there")
     if is_transient(error) or isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         return StoreUnavailableError(
             f"{where} did not answer within {format_duration(timeout_s * 1_000)} ({text}); "

@@ -32,6 +32,7 @@ MAX_DATABASE = 9_999
 
 _FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
 _USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
+_NO_PORT = re.compile(r":(?!//)(?=[^/,:\]]*[^/,:\]0-9])[^/,:\]]*")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?", re.ASCII)
 _IPV6 = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]", re.ASCII)
 _DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
@@ -86,9 +87,9 @@ class StoreAddress:
     path: str | None = None
     service: str | None = None
     database: int = 0
-    username: str | None = None
+    username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
-    sentinel_username: str | None = None
+    sentinel_username: str | None = field(default=None, repr=False)
     sentinel_password: str | None = field(default=None, repr=False)
     client_name: str | None = None
     ssl_options: Mapping[str, str | bool] = field(default_factory=dict, repr=False)
@@ -156,9 +157,12 @@ def redacted(url: str) -> str:
 
 
 def _cut(url: str) -> str:
-    """Return what can be shown of a URL that cannot be read: all before the last '@' and after '?' may be a secret."""
+    """Return what can be shown of a URL that cannot be read.
+
+    All before the last '@' and after '?' may be a secret, and so may what stands in the place of a port.
+    """
     hidden = _USERINFO.sub(lambda match: (match[1] or "") + "…@", url)
-    visible = re.split(r"[?#]", hidden, maxsplit=1)[0]
+    visible = _NO_PORT.sub(":…", re.split(r"[?#]", hidden, maxsplit=1)[0])
     text = "".join(character if character.isprintable() else "?" for character in visible)
     return text if len(text) <= 80 else text[:80] + "…"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 from contextlib import ExitStack
@@ -12,6 +14,8 @@ from allocator.store.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def listen(port: int) -> socket.socket:
@@ -109,3 +113,23 @@ def test_script_flush_is_not_noticed(ports: PortAllocator) -> None:
     client.script_flush()
     assert renewed.fence == lease.fence
     assert ports.release(renewed)
+
+
+def test_the_embedded_server_killed_under_a_holder_comes_back_with_its_lease(
+    tmp_path: Path, pool: PoolSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    server = EmbeddedServer(tmp_path / "allocator")
+    try:
+        with PortAllocator.from_url(pool=pool.name, host="web-1") as ports:
+            ports.apply_pool(pool)
+            with ports.hold("email", org="org-1", ttl=1.0) as held:
+                deadline = held.lease.deadline
+                os.kill(server.status().pid, signal.SIGKILL)
+                pause = threading.Event()
+                while held.lease.deadline <= deadline:
+                    pause.wait(0.05)
+                assert [one.port for one in ports.leases()] == [held.port]
+                assert not held.lost.is_set()
+    finally:
+        server.stop()
