@@ -73,8 +73,6 @@ class AsyncPortAllocator:
 
     async def claim(self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]) -> Lease:
         """Lease a port for a worker; see `PortAllocator.claim`."""
-        from tenacity import AsyncRetrying
-
         request = self.session.request(plugin, **arguments)
         patience = self.session.patience(wait, any_port=request.port is None)
         cursor: list[str] = []
@@ -90,8 +88,14 @@ class AsyncPortAllocator:
         async def attempt() -> Lease:
             return await self.run(claiming.claim(self.session.context, request))
 
-        if request.port is not None and not patience.patient:
+        try:
             return await attempt()
+        except AllocatorError as error:
+            if not patience.worth_retrying(error):
+                raise
+        from tenacity import AsyncRetrying
+
+        await wait_for_event(0.0)
         leased: Lease = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
         return leased
 

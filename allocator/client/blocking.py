@@ -100,8 +100,6 @@ class PortAllocator:
             HeldError: When the worker or the explicit port is held by someone else.
             InvalidInputError: When an argument cannot be right.
         """
-        from tenacity import Retrying
-
         request = self.session.request(plugin, **arguments)
         patience = self.session.patience(wait, any_port=request.port is None)
         cursor: list[str] = []
@@ -117,8 +115,14 @@ class PortAllocator:
         def attempt() -> Lease:
             return self.run(claiming.claim(self.session.context, request))
 
-        if request.port is not None and not patience.patient:
+        try:
             return attempt()
+        except AllocatorError as error:
+            if not patience.worth_retrying(error):
+                raise
+        from tenacity import Retrying
+
+        wait_for_event(0.0)
         leased: Lease = Retrying(**patience.policy(wait_for_event))(attempt)
         return leased
 
