@@ -44,7 +44,7 @@ def _machine() -> str:
             machine_id = path.read_bytes().strip()
         except OSError:
             continue
-        if machine_id:
+        if machine_id and machine_id != b"uninitialized":
             return hashlib.sha256(_SALT + machine_id).hexdigest()[:16]
     return hashlib.sha256(_SALT + boot_id().encode()).hexdigest()[:16]
 

@@ -1,18 +1,27 @@
-"""Processes of this host, told apart by pid and start time, so that a pid used again is not taken for the old one."""
+"""Processes of this host, told apart by pid and start time, so that a pid used again is not taken for the old one.
+
+The rule of this file: when the kernel will not tell whether a process lives, it lives. Taking a running worker for
+dead gives its port away; taking a dead one for alive costs a TTL.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+from allocator.model.errors import ConfigurationError
 
 PROC = Path("/proc")
 _DEAD_STATES = frozenset("ZXx")
 _POLL_S = 0.1
 """How often a kernel without pidfd is asked whether a process still lives."""
+
+_LONGEST_POLL_MS = 2**31 - 1
+"""What poll(2) can wait at most: 24 days; a longer wait ends early and says so by its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +30,19 @@ class ProcessIdentity:
 
     Attributes:
         pid: Its number.
-        start_time: When it started, in clock ticks since boot.
+        start_time: When it started, in clock ticks since boot (hundredths of a Unix second where there is no `/proc`).
         boot_id: Which boot of this machine.
     """
 
     pid: int
     start_time: int
     boot_id: str
+
+
+class _Status(NamedTuple):
+    alive: bool
+    group: int
+    start_time: int
 
 
 @cache
@@ -39,26 +54,31 @@ def boot_id() -> str:
         return ""
 
 
-def _stat(pid: int) -> list[str] | None:
-    """Return the fields of `/proc/PID/stat` from the third (state) on; the second may hold spaces and brackets."""
-    try:
-        text = (PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
-        return None
-    return text[text.rindex(")") + 2 :].split()
-
-
 def identify(pid: int) -> ProcessIdentity | None:
-    """Return the identity of a living process, or None when there is none (a zombie is dead)."""
-    fields = _stat(pid)
-    if fields is None or fields[0] in _DEAD_STATES:
+    """Return the identity of a living process, or None when there is none (a zombie is dead).
+
+    Raises:
+        ConfigurationError: When there is such a process, but `/proc` hides it from this user (`hidepid`).
+    """
+    status = _status(pid)
+    if status is None:
+        if _exists(pid):
+            raise ConfigurationError(
+                f"process {pid} is hidden from this user (/proc is mounted with hidepid); "
+                "run as the user of that process, or join the group that may see it"
+            )
         return None
-    return ProcessIdentity(pid, int(fields[19]), boot_id())
+    return ProcessIdentity(pid, status.start_time, boot_id()) if status.alive else None
 
 
 def is_alive(identity: ProcessIdentity) -> bool:
-    """Return whether this very process still lives."""
-    return identity.boot_id == boot_id() and identify(identity.pid) == identity
+    """Return whether this very process still lives; True as well when it is hidden from this user."""
+    if identity.boot_id != boot_id():
+        return False
+    status = _status(identity.pid)
+    if status is None:
+        return _exists(identity.pid)
+    return status.alive and status.start_time == identity.start_time
 
 
 def wait_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
@@ -66,25 +86,25 @@ def wait_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
 
     Args:
         identity: The process.
-        timeout_s: For how many seconds at most; None for ever.
+        timeout_s: For how many seconds at most, 0 or less to look once; None for ever.
 
     Returns:
         Whether it has ended.
     """
-    if not is_alive(identity):
-        return True
     try:
         descriptor = os.pidfd_open(identity.pid)
     except ProcessLookupError:
         return True
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # before Linux 5.3, filtered by a sandbox, or not Linux
         return _poll_for_exit(identity, timeout_s)
     try:
+        # Asked after opening: from here on the descriptor is of the process that this answer is about.
         if not is_alive(identity):
             return True
         poller = select.poll()
         poller.register(descriptor, select.POLLIN)
-        return bool(poller.poll(None if timeout_s is None else timeout_s * 1_000))
+        timeout_ms = None if timeout_s is None else min(max(0.0, timeout_s * 1_000), _LONGEST_POLL_MS)
+        return bool(poller.poll(timeout_ms))
     finally:
         os.close(descriptor)
 
@@ -94,19 +114,95 @@ def _poll_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while is_alive(identity):
-        if deadline is not None and time.monotonic() >= deadline:
+        left_s = _POLL_S if deadline is None else deadline - time.monotonic()
+        if left_s <= 0:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(min(_POLL_S, left_s))
     return True
 
 
 def process_group_members(group: int) -> list[int]:
     """Return the living processes of a process group, zombies left out, in no order."""
-    found = []
-    with contextlib.suppress(OSError):
-        for name in os.listdir(PROC):  # noqa: PTH208  # names only, many times a second
-            if name.isdigit():
-                fields = _stat(int(name))
-                if fields and int(fields[2]) == group and fields[0] not in _DEAD_STATES:
-                    found.append(int(name))
-    return found
+    return [
+        pid for pid in all_pids() if (status := _status(pid)) is not None and status.group == group and status.alive
+    ]
+
+
+def all_pids() -> list[int]:
+    """Return the pids that this user may see."""
+    try:
+        return [int(name) for name in os.listdir(PROC) if name.isdigit()]  # noqa: PTH208  # many times a second
+    except OSError:
+        import psutil
+
+        return psutil.pids()
+
+
+def command_name(pid: int) -> str | None:
+    """Return what a person calls the program of a process (`node`, `gunicorn`), or None when it may not be seen.
+
+    Never its arguments, which may hold secrets; and printable whatever the process calls itself.
+    """
+    try:
+        own = _text(pid, "comm")
+    except OSError:
+        return None
+    try:
+        words = _text(pid, "cmdline").split("\0")[:2]
+        program = (PROC / str(pid) / "exe").readlink().name
+    except OSError:
+        return _printable(own)
+    # A process may rename its main thread (newer versions of Node call it MainThread): such a name is nothing that was
+    # started. Scripts have the name of their file, which is the second word after the interpreter.
+    if any(Path(word).name.startswith(own) for word in (program, *words)):
+        return _printable(own)
+    return _printable(program.removesuffix(" (deleted)"))
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _text(pid: int, name: str) -> str:
+    return (PROC / str(pid) / name).read_text(errors="replace").removesuffix("\n")
+
+
+def _status(pid: int) -> _Status | None:
+    try:
+        line = _text(pid, "stat")
+    except OSError:
+        return None if _has_proc() else _status_by_psutil(pid)
+    # From the third field (state) on: the second, the name, may hold spaces and brackets. Source: proc_pid_stat(5).
+    fields = line[line.rindex(")") + 2 :].split()
+    # A process whose main thread has ended looks like a zombie while its other threads run on.
+    alive = fields[0] not in _DEAD_STATES or int(fields[17]) > 1
+    return _Status(alive, int(fields[2]), int(fields[19]))
+
+
+@cache
+def _has_proc() -> bool:
+    return (PROC / "self/stat").exists()
+
+
+def _status_by_psutil(pid: int) -> _Status | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        alive = process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+        return _Status(alive, os.getpgid(pid), int(process.create_time() * 100))
+    except (psutil.Error, OSError, ValueError):
+        return None
+
+
+def _exists(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    # It answers to a signal: it was started this instant, or it is hidden.
+    return True

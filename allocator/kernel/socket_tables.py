@@ -63,9 +63,7 @@ _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _DUMP_REQUEST = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 _ONLY_LISTENING = 1 << 10  # TCP_LISTEN
-_NETLINK_TIMEOUT_S = (
-    1.0  # the kernel answers at once or not at all; a sandbox that swallows the request must not hang us
-)
+_NETLINK_TIMEOUT_S = 1.0  # the kernel answers at once; a sandbox that swallows the request must not hang us
 _RECEIVE_BYTES = 65_536  # the kernel fills at most 32 KiB of it per answer
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id

@@ -10,9 +10,11 @@ import errno
 import os
 import pwd
 import socket
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.kernel.processes import all_pids, command_name
 from allocator.kernel.socket_tables import PROC, ListeningSocket, listening_sockets
 from allocator.model.errors import ConfigurationError
 
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PROBE_BACKLOG = 1
+
+_NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+"""A kernel without IPv6, and one where it is switched off."""
+
+_ANY = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104  # where workers bind
+_LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+_PROOF_ADDRESSES = _ANY if sys.platform == "linux" else _LOOPBACK + _ANY
+"""On Linux a bind of any address meets a listener on every single one. BSD and macOS let it pass beside a listener on
+one address when SO_REUSEADDR is set, so that the loopback addresses, where strangers mostly are, are tried as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,35 +61,48 @@ def prove_port(port: int) -> bool:
     """Return whether a worker could listen on `port` of all addresses just now.
 
     Binds and listens on IPv4 and on IPv6 with SO_REUSEADDR, as most servers do, and lets go at once. Listening is
-    part of the proof: with SO_REUSEADDR two sockets may be bound to one port as long as neither listens. Connections
+    part of the proof: with SO_REUSEADDR two sockets may be bound to one port as long as neither listens; such a
+    stranger, bound and silent, does not keep a worker from listening and is not in the way here either. Connections
     of a former worker in TIME_WAIT do not matter.
 
     Raises:
-        ConfigurationError: When this user may not bind the port.
+        ConfigurationError: When this user may not bind the port, or the kernel refuses for a reason of its own
+            (no descriptors left); it proves nothing about the port.
     """
-    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104  # the worker's bind
+    try:
+        return all(_can_listen(family, address, port) for family, address in _PROOF_ADDRESSES)
+    except PermissionError as error:
+        raise ConfigurationError(
+            f"this user may not bind port {port}; use a pool above port 1023, or give the worker CAP_NET_BIND_SERVICE",
+            port=port,
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} could not be tried on this host ({error.strerror or error}); "
+            "mend that (see 'ulimit -n' for descriptors) and claim again",
+            port=port,
+        ) from error
+
+
+def _can_listen(family: int, address: str, port: int) -> bool:
+    try:
+        probe = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno in _NO_SUCH_FAMILY:
+            return True
+        raise
+    with probe:
         try:
-            probe = socket.socket(family, socket.SOCK_STREAM)
-        except OSError:
-            continue  # this kernel does not have the family
-        with contextlib.closing(probe):
-            try:
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((address, port))
-                probe.listen(_PROBE_BACKLOG)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    return False
-                if error.errno in {errno.EACCES, errno.EPERM}:
-                    raise ConfigurationError(
-                        f"this user may not bind port {port}; use a pool above port 1023, "
-                        "or give the worker CAP_NET_BIND_SERVICE",
-                        port=port,
-                    ) from error
-                if error.errno != errno.EADDRNOTAVAIL:  # IPv6 compiled in but switched off
-                    raise
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+            probe.listen(_PROBE_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            if error.errno not in _NO_SUCH_FAMILY:
+                raise
     return True
 
 
@@ -92,10 +116,7 @@ def listeners(first: int = 1, last: int = 65_535) -> list[Listener]:
 
 def _listener(row: ListeningSocket, owners: dict[int, int]) -> Listener:
     pid = row.pid if row.pid is not None else owners.get(row.inode or 0)
-    command = None
-    if pid is not None:
-        with contextlib.suppress(OSError):
-            command = (PROC / str(pid) / "comm").read_text(errors="replace").strip()
+    command = command_name(pid) if pid is not None else None
     return Listener(row.port, socket.inet_ntop(row.family, row.packed), pid, command, _user(row.uid))
 
 
@@ -109,17 +130,17 @@ def _user(uid: int | None) -> str | None:
 
 
 def _owners(inodes: set[int]) -> dict[int, int]:
+    """Find the process of each socket; of several that share one, the lowest pid, mostly their common parent."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, int] = {}
-    for process in PROC.iterdir() if PROC.is_dir() else ():
-        if not process.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            for descriptor in os.scandir(process / "fd"):
+    # The init process comes last: it holds the sockets that it opened for the services behind them.
+    for pid in sorted(all_pids(), key=lambda pid: (pid == 1, pid)):
+        with contextlib.suppress(OSError), os.scandir(PROC / str(pid) / "fd") as descriptors:
+            for descriptor in descriptors:
                 with contextlib.suppress(OSError):
                     inode = wanted.get(os.readlink(descriptor))  # noqa: PTH115  # thousands of links, no objects
                     if inode is not None:
-                        found.setdefault(inode, int(process.name))
+                        found.setdefault(inode, pid)
         if len(found) == len(wanted):
             break
     return found
@@ -133,12 +154,16 @@ def port_range_overlap(first: int, last: int, root: Path = PROC) -> tuple[int, i
     settings = root / "sys/net/ipv4"
     try:
         low, high = map(int, (settings / "ip_local_port_range").read_text().split())
-        reserved_text = (settings / "ip_local_reserved_ports").read_text().strip()
+        reserved = _ports_in((settings / "ip_local_reserved_ports").read_text().strip())
     except (OSError, ValueError):
         return None
-    reserved: set[int] = set()
-    for part in filter(None, reserved_text.split(",")):
-        start, _, end = part.partition("-")
-        reserved.update(range(int(start), int(end or start) + 1))
     taken = [port for port in range(max(first, low), min(last, high) + 1) if port not in reserved]
     return (taken[0], taken[-1]) if taken else None
+
+
+def _ports_in(ranges: str) -> set[int]:
+    ports: set[int] = set()
+    for part in filter(None, ranges.split(",")):
+        start, _, end = part.partition("-")
+        ports.update(range(int(start), int(end or start) + 1))
+    return ports
