@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.scripts import script
 from allocator.store.blocking import connection_options, decode_events, sentinel_connection_options
+from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
 from allocator.store.translate import client_errors, is_transient, translate
-from allocator.store.urls import Topology, parse_store_url, redacted
+from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,50 +21,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncStore:
-    """A connection to Redis for one event loop, made when it is first used.
+class AsyncStore(Opening):
+    """A connection to Redis for one event loop, made when it is first used."""
 
-    Args:
-        connect: Makes the Redis client.
-        shown_url: The URL without secrets.
-        timeout_s: For how many seconds Redis may be silent.
-    """
-
-    def __init__(self, connect: Callable[[], Any], *, shown_url: str, timeout_s: float = 5.0) -> None:
-        self._connect = connect
-        self._shown_url = shown_url
-        self._timeout_s = timeout_s
-        self._client: Any = None
-        self._reconnects = False
-
-    @classmethod
-    def embedded(cls, ensure: Callable[[], str], *, timeout_s: float = 5.0) -> Self:
-        """Return a store for the embedded server, which is started again whenever it is gone.
-
-        Args:
-            ensure: Starts the server when it does not run; returns its URL.
-            timeout_s: For how many seconds it may be silent.
-        """
-        store = cls(
-            lambda: connect(parse_store_url(ensure(), password=""), timeout_s),
-            shown_url="the embedded server",
-            timeout_s=timeout_s,
-        )
-        store._reconnects = True
-        return store
-
-    @classmethod
-    def open(cls, url: str, *, timeout_s: float = 5.0, password: str | None = None) -> Self:
-        """Return a store for a Redis URL; nothing is sent yet.
-
-        Raises:
-            ConfigurationError: When the URL cannot be read.
-        """
-        address = parse_store_url(url, password=password)
-        return cls(lambda: connect(address, timeout_s), shown_url=redacted(url), timeout_s=timeout_s)
-
-    def __repr__(self) -> str:
-        return f"<AsyncStore {self._shown_url}, {'connected' if self._client else 'not connected yet'}>"
+    @staticmethod
+    def _client_for(address: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
+        return connect(address, timeout_s)
 
     async def call(self, step: ScriptCall) -> Any:  # noqa: ANN401  # a reply is whatever the script answers
         """Run a script and return its reply; see `Store.call`."""
@@ -105,10 +68,7 @@ class AsyncStore:
                 if is_transient(error):
                     raise
                 info = {}
-            first = next(iter(info.values()), None)
-            ServerInfo.read(first if isinstance(first, dict) and "redis_version" in first else info).check(
-                self._shown_url
-            )
+            ServerInfo.read(info).check(self._shown_url)
             self._client = client
         return self._client
 

@@ -36,7 +36,10 @@ class ServerInfo:
 
     @classmethod
     def read(cls, info: Mapping[str, Any]) -> ServerInfo:
-        """Return what the reply to `INFO` says."""
+        """Return what the reply to `INFO` says: of one server, or of the first of a Cluster's."""
+        first = next(iter(info.values()), None)
+        if isinstance(first, dict) and "redis_version" in first:
+            info = first
         valkey = info.get("valkey_version")
         append_only = info.get("aof_enabled")
         return cls(
