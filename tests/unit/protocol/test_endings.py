@@ -272,3 +272,12 @@ def test_the_reaper_closes_no_more_than_it_was_asked_to(store, most):
     store.advance(40 * SECOND)
     reply = store.run(ScriptCall("reap", script_keys("sdk-v2"), (most,)))
     assert reply[1] == most
+
+
+def test_the_reaper_leaves_a_lease_that_lives_past_its_score(store):
+    context = make_context()
+    lease = take(store, context)
+    store.client.zadd("alloc:{sdk-v2}:ports:web-1", {"5556": store.now_ms() - 1_000})
+    store.client.zadd("alloc:{sdk-v2}:hosts", {"web-1": store.now_ms() - 1_000})
+    assert store.drive(reap("sdk-v2"))[0] == 0
+    assert not store.drive(renew(context, [lease]))[0].lost
