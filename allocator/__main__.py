@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 
 from allocator.model.errors import EXIT_CONFIGURATION, EXIT_USAGE, AllocatorError
 
 EXIT_INTERRUPTED = 130
-_STORAGE_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EIO}
 
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
+    open_closed_streams()
     sys.exit(status_of(sys.argv[1:]))
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of standard streams that the caller closed (`2>&-`).
+
+    Otherwise the socket to Redis would take their number, and talk would go where data goes: `print` writes to
+    standard output when it is told that standard error is None.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def status_of(arguments: list[str]) -> int:
@@ -34,10 +48,8 @@ def status_of(arguments: list[str]) -> int:
     except UnicodeEncodeError:
         return _say("an argument is not valid text; use names of letters, digits, '.', '_' and '-'", EXIT_USAGE)
     except OSError as error:
-        if error.errno not in _STORAGE_ERRORS:
-            raise
         what = f"{error.filename}: " if error.filename else ""
-        return _say(f"{what}{error.strerror}; make room or mend its rights", EXIT_CONFIGURATION)
+        return _say(f"{what}{error.strerror or error}; make room or mend its rights", EXIT_CONFIGURATION)
     return status
 
 

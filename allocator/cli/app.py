@@ -14,6 +14,8 @@ from allocator.model.errors import EXIT_USAGE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MAX_USAGE_LINE = 300
+
 _MODULES = {
     "claim": "leases",
     "renew": "leases",
@@ -81,8 +83,18 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
             if type(error).__name__ == "Abort":
                 raise KeyboardInterrupt from error
             raise
-        message = " ".join(str(text()).split())
-        if message:
-            typer.echo(f"allocator: {message.rstrip('.')}; see 'allocator --help'", err=True)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(text(), err=True)
+        else:
+            context = getattr(error, "ctx", None)
+            path = context.command_path if context else "allocator"
+            typer.echo(f"allocator: {one_line(str(text()))}; see '{path} --help'", err=True)
         return EXIT_USAGE
     return status if isinstance(status, int) else 0
+
+
+def one_line(message: str) -> str:
+    """Return a message of the parser, which repeats what was typed, fit for one line of at most 300 characters."""
+    printable = "".join(character if character.isprintable() else " " for character in message)
+    words = " ".join(printable.split()).rstrip(".")
+    return words if len(words) <= MAX_USAGE_LINE else words[:MAX_USAGE_LINE] + "…"
