@@ -120,7 +120,7 @@ class AsyncPortAllocator:
         return held
 
     def update(self, held: HeldLease[asyncio.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
-        """Set `state`, `pid` or `labels` of a held lease; the heartbeat task writes them at once."""
+        """Set the state of a held lease or what it says of its worker; the heartbeat task writes them at once."""
         held.set(**words)
         self._plan.touch()
         self._wake.set()

@@ -11,6 +11,17 @@ if TYPE_CHECKING:
     from allocator.protocol.renew import RenewOutcome
 
 
+class ProcessWords(TypedDict, total=False):
+    """What a lease says of the processes that it is tied to; see `Lease`."""
+
+    pid: int
+    pid_started: int
+    holder_pid: int
+    holder_started: int
+    boot: str
+    namespaces: str
+
+
 class ClaimArguments(TypedDict):
     """What may be said of a claim beside its plugin.
 
@@ -21,7 +32,8 @@ class ClaimArguments(TypedDict):
         hint: The port to prefer where nothing else decides (the environment's).
         ttl: How long the lease lives without a heartbeat, in seconds.
         labels: Up to 16 free words.
-        pid: The process that the lease is tied to.
+        pid: The process that the lease is tied to, on this host.
+        holder_pid: The process that looks after it, on this host.
         token: The token of a lease that may be held already: it is then returned, renewed.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host.
     """
@@ -33,6 +45,7 @@ class ClaimArguments(TypedDict):
     ttl: NotRequired[float | None]
     labels: NotRequired[Mapping[str, str] | None]
     pid: NotRequired[int | None]
+    holder_pid: NotRequired[int | None]
     token: NotRequired[str | None]
     supersede_fence: NotRequired[int | None]
 

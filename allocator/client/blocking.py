@@ -149,7 +149,7 @@ class PortAllocator:
         return held
 
     def update(self, held: HeldLease[threading.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
-        """Set `state`, `pid` or `labels` of a held lease; the heartbeat thread writes them at once."""
+        """Set the state of a held lease or what it says of its worker; the heartbeat thread writes them at once."""
         with self._wake:
             held.set(**words)
             self._plan.touch()
@@ -202,7 +202,7 @@ class PortAllocator:
 
         Args:
             *leases: The holder's copies, with their tokens.
-            rewrite: Whether their state, TTL, pid and labels are written too.
+            rewrite: Whether their state, TTL and what they say of their worker are written too.
 
         Raises:
             LeaseLostError: When one of them is lost; the others were extended all the same.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
 from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, LeaseLostError
+from allocator.model.leases import error_line
 from allocator.model.names import check_labels
 from allocator.model.states import TRANSITIONS, LeaseState
 
@@ -49,6 +50,20 @@ class Signal(Protocol):
 
 
 E_ = TypeVar("E_", bound=Signal)
+
+
+class HolderWords(TypedDict, total=False):
+    """What a holder may say of itself in its lease; see `Lease`."""
+
+    pid: int | None
+    pid_started: int | None
+    holder_pid: int | None
+    holder_started: int | None
+    boot: str | None
+    namespaces: str | None
+    restarts: int
+    last_error: str | None
+    labels: Mapping[str, str]
 
 
 class HeldLease(Generic[E_]):
@@ -92,24 +107,29 @@ class HeldLease(Generic[E_]):
         """The fencing token; it grows when the lease had to be re-asserted."""
         return self.lease.fence
 
-    def set(
-        self, *, state: LeaseState | None = None, pid: int | None = None, labels: Mapping[str, str] | None = None
-    ) -> None:
+    def set(self, *, state: LeaseState | None = None, **words: Unpack[HolderWords]) -> None:
         """Change what the lease says of its worker; the next heartbeat, which is due at once, writes it.
+
+        Args:
+            state: Where it is in its life.
+            **words: See `HolderWords`.
 
         Raises:
             ValueError: When the state cannot follow the present one.
+            InvalidInputError: When labels are not valid.
         """
+        if "labels" in words:
+            words["labels"] = check_labels(dict(words["labels"]))
+        if words.get("last_error"):
+            words["last_error"] = error_line(words["last_error"] or "")
         if state is not None and state != self.lease.state:
             if state not in TRANSITIONS[self.lease.state]:
                 raise ValueError(f"a lease cannot go from {self.lease.state} to {state}")
             self.lease = replace(self.lease, state=state)
             self._rewrite = True
-        if pid is not None and pid != self.lease.pid:
-            self.lease = replace(self.lease, pid=pid)
-            self._rewrite = True
-        if labels is not None and dict(labels) != dict(self.lease.labels):
-            self.lease = replace(self.lease, labels=check_labels(dict(labels)))
+        changed = replace(self.lease, **words)
+        if changed != self.lease:
+            self.lease = changed
             self._rewrite = True
 
     @property
@@ -170,8 +190,9 @@ class HeartbeatPlan(Generic[E_]):
                 log.warning("re-asserted the lease of %s on %s", held.worker, held.lease.address)
             after = outcome.lease
             held.doubtful = False
-            held._rewrite = not _same_words(held.lease, before)  # noqa: SLF001  # the plan and its leases are one unit
-            held.lease = replace(after, state=held.lease.state, pid=held.lease.pid, labels=held.lease.labels)
+            words = _words(held.lease)
+            held._rewrite = words != _words(before)  # noqa: SLF001  # the plan and its leases are one unit
+            held.lease = replace(after, **words)
         self._plan_next()
         if any(held.rewrite for held in self._held.values()):
             self.touch()
@@ -213,8 +234,8 @@ class HeartbeatPlan(Generic[E_]):
         held.lost.set()
 
 
-def _same_words(one: Lease, other: Lease) -> bool:
-    return (one.state, one.pid, dict(one.labels)) == (other.state, other.pid, dict(other.labels))
+def _words(lease: Lease) -> dict[str, Any]:
+    return lease.holder_words() | {"state": lease.state}
 
 
 def _token(lease: Lease) -> str:

@@ -18,6 +18,7 @@ from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.states import LeaseState
+from allocator.protocol.decode import holder_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +53,8 @@ class LeaseFiles:
             "ttl_ms": lease.ttl_ms,
             "granted_at": lease.granted_at,
             "expires_at": lease.expires_at,
-            "pid": lease.pid,
-            "labels": dict(lease.labels),
             "token": lease.token,
-        }
+        } | {name: value for name, value in lease.holder_words().items() if value}
         temporary: Path | None = None
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,9 +116,8 @@ class LeaseFiles:
                 ttl_ms=int(fields["ttl_ms"]),
                 granted_at=float(fields["granted_at"]),
                 expires_at=float(fields["expires_at"]),
-                pid=None if fields["pid"] is None else int(fields["pid"]),
-                labels={str(name): str(value) for name, value in fields["labels"].items()},
                 token=str(fields["token"]),
+                **holder_words(fields),
             )
         except FileNotFoundError:
             return None

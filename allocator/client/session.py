@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from allocator.client.driving import Kernel
 from allocator.client.policies import ClaimPatience
 from allocator.kernel.identity import default_host, host_identity
+from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_labels, check_name, check_port
@@ -25,6 +26,8 @@ from allocator.protocol.context import Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from allocator.client.arguments import ProcessWords
 
 OnLost = Literal["keep", "stop"]
 TOKEN_BYTES = 16
@@ -76,6 +79,7 @@ class Session:
         ttl: float | None = None,
         labels: Mapping[str, str] | None = None,
         pid: int | None = None,
+        holder_pid: int | None = None,
         token: str | None = None,
         supersede_fence: int | None = None,
     ) -> ClaimRequest:
@@ -90,11 +94,32 @@ class Session:
             port=None if port is None else check_port(port),
             hint=None if hint is None else check_port(hint),
             ttl_ms=None if ttl is None else ttl_in_ms(ttl),
-            pid=pid,
+            **self.process_words(pid=pid, holder_pid=holder_pid),
             labels=check_labels(dict(labels or {})),
             token=None if token is None else check_token(token),
             supersede_fence=supersede_fence,
         )
+
+    def process_words(self, **pids: int | None) -> ProcessWords:
+        """Return what a lease says of the processes of this host that it is tied to.
+
+        Args:
+            **pids: `pid` and `holder_pid`; those that are None are left out.
+
+        Raises:
+            InvalidInputError: When no such process lives.
+            ConfigurationError: When it is hidden from this user.
+        """
+        words: ProcessWords = {}
+        for name, pid in pids.items():
+            if pid is None:
+                continue
+            process = identify(pid)
+            if process is None:
+                raise InvalidInputError(f"{pid} is not the pid of a living process; give one of this host")
+            started = "pid_started" if name == "pid" else "holder_started"
+            words |= {name: pid, started: process.start_time, "boot": boot_id(), "namespaces": namespaces()}  # type: ignore[misc]  # two literal names
+        return words
 
     def patience(self, wait: float | None, *, any_port: bool) -> ClaimPatience:
         """Return how long a claim goes on trying.

@@ -54,6 +54,19 @@ def boot_id() -> str:
         return ""
 
 
+@cache
+def namespaces() -> str:
+    """Return this process's pid and network namespaces as `<pid>-<net>`, or an empty string where there are none.
+
+    A pid says nothing to a process of another pid namespace, which may not see the one that it names.
+    """
+    try:
+        pid, net = ((PROC / "self/ns" / name).stat().st_ino for name in ("pid", "net"))
+    except OSError:
+        return ""
+    return f"{pid}-{net}"
+
+
 def identify(pid: int) -> ProcessIdentity | None:
     """Return the identity of a living process, or None when there is none (a zombie is dead).
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from allocator.model.states import LeaseState
 
@@ -15,6 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from allocator.model.names import WorkerId
+
+
+HOLDER_WORDS = (
+    "pid",
+    "pid_started",
+    "holder_pid",
+    "holder_started",
+    "boot",
+    "namespaces",
+    "restarts",
+    "last_error",
+    "labels",
+)
+"""What a holder says of itself: the members of a lease that scripts carry and never read."""
+
+MAX_ERROR_LENGTH = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +47,14 @@ class Lease:
         ttl_ms: How long the lease lives without a heartbeat, in milliseconds.
         granted_at: When it was granted, in Unix seconds by the server's clock.
         expires_at: When it ends without a renewal, in Unix seconds by the server's clock.
-        pid: The process that it is tied to, or None.
+        pid: The process that it is tied to (the worker), or None.
+        pid_started: When that process started, in clock ticks since boot, or None when it was not seen.
+        holder_pid: The process that looks after the worker (its supervisor), or None.
+        holder_started: When that one started.
+        boot: The boot of the machine on which these processes run, or None.
+        namespaces: Their process and network namespaces as `<pid>-<net>`, or None.
+        restarts: How often the worker was started again under this lease.
+        last_error: Why the worker ended or failed last, in one line of at most 500 characters, or None.
         labels: Free words of the holder.
         token: The proof of holding (32 hexadecimal digits), or None in a reader's copy.
         deadline: Until when the holder may be sure of it, in seconds of its own monotonic clock, counted from
@@ -48,6 +71,13 @@ class Lease:
     granted_at: float
     expires_at: float
     pid: int | None = None
+    pid_started: int | None = None
+    holder_pid: int | None = None
+    holder_started: int | None = None
+    boot: str | None = None
+    namespaces: str | None = None
+    restarts: int = 0
+    last_error: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False, compare=False)
     deadline: float | None = field(default=None, repr=False, compare=False)
@@ -72,6 +102,10 @@ class Lease:
         """`host:port`."""
         return f"{self.host}:{self.port}"
 
+    def holder_words(self) -> dict[str, Any]:
+        """Return what the holder says of itself, by name (`HOLDER_WORDS`)."""
+        return {name: getattr(self, name) for name in HOLDER_WORDS}
+
     def as_json(self, *, with_token: bool = False) -> dict[str, object]:
         """Return the object that `--format json` prints; `expires_at` is RFC 3339 in UTC, `ttl_s` seconds.
 
@@ -91,11 +125,19 @@ class Lease:
             "granted_at": written_time(self.granted_at),
             "expires_at": written_time(self.expires_at),
             "pid": self.pid,
+            "restarts": self.restarts,
+            "last_error": self.last_error,
             "labels": dict(self.labels),
         }
         if with_token:
             shown["token"] = self.token
         return shown
+
+
+def error_line(text: str) -> str:
+    """Return `text` fit for `last_error`: printable, on one line, its last 500 characters."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if len(line) <= MAX_ERROR_LENGTH else "…" + line[1 - MAX_ERROR_LENGTH :]
 
 
 def written_time(unix_seconds: float) -> str:

@@ -21,6 +21,7 @@ from allocator.model.errors import (
     InvalidInputError,
     PortRefusedError,
 )
+from allocator.model.leases import HOLDER_WORDS
 from allocator.model.states import LeaseState
 from allocator.protocol import decode
 from allocator.protocol.endings import decline
@@ -54,6 +55,11 @@ class ClaimRequest:
         ttl_ms: How long the lease lives without a heartbeat, or None for the pool's TTL.
         state: The state that the lease starts in.
         pid: The process that the lease is tied to, or None.
+        pid_started: When it started; this and the next four are those of `Lease`.
+        holder_pid: The process that looks after it.
+        holder_started: When that one started.
+        boot: The boot on which they run.
+        namespaces: Their namespaces.
         labels: Free words of the holder.
         token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
@@ -66,9 +72,21 @@ class ClaimRequest:
     ttl_ms: int | None = None
     state: LeaseState = LeaseState.STARTING
     pid: int | None = None
+    pid_started: int | None = None
+    holder_pid: int | None = None
+    holder_started: int | None = None
+    boot: str | None = None
+    namespaces: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False)
     supersede_fence: int | None = None
+
+    def holder_words(self) -> dict[str, Any]:
+        """Return what the lease will say of its holder; an entry that is empty is not said."""
+        return {name: getattr(self, name) for name in _REQUESTED_WORDS}
+
+
+_REQUESTED_WORDS = tuple(name for name in HOLDER_WORDS if name in ClaimRequest.__slots__)
 
 
 def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
@@ -131,7 +149,7 @@ def _call(
             request.port or 0,
             request.hint or 0,
             str(request.state),
-            decode.extra_members(request.pid, request.labels),
+            decode.extra_members(request.holder_words()),
             context.machine,
             context.boot,
             context.netns,
@@ -186,10 +204,7 @@ def _proven(context: Context, lease: Lease) -> Operation[Lease]:
 
 def _kept(context: Context, lease: Lease, request: ClaimRequest, ttl_ms: int) -> Operation[Lease]:
     wanted = replace(lease, ttl_ms=ttl_ms if request.ttl_ms else lease.ttl_ms)
-    if request.pid is not None:
-        wanted = replace(wanted, pid=request.pid)
-    if request.labels:
-        wanted = replace(wanted, labels=request.labels)
+    wanted = replace(wanted, **{name: value for name, value in request.holder_words().items() if value})
     (outcome,) = yield from renew(context, [wanted], rewrite=wanted != lease)
     if outcome.lost:
         raise outcome.lost

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import Lease
+from allocator.model.leases import HOLDER_WORDS, Lease
 from allocator.model.names import WorkerId, shown
 from allocator.model.states import LeaseState
 from allocator.protocol.keys import pool_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NUMBERS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
+_TEXTS = frozenset({"boot", "namespaces", "last_error"})
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def text(value: object) -> str:
@@ -79,8 +86,7 @@ def lease(
             ttl_ms=int(fields["ttl_ms"]),
             granted_at=int(fields["granted_at"]) / 1_000,
             expires_at=(now_ms + remaining_ms) / 1_000,
-            pid=int(fields["pid"]) if fields.get("pid") is not None else None,
-            labels={str(key): str(word) for key, word in fields.get("labels", {}).items()},
+            **holder_words(fields),
             token=token,
             deadline=deadline,
         )
@@ -91,9 +97,23 @@ def lease(
         ) from None
 
 
-def extra_members(pid: int | None, labels: dict[str, str] | None) -> str:
-    """Return the JSON members that a holder adds to its lease, each with a comma before it."""
-    members = "" if pid is None else f',"pid":{pid}'
-    if labels:
-        members += ',"labels":' + json.dumps(labels, separators=(",", ":"))
-    return members
+def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a holder says of itself in a lease as JSON, as arguments of `Lease`; what it leaves out is left out.
+
+    Raises:
+        ValueError: When a member has another form; TypeError and AttributeError alike.
+    """
+    given = {name: value for name in HOLDER_WORDS if (value := fields.get(name)) is not None}
+    for name in _NUMBERS & given.keys():
+        given[name] = int(given[name])
+    for name in _TEXTS & given.keys():
+        given[name] = str(given[name])
+    if "labels" in given:
+        given["labels"] = {str(key): str(word) for key, word in given["labels"].items()}
+    return given
+
+
+def extra_members(words: Mapping[str, Any]) -> str:
+    """Return the JSON members that a holder adds to its lease, each with a comma before it; empty ones are left out."""
+    given = {name: value for name, value in words.items() if value}
+    return "," + _compact(given)[1:-1] if given else ""

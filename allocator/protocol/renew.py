@@ -46,7 +46,7 @@ def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -
     Args:
         context: Who calls.
         leases: The holder's copies, with their tokens, as they should be.
-        rewrite: Whether state, TTL, pid and labels in Redis are replaced by those of `leases`.
+        rewrite: Whether state, TTL and the holder's words in Redis are replaced by those of `leases`.
 
     Returns:
         One outcome for each lease, in their order.
@@ -108,7 +108,7 @@ def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, r
             str(lease.worker),
             mode,
             str(lease.state),
-            decode.extra_members(lease.pid, dict(lease.labels)),
+            decode.extra_members(lease.holder_words()),
         )
     return ScriptCall("renew", script_keys(pool.name, space_of(pool, host)), tuple(args))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from dataclasses import replace
@@ -22,6 +23,7 @@ from allocator import (
     PoolMissingError,
     PortAllocator,
 )
+from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.protocol import listing
 
 if TYPE_CHECKING:
@@ -45,6 +47,29 @@ def test_async_hold_does_the_same(redis_url: str, pool: PoolSpec) -> None:
             assert await ports.leases() == []
 
     asyncio.run(scenario())
+
+
+def test_a_claim_for_a_process_says_which_one_and_a_dead_one_is_refused(ports: PortAllocator) -> None:
+    lease = ports.claim("email", org="org-1", pid=os.getpid())
+    me = identify(os.getpid())
+    assert (lease.pid, lease.pid_started, lease.boot, lease.namespaces) == (
+        me.pid,
+        me.start_time,
+        boot_id(),
+        namespaces(),
+    )
+    with pytest.raises(InvalidInputError, match="4194305 is not the pid of a living process"):
+        ports.claim("stripe", org="org-1", pid=4_194_305)
+
+
+def test_a_restart_and_an_error_of_the_worker_are_seen_by_readers(ports: PortAllocator) -> None:
+    with ports.hold("email", org="org-1") as lease:
+        ports.update(lease, restarts=2, last_error="it broke\nbadly")
+        while ports.leases()[0].restarts != 2:
+            threading.Event().wait(0.02)
+        assert ports.leases()[0].last_error == "it broke badly"
+        ports.renew(lease.lease)
+        assert ports.leases()[0].restarts == 2
 
 
 def test_a_state_that_is_set_is_seen_by_readers(ports: PortAllocator) -> None:

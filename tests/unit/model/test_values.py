@@ -6,7 +6,7 @@ import pytest
 
 from allocator.model.durations import format_duration, parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import Lease, written_time
+from allocator.model.leases import Lease, error_line, written_time
 from allocator.model.names import WorkerId, check_labels, check_name, check_port, environment_name
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.states import ENDED_STATES, LIVE_STATES, TRANSITIONS, LeaseState
@@ -196,3 +196,10 @@ def test_every_state_has_its_row_and_what_has_ended_stays_ended():
     assert all(TRANSITIONS[state] == frozenset() for state in ENDED_STATES)
     assert all(TRANSITIONS[state] >= ENDED_STATES for state in LIVE_STATES)
     assert LeaseState.READY not in TRANSITIONS[LeaseState.DRAINING]
+
+
+def test_a_last_error_is_one_printable_line_of_at_most_500_characters() -> None:
+    assert error_line("Error: a\n  at b\x1b[31m\r\n") == "Error: a at b [31m"
+    long = error_line("x" * 300 + "\n" + "y" * 600)
+    assert len(long) == 500
+    assert long.startswith("…y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,20 @@ def test_a_lease_carries_what_was_asked_for(store):
     (shown,) = live(store)
     assert shown == replace(lease, expires_at=shown.expires_at)
     assert live(store)[0].token is None
+
+
+def test_a_lease_says_whose_processes_it_is_tied_to(store):
+    words = {"pid": 42, "pid_started": 777, "holder_pid": 7, "holder_started": 70, "boot": "b-1", "namespaces": "1-2"}
+    lease = take(store, make_context(), **words)
+    assert {name: getattr(lease, name) for name in words} == words
+    (shown,) = live(store)
+    assert shown == replace(lease, expires_at=shown.expires_at)
+
+
+def test_what_a_holder_does_not_say_takes_no_room_in_redis(store):
+    take(store, make_context())
+    text = store.client.get("alloc:{sdk-v2}:lease:web-1:5556").decode()
+    assert not {"pid", "boot", "restarts", "last_error", "labels"} & json.loads(text).keys()
 
 
 def test_the_same_token_claiming_again_gets_the_same_lease(store):

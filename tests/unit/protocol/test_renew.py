@@ -66,6 +66,18 @@ def test_renewing_writes_no_event_but_for_another_state(store):
     assert (shown.state, shown.pid, shown.labels, shown.granted_at) == ("ready", 9, {"a": "b"}, lease.granted_at)
 
 
+def test_what_a_holder_says_of_its_worker_is_written_and_kept(store):
+    context = make_context()
+    lease = take(store, context)
+    said = replace(lease, pid=9, pid_started=5, boot="b", restarts=3, last_error='Error: "listen" EADDRINUSE é')
+    again(store, context, said, rewrite=True)
+    again(store, context, said)
+    (shown,) = live(store)
+    assert (shown.pid_started, shown.boot, shown.restarts, shown.last_error) == (5, "b", 3, said.last_error)
+    assert shown.as_json()["restarts"] == 3
+    assert shown.as_json()["last_error"] == said.last_error
+
+
 def test_a_batch_of_many_hosts_and_pools_keeps_its_order(store):
     store.drive(apply_pool(PoolSpec(name="other", first=1, last=600)))
     one, two = make_context(), make_context("web-2", machine="m2")

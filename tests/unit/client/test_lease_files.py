@@ -1,0 +1,38 @@
+"""Lease files remember a lease whole, and those of an earlier version can still be read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from allocator.client.lease_files import LeaseFiles
+from allocator.model.leases import Lease
+from allocator.model.names import WorkerId
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEASE = Lease(
+    pool="sdk-v2", host="web-1", port=5556, worker=WorkerId("org-1", "email"), fence=1, ttl_ms=30_000,
+    granted_at=1.0, expires_at=31.0, pid=42, pid_started=777, boot="b-1", namespaces="1-2", restarts=3,
+    last_error="it broke", labels={"team": "blue"}, token="a" * 32,
+)  # fmt: skip
+
+
+def test_a_saved_lease_is_loaded_as_it_was(tmp_path: Path) -> None:
+    files = LeaseFiles(tmp_path)
+    files.save(LEASE)
+    loaded = files.load("sdk-v2", "web-1", 5556)
+    assert loaded == LEASE
+    assert loaded.token == LEASE.token
+
+
+def test_a_file_without_the_newer_members_is_read(tmp_path: Path) -> None:
+    files = LeaseFiles(tmp_path)
+    files.save(LEASE)
+    (path,) = tmp_path.iterdir()
+    newer = {"pid_started", "boot", "namespaces", "restarts", "last_error"}
+    fields = {name: value for name, value in json.loads(path.read_text()).items() if name not in newer}
+    path.write_text(json.dumps(fields | {"pid": None, "labels": {}}))
+    loaded = files.load("sdk-v2", "web-1", 5556)
+    assert (loaded.pid, loaded.pid_started, loaded.restarts, loaded.last_error) == (None, None, 0, None)
