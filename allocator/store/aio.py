@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.scripts import script
-from allocator.store.blocking import connection_options, decode_events, sentinel_connection_options
+from allocator.store.blocking import Event, connection_options, decode_events, sentinel_connection_options
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
@@ -52,8 +52,11 @@ class AsyncStore(Opening):
             self._client = None
         from tenacity import AsyncRetrying
 
+        async def again() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
+            return await attempt()
+
         try:
-            return await AsyncRetrying(**transient_policy(self._timeout_s))(attempt)
+            return await AsyncRetrying(**transient_policy(self._timeout_s))(again)
         except client_errors() as error:
             raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
 
@@ -89,6 +92,54 @@ class AsyncStore(Opening):
             if reply:
                 return decode_events(reply[0][1])[-1][0]
         return None
+
+    async def read_events(self, stream: str, after_id: str, count: int, *, block_s: float | None = None) -> list[Event]:
+        """Return up to `count` events after `after_id`, oldest first.
+
+        Args:
+            stream: The stream's key.
+            after_id: The id of the last event that is known.
+            count: How many at most.
+            block_s: For how many seconds to wait for the first of them; None for not at all. Less than the time that
+                Redis may be silent.
+        """
+        block_ms = None if block_s is None else max(1, int(min(block_s, self._timeout_s / 2) * 1_000))
+
+        async def read() -> list[Event]:
+            client = await self._ready_client()
+            reply = await client.xread({stream: after_id}, count=count, block=block_ms)
+            return decode_events(reply[0][1]) if reply else []
+
+        return await self._patiently(read)
+
+    async def newest_events(self, stream: str, count: int, *, before_id: str = "+") -> list[Event]:
+        """Return the last `count` events, or those up to `before_id` (`(` before it leaves it out), oldest first."""
+
+        async def read() -> list[Event]:
+            client = await self._ready_client()
+            return decode_events(await client.xrevrange(stream, max=before_id, count=count))[::-1]
+
+        return await self._patiently(read)
+
+    async def server_time(self) -> float:
+        """Return the server's time in Unix seconds."""
+
+        async def read() -> float:
+            seconds, microseconds = await (await self._ready_client()).time()
+            return float(seconds) + float(microseconds) / 1_000_000
+
+        return await self._patiently(read)
+
+    async def pool_names(self) -> list[str]:
+        """Return the names of the pools that Redis has, in alphabetical order."""
+        from allocator.protocol.keys import PREFIX, pool_of_key
+
+        async def scan() -> list[str]:
+            client = await self._ready_client()
+            keys = [key.decode() async for key in client.scan_iter(match=PREFIX + "{*}", count=1_000)]
+            return sorted({name for key in keys if (name := pool_of_key(key))})
+
+        return await self._patiently(scan)
 
     async def close(self) -> None:
         """Close the connection."""
