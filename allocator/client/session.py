@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.client.driving import Kernel
 from allocator.client.policies import ClaimPatience
-from allocator.kernel.identity import default_host, host_identity
+from allocator.kernel.identity import HostIdentity, default_host, host_identity
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError
@@ -50,6 +50,7 @@ class Session:
         kernel: Answers for this host.
         clock: The monotonic clock, in seconds.
         rng: The source of jitter.
+        identity: Which machine `host` is; None for the one that this process runs on.
     """
 
     pool: str = SDK_V2.name
@@ -58,13 +59,14 @@ class Session:
     kernel: Kernel = field(default_factory=Kernel)
     clock: Callable[[], float] = time.monotonic
     rng: random.Random = field(default_factory=random.Random)
+    identity: HostIdentity | None = None
     _context: Context | None = None
 
     @property
     def context(self) -> Context:
         """Who calls: this host with its identity, which is read when it is first needed."""
         if self._context is None:
-            identity = host_identity()
+            identity = self.identity or host_identity()
             self._context = Context(self.host, identity.machine, identity.boot, identity.netns, self.clock, new_token)
         return self._context
 
@@ -113,6 +115,9 @@ class Session:
         words: ProcessWords = {}
         for name, pid in pids.items():
             if pid is None:
+                continue
+            if self.identity is not None:  # another host's process: nothing can be seen of it from here
+                words |= {name: pid}  # type: ignore[misc]  # two literal names
                 continue
             process = identify(pid)
             if process is None:

@@ -147,6 +147,21 @@ def hosts(pool: str) -> Operation[list[HostView]]:
     return found
 
 
+def host_identity(pool: str, host: str) -> Operation[tuple[str, str, str]]:
+    """Return which machine, boot and network namespace a host is known to be, `-` for what no claim has told yet."""
+    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, host), ("host",))))
+    fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
+    return fields.get("machine", "-"), fields.get("boot", "-"), fields.get("netns", "-")
+
+
+def declined_ports(pool: str, space: str) -> Operation[frozenset[int]]:
+    """Return the ports of a space that the kernel refused lately: where one is not claimable, it is in quarantine."""
+    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("host",))))
+    names = [decode.text(reply[i]) for i in range(0, len(reply), 2)]
+    strikes = [name.removeprefix("strikes:") for name in names if name.startswith("strikes:")]
+    return frozenset(int(port) for port in strikes if port.isdecimal())
+
+
 def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
     """Make a host give out no new ports, or give them out again.
 

@@ -1,0 +1,91 @@
+"""The application: the routes over one `AsyncPortAllocator`, mounted by `allocator serve` and by `allocator agent`.
+
+It opens no socket and reads no setting. Whoever serves it decides who may reach it: `serve` asks for bearer tokens
+beyond loopback, the agent relies on the rights of its Unix socket.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from allocator.api import fleet, health, leases, problems
+from allocator.api.access import Access
+from allocator.api.claims import Claims
+from allocator.api.limits import LimitMiddleware, Limits
+from allocator.api.routes import add_problem_schema
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from allocator.client.aio import AsyncPortAllocator
+
+DESCRIPTION = """Port leases over HTTP. Errors are RFC 9457 problem details with a stable `type`. A lease's token
+comes and goes in the header `Allocator-Token`; it appears in no path, body, listing or log."""
+
+
+def create_app(allocator: AsyncPortAllocator, *, access: Access | None = None, limits: Limits | None = None) -> FastAPI:
+    """Return the API over an allocator, which the application closes at its end.
+
+    Args:
+        allocator: The connection to Redis, the pool that is meant where none is named, and which host is the own one.
+        access: Who may call; None for whoever reaches the socket.
+        limits: What a caller may ask for; None for the defaults.
+    """
+    claims = Claims(allocator)
+
+    @asynccontextmanager
+    async def lifespan(_application: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await allocator.close()
+
+    application = FastAPI(
+        title="portlease",
+        version=_version(),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    application.state.claims = claims
+    application.state.access = access or Access()
+    application.add_middleware(LimitMiddleware, limits=limits or Limits())
+    for module in (leases, fleet, health):
+        application.include_router(module.router)
+    problems.install(application)
+    _document(application)
+    return application
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("portlease")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _document(application: FastAPI) -> None:
+    """Make `/openapi.json` say what the routes answer, the shape of a problem included."""
+    make = application.openapi
+
+    def document() -> dict[str, Any]:
+        if application.openapi_schema is None:
+            made = make()
+            add_problem_schema(made)
+            for path in made["paths"].values():
+                for operation in path.values():
+                    if "422" in operation["responses"] and "HTTPValidationError" in str(operation["responses"]["422"]):
+                        del operation["responses"]["422"]
+            for unused in ("HTTPValidationError", "ValidationError"):
+                made["components"]["schemas"].pop(unused, None)
+            application.openapi_schema = made
+        return application.openapi_schema
+
+    application.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way

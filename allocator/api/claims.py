@@ -1,0 +1,186 @@
+"""What the API does with leases on behalf of workers: on its own host, whose kernel it sees, and on any other.
+
+A claim for the own host reads its listening sockets and proves the bind, as everywhere. For another host nothing can be
+seen or proved from here: the port is leased as Redis has it, the answer says `proved: false`, and the worker must
+decline it when its bind fails (`EADDRINUSE`) and claim again. May not live here: HTTP.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+from typing import TYPE_CHECKING, Unpack
+
+from allocator.client.aio import AsyncPortAllocator
+from allocator.client.driving import Kernel
+from allocator.client.session import Session
+from allocator.kernel.identity import HostIdentity
+from allocator.model.leases import Lease
+from allocator.model.names import WorkerId
+from allocator.model.states import LeaseState
+from allocator.protocol import listing
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import FLEET_SPACE
+from allocator.protocol.pools import pool_rules
+from allocator.protocol.steps import DescribeListener, ProvePort, ReadListeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from allocator.client.arguments import ClaimArguments, ProcessWords
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.listing import PortView
+    from allocator.protocol.steps import Step
+
+MAX_POOLS = 64
+"""Allocators that are kept ready, one a pool; more pools only cost a caller the making of one."""
+
+
+class UnseenKernel(Kernel):
+    """Answers for a host that is not this one: no stranger is known, nothing is proved, nobody is described."""
+
+    def answer(self, step: Step) -> object:
+        """Return the answer that keeps nobody from trying."""
+        if isinstance(step, ReadListeners):
+            return frozenset()
+        if isinstance(step, ProvePort):
+            return True
+        if isinstance(step, DescribeListener):
+            return None
+        return super().answer(step)
+
+
+class Claims:
+    """The leases of all pools in one Redis, for whoever calls.
+
+    Args:
+        allocator: The connection, the pool that is meant where none is named, and which host is the own one.
+    """
+
+    def __init__(self, allocator: AsyncPortAllocator) -> None:
+        self.allocator = allocator
+        self._by_pool: OrderedDict[str, AsyncPortAllocator] = OrderedDict()
+
+    @property
+    def host(self) -> str:
+        """The host whose kernel this is."""
+        return self.allocator.session.host
+
+    def pool(self, name: str | None) -> AsyncPortAllocator:
+        """Return the allocator of a pool on the own host; the default pool for None."""
+        if name in {None, self.allocator.session.pool}:
+            return self.allocator
+        assert name is not None  # noqa: S101  # excluded above
+        if name not in self._by_pool:
+            own = self.allocator.session
+            session = Session(pool=name, host=own.host, kernel=own.kernel, clock=own.clock, rng=own.rng)
+            self._by_pool[name] = AsyncPortAllocator(self.allocator.store, session)
+            if len(self._by_pool) > MAX_POOLS:
+                self._by_pool.popitem(last=False)
+        self._by_pool.move_to_end(name)
+        return self._by_pool[name]
+
+    async def claim(
+        self, pool: str | None, host: str | None, plugin: str, *, wait: float, **arguments: Unpack[ClaimArguments]
+    ) -> tuple[Lease, bool]:
+        """Lease a port on a host.
+
+        Returns:
+            The lease, and whether its port was proved by a bind.
+
+        Raises:
+            AllocatorError: Whatever `AsyncPortAllocator.claim` raises.
+        """
+        at = self.pool(pool)
+        if host is None or host == self.host:
+            return await at.claim(plugin, wait=wait, **arguments), True
+        elsewhere = await self._elsewhere(at, host)
+        return await elsewhere.claim(plugin, wait=wait, **arguments), False
+
+    async def _elsewhere(self, at: AsyncPortAllocator, host: str) -> AsyncPortAllocator:
+        """Return an allocator that claims as another host, which stays the machine that it is known to be."""
+        own = at.session
+        known = await at.run(listing.host_identity(own.pool, host))
+        session = Session(
+            pool=own.pool,
+            host=host,
+            kernel=UnseenKernel(),
+            clock=own.clock,
+            rng=own.rng,
+            identity=HostIdentity(*known),
+        )
+        session.context.rules = own.context.rules
+        return AsyncPortAllocator(at.store, session)
+
+    async def view(self, pool: str | None, host: str, port: int) -> PortView:
+        """Return what Redis says of a port of a host; in a pool of scope `fleet`, of that port on any host."""
+        at = self.pool(pool)
+        rules = await self.rules(at)
+        view = await at.run(listing.port_view(at.session.pool, space_of(rules, host), port))
+        if view.lease and view.lease.host != host:
+            return replace(view, lease=None)
+        return view
+
+    async def rules(self, at: AsyncPortAllocator) -> PoolSpec:
+        """Return the rules of a pool as they were read last."""
+        return await at.run(pool_rules(at.session.context, at.session.pool))
+
+    def process_words(self, at: AsyncPortAllocator, host: str, pid: int) -> ProcessWords:
+        """Return what a lease says of its worker's process: on another host than the own one, its pid alone.
+
+        Raises:
+            InvalidInputError: When no such process lives on the own host.
+        """
+        return at.session.process_words(pid=pid) if host == self.host else {"pid": pid}
+
+    def held(self, pool: str | None, host: str, port: int, token: str) -> Lease:
+        """Return what stands for a lease of which only the place and the token are known.
+
+        It is enough to end a lease: the scripts go by port and token. Its worker is nobody's.
+        """
+        return Lease(
+            pool=self.pool(pool).session.pool,
+            host=host,
+            port=port,
+            worker=WorkerId("unknown", "unknown"),
+            state=LeaseState.STARTING,
+            fence=0,
+            ttl_ms=1,
+            granted_at=0.0,
+            expires_at=0.0,
+            token=token,
+        )
+
+    async def page(
+        self,
+        pool: str | None,
+        host: str | None,
+        after: tuple[str, int],
+        count: int,
+        wanted: Callable[[Lease], bool],
+    ) -> list[Lease]:
+        """Return up to `count` live leases behind a place, by host and port, reading no more hosts than it takes.
+
+        Args:
+            pool: The pool, or None for the default one.
+            host: The only host, or None for all.
+            after: Host and port behind which the page begins.
+            count: How many leases at most.
+            wanted: Which leases are meant.
+        """
+        at = self.pool(pool)
+        name = at.session.pool
+        found: list[Lease] = []
+        for space in await at.run(listing.spaces(name)):
+            if space != FLEET_SPACE and (space < after[0] or host not in {None, space}):
+                continue
+            views = await at.run(listing.ports(name, space))
+            here = sorted((view.lease for view in views if view.lease), key=lambda lease: (lease.host, lease.port))
+            found += [
+                lease
+                for lease in here
+                if (lease.host, lease.port) > after and host in {None, lease.host} and wanted(lease)
+            ]
+            if len(found) >= count:
+                break
+        return found[:count]

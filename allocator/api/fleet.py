@@ -1,0 +1,122 @@
+"""The routes of pools and hosts: what they are, how full, which ports are not free and why; cordon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from allocator.api.access import Admin, Reader
+from allocator.api.models import CordonBody, HostBody, HostDetail, LeaseBody, PoolBody, PortBody
+from allocator.api.problems import NOT_FOUND, ProblemError
+from allocator.api.routes import HostName, PoolName, claims_of, problems
+from allocator.kernel.sockets import listening_ports
+from allocator.model.errors import InvalidInputError
+from allocator.protocol import listing
+from allocator.protocol.context import space_of
+
+if TYPE_CHECKING:
+    from allocator.api.claims import Claims
+    from allocator.model.pools import PoolSpec
+
+router = APIRouter(prefix="/v1", tags=["fleet"])
+
+
+@router.get("/pools", responses=problems())
+async def pools(request: Request, _caller: Reader) -> list[PoolBody]:
+    """Return the pools that Redis has, with their rules and how many of their ports are leased."""
+    claims = claims_of(request)
+    found = []
+    for name in await claims.allocator.store.pool_names():
+        at = claims.pool(name)
+        hosts = await at.hosts()
+        found.append(_pool(await at.pool(), len(hosts), sum(host.leases for host in hosts)))
+    return found
+
+
+def _pool(pool: PoolSpec, hosts: int, leased: int) -> PoolBody:
+    return PoolBody(
+        name=pool.name,
+        first=pool.first,
+        last=pool.last,
+        size=pool.size,
+        scope=pool.scope,
+        spill=pool.spill,
+        ttl_s=pool.ttl_ms / 1_000,
+        ttl_min_s=pool.ttl_min_ms / 1_000,
+        ttl_max_s=pool.ttl_max_ms / 1_000,
+        grace_s=pool.grace_ms / 1_000,
+        cooldown_s=pool.cooldown_ms / 1_000,
+        conventional={plugin: list(ports) for plugin, ports in sorted(pool.conventional.items())},
+        hosts=hosts,
+        leased=leased,
+    )
+
+
+@router.get("/hosts", responses=problems(404))
+async def hosts(request: Request, _caller: Reader, pool: PoolName = None) -> list[HostBody]:
+    """Return the hosts that have claimed in a pool."""
+    claims = claims_of(request)
+    at = claims.pool(pool)
+    rules = await claims.rules(at)
+    return [_host(host, rules) for host in await at.hosts()]
+
+
+def _host(host: listing.HostView, rules: PoolSpec) -> HostBody:
+    return HostBody(
+        name=host.name,
+        leases=host.leases,
+        free=max(0, rules.size - host.leases),
+        cordoned=host.cordoned,
+        machine=host.machine or None,
+    )
+
+
+@router.get("/hosts/{host}", responses=problems(404))
+async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName = None) -> HostDetail:
+    """Return a host with every port that is not free: leased, quarantined, cooling, or bound by a stranger."""
+    claims = claims_of(request)
+    at = claims.pool(pool)
+    rules = await claims.rules(at)
+    found = next((one for one in await at.hosts() if one.name == host), None)
+    if found is None:
+        raise ProblemError(NOT_FOUND, f"host {host} is not known in pool {rules.name}; see /v1/hosts")
+    ports = await _ports(claims, rules, host)
+    return HostDetail(**_host(found, rules).model_dump(), ports=ports, watched=host == claims.host)
+
+
+async def _ports(claims: Claims, rules: PoolSpec, host: str) -> list[PortBody]:
+    at = claims.pool(rules.name)
+    space = space_of(rules, host)
+    declined = await at.run(listing.declined_ports(rules.name, space))
+    found = {}
+    for view in await at.run(listing.ports(rules.name, space)):
+        lease = view.lease if view.lease and view.lease.host == host else None
+        found[view.port] = PortBody(
+            port=view.port,
+            status="quarantined" if view.why == "cooling" and view.port in declined else view.why,
+            claimable_in_s=round(view.claimable_in_ms / 1_000, 3) if not view.lease else None,
+            lease=LeaseBody.of(lease) if lease else None,
+        )
+    if host == claims.host:
+        for port in sorted(listening_ports(rules.first, rules.last)):
+            if port not in found or found[port].status != "leased":
+                found[port] = PortBody(port=port, status="stranger", claimable_in_s=None, lease=None)
+    return [found[port] for port in sorted(found)]
+
+
+@router.post("/hosts/{host}/cordon", responses=problems(404))
+async def cordon(
+    request: Request,
+    _caller: Admin,
+    host: HostName,
+    on: Annotated[bool, Query(description="false: let it give out ports again")] = True,
+    pool: PoolName = None,
+) -> CordonBody:
+    """Make a host give out no new ports, or give them out again; its leases stay."""
+    at = claims_of(request).pool(pool)
+    try:
+        changed = await at.run(listing.cordon(at.session.pool, host, on=on))
+    except InvalidInputError as error:
+        raise ProblemError(NOT_FOUND, str(error)) from None
+    return CordonBody(host=host, cordoned=on, changed=changed)

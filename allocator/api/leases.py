@@ -1,0 +1,219 @@
+"""The routes of leases: claim, show, list, renew, release, decline. A token travels in a header and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from allocator.api.access import Caller, Holder, Reader
+from allocator.api.models import (
+    MAX_PAGE,
+    NAME_PATTERN,
+    ClaimBody,
+    EndBody,
+    GrantBody,
+    LeaseBody,
+    LeasePage,
+    LiveState,
+    RenewBody,
+)
+from allocator.api.problems import NOT_FOUND, ProblemError
+from allocator.api.routes import (
+    HostName,
+    IdempotencyKey,
+    OwnTokenHeader,
+    PoolName,
+    PortNumber,
+    TokenHeader,
+    claims_of,
+    known_token,
+    problems,
+)
+from allocator.client.session import ttl_in_ms
+from allocator.model.errors import InvalidInputError, LeaseLostError
+from allocator.model.leases import Lease, error_line
+from allocator.model.names import MAX_NAME_LENGTH, WorkerId, check_labels
+from allocator.model.states import TRANSITIONS
+
+if TYPE_CHECKING:
+    from allocator.api.claims import Claims
+    from allocator.client.aio import AsyncPortAllocator
+
+router = APIRouter(prefix="/v1/leases", tags=["leases"])
+
+NameFilter = Annotated[str | None, Query(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+After = Annotated[
+    str | None,
+    Query(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?:[0-9]{1,5}$", description="`next` of the page before."),
+]
+
+
+@router.post("", status_code=201, responses=problems(404, 409))
+async def claim(
+    body: ClaimBody,
+    request: Request,
+    response: Response,
+    caller: Holder,
+    token: OwnTokenHeader = None,
+    idempotency_key: IdempotencyKey = None,
+) -> GrantBody:
+    """Lease a port for a worker. Claiming again with the same token or Idempotency-Key gives the same lease.
+
+    The token comes in the header `Allocator-Token`: keep it, it is what renews and releases the lease. A lease on
+    another host than the server's comes with `proved: false`: decline it when the worker's bind fails.
+    """
+    lease, proved = await claims_of(request).claim(
+        body.pool,
+        body.host,
+        body.plugin,
+        wait=body.wait_s,
+        org=body.org,
+        instance=body.instance,
+        port=body.port,
+        hint=body.hint,
+        ttl=body.ttl_s,
+        pid=body.pid,
+        labels=body.labels,
+        token=_token_to_claim_with(caller, body, token, idempotency_key),
+    )
+    assert lease.token is not None  # noqa: S101  # a claim returns the holder's copy
+    response.headers["Allocator-Token"] = lease.token
+    response.headers["Location"] = f"/v1/leases/{lease.host}/{lease.port}"
+    response.headers["Cache-Control"] = "no-store"
+    return GrantBody.granted(lease, proved=proved)
+
+
+def _token_to_claim_with(caller: Caller, body: ClaimBody, token: str | None, key: str | None) -> str | None:
+    if token is not None:
+        return known_token(token)
+    if key is None:
+        return None
+    return caller.token_for("claim", key, body.pool or "", body.host or "", body.org, body.plugin, str(body.instance))
+
+
+@router.get("", responses=problems(404))
+async def list_leases(
+    request: Request,
+    _caller: Reader,
+    org: NameFilter = None,
+    plugin: NameFilter = None,
+    host: NameFilter = None,
+    state: Annotated[list[LiveState] | None, Query(description="Only of these states; may be given again.")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    after: After = None,
+    pool: PoolName = None,
+) -> LeasePage:
+    """List the live leases of a pool by host and port, a page at a time."""
+
+    def wanted(lease: Lease) -> bool:
+        return org in {None, lease.org} and plugin in {None, lease.plugin} and (not state or lease.state in state)
+
+    found = await claims_of(request).page(pool, host, _place(after), limit + 1, wanted)
+    more = len(found) > limit
+    last = found[limit - 1] if more else None
+    return LeasePage(
+        leases=[LeaseBody.of(lease) for lease in found[:limit]],
+        next=last.address if last else None,
+    )
+
+
+def _place(after: str | None) -> tuple[str, int]:
+    name, _, port = (after or ":0").rpartition(":")
+    return name, int(port)
+
+
+@router.get("/{host}/{port}", responses=problems(404))
+async def show(request: Request, _caller: Reader, host: HostName, port: PortNumber, pool: PoolName = None) -> LeaseBody:
+    """Show the live lease of a port."""
+    view = await claims_of(request).view(pool, host, port)
+    if view.lease is None:
+        raise ProblemError(NOT_FOUND, f"port {port} on {host} has no live lease; claim it with POST /v1/leases")
+    return LeaseBody.of(view.lease)
+
+
+@router.patch("/{host}/{port}", responses=problems(404, 409))
+async def renew(
+    request: Request,
+    _caller: Holder,
+    host: HostName,
+    port: PortNumber,
+    token: TokenHeader,
+    body: RenewBody | None = None,
+    pool: PoolName = None,
+) -> LeaseBody:
+    """Extend a lease by its TTL from now; set its state, TTL, pid or labels where they are given."""
+    claims = claims_of(request)
+    at = claims.pool(pool)
+    said = body or RenewBody()
+    before = await _holders_copy(claims, at, host, port, said)
+    after = _changed(before, said)
+    if said.pid is not None:
+        after = replace(after, **claims.process_words(at, host, said.pid))
+    (lease,) = await at.renew(replace(after, token=known_token(token)), rewrite=after != before)
+    return LeaseBody.of(lease)
+
+
+async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port: int, said: RenewBody) -> Lease:
+    """Return the lease as its holder has it: from Redis, or from what the holder said where Redis lost it."""
+    view = await claims.view(at.session.pool, host, port)
+    if view.lease is not None:
+        return view.lease
+    if said.org is None or said.plugin is None or said.fence is None:
+        raise LeaseLostError(
+            f"port {port} on {host} has no live lease; send org, plugin, instance and fence of the lease to have it "
+            "back if only Redis lost it, or claim again",
+            host=host,
+            port=port,
+        )
+    rules = await claims.rules(at)
+    nominal = claims.held(at.session.pool, host, port, "")
+    return replace(
+        nominal,
+        worker=WorkerId(said.org, said.plugin, said.instance),
+        fence=said.fence,
+        ttl_ms=rules.ttl_ms,
+        token=None,
+    )
+
+
+def _changed(lease: Lease, said: RenewBody) -> Lease:
+    changed = lease
+    if said.state is not None and said.state != lease.state:
+        if said.state not in TRANSITIONS[lease.state]:
+            raise InvalidInputError(
+                f"a lease cannot go from {lease.state} to {said.state}; see the states in the reference",
+                host=lease.host,
+                port=lease.port,
+            )
+        changed = replace(changed, state=said.state)
+    if said.ttl_s is not None:
+        changed = replace(changed, ttl_ms=ttl_in_ms(said.ttl_s))
+    if said.labels is not None:
+        changed = replace(changed, labels=check_labels(said.labels))
+    if said.restarts is not None:
+        changed = replace(changed, restarts=said.restarts)
+    if said.last_error is not None:
+        changed = replace(changed, last_error=error_line(said.last_error) or None)
+    return changed
+
+
+@router.delete("/{host}/{port}", responses=problems(404, 409))
+async def release(
+    request: Request, _caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
+) -> EndBody:
+    """Give a port back. Releasing twice is not an error: `ended` says whether this request did it."""
+    claims = claims_of(request)
+    ended = await claims.pool(pool).release(claims.held(pool, host, port, known_token(token)))
+    return EndBody(ended=ended)
+
+
+@router.post("/{host}/{port}/decline", responses=problems(404, 409))
+async def decline(
+    request: Request, _caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
+) -> EndBody:
+    """End a lease because the kernel refuses its port (`EADDRINUSE`): the port goes into quarantine; claim again."""
+    claims = claims_of(request)
+    ended = await claims.pool(pool).decline(claims.held(pool, host, port, known_token(token)))
+    return EndBody(ended=ended)

@@ -1,0 +1,118 @@
+"""Limits of a request: how large its body may be, how many a caller may make. Pure ASGI, so that streams pass through.
+
+A caller is told apart by its bearer token's hash, else by its address: what a limit protects are the other callers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from allocator.api.problems import TOO_LARGE, TOO_MANY, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_CALLERS = 10_000
+"""Callers whose rate is remembered; the one seen longest ago is forgotten and starts afresh."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a caller may ask for.
+
+    Attributes:
+        body_bytes: Largest body of a request.
+        requests_per_s: Requests a second of one caller in the long run; 0 for any number.
+        burst: How many it may make at once.
+    """
+
+    body_bytes: int = 65_536
+    requests_per_s: float = 500.0
+    burst: int = 1_000
+
+
+class LimitMiddleware:
+    """Refuses what is beyond the limits before a route sees it."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._app = app
+        self._limits = limits
+        self._clock = clock
+        self._allowances: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it with a problem."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        wait_s = self._seconds_to_wait(scope)
+        if wait_s > 0:
+            detail = f"more than {self._limits.requests_per_s:g} requests a second; wait as Retry-After says"
+            refusal = problem(TOO_MANY, detail, headers={"Retry-After": str(math.ceil(wait_s))})
+            await refusal(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or int(announced) > self._limits.body_bytes:
+            await self._refuse_size(scope, receive, send)
+            return
+        await self._pass_bounded(scope, receive, send)
+
+    async def _pass_bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = 0
+        has_begun = False
+
+        async def bounded() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._limits.body_bytes:
+                raise _TooLargeError
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, bounded, watched)
+        except _TooLargeError:
+            if not has_begun:
+                await self._refuse_size(scope, receive, send)
+
+    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = f"a body may have {self._limits.body_bytes} bytes; send less"
+        await problem(TOO_LARGE, detail, headers={"Connection": "close"})(scope, receive, send)
+
+    def _seconds_to_wait(self, scope: Scope) -> float:
+        """Return how long a caller has to wait for its next request; 0 when it may be made now."""
+        rate, burst = self._limits.requests_per_s, self._limits.burst
+        if rate <= 0:
+            return 0.0
+        who, now = _caller(scope), self._clock()
+        left, at = self._allowances.pop(who, (float(burst), now))
+        left = min(float(burst), left + (now - at) * rate)
+        allowed = left >= 1.0
+        self._allowances[who] = (left - 1.0 if allowed else left, now)
+        if len(self._allowances) > MAX_CALLERS:
+            self._allowances.popitem(last=False)
+        return 0.0 if allowed else (1.0 - left) / rate
+
+
+class _TooLargeError(Exception):
+    """The body went on beyond the limit."""
+
+
+def _caller(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            return hashlib.sha256(value).digest()
+    client = scope.get("client")
+    return client[0].encode() if client else b"local"

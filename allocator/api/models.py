@@ -1,0 +1,190 @@
+"""The bodies of the API, as Pydantic models: what a caller may send and what it gets. Times are RFC 3339 in UTC.
+
+A model checks form only; what a pool allows, the operations decide. Unknown members of a request are refused, so that
+a misspelt one is not silently without effect.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from allocator.model.leases import Lease
+from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, PORT_MAX, PORT_MIN
+from allocator.model.pools import MAX_DURATION_MS
+from allocator.model.states import LIVE_STATES, LeaseState
+
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+MAX_PID = 2**31 - 1
+MAX_FENCE = 2**53 - 1
+"""The largest whole number that JavaScript reads exactly; fences are microseconds and reach it in the year 2255."""
+MAX_RESTARTS = 10**9
+MAX_WAIT_S = 60.0
+MAX_PAGE = 500
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_LENGTH, pattern=NAME_PATTERN)]
+Port = Annotated[int, Field(ge=PORT_MIN, le=PORT_MAX)]
+Instance = Annotated[int, Field(ge=0, le=MAX_INSTANCE)]
+TtlSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_MS / 1_000, allow_inf_nan=False)]
+Labels = Annotated[dict[str, str], Field(max_length=MAX_LABELS)]
+LiveState = Annotated[LeaseState, Field(json_schema_extra={"enum": sorted(LIVE_STATES)})]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClaimBody(_Request):
+    """What a worker asks for. `host` is where it will bind: this server's own host unless given."""
+
+    plugin: Name
+    org: Name
+    instance: Instance = 0
+    host: Name | None = None
+    pool: Name | None = None
+    port: Annotated[Port | None, Field(description="The only port that will do.")] = None
+    hint: Annotated[Port | None, Field(description="The port to prefer where nothing else decides.")] = None
+    ttl_s: TtlSeconds | None = None
+    wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S, description="How long to wait for a port.")] = 0.0
+    pid: Annotated[int | None, Field(ge=1, le=MAX_PID)] = None
+    labels: Labels = {}
+
+
+class RenewBody(_Request):
+    """What becomes of a lease. All of it may be left out: the lease is then extended by its TTL.
+
+    With `org`, `plugin`, `instance` and `fence` of the holder's own copy, a lease that Redis lost is re-asserted.
+    """
+
+    state: LiveState | None = None
+    ttl_s: TtlSeconds | None = None
+    pid: Annotated[int | None, Field(ge=1, le=MAX_PID)] = None
+    labels: Labels | None = None
+    restarts: Annotated[int | None, Field(ge=0, le=MAX_RESTARTS)] = None
+    last_error: Annotated[str | None, Field(max_length=4_000, description="Kept as one line of 500 characters.")] = None
+    org: Name | None = None
+    plugin: Name | None = None
+    instance: Instance = 0
+    fence: Annotated[int | None, Field(ge=1, le=MAX_FENCE)] = None
+
+
+class LeaseBody(BaseModel):
+    """A live lease, without its token."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pool: str
+    host: str
+    port: Port
+    org: str
+    plugin: str
+    instance: int
+    state: LeaseState
+    fence: int
+    ttl_s: float
+    granted_at: str
+    expires_at: str
+    pid: int | None
+    restarts: int
+    last_error: str | None
+    labels: dict[str, str]
+
+    @classmethod
+    def of(cls, lease: Lease) -> LeaseBody:
+        """Return a lease as a body."""
+        return cls.model_validate(lease.as_json())
+
+
+class GrantBody(LeaseBody):
+    """A lease that was just claimed; its token is in the header `Allocator-Token`."""
+
+    proved: Annotated[bool, Field(description="Whether the port was bound for a test on the lease's own host.")]
+
+    @classmethod
+    def granted(cls, lease: Lease, *, proved: bool) -> GrantBody:
+        """Return a claimed lease as a body."""
+        return cls.model_validate({**lease.as_json(), "proved": proved})
+
+
+class EndBody(BaseModel):
+    """How a lease ended."""
+
+    ended: Annotated[bool, Field(description="Whether this request ended it; false: it had ended already.")]
+
+
+class LeasePage(BaseModel):
+    """A page of leases, by host and port."""
+
+    leases: list[LeaseBody]
+    next: Annotated[str | None, Field(description="What to give as `after` for the next page; null: this is the last.")]
+
+
+class PoolBody(BaseModel):
+    """A pool and how full it is."""
+
+    name: str
+    first: Port
+    last: Port
+    size: int
+    scope: str
+    spill: bool
+    ttl_s: float
+    ttl_min_s: float
+    ttl_max_s: float
+    grace_s: float
+    cooldown_s: float
+    conventional: dict[str, list[int]]
+    hosts: int
+    leased: int
+
+
+class HostBody(BaseModel):
+    """A host of a pool."""
+
+    name: str
+    leases: int
+    free: int
+    cordoned: bool
+    machine: str | None
+
+
+class PortBody(BaseModel):
+    """A port of a host that cannot be claimed now, and why."""
+
+    port: Port
+    status: Annotated[str, Field(description="leased, quarantined, cooling or stranger")]
+    claimable_in_s: float | None
+    lease: LeaseBody | None
+
+
+class HostDetail(HostBody):
+    """A host with its ports that are not free."""
+
+    ports: list[PortBody]
+    watched: Annotated[bool, Field(description="Whether this server sees the host's kernel, and so its strangers.")]
+
+
+class CordonBody(BaseModel):
+    """Whether a host gives out ports."""
+
+    host: str
+    cordoned: bool
+    changed: bool
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457 problem details; `type` is stable, `detail` says what happened and what to do."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    host: str | None = None
+    port: int | None = None
+    worker: str | None = None
+    retry_after_s: float | None = None
+    holder: dict[str, Any] | None = None
+    errors: list[dict[str, str]] | None = None
