@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from allocator.client.aio import AsyncPortAllocator
     from allocator.client.blocking import PortAllocator
     from allocator.client.heartbeats import HeldLease
+    from allocator.discovery.service import Service
+    from allocator.discovery.transport import AsyncPluginTransport, PluginTransport
+    from allocator.model.endpoints import Endpoint
     from allocator.model.errors import (
         AllocatorError,
         ConfigurationError,
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
         HostConflictError,
         InvalidInputError,
         LeaseLostError,
+        NoWorkerError,
         PoolMissingError,
         PortRefusedError,
         StoreUnavailableError,
@@ -42,6 +46,9 @@ _HOMES = {
     "allocator.client.aio": ("AsyncPortAllocator",),
     "allocator.client.blocking": ("PortAllocator",),
     "allocator.client.heartbeats": ("HeldLease",),
+    "allocator.discovery.service": ("Service",),
+    "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport"),
+    "allocator.model.endpoints": ("Endpoint",),
     "allocator.model.errors": (
         "AllocatorError",
         "ConfigurationError",
@@ -51,6 +58,7 @@ _HOMES = {
         "HostConflictError",
         "InvalidInputError",
         "LeaseLostError",
+        "NoWorkerError",
         "PoolMissingError",
         "PortRefusedError",
         "StoreUnavailableError",
@@ -65,7 +73,11 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "PortAllocator",
     "AsyncPortAllocator",
+    "Service",
+    "PluginTransport",
+    "AsyncPluginTransport",
     "HeldLease",
+    "Endpoint",
     "Lease",
     "LeaseState",
     "PoolSpec",
@@ -78,6 +90,7 @@ __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "HostConflictError",
     "InvalidInputError",
     "LeaseLostError",
+    "NoWorkerError",
     "PoolMissingError",
     "PortRefusedError",
     "StoreUnavailableError",

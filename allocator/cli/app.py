@@ -25,6 +25,7 @@ _MODULES = {
     "show": "views",
     "who": "views",
     "events": "views",
+    "resolve": "services",
     "pool": "pools",
     "host": "hosts",
     "doctor": "doctor",

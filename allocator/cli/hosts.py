@@ -1,18 +1,36 @@
-"""`host ls`, `host show`, `host cordon`, `host uncordon`."""
+"""`host ls`, `show`, `register`, `cordon`, `uncordon`, `drain`, `forget`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk, talk
+from allocator.cli.leases import seconds
+from allocator.cli.options import (
+    AdvertiseOption,
+    ConfigOption,
+    HostOption,
+    ListFormat,
+    PoolOption,
+    RedisOption,
+    RowsFormat,
+    desk,
+    talk,
+)
 from allocator.cli.output import write_rows
-from allocator.model.errors import InvalidInputError
+from allocator.model.errors import ExhaustedError, InvalidInputError
 from allocator.model.names import check_name
 
+if TYPE_CHECKING:
+    from allocator.cli.options import Desk
+    from allocator.model.leases import Lease
+
 HostName = Annotated[str, typer.Argument(help="The host's name.")]
-_HEADINGS = ("HOST", "LEASES", "FREE", "CORDONED", "MACHINE")
+_HEADINGS = ("HOST", "ADDRESS", "LEASES", "FREE", "STATE", "MACHINE")
+DRAIN_LOOK_S = 1.0
+"""How often a drain looks again when no event comes: leases that run out send one late."""
 
 
 def register(application: typer.Typer) -> None:
@@ -20,8 +38,11 @@ def register(application: typer.Typer) -> None:
     group = typer.Typer(help="The hosts of a pool, and whether they give out ports.", no_args_is_help=True)
     group.command("ls")(list_hosts)
     group.command("show")(show)
+    group.command("register")(register_host)
     group.command("cordon")(cordon)
     group.command("uncordon")(uncordon)
+    group.command("drain")(drain)
+    group.command("forget")(forget)
     application.add_typer(group, name="host")
 
 
@@ -31,7 +52,7 @@ def list_hosts(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """List the hosts that have claimed in the pool.
+    """List the hosts of the pool: those that registered or have claimed.
 
     Example: allocator host ls
     """
@@ -54,12 +75,40 @@ def show(
 
 def _write(name: str | None, form: ListFormat, pool: str | None, redis_url: str | None, config: str | None) -> None:
     with desk(pool, None, redis_url, config) as at:
-        hosts = [host for host in at.allocator.hosts() if name in {None, host.name}]
+        hosts = at.allocator.hosts()
+        rules = at.allocator.pool()
+        taken = sum(host.leases for host in hosts)
+        hosts = [host for host in hosts if name in {None, host.name}]
         if name is not None and not hosts:
             raise InvalidInputError(f"host {name} is not known in pool {at.pool}; see 'allocator host ls'", host=name)
-        size = at.allocator.pool().size
-        rows = [(host.name, host.leases, size - host.leases, host.cordoned, host.machine or None) for host in hosts]
+        rows = [
+            (
+                host.name,
+                host.address or None,
+                host.leases,
+                max(0, rules.size - (taken if rules.scope == "fleet" else host.leases)),
+                host.condition,
+                host.machine or None,
+            )
+            for host in hosts
+        ]
         write_rows(_HEADINGS, rows, form)
+
+
+def register_host(
+    advertise: AdvertiseOption = None,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make this host known before its first claim, or change the address under which others reach it.
+
+    Example: allocator host register --advertise 10.0.0.5
+    """
+    with desk(pool, host, redis_url, config, advertise=advertise) as at:
+        done = at.allocator.register()
+        talk(f"host {at.host} is registered in pool {at.pool} as {at.allocator.session.context.address}: {done}")
 
 
 def cordon(name: HostName, pool: PoolOption = None, redis_url: RedisOption = None, config: ConfigOption = None) -> None:
@@ -73,7 +122,7 @@ def cordon(name: HostName, pool: PoolOption = None, redis_url: RedisOption = Non
 def uncordon(
     name: HostName, pool: PoolOption = None, redis_url: RedisOption = None, config: ConfigOption = None
 ) -> None:
-    """Make a cordoned host give out ports again.
+    """Make a cordoned or drained host give out ports again.
 
     Example: allocator host uncordon web-1
     """
@@ -88,3 +137,66 @@ def _set(name: str, pool: str | None, redis_url: str | None, config: str | None,
         changed = at.allocator.run(listing.cordon(at.pool, name, on=on))
         state = "cordoned" if on else "not cordoned"
         talk(f"host {name} is {state}{'' if changed else ' already'}")
+
+
+def drain(
+    name: HostName,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait until the host is empty.")] = "5m",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the host is empty.")] = False,
+    pool: PoolOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Empty a host: no new ports, nobody is sent to its workers, their supervisors stop them.
+
+    Waits until no lease is left; exit 75 when some are after the timeout. 'host uncordon' takes it back into use.
+
+    Example: allocator host drain web-1 --timeout 2m
+    """
+    from allocator.protocol import hosts
+
+    check_name("host", name)
+    timeout_s = seconds(timeout, "timeout") or 0.0
+    with desk(pool, None, redis_url, config) as at:
+        at.allocator.run(hosts.drain(at.pool, name))
+        left = at.allocator.leases(host=name)
+        talk(f"host {name} is draining: {len(left)} leases" if left else f"host {name} is empty")
+        if left and not no_wait:
+            _wait_until_empty(at, name, timeout_s)
+
+
+def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
+    from allocator.protocol import listing
+    from allocator.protocol.keys import events_key
+
+    deadline = time.monotonic() + timeout_s
+    cursor = at.allocator.run(listing.newest_event(at.pool))
+    before: list[Lease] | None = None
+    while left := at.allocator.leases(host=name):
+        if before and len(left) < len(before):
+            talk(f"{len(left)} leases left on {name}")
+        before = left
+        wait_s = min(DRAIN_LOOK_S, deadline - time.monotonic())
+        if wait_s <= 0:
+            shown = ", ".join(f"{lease.worker} on port {lease.port}" for lease in left[:5])
+            raise ExhaustedError(
+                f"host {name} still has {len(left)} leases after {timeout_s:g} s ({shown}"
+                f"{', …' if len(left) > 5 else ''}); they end when their workers do, or by their TTL",
+                host=name,
+            )
+        cursor = at.allocator.store.wait_for_event(events_key(at.pool), cursor, wait_s) or cursor
+        at.allocator.run(listing.reap(at.pool))
+    talk(f"host {name} is empty")
+
+
+def forget(name: HostName, pool: PoolOption = None, redis_url: RedisOption = None, config: ConfigOption = None) -> None:
+    """Remove a host that has no lease from the pool; it is known again when it claims again.
+
+    Example: allocator host forget web-1
+    """
+    from allocator.protocol import hosts
+
+    check_name("host", name)
+    with desk(pool, None, redis_url, config) as at:
+        at.allocator.run(hosts.forget(at.pool, name))
+        talk(f"host {name} is forgotten in pool {at.pool}")

@@ -24,6 +24,10 @@ PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool. [defau
 HostOption = Annotated[
     str | None, typer.Option("--host", help="Name of this port namespace. [default: the host name; ALLOCATOR_HOST]")
 ]
+AdvertiseOption = Annotated[
+    str | None,
+    typer.Option("--advertise", help="This host's address for others. [default: its route's; ALLOCATOR_ADVERTISE]"),
+]
 RedisOption = Annotated[
     str | None, typer.Option("--redis-url", help="Where Redis is. [default: embedded server; ALLOCATOR_REDIS_URL]")
 ]
@@ -75,15 +79,22 @@ class Desk:
         return self.settings.pool
 
 
-def read_settings(pool: str | None, host: str | None, redis_url: str | None, config: str | None) -> Settings:
+def read_settings(
+    pool: str | None, host: str | None, redis_url: str | None, config: str | None, advertise: str | None = None
+) -> Settings:
     """Return the settings that the flags, the environment and the file make."""
-    flags = {"pool": pool, "host": host, "redis_url": redis_url}
+    flags = {"pool": pool, "host": host, "redis_url": redis_url, "advertise": advertise}
     return load_settings(flags, os.environ, Path.cwd(), config=config)
 
 
 @contextmanager
 def desk(
-    pool: str | None = None, host: str | None = None, redis_url: str | None = None, config: str | None = None
+    pool: str | None = None,
+    host: str | None = None,
+    redis_url: str | None = None,
+    config: str | None = None,
+    *,
+    advertise: str | None = None,
 ) -> Iterator[Desk]:
     """Give what a command works with, connected lazily, closed at the end."""
     from allocator.client.blocking import PortAllocator
@@ -91,8 +102,8 @@ def desk(
     from allocator.client.session import make_session
     from allocator.store.blocking import Store
 
-    settings = read_settings(pool, host, redis_url, config)
-    session = make_session(settings.pool, settings.host, "keep")
+    settings = read_settings(pool, host, redis_url, config, advertise)
+    session = make_session(settings.pool, settings.host, "keep", advertise=settings.advertise)
     timeout_s = settings.connect_timeout_ms / 1_000
     if settings.redis_url:
         store = Store.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)

@@ -35,7 +35,7 @@ def write_lease(lease: Lease, form: Format) -> None:
 
 def write_json(value: object) -> None:
     """Write one JSON value: indented on a terminal, on one line into a pipe."""
-    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
+    print(json.dumps(value, indent=2 if sys.stdout.isatty() else None), flush=True)
 
 
 def write_rows(headings: Sequence[str], rows: Sequence[Sequence[object]], form: ListFormat) -> None:

@@ -13,13 +13,16 @@ from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.model.errors import AllocatorError
 from allocator.protocol import claim as claiming
-from allocator.protocol import endings, listing, pools, renew
+from allocator.protocol import endings, hosts, listing, pools, renew
+from allocator.protocol import resolve as resolving
 from allocator.protocol.keys import events_key
 from allocator.store.aio import AsyncStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
+    from allocator.client.policies import ClaimPatience
+    from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.protocol.steps import Operation
@@ -51,9 +54,10 @@ class AsyncPortAllocator:
         host: str | None = None,
         timeout: float = 5.0,
         on_lost: OnLost = "keep",
+        advertise: str | None = None,
     ) -> Self:
         """Return an allocator for the Redis at `url`; see `PortAllocator.from_url`."""
-        session = make_session(pool, host, on_lost)
+        session = make_session(pool, host, on_lost, advertise=advertise)
         if url:
             return cls(AsyncStore.open(url, timeout_s=timeout), session)
         return cls(AsyncStore.embedded(ensure_embedded, timeout_s=timeout), session)
@@ -75,18 +79,19 @@ class AsyncPortAllocator:
         """Lease a port for a worker; see `PortAllocator.claim`."""
         request = self.session.request(plugin, **arguments)
         patience = self.session.patience(wait, any_port=request.port is None)
-        cursor: list[str] = []
+        return await self._retried(lambda: claiming.claim(self.session.context, request), patience, request.pool)
+
+    async def _retried(self, operation: Callable[[], Operation[T]], patience: ClaimPatience, pool: str) -> T:
+        """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""
+        stream, cursor = events_key(pool), ["0-0"]
 
         async def wait_for_event(seconds: float) -> None:
-            stream = events_key(request.pool)
-            if cursor and seconds > 0:
+            if seconds > 0:
                 newer = await self.store.wait_for_event(stream, cursor[0], seconds)
                 cursor[0] = newer or cursor[0]
-            else:
-                cursor[:] = [await self.run(listing.newest_event(request.pool))]
 
-        async def attempt() -> Lease:
-            return await self.run(claiming.claim(self.session.context, request))
+        async def attempt() -> T:
+            return await self.run(operation())
 
         try:
             return await attempt()
@@ -95,9 +100,9 @@ class AsyncPortAllocator:
                 raise
         from tenacity import AsyncRetrying
 
-        await wait_for_event(0.0)
-        leased: Lease = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
-        return leased
+        cursor[0] = await self.run(listing.newest_event(pool))
+        result: T = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
+        return result
 
     @asynccontextmanager
     async def hold(
@@ -175,6 +180,22 @@ class AsyncPortAllocator:
         """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
         found = await self.run(listing.leases(self.session.pool, host))
         return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
+
+    async def resolve(
+        self, plugin: str, *, org: str, wait: float | None = None, prefer_local: bool = False
+    ) -> Endpoint:
+        """Return where the next ready worker of a service is; see `PortAllocator.resolve`."""
+        pool, prefer = self.session.pool, self.session.host if prefer_local else None
+        patience = self.session.patience(wait, any_port=True)
+        return await self._retried(lambda: resolving.resolve(pool, plugin, org, prefer=prefer), patience, pool)
+
+    async def endpoints(self, plugin: str, *, org: str) -> list[Endpoint]:
+        """Return where all ready workers of a service are, by address."""
+        return await self.run(resolving.endpoints(self.session.pool, plugin, org))
+
+    async def register(self) -> str:
+        """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
+        return str(await self.run(hosts.register(self.session.context, self.session.pool)))
 
     async def hosts(self) -> list[listing.HostView]:
         """Return the hosts that have claimed in the pool."""

@@ -13,13 +13,16 @@ from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.model.errors import AllocatorError
 from allocator.protocol import claim as claiming
-from allocator.protocol import endings, listing, pools, renew
+from allocator.protocol import endings, hosts, listing, pools, renew
+from allocator.protocol import resolve as resolving
 from allocator.protocol.keys import events_key
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from allocator.client.policies import ClaimPatience
+    from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.protocol.steps import Operation
@@ -55,6 +58,7 @@ class PortAllocator:
         host: str | None = None,
         timeout: float = 5.0,
         on_lost: OnLost = "keep",
+        advertise: str | None = None,
     ) -> Self:
         """Return an allocator for the Redis at `url`.
 
@@ -65,11 +69,12 @@ class PortAllocator:
             host: The name of this port namespace; None for the host name.
             timeout: For how many seconds Redis may be silent.
             on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`.
+            advertise: The address under which others reach this host; None for that of the default route.
 
         Raises:
             InvalidInputError: When an argument cannot be right.
         """
-        session = make_session(pool, host, on_lost)
+        session = make_session(pool, host, on_lost, advertise=advertise)
         if url:
             return cls(Store.open(url, timeout_s=timeout), session)
         return cls(Store.embedded(ensure_embedded, timeout_s=timeout), session)
@@ -102,18 +107,16 @@ class PortAllocator:
         """
         request = self.session.request(plugin, **arguments)
         patience = self.session.patience(wait, any_port=request.port is None)
-        cursor: list[str] = []
+        return self._retried(lambda: self.run(claiming.claim(self.session.context, request)), patience, request.pool)
+
+    def _retried(self, attempt: Callable[[], T], patience: ClaimPatience, pool: str) -> T:
+        """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""
+        stream, cursor = events_key(pool), ["0-0"]
 
         def wait_for_event(seconds: float) -> None:
-            stream = events_key(request.pool)
-            if cursor and seconds > 0:
+            if seconds > 0:
                 newer = self.store.wait_for_event(stream, cursor[0], seconds)
                 cursor[0] = newer or cursor[0]
-            else:
-                cursor[:] = [self.run(listing.newest_event(request.pool))]
-
-        def attempt() -> Lease:
-            return self.run(claiming.claim(self.session.context, request))
 
         try:
             return attempt()
@@ -122,9 +125,9 @@ class PortAllocator:
                 raise
         from tenacity import Retrying
 
-        wait_for_event(0.0)
-        leased: Lease = Retrying(**patience.policy(wait_for_event))(attempt)
-        return leased
+        cursor[0] = self.run(listing.newest_event(pool))
+        result: T = Retrying(**patience.policy(wait_for_event))(attempt)
+        return result
 
     @contextmanager
     def hold(
@@ -225,6 +228,31 @@ class PortAllocator:
         """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
         found = self.run(listing.leases(self.session.pool, host))
         return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
+
+    def resolve(self, plugin: str, *, org: str, wait: float | None = None, prefer_local: bool = False) -> Endpoint:
+        """Return where the next ready worker of a service is: each in turn, whoever asks, from whatever host.
+
+        Args:
+            plugin: The service's plugin.
+            org: The service's organisation.
+            wait: For how many seconds to wait for a worker when none is ready; None for not at all.
+            prefer_local: Whether the workers of this host come first.
+
+        Raises:
+            NoWorkerError: When none was ready in time.
+            InvalidInputError: When an argument cannot be right.
+        """
+        pool, prefer = self.session.pool, self.session.host if prefer_local else None
+        patience = self.session.patience(wait, any_port=True)
+        return self._retried(lambda: self.run(resolving.resolve(pool, plugin, org, prefer=prefer)), patience, pool)
+
+    def endpoints(self, plugin: str, *, org: str) -> list[Endpoint]:
+        """Return where all ready workers of a service are, by address."""
+        return self.run(resolving.endpoints(self.session.pool, plugin, org))
+
+    def register(self) -> str:
+        """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
+        return str(self.run(hosts.register(self.session.context, self.session.pool)))
 
     def hosts(self) -> list[listing.HostView]:
         """Return the hosts that have claimed in the pool."""

@@ -11,7 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from allocator.model.errors import AllocatorError, CordonedError, ExhaustedError, HeldError, PortRefusedError
+from allocator.model.errors import (
+    AllocatorError,
+    CordonedError,
+    ExhaustedError,
+    HeldError,
+    NoWorkerError,
+    PortRefusedError,
+)
 
 if TYPE_CHECKING:
     import random
@@ -58,6 +65,8 @@ class ClaimPatience:
             return self._any_port and self._declines <= MAX_DECLINES
         if isinstance(error, HeldError):
             return error.retry_after is not None and self.patient
+        if isinstance(error, NoWorkerError):
+            return self.patient
         return isinstance(error, ExhaustedError) and not isinstance(error, CordonedError) and self.patient
 
     def pause(self, state: RetryCallState) -> float:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.client.driving import Kernel
 from allocator.client.policies import ClaimPatience
-from allocator.kernel.identity import HostIdentity, default_host, host_identity
+from allocator.kernel.identity import HostIdentity, default_address, default_host, host_identity
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import WorkerId, check_labels, check_name, check_port
+from allocator.model.names import WorkerId, check_address, check_labels, check_name, check_port
 from allocator.model.pools import SDK_V2
 from allocator.model.settings import state_directory
 from allocator.protocol.claim import ClaimRequest
@@ -47,6 +47,7 @@ class Session:
         host: The name of this port namespace.
         on_lost: What a holder does when Redis has not confirmed its lease in time: `keep` its port (the kernel
             arbitrates) or `stop`.
+        advertise: The address under which others reach this host; None for that of the default route.
         kernel: Answers for this host.
         clock: The monotonic clock, in seconds.
         rng: The source of jitter.
@@ -56,6 +57,7 @@ class Session:
     pool: str = SDK_V2.name
     host: str
     on_lost: OnLost = "keep"
+    advertise: str | None = None
     kernel: Kernel = field(default_factory=Kernel)
     clock: Callable[[], float] = time.monotonic
     rng: random.Random = field(default_factory=random.Random)
@@ -67,7 +69,15 @@ class Session:
         """Who calls: this host with its identity, which is read when it is first needed."""
         if self._context is None:
             identity = self.identity or host_identity()
-            self._context = Context(self.host, identity.machine, identity.boot, identity.netns, self.clock, new_token)
+            self._context = Context(
+                self.host,
+                identity.machine,
+                identity.boot,
+                identity.netns,
+                self.clock,
+                new_token,
+                self.advertise or default_address(),
+            )
         return self._context
 
     def request(
@@ -137,11 +147,11 @@ class Session:
         return ClaimPatience(wait_s=wait, any_port=any_port, clock=self.clock, rng=self.rng)
 
 
-def make_session(pool: str | None, host: str | None, on_lost: OnLost) -> Session:
+def make_session(pool: str | None, host: str | None, on_lost: OnLost, *, advertise: str | None = None) -> Session:
     """Return the session of an allocator with these names, defaults where they are None.
 
     Raises:
-        InvalidInputError: When a name or the policy is not valid.
+        InvalidInputError: When a name, the address or the policy is not valid.
     """
     if on_lost not in {"keep", "stop"}:
         raise InvalidInputError(f"{on_lost!r} is not a policy for a lease in doubt; choose 'keep' or 'stop'")
@@ -149,6 +159,7 @@ def make_session(pool: str | None, host: str | None, on_lost: OnLost) -> Session
         pool=check_name("pool", pool or SDK_V2.name),
         host=check_name("host", host) if host is not None else default_host(),
         on_lost=on_lost,
+        advertise=None if advertise is None else check_address(advertise),
     )
 
 

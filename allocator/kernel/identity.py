@@ -60,3 +60,18 @@ def default_host() -> str:
     """Return the host name as a valid name: other characters become hyphens; `localhost` when nothing is left."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())[:MAX_NAME_LENGTH].strip("._-")
     return check_name("host", name or "localhost")
+
+
+def default_address() -> str:
+    """Return the address of this host that the default route goes out from; loopback where there is no such route.
+
+    Connecting a datagram socket asks the kernel for the route and sends nothing (the addresses are for documentation).
+    """
+    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((target, 9))
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"

@@ -105,5 +105,11 @@ class CordonedError(ExhaustedError):
     """The host is cordoned or draining and gives out no new ports."""
 
 
+class NoWorkerError(AllocatorError):
+    """No worker of a service is ready to be sent requests."""
+
+    exit_code = EXIT_EXHAUSTED
+
+
 class PoolMissingError(ConfigurationError):
     """The pool is not defined in this Redis and is not a built-in one."""

@@ -40,6 +40,7 @@ class SettingsFile(BaseModel):
 
     pool: str | None = None
     host: str | None = None
+    advertise: str | None = None
     redis_url: str | None = None
     connect_timeout: str | None = None
 

@@ -54,6 +54,24 @@ def check_name(kind: str, text: str) -> str:
     )
 
 
+def check_address(text: str) -> str:
+    """Return `text` when it is an IP address or a host name that others can reach a worker by.
+
+    Raises:
+        InvalidInputError: When it is neither; a port does not belong to it.
+    """
+    if len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text):
+        return text
+    if ":" in text and "%" not in text:
+        import ipaddress
+
+        try:
+            return str(ipaddress.IPv6Address(text.removeprefix("[").removesuffix("]")))
+        except ValueError:
+            pass
+    raise InvalidInputError(f"{shown(text)} is not an address; give an IP address or a host name, without a port")
+
+
 def check_port(value: int | str) -> int:
     """Return `value` as a port number.
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.names import check_name
+from allocator.model.names import check_address, check_name
 from allocator.model.pools import SDK_V2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FILE_NAME = "allocator.toml"
-NAMES = ("pool", "host", "redis_url", "connect_timeout")
+NAMES = ("pool", "host", "advertise", "redis_url", "connect_timeout")
 DEFAULT_TIMEOUT = "5s"
 
 
@@ -29,6 +29,7 @@ class Settings:
     Attributes:
         pool: The pool.
         host: The name of this port namespace, or None for the host name.
+        advertise: The address under which others reach this host, or None for that of the default route.
         redis_url: Where Redis is, or None for the embedded server.
         redis_password: The password when the URL has none.
         connect_timeout_ms: For how long Redis may be silent, in milliseconds.
@@ -37,6 +38,7 @@ class Settings:
 
     pool: str = SDK_V2.name
     host: str | None = None
+    advertise: str | None = None
     redis_url: str | None = field(default=None, repr=False)
     redis_password: str | None = field(default=None, repr=False)
     connect_timeout_ms: int = 5_000
@@ -68,6 +70,7 @@ def load_settings(
     return Settings(
         pool=check_name("pool", values["pool"]),
         host=check_name("host", values["host"]) if "host" in values else None,
+        advertise=check_address(values["advertise"]) if "advertise" in values else None,
         redis_url=values.get("redis_url"),
         redis_password=environ.get("ALLOCATOR_REDIS_PASSWORD"),
         connect_timeout_ms=timeout_ms,

@@ -24,6 +24,7 @@ class Context:
         netns: Which network namespace.
         clock: The monotonic clock, in seconds.
         new_token: Makes 128 random bits as 32 hexadecimal digits.
+        address: The address under which others reach this host.
         rules: The rules of the pools that were read, by name; operations keep it up to date.
     """
 
@@ -33,6 +34,7 @@ class Context:
     netns: str
     clock: Callable[[], float]
     new_token: Callable[[], str]
+    address: str = "127.0.0.1"
     rules: dict[str, PoolSpec] = field(default_factory=dict)
 
     def space(self, pool: PoolSpec) -> str:

@@ -54,12 +54,23 @@ class HostView:
         machine: Its machine's identity (a hash), or an empty string when no claim has told it yet.
         cordoned: Whether it gives out no new ports.
         leases: How many leases are live on it.
+        address: The address that it advertises, or an empty string.
+        draining: Whether its workers are asked to stop.
     """
 
     name: str
     machine: str
     cordoned: bool
     leases: int
+    address: str = ""
+    draining: bool = False
+
+    @property
+    def condition(self) -> str:
+        """`open`, `cordoned`, or `draining` (`drained` when it has no lease left)."""
+        if self.draining:
+            return "draining" if self.leases else "drained"
+        return "cordoned" if self.cordoned else "open"
 
 
 def spaces(pool: str) -> Operation[list[str]]:
@@ -120,7 +131,7 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     rules = yield from read_pool(pool)
     if rules is None:
         return []
-    names = yield from spaces(pool)
+    names = [FLEET_SPACE] if rules.scope == "fleet" else (yield from spaces(pool))
     if host is not None and rules.scope == "host":
         names = [host] if host in names else []
     found: list[Lease] = []
@@ -132,10 +143,9 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
 
 def hosts(pool: str) -> Operation[list[HostView]]:
     """Return the hosts that have claimed in a pool, in alphabetical order."""
-    counts: dict[str, int] = {}
-    for name in (yield from spaces(pool)):
-        if name != FLEET_SPACE:
-            counts[name] = 0
+    names = yield from spaces(pool)
+    counts = {name: 0 for name in names if name != FLEET_SPACE}
+    for name in [FLEET_SPACE] if FLEET_SPACE in names else names:
         for view in (yield from ports(pool, name)):
             if view.lease:
                 counts[view.lease.host] = counts.get(view.lease.host, 0) + 1
@@ -143,7 +153,16 @@ def hosts(pool: str) -> Operation[list[HostView]]:
     for name, count in sorted(counts.items()):
         reply = decode.words((yield ScriptCall("inspect", script_keys(pool, name), ("host",))))
         fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
-        found.append(HostView(name, fields.get("machine", ""), fields.get("cordon") == "1", count))
+        found.append(
+            HostView(
+                name,
+                fields.get("machine", ""),
+                fields.get("cordon") == "1",
+                count,
+                fields.get("address", ""),
+                fields.get("drain") == "1",
+            )
+        )
     return found
 
 

@@ -33,3 +33,6 @@ class Reply(StrEnum):
     FORGOTTEN = "forgotten"
     BUSY = "busy"
     UNKNOWN = "unknown"
+    FOUND = "found"
+    NONE = "none"
+    DRAINING = "draining"

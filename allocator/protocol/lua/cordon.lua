@@ -28,7 +28,7 @@ local function run()
   if on then
     redis.call('HSET', host_key, 'cordon', '1')
   else
-    redis.call('HDEL', host_key, 'cordon')
+    redis.call('HDEL', host_key, 'cordon', 'drain')
   end
   record_event(on and 'cordoned' or 'uncordoned', ARGV[1], 0, '-', '-')
   return { CHANGED }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import redis
 from scripted_redis import SECOND, assert_same_state, error_of, make_context
@@ -12,10 +14,12 @@ from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.protocol import decode
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
+from allocator.protocol.hosts import drain, forget, place, register
 from allocator.protocol.keys import pool_of_key, script_keys
 from allocator.protocol.listing import cordon, leases, reap
 from allocator.protocol.pools import apply_pool, read_pool
 from allocator.protocol.renew import renew
+from allocator.protocol.resolve import endpoints, resolve
 from allocator.protocol.steps import ScriptCall
 
 EMAIL = WorkerId("org-1", "email")
@@ -42,6 +46,12 @@ def operations(context, lease):
         "cordon": lambda: cordon("sdk-v2", "web-1", on=True),
         "apply": lambda: apply_pool(PoolSpec(name="sdk-v2", first=1, last=65535)),
         "leases": lambda: leases("sdk-v2"),
+        "resolve": lambda: resolve("sdk-v2", "email", "org-1"),
+        "endpoints": lambda: endpoints("sdk-v2", "email", "org-1"),
+        "drain": lambda: drain("sdk-v2", "web-1"),
+        "forget": lambda: forget("sdk-v2", "web-1"),
+        "place": lambda: place("sdk-v2", EMAIL, spread="org"),
+        "register": lambda: register(replace(context, address="10.0.0.1"), "sdk-v2"),
     }
 
 
@@ -148,7 +158,24 @@ def test_a_stranger_member_in_the_ports_is_named(store):
         store.drive(claim(context, ClaimRequest(pool="sdk-v2", worker=WorkerId("o", "p"))))
 
 
-@pytest.mark.parametrize("script", ["claim", "renew", "release", "decline", "reap", "cordon", "apply", "inspect"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "claim",
+        "renew",
+        "release",
+        "decline",
+        "reap",
+        "cordon",
+        "apply",
+        "inspect",
+        "resolve",
+        "register",
+        "drain",
+        "forget",
+        "place",
+    ],
+)
 def test_any_script_called_without_arguments_answers_an_error_or_nothing_but_changes_nothing(store, script):
     store.drive(apply_pool(SDK_V2))
     before = store.dump()

@@ -1,0 +1,85 @@
+"""`resolve`: where the workers of a service are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli.leases import OrgOption, seconds
+from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
+from allocator.cli.output import write_json
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import check_name
+
+if TYPE_CHECKING:
+    from allocator.cli.options import Desk
+    from allocator.model.endpoints import Endpoint
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command()(resolve)
+
+
+def resolve(
+    plugin: Annotated[str, typer.Argument(help="The service's plugin, for example email.")],
+    org: OrgOption,
+    every_one: Annotated[bool, typer.Option("--all", help="All ready workers, one a line.")] = False,
+    wait: Annotated[str | None, typer.Option("--wait", help="How long to wait for a ready worker.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="A line for each worker that comes up or goes down.")] = False,
+    prefer_local: Annotated[bool, typer.Option("--prefer-local", help="Workers of this host first.")] = False,
+    form: RowsFormat = ListFormat.TEXT,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print the address of the next ready worker of a service; each in turn, whoever asks.
+
+    Exit 75 when none is ready, with the reason.
+
+    Example: curl "http://$(allocator resolve email --org org-123)/health"
+    """
+    check_name("plugin", plugin)
+    check_name("organisation", org)
+    wait_s = seconds(wait, "wait")
+    if watch and (every_one or wait is not None or prefer_local):
+        raise InvalidInputError("--watch shows all workers as they come and go; leave the other choices out")
+    if every_one and prefer_local:
+        raise InvalidInputError("--all and --prefer-local contradict each other; choose one")
+    with desk(pool, host, redis_url, config) as at:
+        if watch:
+            _watch(at, plugin, org, form)
+            return
+        if not every_one:
+            _write(at.allocator.resolve(plugin, org=org, wait=wait_s, prefer_local=prefer_local), form)
+            return
+        found = at.allocator.endpoints(plugin, org=org)
+        if not found:
+            at.allocator.resolve(plugin, org=org, wait=wait_s)
+            found = at.allocator.endpoints(plugin, org=org)
+        if form is ListFormat.JSON:
+            write_json([one.as_json() for one in found])
+        else:
+            for one in found:
+                print(one)
+
+
+def _write(endpoint: Endpoint, form: ListFormat) -> None:
+    if form is ListFormat.JSON:
+        write_json(endpoint.as_json())
+    else:
+        print(endpoint)
+
+
+def _watch(at: Desk, plugin: str, org: str, form: ListFormat) -> None:
+    from allocator.discovery.directory import Directory
+    from allocator.discovery.service import Service
+
+    with Directory(at.allocator) as directory:
+        for change, endpoint in Service(plugin, org=org, directory=directory).changes():
+            if form is ListFormat.JSON:
+                write_json({"change": change, **endpoint.as_json()})
+            else:
+                print(f"{change.ljust(4)}  {endpoint}  {endpoint.worker}", flush=True)

@@ -1,0 +1,162 @@
+"""An `httpx` transport: `http://email.org-123.plugin/…` goes to the next healthy worker of `org-123/email`.
+
+Only a request whose connection was refused is sent again, to another worker: nothing of it was received. All other
+errors are the caller's to judge. Names with capital letters cannot be written in a URL; use `Service` for those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+import httpx
+
+from allocator.client.blocking import PortAllocator
+from allocator.discovery.directory import Directory
+from allocator.discovery.service import Service
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import shown
+
+if TYPE_CHECKING:
+    from allocator.model.endpoints import Endpoint
+
+SUFFIX = ".plugin"
+MAX_ATTEMPTS = 3
+"""Workers that a request is offered to before its error is the caller's."""
+
+
+class _Router:
+    """Which service a URL names, and where its next worker is."""
+
+    def __init__(self, url: str | None, pool: str | None, host: str | None, *, prefer_local: bool) -> None:
+        self._allocator = PortAllocator.from_url(url, pool=pool, host=host)
+        self._directory = Directory(self._allocator)
+        self._prefer_local = prefer_local
+        self._services: dict[str, Service] = {}
+        self._lock = threading.Lock()
+
+    def service(self, url: httpx.URL) -> Service | None:
+        """Return the service that a URL names; None when it names another host."""
+        name = url.host
+        if not name.endswith(SUFFIX):
+            return None
+        with self._lock:
+            if name not in self._services:
+                plugin, _, org = name.removesuffix(SUFFIX).partition(".")
+                if not plugin or not org:
+                    raise InvalidInputError(f"{shown(name)} names no service; write http://PLUGIN.ORG{SUFFIX}/")
+                self._services[name] = Service(
+                    plugin,
+                    org=org,
+                    host=self._allocator.session.host,
+                    prefer_local=self._prefer_local,
+                    directory=self._directory,
+                )
+            return self._services[name]
+
+    def close(self) -> None:
+        """Stop following the pool."""
+        self._directory.close()
+        self._allocator.close()
+
+
+def _addressed(request: httpx.Request, endpoint: Endpoint) -> httpx.Request:
+    """Return the request for one worker; it keeps the name that was asked for as its `Host`."""
+    return httpx.Request(
+        request.method,
+        request.url.copy_with(host=endpoint.address, port=endpoint.port),
+        headers=request.headers,
+        stream=request.stream,
+        extensions=request.extensions,
+    )
+
+
+class PluginTransport(httpx.BaseTransport):
+    """For `httpx.Client(transport=PluginTransport(…))`.
+
+    Args:
+        url: The Redis to ask; see `PortAllocator.from_url`.
+        pool: The pool; None for `sdk-v2`.
+        host: The name of this port namespace; None for the host name.
+        prefer_local: Whether the workers of this host come first.
+        inner: What sends the requests, and those to all other hosts; None for `httpx.HTTPTransport()`.
+
+    A request raises NoWorkerError when no worker of its service is ready.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        host: str | None = None,
+        prefer_local: bool = False,
+        inner: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._router = _Router(url, pool, host, prefer_local=prefer_local)
+        self._inner = inner or httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to the next worker, and to another when that one refuses the connection."""
+        service = self._router.service(request.url)
+        if service is None:
+            return self._inner.handle_request(request)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            endpoint = service.pick()
+            try:
+                response = self._inner.handle_request(_addressed(request, endpoint))
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                service.eject(endpoint)
+                if attempt == MAX_ATTEMPTS:
+                    raise
+            else:
+                service.restore(endpoint)
+                return response
+        raise AssertionError("the last attempt returns or raises")
+
+    def close(self) -> None:
+        """Stop following the pool and close the connections."""
+        self._router.close()
+        self._inner.close()
+
+
+class AsyncPluginTransport(httpx.AsyncBaseTransport):
+    """For `httpx.AsyncClient(transport=AsyncPluginTransport(…))`; as `PluginTransport` else."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        host: str | None = None,
+        prefer_local: bool = False,
+        inner: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._router = _Router(url, pool, host, prefer_local=prefer_local)
+        self._inner = inner or httpx.AsyncHTTPTransport()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Do the same as `PluginTransport`; Redis is read in a thread, when a service is first asked for."""
+        service = self._router.service(request.url)
+        if service is None:
+            return await self._inner.handle_async_request(request)
+        if not service.known:
+            await asyncio.to_thread(lambda: service.endpoints)
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            endpoint = service.pick()
+            try:
+                response = await self._inner.handle_async_request(_addressed(request, endpoint))
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                service.eject(endpoint)
+                if attempt == MAX_ATTEMPTS:
+                    raise
+            else:
+                service.restore(endpoint)
+                return response
+        raise AssertionError("the last attempt returns or raises")
+
+    async def aclose(self) -> None:
+        """Stop following the pool and close the connections."""
+        await asyncio.to_thread(self._router.close)
+        await self._inner.aclose()

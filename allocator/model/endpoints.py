@@ -1,0 +1,50 @@
+"""Where a worker can be reached: what `resolve` answers, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """The address of a ready worker.
+
+    Attributes:
+        address: The IP address or name that the worker's host advertises.
+        port: 1-65535.
+        host: The host's name in the pool.
+        worker: Who listens there.
+        fence: The fence of its lease: another one under the same address is another worker.
+    """
+
+    address: str
+    port: int
+    host: str
+    worker: WorkerId
+    fence: int
+
+    @classmethod
+    def of(cls, lease: Lease, address: str) -> Endpoint:
+        """Return where the worker of a lease is; by its host's name when the host advertises no address."""
+        return cls(address or lease.host, lease.port, lease.host, lease.worker, lease.fence)
+
+    def __str__(self) -> str:
+        """`address:port`, an IPv6 address in brackets."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    def as_json(self) -> dict[str, object]:
+        """Return the object that `--format json` prints."""
+        return {
+            "address": self.address,
+            "port": self.port,
+            "host": self.host,
+            "org": self.worker.org,
+            "plugin": self.worker.plugin,
+            "instance": self.worker.instance,
+            "fence": self.fence,
+        }

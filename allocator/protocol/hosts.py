@@ -1,0 +1,186 @@
+"""Hosts of a pool as a whole: registering one, draining it, forgetting it, choosing one for a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from allocator.model.errors import ExhaustedError, HeldError, HostConflictError, InvalidInputError
+from allocator.model.states import LeaseState
+from allocator.protocol import decode, listing
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import pool_rules, read_pool
+from allocator.protocol.renew import BATCH
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from allocator.model.names import WorkerId
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.context import Context
+
+Spread = Literal["org", "plugin"]
+
+PLACE_PAGE = 64
+MAX_PASSES = 1_000
+"""Bounds the passes of a drain and of a forget: each one that is not the last has changed something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A host that a worker may be placed on.
+
+    Attributes:
+        host: Its name.
+        free: How many ports of the pool it can still lease.
+        matching: How many workers it has of the kind that is to be spread.
+    """
+
+    host: str
+    free: int
+    matching: int
+
+
+def register(context: Context, pool_name: str) -> Operation[Reply]:
+    """Make this host and its address known in a pool, before or after its first claim.
+
+    Returns:
+        `created`, `changed` or `unchanged`.
+
+    Raises:
+        HostConflictError: When another machine has live leases under this host's name.
+        PoolMissingError: When nobody knows the pool.
+    """
+    pool = yield from pool_rules(context, pool_name)
+    args = (context.host, context.machine, context.boot, context.netns, context.address)
+    for fresh in (False, True):
+        if fresh:
+            pool = yield from pool_rules(context, pool_name, fresh=True)
+        reply = decode.words((yield ScriptCall("register", script_keys(pool.name, context.space(pool)), args)))
+        code = Reply(decode.text(reply[0]))
+        if code is not Reply.NO_POOL:
+            break
+    if code is Reply.HOST_CONFLICT:
+        raise HostConflictError(
+            f"another machine has live leases as host {context.host}; "
+            "give this one a name of its own with --host or ALLOCATOR_HOST",
+            host=context.host,
+        )
+    return code
+
+
+def drain(pool: str, host: str) -> Operation[int]:
+    """Make a host give out no new ports, and mark its leases as draining.
+
+    Resolve skips them from now on; their supervisors see it at their next renewal and stop their workers.
+
+    Returns:
+        How many leases became draining by this call.
+
+    Raises:
+        InvalidInputError: When no worker has ever claimed on this host in the pool.
+    """
+    keys = script_keys(pool, (yield from _space(pool, host)))
+    total = 0
+    for number in range(MAX_PASSES):
+        # Read before anything is written; read again afterwards for what was claimed in between.
+        found = yield from listing.leases(pool, host)
+        leases = [lease for lease in found if lease.state is not LeaseState.DRAINING]
+        if number and not leases:
+            break
+        for start in range(0, max(1, len(leases)), BATCH):
+            ports = [lease.port for lease in leases[start : start + BATCH]]
+            reply = decode.words((yield ScriptCall("drain", keys, (host, *ports))))
+            if decode.text(reply[0]) == Reply.UNKNOWN:
+                raise _unknown(pool, host)
+            total += int(decode.number(reply[1]))
+    return total
+
+
+def forget(pool: str, host: str) -> Operation[None]:
+    """Remove a host without live leases, and all that is known of it.
+
+    Raises:
+        HeldError: When it has live leases.
+        InvalidInputError: When the pool knows no such host.
+    """
+    keys = script_keys(pool, (yield from _space(pool, host)))
+    for _ in range(MAX_PASSES):
+        code = decode.text(decode.words((yield ScriptCall("forget", keys, (host,))))[0])
+        if code == Reply.UNKNOWN:
+            raise _unknown(pool, host)
+        if code == Reply.BUSY:
+            raise HeldError(
+                f"host {host} has live leases in pool {pool}; see them with 'allocator ls --host {host}', "
+                f"end them with 'allocator host drain {host}'",
+                host=host,
+            )
+        if code == Reply.FORGOTTEN:
+            return
+        yield from listing.reap(pool)
+    raise HeldError(f"leases of host {host} end as fast as they can be closed; try again", host=host)
+
+
+def place(
+    pool: str, worker: WorkerId, *, spread: Spread | None = None, without: frozenset[str] = frozenset()
+) -> Operation[Placement]:
+    """Return the host that a worker is best placed on: of those that give out ports, the one with most free ones.
+
+    Args:
+        pool: The pool.
+        worker: Who is to be placed.
+        spread: Whether hosts with fewest workers of the same `org` or `plugin` come first.
+        without: Hosts that are out of the question.
+
+    Raises:
+        ExhaustedError: When no host is known that has a free port.
+        InvalidInputError: When the kind to spread is neither.
+    """
+    if spread not in {None, "org", "plugin"}:
+        raise InvalidInputError(f"{spread!r} cannot be spread; choose org or plugin")
+    rules = yield from read_pool(pool)
+    found = [] if rules is None else (yield from _placements(rules, worker, spread))
+    usable = [one for one in found if one.free > 0 and one.host not in without]
+    if not usable:
+        known = len(found)
+        raise ExhaustedError(
+            f"none of the {known} hosts of pool {pool} that give out ports has a free one; see 'allocator host ls'"
+            if known
+            else f"no host of pool {pool} gives out ports; make one known with 'allocator host register' on it",
+            worker=str(worker),
+        )
+    return min(usable, key=lambda one: (one.matching, -one.free, one.host))
+
+
+def _placements(rules: PoolSpec, worker: WorkerId, spread: Spread | None) -> Operation[list[Placement]]:
+    org = worker.org if spread == "org" else "-"
+    plugin = worker.plugin if spread == "plugin" else "-"
+    if rules.scope == "fleet":
+        leases = yield from listing.leases(rules.name)
+        hosts = yield from listing.hosts(rules.name)
+        alike = [lease.host for lease in leases if lease.org == org or lease.plugin == plugin]
+        free = rules.size - len(leases)
+        # Ports are the fleet's; the host with fewest leases has most room in every other respect.
+        return [Placement(one.name, free - one.leases, alike.count(one.name)) for one in hosts if not one.cordoned]
+    found: list[Placement] = []
+    for offset in range(0, MAX_PASSES * PLACE_PAGE, PLACE_PAGE):
+        args = (offset, PLACE_PAGE, org, plugin)
+        reply = decode.words((yield ScriptCall("place", script_keys(rules.name), args)))
+        if decode.text(reply[0]) == Reply.NONE:
+            break
+        for at in range(1, len(reply), 3):
+            leased, matching = (int(decode.number(word)) for word in reply[at + 1 : at + 3])
+            found.append(Placement(decode.text(reply[at]), rules.size - leased, matching))
+    return found
+
+
+def _space(pool: str, host: str) -> Operation[str]:
+    rules = yield from read_pool(pool)
+    return space_of(rules, host) if rules else host
+
+
+def _unknown(pool: str, host: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"host {host} is not known in pool {pool}; see 'allocator host ls' for those that are", host=host
+    )

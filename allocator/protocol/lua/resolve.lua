@@ -1,0 +1,89 @@
+-- resolve: the next worker of a service, strictly in turn, or all of them.
+--
+-- Safe because the turn is the service's own order: of the leases in state ready, the one that was handed out the
+-- longest time ago is next, and its new score is above all others. So among k workers that stay ready, the counts of
+-- any number of calls differ by at most one, whoever calls. A worker that comes back is next, once.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
+-- ARGV  1 plugin  2 org  3 mode (next; all)  4 next: the host to prefer (-: none) · all: from which member on
+-- Replies
+--       found  now_ms, offset to go on from (-1: that was all), then for each worker: lease, remaining_ms, advertised
+--              address or ''
+--       none   how many leases of the service are starting, degraded, draining
+-- Events  none
+-- Loops   the members of the service in pages, at most 1,024 a call
+
+--@include replies
+--@include base
+
+-- The first in turn is ready nearly always; the rest is read in pages.
+local FIRST_PAGE = 2
+local PAGE = 64
+local MOST = 1024
+
+local function run()
+  --@include keys
+  --@include lease_head
+  --@include now
+  local prefix, all, preferred = ARGV[2] .. '/' .. ARGV[1] .. '#', ARGV[3] == 'all', ARGV[4]
+  local service = base .. ':service:' .. ARGV[1] .. ':' .. ARGV[2]
+  local fleet = read('HGET', base, 'scope') == 'fleet'
+  local counts, found = { starting = 0, degraded = 0, draining = 0 }, {}
+  local offset = all and tonumber(ARGV[4]) or 0
+  local last, size, next_offset = offset + MOST, FIRST_PAGE, -1
+
+  while offset < last do
+    local members = read('ZRANGE', service, offset, offset + size - 1)
+    local lease_keys = {}
+    for i, member in ipairs(members) do
+      local host, port = string.match(member, '^(.*):(%d+)$')
+      if not host then
+        bad(service, 'has a garbled member ' .. member)
+      end
+      lease_keys[i] = base .. ':lease:' .. (fleet and '*' or host) .. ':' .. port
+    end
+    for i, lease in ipairs(#members > 0 and read('MGET', unpack(lease_keys)) or {}) do
+      if lease then
+        local _, state, worker, host = lease_head(lease, lease_keys[i])
+        if string.sub(worker, 1, #prefix) == prefix then
+          if state ~= 'ready' then
+            counts[state] = (counts[state] or 0) + 1
+          elseif all then
+            found[#found + 1] = { members[i], lease, lease_keys[i], host }
+          elseif host == preferred or not found[1] then
+            found[1] = { members[i], lease, lease_keys[i], host }
+          end
+        end
+      end
+      if not all and found[1] and (preferred == '-' or found[1][4] == preferred) then
+        break
+      end
+    end
+    if #members < size or (not all and found[1] and (preferred == '-' or found[1][4] == preferred)) then
+      break
+    end
+    offset, size = offset + size, PAGE
+    if offset >= last then
+      next_offset = offset
+    end
+  end
+  if #found == 0 and next_offset < 0 then
+    return { NONE, counts.starting, counts.degraded, counts.draining }
+  end
+
+  local reply = { FOUND, whole(now), next_offset }
+  for _, one in ipairs(found) do
+    reply[#reply + 1] = one[2]
+    reply[#reply + 1] = redis.call('PTTL', one[3])
+    reply[#reply + 1] = read('HGET', base .. ':host:' .. one[4], 'address') or ''
+  end
+  local highest = not all and read('ZRANGE', service, -1, -1, 'WITHSCORES')[2]
+
+  -- writes --
+  if highest then
+    redis.call('ZADD', service, whole(math.max(now_us, highest + 1)), found[1][1])
+  end
+  return reply
+end
+
+--@include run

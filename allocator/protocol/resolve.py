@@ -1,0 +1,93 @@
+"""Resolve: the address of the next ready worker of a service, or of all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from allocator.model.endpoints import Endpoint
+from allocator.model.errors import NoWorkerError
+from allocator.model.names import check_name
+from allocator.protocol import decode
+from allocator.protocol.keys import script_keys
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import Operation, ScriptCall
+
+MAX_PAGES = 1_000
+"""Bounds a listing of a service to 1,024,000 workers, more than hosts and ports that a pool can have."""
+
+
+def resolve(pool: str, plugin: str, org: str, *, prefer: str | None = None) -> Operation[Endpoint]:
+    """Return where the next ready worker of a service is, strictly in turn.
+
+    Args:
+        pool: The pool.
+        plugin: The service's plugin.
+        org: The service's organisation.
+        prefer: The host whose workers come first, in turn among themselves; None for no preference.
+
+    Raises:
+        NoWorkerError: When none is ready; it says whether there is none, or what state they are in.
+        InvalidInputError: When a name is not valid.
+    """
+    _check_names(plugin, org)
+    args = (plugin, org, "next", prefer or "-")
+    reply = decode.words((yield ScriptCall("resolve", script_keys(pool), args)))
+    if decode.text(reply[0]) == Reply.NONE:
+        raise no_worker(pool, plugin, org, [int(decode.number(count)) for count in reply[1:4]])
+    return _endpoints(pool, reply)[0]
+
+
+def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
+    """Return where all ready workers of a service are, by address; nothing when none is ready.
+
+    Raises:
+        InvalidInputError: When a name is not valid.
+    """
+    _check_names(plugin, org)
+    found: list[Endpoint] = []
+    offset = 0
+    for _ in range(MAX_PAGES):
+        reply = decode.words((yield ScriptCall("resolve", script_keys(pool), (plugin, org, "all", offset))))
+        if decode.text(reply[0]) == Reply.NONE:
+            break
+        found += _endpoints(pool, reply)
+        offset = int(decode.number(reply[2]))
+        if offset < 0:
+            break
+    return sorted({(one.host, one.port): one for one in found}.values())
+
+
+def _check_names(plugin: str, org: str) -> None:
+    check_name("plugin", plugin)
+    check_name("organisation", org)
+
+
+def _endpoints(pool: str, reply: list[Any]) -> list[Endpoint]:
+    now_ms = decode.number(reply[1])
+    return [
+        Endpoint.of(
+            decode.lease(pool, reply[at], remaining_ms=decode.number(reply[at + 1]), now_ms=now_ms),
+            decode.text(reply[at + 2]),
+        )
+        for at in range(3, len(reply), 3)
+    ]
+
+
+def no_worker(pool: str, plugin: str, org: str, counts: list[int]) -> NoWorkerError:
+    """Return the error for a service without a ready worker.
+
+    Args:
+        pool: The pool.
+        plugin: The service's plugin.
+        org: The service's organisation.
+        counts: How many of its workers are starting, degraded, draining.
+    """
+    service, total = f"{org}/{plugin}", sum(counts)
+    states = ("starting", "degraded", "draining")
+    if not total:
+        return NoWorkerError(
+            f"no worker of {service} has a lease in pool {pool}; start one, or wait for it with --wait 10s"
+        )
+    said = " and ".join(f"{count} {state}" for count, state in zip(counts, states, strict=True) if count)
+    what = f"its only worker is {said.partition(' ')[2]}" if total == 1 else f"of its {total} workers {said}"
+    return NoWorkerError(f"no worker of {service} is ready: {what}; wait with --wait 10s, or see 'allocator ls'")

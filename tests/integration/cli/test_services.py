@@ -1,0 +1,121 @@
+"""What a person gets from `resolve` and from `host`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from allocator import LeaseState, PortAllocator
+from allocator.protocol.claim import ClaimRequest, claim
+
+if TYPE_CHECKING:
+    from conftest import Allocator
+
+
+def ready(ports: PortAllocator, instance: int, org: str = "org-1") -> int:
+    asked = ports.session.request("email", org=org, instance=instance)
+    request = ClaimRequest(pool=asked.pool, worker=asked.worker, state=LeaseState.READY)
+    return ports.run(claim(ports.session.context, request)).port
+
+
+def test_resolve_prints_each_address_in_turn_and_all_of_them(allocator: Allocator, ports: PortAllocator) -> None:
+    found = {ready(ports, number) for number in range(3)}
+    assert allocator("host", "register", "--advertise", "10.1.2.3").code == 0
+    turns = [allocator("resolve", "email", "--org", "org-1").out.strip() for _ in range(3)]
+    assert sorted(turns) == sorted(f"10.1.2.3:{port}" for port in found)
+    assert allocator("resolve", "email", "--org", "org-1", "--all").out.split() == sorted(turns)
+    listed = json.loads(allocator("resolve", "email", "--org", "org-1", "--all", "--format", "json").out)
+    assert {one["port"] for one in listed} == found
+    one = json.loads(allocator("resolve", "email", "--org", "org-1", "--prefer-local", "--format", "json").out)
+    assert one.keys() == {"address", "port", "host", "org", "plugin", "instance", "fence"}
+
+
+def test_resolve_exits_75_with_the_reason(allocator: Allocator, ports: PortAllocator) -> None:
+    nobody = allocator("resolve", "email", "--org", "org-1")
+    assert (nobody.code, nobody.out) == (75, "")
+    assert "no worker of org-1/email has a lease" in nobody.err
+    ports.claim("email", org="org-1")
+    for words in ([], ["--all"], ["--wait", "50ms"]):
+        starting = allocator("resolve", "email", "--org", "org-1", *words)
+        assert starting.code == 75
+        assert "its only worker is starting" in starting.err
+
+
+@pytest.mark.parametrize("name", ["*", "e[m]ail", "a\nb", "a\x1bb", "a b", "../x"])
+def test_a_name_with_wildcards_or_control_characters_is_refused_in_one_line(allocator: Allocator, name: str) -> None:
+    for words in (("resolve", name, "--org", "o"), ("resolve", "email", "--org", name), ("host", "drain", name)):
+        refused = allocator(*words)
+        assert refused.code == 2
+        assert refused.err.count("\n") == 1
+        assert refused.err.strip().isprintable()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--watch", "--all"), ("--watch", "--wait", "1s"), ("--all", "--prefer-local"), ("--wait", "soon")],
+)
+def test_choices_of_resolve_that_contradict_each_other_are_refused(
+    allocator: Allocator, words: tuple[str, ...]
+) -> None:
+    assert allocator("resolve", "email", "--org", "o", *words).code == 2
+
+
+def test_watch_prints_a_line_for_each_change_at_once_into_a_pipe(allocator: Allocator, ports: PortAllocator) -> None:
+    port = ready(ports, 0)
+    words = [sys.executable, "-m", "allocator", "resolve", "email", "--org", "org-1", "--watch", "--format", "json"]
+    process = subprocess.Popen(words, env=allocator.environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert (first["change"], first["port"]) == ("up", port)
+        second = ready(ports, 1)
+        assert json.loads(process.stdout.readline())["port"] == second
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def test_a_host_is_drained_listed_forgotten_and_taken_back(allocator: Allocator, ports: PortAllocator) -> None:
+    leases = [ports.claim("email", org=f"org-{number}") for number in range(2)]
+    late = allocator("host", "drain", "web-1", "--timeout", "100ms")
+    assert late.code == 75
+    assert "still has 2 leases" in late.err
+    (row,) = json.loads(allocator("host", "ls", "--format", "json").out)
+    assert (row["state"], row["leases"]) == ("draining", 2)
+    refused = allocator("claim", "email", "--org", "org-9")
+    assert refused.code == 75
+    assert "host uncordon web-1" in refused.err
+    assert allocator("host", "forget", "web-1").code == 73
+    for lease in leases:
+        ports.release(lease)
+    empty = allocator("host", "drain", "web-1")
+    assert (empty.code, "host web-1 is empty" in empty.err) == (0, True)
+    assert "drained" in allocator("host", "show", "web-1").out
+    assert allocator("host", "uncordon", "web-1").code == 0
+    assert allocator("claim", "email", "--org", "org-9").code == 0
+    assert allocator("release", "--all").code == 0
+    assert allocator("host", "forget", "web-1").code == 0
+    assert allocator("host", "show", "web-1").code == 2
+
+
+def test_a_drain_reports_when_the_host_is_empty(allocator: Allocator, ports: PortAllocator) -> None:
+    lease = ports.claim("email", org="org-1")
+    words = [sys.executable, "-m", "allocator", "host", "drain", "web-1"]
+    process = subprocess.Popen(words, env=allocator.environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline() == "allocator: host web-1 is draining: 1 leases\n"
+    ports.release(lease)
+    _, err = process.communicate(timeout=30)
+    assert err == "allocator: host web-1 is empty\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("address", ["10.0.0.5:80", "a b", "fe80::1%eth0", "", "x" * 200])
+def test_an_address_that_nobody_can_use_is_refused(allocator: Allocator, address: str) -> None:
+    refused = allocator("host", "register", "--advertise", address)
+    assert refused.code == 2
+    assert "is not an address" in refused.err
