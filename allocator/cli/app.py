@@ -26,6 +26,7 @@ _MODULES = {
     "who": "views",
     "events": "views",
     "resolve": "services",
+    "export": "exports",
     "pool": "pools",
     "host": "hosts",
     "doctor": "doctor",

@@ -108,9 +108,9 @@ class Directory:
         return self._known.get((plugin, org), ())
 
     def services(self) -> dict[ServiceName, tuple[Endpoint, ...]]:
-        """Return the ready workers of all services, by plugin and organisation; a service without any is left out."""
+        """Return the ready workers of all services, by plugin and organisation; of some perhaps none."""
         with self._changed:
-            return {name: found for name, found in sorted(self._known.items()) if found}
+            return dict(sorted(self._known.items()))
 
     def wait_for_change(self, seen: int, seconds: float | None) -> int:
         """Return the number of the newest change; wait for one after `seen` for at most so many seconds.

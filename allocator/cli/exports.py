@@ -1,0 +1,82 @@
+"""`export`: the ready workers as the file of a proxy, a monitor or a script."""
+
+from __future__ import annotations
+
+import signal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import check_name
+
+
+class ExportFormat(StrEnum):
+    """What can be exported; `allocator.discovery.formats` has the same names."""
+
+    NGINX = "nginx"
+    HAPROXY = "haproxy"
+    TRAEFIK = "traefik"
+    ENVOY = "envoy"
+    PROMETHEUS = "prometheus"
+    ENV = "env"
+    JSON = "json"
+    HOSTS = "hosts"
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command()(export)
+
+
+def export(
+    form: Annotated[ExportFormat, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(ExportFormat)}.")],
+    org: Annotated[str | None, typer.Option("--org", help="Only of this organisation.")] = None,
+    plugin: Annotated[str | None, typer.Option("--plugin", help="Only of this plugin.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The file; standard output when left out.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep the file current.")] = False,
+    command: Annotated[str | None, typer.Option("--exec", help="Run this when the file has changed.")] = None,
+    pool: PoolOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write the addresses of all ready workers as a proxy, a monitor or a script reads them.
+
+    The file is replaced in one step, only when it changed, at most once a second; it stays when Redis is away.
+
+    Example: allocator export nginx --watch --out /etc/nginx/workers.conf --exec "nginx -s reload"
+    """
+    from allocator.discovery.directory import Directory
+    from allocator.discovery.exporting import Exporter
+    from allocator.discovery.formats import FORMATS
+
+    for kind, name in (("organisation", org), ("plugin", plugin)):
+        if name is not None:
+            check_name(kind, name)
+    if out is None and (watch or command):
+        raise InvalidInputError("--watch and --exec go with a file; add --out FILE")
+
+    def render(directory: Directory) -> str:
+        return FORMATS[form](directory.services())
+
+    with desk(pool, None, redis_url, config) as at:
+        wanted = Directory(
+            at.allocator,
+            whole_pool=True,
+            wanted=lambda its_plugin, its_org: plugin in {None, its_plugin} and org in {None, its_org},
+        )
+        with wanted as directory:
+            if out is None:
+                directory.start()
+                print(render(directory), end="")
+                return
+            exporter = Exporter(directory, render, Path(out), command=command, talk=talk)
+            if watch:
+                signal.signal(signal.SIGTERM, lambda *_: exporter.stop())
+                exporter.run()
+            else:
+                directory.start()
+                exporter.export()

@@ -1,0 +1,252 @@
+"""The exported file: replaced in one step, kept when Redis is away, reported and tried again when something fails;
+and, with the real proxies under load, a rolling restart of all workers that loses no request."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from proxies import Load, Proxy, get, install
+from servers import Server, wait_until
+from workers import fleet
+
+from allocator import LeaseState, PoolSpec, PortAllocator
+from allocator.discovery.directory import Directory
+from allocator.discovery.exporting import Exporter
+from allocator.discovery.formats import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[3]
+WORKER = """
+import http.server, signal, sys, threading
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "2"); self.end_headers(); self.wfile.write(b"ok")
+    def log_message(self, *words): pass
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = False
+    request_queue_size = 64
+server = Server(("127.0.0.1", int(sys.argv[1])), Handler)
+signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+server.serve_forever(0.02)
+server.server_close()
+"""
+
+
+@pytest.fixture
+def environment(redis_url: str, pool: PoolSpec, tmp_path: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+    return kept | {
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "PYTHONPATH": str(ROOT),
+        "ALLOCATOR_REDIS_URL": redis_url,
+        "ALLOCATOR_POOL": pool.name,
+        "ALLOCATOR_HOST": "web-1",
+        "ALLOCATOR_ADVERTISE": "127.0.0.1",
+    }
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    running = []
+
+    def one(*words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "allocator", *words]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield one
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+    for process in running:
+        process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("kind", ["nginx", "haproxy"])
+def test_a_rolling_restart_of_all_workers_behind_a_real_proxy_loses_no_request(
+    kind: str, start: Callable[..., subprocess.Popen[str]], ports: PortAllocator, pool: PoolSpec, tmp_path: Path
+) -> None:
+    install("nginx-light" if kind == "nginx" else "haproxy", kind)
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    assert start("host", "register").wait(30) == 0
+
+    def run(number: int) -> subprocess.Popen[str]:
+        words = ["--instance", str(number), "--", sys.executable, str(worker), "{port}"]
+        return start("run", "email", "--org", "org-123", *words)
+
+    def ready() -> int:
+        return len(ports.endpoints("email", org="org-123"))
+
+    workers = [run(number) for number in range(3)]
+    wait_until(lambda: ready() == 3, "the workers did not become ready")
+    file = tmp_path / "exported.conf"
+    assert start("export", kind, "--out", str(file)).wait(30) == 0
+    with Proxy(kind, tmp_path, file) as proxy:
+        start("export", kind, "--watch", "--out", str(file), "--exec", proxy.reload)
+        with Load(proxy.port) as load:
+            wait_until(lambda: load.answered > 50, "nothing is answered")
+            for number, process in enumerate(workers):
+                process.terminate()
+                process.wait(30)
+                wait_until(lambda: ready() == 2, "the worker did not end")
+                workers[number] = run(number)
+                wait_until(lambda: ready() == 3, "the new worker did not become ready")
+            answered = load.answered
+            wait_until(lambda: load.answered > answered + 50, "nothing is answered after the restart")
+    assert load.failures == []
+
+
+def exported(file: Path) -> int:
+    """Return how many workers a JSON export has."""
+    rows = json.loads(file.read_text()) if file.exists() else []
+    return sum(len(row["workers"]) for row in rows)
+
+
+def services(ports: PortAllocator) -> Directory:
+    return Directory(ports, whole_pool=True)
+
+
+def test_the_file_follows_what_happens_in_one_step(
+    redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path
+) -> None:
+    out = tmp_path / "workers.json"
+    said: list[str] = []
+    with services(ports) as directory:
+        exporter = Exporter(directory, lambda known: FORMATS["json"](known.services()), out, talk=said.append)
+        thread = threading.Thread(target=exporter.run)
+        thread.start()
+        try:
+            wait_until(out.exists, "nothing was written")
+            assert json.loads(out.read_text()) == []
+            with fleet(redis_url, pool.name, "web-7", replicas=2) as workers:
+                wait_until(lambda: exported(out) == 2, "the workers do not come")
+                workers[0].set(LeaseState.DRAINING)
+                wait_until(lambda: exported(out) == 1, "the worker does not go")
+            wait_until(lambda: exported(out) == 0, "the last worker does not go")
+            assert out.stat().st_mode & 0o777 == 0o644
+            assert [path.name for path in tmp_path.iterdir()] == [out.name]
+        finally:
+            exporter.stop()
+            thread.join()
+    assert said[0] == f"{out} is written"
+
+
+def test_a_directory_that_vanishes_is_reported_and_tried_again(ports: PortAllocator, tmp_path: Path) -> None:
+    out = tmp_path / "gone" / "workers.conf"
+    said: list[str] = []
+    with services(ports) as directory:
+        exporter = Exporter(directory, lambda known: FORMATS["nginx"](known.services()), out, talk=said.append)
+        thread = threading.Thread(target=exporter.run)
+        thread.start()
+        try:
+            wait_until(lambda: said, "nothing was said")
+            assert "cannot be written (No such file or directory)" in said[0]
+            assert said[0].endswith("trying again in 1 s")
+            out.parent.mkdir()
+            wait_until(out.exists, "it was not tried again")
+        finally:
+            exporter.stop()
+            thread.join()
+
+
+def test_a_command_that_fails_is_reported_and_run_again_though_the_file_is_the_same(
+    ports: PortAllocator, tmp_path: Path
+) -> None:
+    out, flag = tmp_path / "workers.conf", tmp_path / "flag"
+    said: list[str] = []
+    with services(ports) as directory:
+        exporter = Exporter(
+            directory, lambda known: FORMATS["nginx"](known.services()), out,
+            command=f"test -e {flag} && echo done >> {flag}", talk=said.append,
+        )  # fmt: skip
+        thread = threading.Thread(target=exporter.run)
+        thread.start()
+        try:
+            wait_until(lambda: len(said) > 1, "nothing was said")
+            assert "failed with exit code 1; mend it; trying again in 1 s" in said[1]
+            flag.touch()
+            wait_until(lambda: flag.read_text() == "done\n", "it was not run again")
+        finally:
+            exporter.stop()
+            thread.join()
+
+
+def test_when_redis_goes_away_the_last_file_stays_and_it_goes_on_afterwards(
+    start: Callable[..., subprocess.Popen[str]], environment: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "workers.json"
+    with Server() as server:
+        url = environment["ALLOCATOR_REDIS_URL"] = server.ready().url
+        environment["ALLOCATOR_CONNECT_TIMEOUT"] = "300ms"
+        with PortAllocator.from_url(url, pool=environment["ALLOCATOR_POOL"], host="web-1") as ports:
+            ports.apply_pool(PoolSpec(name=environment["ALLOCATOR_POOL"], first=14_850, last=14_890))
+        with fleet(url, environment["ALLOCATOR_POOL"], "web-1", replicas=2) as workers:
+            exporting = start("export", "json", "--watch", "--out", str(out))
+            wait_until(lambda: exported(out) == 2, "the workers do not come")
+            server.process.send_signal(signal.SIGSTOP)
+            assert exporting.stderr is not None
+            while "what it knows stays" not in exporting.stderr.readline():
+                assert exporting.poll() is None
+            assert exported(out) == 2
+            server.process.send_signal(signal.SIGCONT)
+            workers[0].set(LeaseState.DRAINING)
+            wait_until(lambda: exported(out) == 1, "it does not go on")
+            exporting.terminate()
+            assert exporting.wait(30) == 0
+
+
+def test_without_a_file_it_prints_once_and_bad_choices_are_refused(
+    environment: dict[str, str], redis_url: str, pool: PoolSpec, tmp_path: Path
+) -> None:
+    def export(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "allocator", "export", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    with fleet(redis_url, pool.name, "web-7") as workers:
+        assert export("env").stdout == f"EMAIL__ORG_123=127.0.0.1:{workers[0].lease.port}\n"
+        assert export("env", "--org", "org-9").stdout == ""
+        assert json.loads(export("json", "--plugin", "stripe").stdout) == []
+    for words, code in (
+        (("nginx", "--watch"), 2),
+        (("nginx", "--exec", "true"), 2),
+        (("apache",), 2),
+        (("nginx", "--org", "*"), 2),
+        (("nginx", "--out", str(tmp_path / "no" / "file")), 78),
+        (("nginx", "--out", str(tmp_path / "file"), "--exec", "exit 3"), 1),
+    ):
+        done = export(*words)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+
+
+def test_a_file_behind_a_link_is_replaced_where_it_is(ports: PortAllocator, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "real" / "file.json")
+    with services(ports) as directory:
+        directory.start()
+        Exporter(directory, lambda known: FORMATS["json"](known.services()), link).export()
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "real" / "file.json").read_text()) == []
+
+
+def test_the_proxies_really_answer_with_an_error_when_no_worker_is_there(tmp_path: Path) -> None:
+    """The load test above would notice a lost request: a proxy without workers does not answer 200."""
+    install("nginx-light", "nginx")
+    file = tmp_path / "exported.conf"
+    file.write_text(FORMATS["nginx"]({("email", "org-123"): ()}))
+    proxy = Proxy("nginx", tmp_path, file)
+    try:
+        wait_until(lambda: get(proxy.port) == 502, "the proxy does not answer")
+    finally:
+        proxy.__exit__()
