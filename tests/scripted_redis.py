@@ -171,7 +171,9 @@ class ScriptedRedis:
     def _age_host(self, key: str, ms: int) -> None:
         for field, value in self.client.hgetall(key).items():
             first, _, second = value.decode().partition(" ")
-            if field == b"reaped":
+            if field == b"due" and value != b"inf":
+                self.client.hset(key, field, max(0, int(first) - ms))
+            elif field == b"reaped":
                 self.client.hset(key, field, f"{max(0, int(first) - ms)} {second}")
             elif field.startswith(b"strikes:"):
                 self.client.hset(key, field, f"{first} {int(second) - ms}")
@@ -209,7 +211,9 @@ class ScriptedRedis:
 
     @staticmethod
     def _field(state: dict[str, Any], path: str, value: str) -> None:
-        if path.endswith(" reaped"):
+        if path.endswith(" due"):
+            state[path] = float(value)
+        elif path.endswith(" reaped"):
             state[path] = float(value.split(maxsplit=1)[0])
             state[path + " version"] = value.split()[1]
         elif " strikes:" in path:
@@ -244,7 +248,7 @@ def make_context(host: str = "web-1", *, machine: str = "m1", boot: str = "b1", 
     tokens = count(1)
     prefix = f"{abs(hash((host, machine, boot, netns))) % 16**8:08x}"
     return Context(
-        host=host, machine=machine, boot=boot, netns=netns,
+        host=host, identity=f"{machine} {boot} {netns}",
         clock=lambda: 1_000.0,
         new_token=lambda: f"{prefix}{next(tokens):024x}",
     )  # fmt: skip

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Unpack
 from allocator.client.aio import AsyncPortAllocator
 from allocator.client.driving import Kernel
 from allocator.client.session import Session
-from allocator.kernel.identity import HostIdentity
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
@@ -107,7 +106,7 @@ class Claims:
             kernel=UnseenKernel(),
             clock=own.clock,
             rng=own.rng,
-            identity=HostIdentity(*known),
+            identity=known,
         )
         session.context.rules = own.context.rules
         return AsyncPortAllocator(at.store, session)

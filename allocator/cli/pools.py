@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -62,11 +63,7 @@ def show(
         if form is ListFormat.TEXT:
             print(written_pool(pool))
             return
-        fields = {key: value for key, value in pool.as_fields().items() if key not in {"dynamic", "reserved"}}
-        conventional = {plugin: list(ports) for plugin, ports in pool.conventional.items()}
-        policies = {key: value for key, value in fields.items() if not key.startswith("conventional:")}
-        numbers = {key: int(value) for key, value in policies.items() if key not in {"scope", "spill"}}
-        write_json({"name": name, **numbers, "scope": pool.scope, "spill": pool.spill, "conventional": conventional})
+        write_json(asdict(pool))
 
 
 def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None, config: ConfigOption = None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.client.driving import Kernel
 from allocator.client.policies import ClaimPatience
-from allocator.kernel.identity import HostIdentity, default_address, default_host, host_identity
+from allocator.kernel.identity import default_address, default_host, host_identity
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError
@@ -51,7 +51,7 @@ class Session:
         kernel: Answers for this host.
         clock: The monotonic clock, in seconds.
         rng: The source of jitter.
-        identity: Which machine `host` is; None for the one that this process runs on.
+        identity: Which machine, boot and network namespace `host` is; None for those of this process.
     """
 
     pool: str = SDK_V2.name
@@ -61,23 +61,16 @@ class Session:
     kernel: Kernel = field(default_factory=Kernel)
     clock: Callable[[], float] = time.monotonic
     rng: random.Random = field(default_factory=random.Random)
-    identity: HostIdentity | None = None
+    identity: str | None = None
     _context: Context | None = None
 
     @property
     def context(self) -> Context:
         """Who calls: this host with its identity, which is read when it is first needed."""
         if self._context is None:
-            identity = self.identity or host_identity()
-            self._context = Context(
-                self.host,
-                identity.machine,
-                identity.boot,
-                identity.netns,
-                self.clock,
-                new_token,
-                self.advertise or default_address(),
-            )
+            identity = self.identity or str(host_identity())
+            address = self.advertise or default_address()
+            self._context = Context(self.host, identity, self.clock, new_token, address)
         return self._context
 
     def request(

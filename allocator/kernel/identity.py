@@ -31,6 +31,9 @@ class HostIdentity:
     boot: str
     netns: str
 
+    def __str__(self) -> str:
+        return f"{self.machine} {self.boot} {self.netns}"
+
 
 @cache
 def host_identity() -> HostIdentity:

@@ -27,6 +27,7 @@ TTL_FLOOR_MS = 100
 MAX_DURATION_MS = 30 * 86_400_000
 
 _CONVENTIONAL_PREFIX = "conventional:"
+_NUMBERS = ("first", "last", "ttl_ms", "ttl_min_ms", "ttl_max_ms", "grace_ms", "cooldown_ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,22 +151,20 @@ class PoolSpec:
             ranges.append((start, self.last))
         return tuple(ranges)
 
+    @property
+    def rules(self) -> str:
+        """What every claim goes by, in one field of its hash, so that a claim reads one instead of nine."""
+        words = [f"{name}={getattr(self, name)}" for name in _NUMBERS]
+        return " ".join([*words, f"scope={self.scope}", f"spill={int(self.spill)}"])
+
     def as_fields(self) -> dict[str, str]:
         """Return the fields of the pool's hash, all but `fence` and `version`, which the scripts keep."""
         fields = {
-            "first": str(self.first),
-            "last": str(self.last),
+            "rules": self.rules,
             "dynamic": written_ranges(self.dynamic_ranges()),
             "reserved": ",".join(
                 str(port) for port in sorted((p for ports in self.conventional.values() for p in ports), reverse=True)
             ),
-            "ttl_ms": str(self.ttl_ms),
-            "ttl_min_ms": str(self.ttl_min_ms),
-            "ttl_max_ms": str(self.ttl_max_ms),
-            "grace_ms": str(self.grace_ms),
-            "cooldown_ms": str(self.cooldown_ms),
-            "scope": self.scope,
-            "spill": "1" if self.spill else "0",
         }
         for plugin, ports in sorted(self.conventional.items()):
             if ports:
@@ -180,22 +179,17 @@ class PoolSpec:
             ConfigurationError: When a field is missing or garbled; it names the key.
         """
         try:
+            rules = dict(word.split("=") for word in fields["rules"].split(" "))
             return cls(
                 name=name,
-                first=int(fields["first"]),
-                last=int(fields["last"]),
                 conventional={
                     key.removeprefix(_CONVENTIONAL_PREFIX): tuple(int(port) for port in value.split(","))
                     for key, value in fields.items()
                     if key.startswith(_CONVENTIONAL_PREFIX)
                 },
-                ttl_ms=int(fields["ttl_ms"]),
-                ttl_min_ms=int(fields["ttl_min_ms"]),
-                ttl_max_ms=int(fields["ttl_max_ms"]),
-                grace_ms=int(fields["grace_ms"]),
-                cooldown_ms=int(fields["cooldown_ms"]),
-                scope="fleet" if fields["scope"] == "fleet" else "host",
-                spill=fields["spill"] == "1",
+                scope="fleet" if rules["scope"] == "fleet" else "host",
+                spill=rules["spill"] == "1",
+                **{word: int(rules[word]) for word in _NUMBERS},
             )
         except (KeyError, ValueError, InvalidInputError) as error:
             raise ConfigurationError(

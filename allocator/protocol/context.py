@@ -19,9 +19,7 @@ class Context:
 
     Attributes:
         host: The name of this port namespace.
-        machine: Which machine that is, in one word.
-        boot: Which boot of it.
-        netns: Which network namespace.
+        identity: What proves that it is the same one as before: machine, boot and network namespace, a word each.
         clock: The monotonic clock, in seconds.
         new_token: Makes 128 random bits as 32 hexadecimal digits.
         address: The address under which others reach this host.
@@ -29,9 +27,7 @@ class Context:
     """
 
     host: str
-    machine: str
-    boot: str
-    netns: str
+    identity: str
     clock: Callable[[], float]
     new_token: Callable[[], str]
     address: str = "127.0.0.1"

@@ -156,7 +156,7 @@ def hosts(pool: str) -> Operation[list[HostView]]:
         found.append(
             HostView(
                 name,
-                fields.get("machine", ""),
+                fields.get("identity", "").partition(" ")[0],
                 fields.get("cordon") == "1",
                 count,
                 fields.get("address", ""),
@@ -166,11 +166,11 @@ def hosts(pool: str) -> Operation[list[HostView]]:
     return found
 
 
-def host_identity(pool: str, host: str) -> Operation[tuple[str, str, str]]:
-    """Return which machine, boot and network namespace a host is known to be, `-` for what no claim has told yet."""
+def host_identity(pool: str, host: str) -> Operation[str]:
+    """Return the identity that a host is known by (machine, boot, network namespace), `- - -` when none was told."""
     reply = decode.words((yield ScriptCall("inspect", script_keys(pool, host), ("host",))))
     fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
-    return fields.get("machine", "-"), fields.get("boot", "-"), fields.get("netns", "-")
+    return fields.get("identity", "- - -")
 
 
 def declined_ports(pool: str, space: str) -> Operation[frozenset[int]]:

@@ -19,7 +19,7 @@ def read_pool(name: str) -> Operation[PoolSpec | None]:
     """Return the rules of a pool as Redis has them, or None when it has no such pool."""
     reply = decode.words((yield ScriptCall("inspect", script_keys(name), ("pool",))))
     fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
-    return PoolSpec.from_fields(name, fields) if "first" in fields else None
+    return PoolSpec.from_fields(name, fields) if "rules" in fields else None
 
 
 def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation[PoolSpec]:

@@ -90,9 +90,7 @@ def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, r
     here = host == context.host
     args: list[str | int] = [
         host,
-        context.machine if here else "-",
-        context.boot if here else "-",
-        context.netns if here else "-",
+        context.identity if here else "-",
     ]
     mode = "set" if rewrite else "keep"
     for lease in leases:

@@ -61,9 +61,8 @@ class Bench:
         self.store = Store.open(url)
         self.redis: Any = Redis.from_url(url, protocol=2)
         self.kernel: Kernel = NoKernel()
-        self.context = Context(
-            HOST, "m" * 32, "b" * 36, "net:[4026531840]", time.monotonic, lambda: secrets.token_hex(16)
-        )
+        identity = f"{'m' * 16} {'b' * 36} 4026531840"
+        self.context = Context(HOST, identity, time.monotonic, lambda: secrets.token_hex(16))
         self._take, self._give = self.redis.script_load(BARE_TAKE), self.redis.script_load(BARE_GIVE)
         self._new = itertools.count()
 
@@ -80,8 +79,7 @@ class Bench:
 
     def claim_call(self, pool: PoolSpec, worker: str, token: str) -> ScriptCall:
         """Return the call that a claim sends."""
-        me = self.context
-        args = (HOST, worker, token, pool.ttl_ms, 0, 0, "starting", "", me.machine, me.boot, me.netns, 0, "")
+        args = (HOST, worker, token, pool.ttl_ms, 0, 0, "starting", "", self.context.identity, 0, "")
         return ScriptCall("claim", script_keys(pool.name, HOST), args)
 
     def bare_pairs(self, count: int) -> None:

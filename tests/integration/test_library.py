@@ -135,7 +135,7 @@ def test_another_machine_under_the_same_name_is_refused_while_leases_live(
 ) -> None:
     lease = ports.claim("email", org="org-1")
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as other:
-        other.session.context.machine = "another-machine"
+        other.session.context.identity = "another-machine b n"
         with pytest.raises(HostConflictError, match="--host"):
             other.claim("email", org="org-2")
         ports.release(lease)

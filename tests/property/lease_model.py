@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from allocator.model.leases import Lease
 
 BLUR_MS = 3_000
@@ -24,11 +26,14 @@ class Held:
         lease: The holder's copy.
         expires_at: When it ends without a renewal.
         ended: Whether its holder ended it, or it was superseded.
+        may_return: Whether a newer holder of the port declined it since: whoever renews an older lease all the same is
+            taken for the one that the port was refused for.
     """
 
     lease: Lease
     expires_at: float
     ended: bool = False
+    may_return: bool = False
 
 
 @dataclass
@@ -73,6 +78,7 @@ class LeaseModel:
     def renewed(self, space: str, lease: Lease, grace_ms: float) -> None:
         held = self.held[lease.token or ""]
         held.lease, held.expires_at = replace(lease), self.now() + lease.ttl_ms
+        held.ended = held.may_return = False
         self.free_at[space, lease.port] = self.now() + lease.ttl_ms + grace_ms
         self.own.pop((space, lease.port), None)
         self.newest_fence = max(self.newest_fence, lease.fence)
@@ -85,6 +91,11 @@ class LeaseModel:
         self.own.pop(key, None)
         if may_return:
             self.own[key] = str(held.lease.worker)
+
+    def declined(self, token: str, same_port: Callable[[Lease, Lease], bool]) -> None:
+        refused = self.held[token]
+        for each in self.held.values():
+            each.may_return |= each is not refused and same_port(each.lease, refused.lease)
 
     def forget_all(self) -> None:
         """Redis lost its data; the holders know what they know, and who ended a lease does not renew it."""

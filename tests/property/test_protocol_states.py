@@ -64,7 +64,7 @@ class Protocol(RuleBasedStateMachine):
         tokens = count(1)
         self.contexts = {
             host: Context(
-                host=host, machine=f"machine-{host}", boot="b", netns="n",
+                host=host, identity=f"machine-{host} b n",
                 clock=lambda: 5.0, new_token=lambda: f"{next(tokens):032x}", rules={"p": self.rules},
             )
             for host in HOSTS
@@ -162,14 +162,15 @@ class Protocol(RuleBasedStateMachine):
         held = [self.model.held[token] for token in chosen]
         sure = {each.lease.token for each in self.model.surely_live()}
         context = self.contexts[data.draw(hosts)]
+        newest_before = self.model.newest_fence
         outcomes = self.call(renew(context, [each.lease for each in held], rewrite=rewrite), twice)
         for each, outcome in zip(held, outcomes, strict=True):
             if outcome.lost:
                 assert each.lease.token not in sure or self.disturbed, outcome.lost
                 continue
-            assert not each.ended, f"{each.lease} came back after its end"
+            assert each.may_return or not each.ended, f"{each.lease} came back after its end"
             if outcome.lease.fence != each.lease.fence:
-                assert outcome.lease.fence > self.model.newest_fence
+                assert outcome.lease.fence > newest_before
             self.model.renewed(self.space(each.lease.host), outcome.lease, GRACE_MS)
 
     @precondition(lambda self: self.model.held)
@@ -197,6 +198,7 @@ class Protocol(RuleBasedStateMachine):
             self.space(held.lease.host), token, COOLDOWN_MS if how is release else 5_000, may_return=how is release
         )
         if how is decline:  # how long depends on how often: the port is not claimable now, and that is all we ask
+            self.model.declined(token, self.same_port)
             self.model.free_at[self.space(held.lease.host), held.lease.port] += 595_000
 
     @rule(token=st.sampled_from(["f" * 32, "0" * 32, "a"]))

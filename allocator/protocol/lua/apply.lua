@@ -32,11 +32,12 @@ local function run()
       changed = true
     end
   end
-  if not changed or (before['first'] and ARGV[1] == 'create') then
+  if not changed or (before['rules'] and ARGV[1] == 'create') then
     return { UNCHANGED, version }
   end
-  if before['scope'] and before['scope'] ~= after['scope'] and read('ZCARD', hosts_key) > 0 then
-    return { SCOPE_FIXED, before['scope'] }
+  local scope = string.match(before['rules'] or '', ' scope=(%l+) ')
+  if scope and scope ~= string.match(after['rules'] or '', ' scope=(%l+) ') and read('ZCARD', hosts_key) > 0 then
+    return { SCOPE_FIXED, scope }
   end
 
   --@include written_types
@@ -51,7 +52,7 @@ local function run()
   end
   redis.call('HSET', base, 'version', version + 1)
   record_event('pool', '-', 0, '-', '-', 'version', version + 1)
-  return { before['first'] and CHANGED or CREATED, version + 1 }
+  return { before['rules'] and CHANGED or CREATED, version + 1 }
 end
 
 --@include run

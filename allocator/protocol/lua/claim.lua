@@ -6,9 +6,9 @@
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 host  2 worker  3 token  4 ttl_ms  5 port (0: any)  6 hint: the port the environment names (0: none)
---       7 state  8 extra JSON members, each with a comma before it  9 machine  10 boot  11 netns
---       12 fence of a lease whose process is proven dead and may be superseded (0: none)
---       13 ports that strangers have bound on this host, as ranges
+--       7 state  8 extra JSON members, each with a comma before it  9 identity: machine, boot and netns
+--       10 fence of a lease whose process is proven dead and may be superseded (0: none)
+--       11 ports that strangers have bound on this host, as ranges
 -- Replies
 --       granted   lease, remaining_ms, now_ms
 --       same      lease, remaining_ms, now_ms            this token holds it already
@@ -37,48 +37,49 @@ local FORGOTTEN_AT_ONCE = 512
 local function run()
   --@include keys
   --@include places
-  --@include fences
+  local match, find = string.match, string.find
   local host, worker, token, ttl_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
   local ttl_ms, explicit, hint = tonumber(ttl_text), tonumber(ARGV[5]), tonumber(ARGV[6])
-  local state, extra = ARGV[7], ARGV[8]
-  local host_key, space_key = base .. ':host:' .. host, base .. ':host:' .. space
-  local plugin = string.match(worker, '/([^#]+)#')
-  local pool = read('HMGET', base, 'first', 'last', 'grace_ms', 'ttl_min_ms', 'ttl_max_ms', 'scope', 'fence',
-    'version', 'spill', 'dynamic', 'conventional:' .. plugin)
+  local host_key, space_key, place_key = base .. ':host:' .. host, base .. ':host:' .. space, worker_prefix .. worker
+  local org, plugin = match(worker, '^([^/]+)/([^#]+)#')
+  local service = base .. ':service:' .. plugin .. ':' .. org
+  local pool = read('HMGET', base, 'rules', 'fence')
   if not pool[1] then
     return { NO_POOL }
   end
-  local first, last = number(pool[1], base, 'first'), number(pool[2], base, 'last')
-  local grace_ms = number(pool[3], base, 'grace_ms')
-  if ttl_ms < number(pool[4], base, 'ttl_min_ms') or ttl_ms > number(pool[5], base, 'ttl_max_ms')
-    or (pool[6] == 'fleet') ~= (space == '*') then
+  local last_fence = pool[2]
+  --@include rules
+  if ttl_ms < tonumber(ttl_min_ms) or ttl_ms > tonumber(ttl_max_ms) or (scope == 'fleet') ~= (space == '*') then
     return { STALE_POOL }
   end
-  local last_fence, version, spill, conventional = pool[7], pool[8], pool[9] == '1', pool[11] or ''
+  first, last, grace_ms = tonumber(first), tonumber(last), tonumber(grace_ms)
   --@include now
 
-  local known = read('HMGET', host_key, 'machine', 'boot', 'netns', 'cordon', 'watermark', 'version')
+  -- Who this host is, whether it is cordoned, and how far its never-used ports are known.
+  local known = read('HMGET', host_key, 'identity', 'cordon', 'watermark', 'due')
+  local fresh, next_due = known[3], known[4]
   if space ~= host then
-    local counted = read('HMGET', space_key, 'watermark', 'version')
-    known[5], known[6] = counted[1], counted[2]
+    local counted = read('HMGET', space_key, 'watermark', 'due')
+    fresh, next_due = counted[1], counted[2]
   end
-  local is_known = known[1] == ARGV[9] and known[2] == ARGV[10] and known[3] == ARGV[11]
-  if known[1] and not is_known and (known[1] ~= ARGV[9] or known[2] == ARGV[10]) then
+  local is_known = known[1] == ARGV[9]
+  if known[1] and not is_known then
+    --@include other_host
     --@include lease_head
     --@include live_lease
-    if has_live_lease(host, now) then
-      return { HOST_CONFLICT, known[1] }
+    if is_other_host(known[1], ARGV[9]) and has_live_lease(host, now) then
+      return { HOST_CONFLICT, match(known[1], '^%S+') or '-' }
     end
   end
 
   -- Where the worker is, or last was. It may come back at once to the port that it released itself.
-  local place = read('GET', worker_prefix .. worker)
+  local place = read('GET', place_key)
   local sticky, sticky_grant, own_cooldown, superseded
   if place then
-    local place_host, place_port, place_fence = place_of(place, worker_prefix .. worker)
-    local place_space = space == '*' and '*' or place_host
+    local place_host, place_port, place_fence = place_of(place, place_key)
+    local place_space = scope == 'fleet' and '*' or place_host
     local grant = read('HGET', base .. ':tokens:' .. place_space, place_port)
-    local is_released = grant and string.find(grant, '-' .. place_fence .. ' ', 1, true) == 1
+    local is_released = grant and find(grant, '-' .. place_fence .. ' ', 1, true) == 1
     if not is_released then
       --@include lease_head
       --@include grants
@@ -97,170 +98,176 @@ local function run()
         if proof == token and place_host == host and (explicit == 0 or explicit == port) then
           return { SAME, lease, redis.call('PTTL', place_lease), whole(now) }
         end
-        if place_host ~= host or fence ~= ARGV[12] then
+        if place_host ~= host or fence ~= ARGV[10] then
           return { HELD, lease, redis.call('PTTL', place_lease), whole(now) }
         end
         superseded = port
       end
     end
-    if place_host == host or space == '*' then
+    if place_host == host or scope == 'fleet' then
       sticky, sticky_grant, own_cooldown = tonumber(place_port), grant, is_released
     end
   end
-  if known[4] then
+  if known[2] then
     return { CORDONED }
   end
 
-  --@include ranges
-  local strangers = parse_ranges(ARGV[13])
-  local function claimable(port)
-    if port < first or port > last or within(strangers, port) then
-      return false
-    end
-    local score = tonumber(read('ZSCORE', ports_key, port) or 0)
-    return score <= now or (port == sticky and own_cooldown) or port == superseded
-  end
-
-  -- The order of choice.
+  -- The order of choice. A port needs no score to be claimable, and no stranger on it.
   local port, watermark, skipped, forgotten
-  if explicit > 0 then
-    if not claimable(explicit) then
+  if sticky and explicit == 0 and ARGV[11] == '' and sticky >= first and sticky <= last then
+    local score = read('ZSCORE', ports_key, sticky)
+    if own_cooldown or sticky == superseded or not score or tonumber(score) <= now then
+      port = sticky
+    end
+  end
+  if not port then
+    --@include ranges
+    local strangers = parse_ranges(ARGV[11])
+    local function claimable(port)
+      if port < first or port > last or within(strangers, port) then
+        return false
+      end
+      local score = tonumber(read('ZSCORE', ports_key, port) or 0)
+      return score <= now or (port == sticky and own_cooldown) or port == superseded
+    end
+
+    if explicit > 0 then
       if explicit < first or explicit > last then
         return { TAKEN, 'outside', '', -1, whole(now) }
       elseif within(strangers, explicit) then
         return { TAKEN, 'bound', '', -1, whole(now) }
+      elseif not claimable(explicit) then
+        local lease = read('GET', lease_prefix .. explicit)
+        return { TAKEN, lease and 'leased' or 'cooling', lease or '',
+          whole(read('ZSCORE', ports_key, explicit) - now), whole(now) }
       end
-      local lease = read('GET', lease_prefix .. explicit)
-      return { TAKEN, lease and 'leased' or 'cooling', lease or '',
-        whole(read('ZSCORE', ports_key, explicit) - now), whole(now) }
-    end
-    port = explicit
-  elseif sticky and claimable(sticky) then
-    port = sticky
-  elseif hint > 0 and claimable(hint) then
-    port = hint
-  else
-    local dynamic, complete = parse_ranges(pool[10] or bad(base, 'has no field dynamic')), true
-    skipped, forgotten = {}, {}
+      port = explicit
+    elseif sticky and claimable(sticky) then
+      port = sticky
+    elseif hint > 0 and claimable(hint) then
+      port = hint
+    else
+      pool = read('HMGET', base, 'dynamic', 'version', 'conventional:' .. plugin)
+      local dynamic, version, conventional = parse_ranges(pool[1] or bad(base, 'has no field dynamic')), pool[2], pool[3]
+      local complete = true
+      skipped, forgotten = {}, {}
 
-    local function first_claimable(list)
-      for candidate in string.gmatch(list, '%d+') do
-        if claimable(tonumber(candidate)) then
-          return tonumber(candidate)
+      local function first_claimable(list)
+        for candidate in string.gmatch(list or '', '%d+') do
+          if claimable(tonumber(candidate)) then
+            return tonumber(candidate)
+          end
         end
       end
-    end
 
-    local function never_used()
-      local steps = 0
-      local from = known[6] == version and tonumber(known[5]) or 0
-      if from > last then
-        return nil
-      end
-      for _, range in ipairs(dynamic) do
-        for candidate = math.max(range[1], from), range[2] do
-          steps = steps + 1
-          if steps > NEVER_USED_STEPS then
-            watermark, complete = candidate, false
-            return nil
+      local function never_used()
+        local steps = 0
+        local from, counted_for = match(fresh or '', '^(%d+) (%d+)$')
+        from = counted_for == version and tonumber(from) or 0
+        if from > last then
+          return nil
+        end
+        for _, range in ipairs(dynamic) do
+          for candidate = math.max(range[1], from), range[2] do
+            steps = steps + 1
+            if steps > NEVER_USED_STEPS then
+              watermark, complete = candidate .. ' ' .. version, false
+              return nil
+            end
+            if not read('ZSCORE', ports_key, candidate) then
+              if not within(strangers, candidate) then
+                watermark = (candidate + 1) .. ' ' .. version
+                return candidate
+              end
+              skipped[#skipped + 1] = candidate
+            end
           end
-          if not read('ZSCORE', ports_key, candidate) then
-            if not within(strangers, candidate) then
-              watermark = candidate + 1
+        end
+        watermark = (last + 1) .. ' ' .. version
+      end
+
+      -- Conventional and retired ports whose time has passed are forgotten on the way (absent means claimable),
+      -- so that they are read once and not at every claim.
+      local function free_longest()
+        local bound = PAGES * PAGE
+        for _, range in ipairs(strangers) do
+          bound = bound + range[2] - range[1] + 1
+        end
+        local offset, size = 0, FIRST_PAGE
+        while offset < bound do
+          local passed = read('ZRANGEBYSCORE', ports_key, '-inf', now, 'LIMIT', offset, size)
+          for _, text in ipairs(passed) do
+            local candidate = number(text, ports_key, text)
+            if not within(dynamic, candidate) then
+              forgotten[#forgotten + 1] = text
+            elseif not within(strangers, candidate) then
               return candidate
             end
-            skipped[#skipped + 1] = candidate
           end
-        end
-      end
-      watermark = last + 1
-    end
-
-    -- Conventional and retired ports whose time has passed are forgotten on the way (absent means claimable),
-    -- so that they are read once and not at every claim.
-    local function free_longest()
-      local bound = PAGES * PAGE
-      for _, range in ipairs(strangers) do
-        bound = bound + range[2] - range[1] + 1
-      end
-      local offset, size = 0, FIRST_PAGE
-      while offset < bound do
-        local passed = read('ZRANGEBYSCORE', ports_key, '-inf', now, 'LIMIT', offset, size)
-        for _, text in ipairs(passed) do
-          local candidate = number(text, ports_key, text)
-          if not within(dynamic, candidate) then
-            forgotten[#forgotten + 1] = text
-          elseif not within(strangers, candidate) then
-            return candidate
+          if #passed < size then
+            return nil
+          elseif #forgotten > FORGOTTEN_AT_ONCE then
+            break
           end
+          offset, size = offset + size, PAGE
         end
-        if #passed < size then
-          return nil
-        elseif #forgotten > FORGOTTEN_AT_ONCE then
-          break
-        end
-        offset, size = offset + size, PAGE
+        complete = false
       end
-      complete = false
-    end
 
-    port = first_claimable(conventional) or never_used() or free_longest()
-      or (spill and first_claimable(read('HGET', base, 'reserved') or ''))
-    if not port and complete then
-      --@include next_port
-      return { EXHAUSTED, ms_until_next(first, last, dynamic, spill, conventional, now) }
+      port = first_claimable(conventional) or never_used() or free_longest()
+        or (spill == '1' and first_claimable(read('HGET', base, 'reserved')))
+      if not port and complete then
+        --@include next_port
+        return { EXHAUSTED, ms_until_next(first, last, dynamic, spill == '1', conventional or '', now) }
+      end
     end
   end
 
+  -- What is written without having been read: a write that fails would leave the rest half done. The event is the
+  -- first write, and so its own check, where no older grant has to be closed before it.
+  read('ZCARD', service)
+  local is_due = not next_due or next_due == FOREVER or tonumber(next_due) > now + ttl_ms
+  if is_due then
+    read('ZSCORE', hosts_key, space)
+  end
   -- Grants on these ports whose end nobody has seen.
-  local unseen = {}
-  if forgotten and #forgotten > 0 then
-    for i, grant in ipairs(read('HMGET', tokens_key, unpack(forgotten))) do
-      if grant and not string.find(grant, '^[-~!]') and tonumber(forgotten[i]) ~= port then
-        unseen[#unseen + 1] = { 'expired', forgotten[i], grant }
+  local previous, unseen = sticky_grant, nil
+  if port and port ~= sticky then
+    previous = read('HGET', tokens_key, port)
+  end
+  if forgotten or superseded or (previous and not find(previous, '^[-~!]')) then
+    --@include grants
+    --@include service_key
+    unseen = {}
+    local function close(kind, ended_port, grant)
+      if grant and not find(grant, '^[-~!]') then
+        unseen[#unseen + 1] = { kind, ended_port, grant, parts = { grant_of(grant, ended_port) } }
       end
     end
-  end
-  local previous = sticky_grant
-  if port ~= sticky then
-    previous = port and read('HGET', tokens_key, port)
-  end
-  if previous and not string.find(previous, '^[-~!]') then
-    unseen[#unseen + 1] = { port == superseded and 'superseded' or 'expired', port, previous }
-  end
-  local moved = port and superseded and superseded ~= port
-  if moved and sticky_grant and not string.find(sticky_grant, '^[-~!]') then
-    unseen[#unseen + 1] = { 'superseded', superseded, sticky_grant }
-  end
-  if #unseen > 0 then
-    --@include grants
-    for _, item in ipairs(unseen) do
-      item.parts = { grant_of(item[3], item[2]) }
+    if forgotten and #forgotten > 0 then
+      for i, grant in ipairs(read('HMGET', tokens_key, unpack(forgotten))) do
+        if tonumber(forgotten[i]) ~= port then
+          close('expired', forgotten[i], grant)
+        end
+      end
     end
-  end
-
-  --@include services
-  -- What is written without having been read: a write that fails would leave the rest half done.
-  local next_due = read('ZSCORE', hosts_key, space)
-  read('XLEN', events_key)
-  read('ZCARD', service_key(worker))
-  for _, item in ipairs(unseen) do
-    read('ZCARD', service_key(item.parts[5]))
-  end
-  if port then
-    read('GET', lease_prefix .. port)
+    if port then
+      close(port == superseded and 'superseded' or 'expired', port, previous)
+      if superseded and superseded ~= port then
+        close('superseded', superseded, sticky_grant)
+      end
+    end
+    read('XLEN', events_key)
+    for _, item in ipairs(unseen) do
+      read('ZCARD', service_key(item.parts[5]))
+    end
   end
 
   -- writes --
-  if not is_known then
-    redis.call('HSET', host_key, 'machine', ARGV[9], 'boot', ARGV[10], 'netns', ARGV[11])
-  end
-  if watermark then
-    redis.call('HSET', space_key, 'watermark', watermark, 'version', version)
-  end
   --@include events
   --@include lease_text
-  if #unseen > 0 then
+  if unseen then
+    --@include service_key
     --@include close
     for _, item in ipairs(unseen) do
       close_grant(item[1], item[2], item[3], item.parts[2], item.parts[4], item.parts[5])
@@ -273,16 +280,24 @@ local function run()
     for _, text in ipairs(forgotten) do
       redis.call('ZREM', ports_key, text)
     end
+    if watermark then
+      redis.call('HSET', space_key, 'watermark', watermark)
+    end
+    if not port then
+      return { AGAIN }
+    end
   end
-  if not port then
-    return { AGAIN }
-  end
-  if moved then
+  if superseded and superseded ~= port then
     redis.call('DEL', lease_prefix .. superseded)
     redis.call('ZADD', ports_key, now + grace_ms, superseded)
   end
-  local kind, now_text, fence = GRANTED, whole(now), next_fence(last_fence, now_us)
+  local kind, state, extra, now_text = GRANTED, ARGV[7], ARGV[8], whole(now)
+  --@include fences
+  local fence = next_fence(last_fence, now_us)
   --@include open
+  if not is_known then
+    redis.call('HSET', host_key, 'identity', ARGV[9])
+  end
   return { GRANTED, lease, ttl_ms, now_text }
 end
 

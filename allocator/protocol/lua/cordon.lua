@@ -13,7 +13,7 @@
 local function run()
   --@include keys
   local host_key = base .. ':host:' .. ARGV[1]
-  local known = read('HMGET', host_key, 'machine', 'cordon')
+  local known = read('HMGET', host_key, 'identity', 'cordon')
   local on = ARGV[2] == 'on'
   if not known[1] then
     return { UNKNOWN }

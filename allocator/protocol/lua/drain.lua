@@ -17,7 +17,7 @@ local function run()
   --@include lease_head
   local host = ARGV[1]
   local host_key = base .. ':host:' .. host
-  local known = read('HMGET', host_key, 'machine', 'drain')
+  local known = read('HMGET', host_key, 'identity', 'drain')
   if not known[1] then
     return { UNKNOWN }
   end

@@ -24,7 +24,7 @@ local function run()
   local host = ARGV[1]
   local host_key = base .. ':host:' .. host
   local is_space = space == host
-  if not read('HGET', host_key, 'machine') and not read('ZSCORE', hosts_key, host) then
+  if not read('HGET', host_key, 'identity') and not read('ZSCORE', hosts_key, host) then
     return { UNKNOWN }
   elseif has_live_lease(host, now) then
     return { BUSY }

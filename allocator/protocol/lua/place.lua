@@ -25,7 +25,7 @@ local function run()
   end
   local reply, after = { FOUND }, '(' .. whole(now)
   for _, host in ipairs(hosts) do
-    local known = read('HMGET', base .. ':host:' .. host, 'machine', 'cordon')
+    local known = read('HMGET', base .. ':host:' .. host, 'identity', 'cordon')
     if known[1] and not known[2] then
       local its_ports, matching = base .. ':ports:' .. host, 0
       if ARGV[3] ~= '-' or ARGV[4] ~= '-' then

@@ -21,8 +21,8 @@ local function run()
   --@include keys
   --@include now
   --@include grants
-  local pool = read('HMGET', base, 'grace_ms', 'version')
-  local grace_ms = pool[1] and number(pool[1], base, 'grace_ms') or 0
+  local pool = read('HMGET', base, 'rules', 'version')
+  local grace_ms = tonumber(string.match(pool[1] or '', ' grace_ms=(%d+) ')) or 0
   local version = pool[2] or '0'
   local most = math.min(tonumber(ARGV[1]), PAGE)
   local closing, agenda = {}, {}
@@ -73,7 +73,7 @@ local function run()
     agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at and math.max(next_at, now + 1) }
   end
 
-  --@include services
+  --@include service_key
   --@include written_types
   for _, item in ipairs(closing) do
     read('ZCARD', service_key(item.worker))
@@ -87,8 +87,9 @@ local function run()
     close_grant('expired', item.port, item.grant, item.fence, item.host, item.worker)
   end
   for _, item in ipairs(agenda) do
-    redis.call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version)
-    redis.call('ZADD', hosts_key, item.next_at and whole(item.next_at) or FOREVER, item.space)
+    local due = item.next_at and whole(item.next_at) or FOREVER
+    redis.call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version, 'due', due)
+    redis.call('ZADD', hosts_key, due, item.space)
   end
   local next_due = redis.call('ZRANGE', hosts_key, 0, 0, 'WITHSCORES')[2]
   local wait = -1

@@ -4,7 +4,7 @@
 -- that has live leases under it.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 machine  3 boot  4 netns  5 advertised address
+-- ARGV  1 host  2 identity: machine, boot and netns  3 advertised address
 -- Replies
 --       created · changed · unchanged · host_conflict machine · no_pool
 -- Events  registered (the port is 0, worker and fence are '-'), when anything changed
@@ -16,20 +16,21 @@
 local function run()
   --@include keys
   --@include now
-  if not read('HGET', base, 'first') then
+  if not read('HGET', base, 'rules') then
     return { NO_POOL }
   end
   local host = ARGV[1]
   local host_key = base .. ':host:' .. host
-  local known = read('HMGET', host_key, 'machine', 'boot', 'netns', 'address')
-  if known[1] and (known[1] ~= ARGV[2] or known[2] ~= ARGV[3]) then
+  local known = read('HMGET', host_key, 'identity', 'address')
+  --@include other_host
+  if known[1] and is_other_host(known[1], ARGV[2]) then
     --@include lease_head
     --@include live_lease
     if has_live_lease(host, now) then
-      return { HOST_CONFLICT, known[1] }
+      return { HOST_CONFLICT, string.match(known[1], '^%S+') or '-' }
     end
   end
-  if known[1] == ARGV[2] and known[2] == ARGV[3] and known[3] == ARGV[4] and known[4] == ARGV[5] then
+  if known[1] == ARGV[2] and known[2] == ARGV[3] then
     return { UNCHANGED }
   end
 
@@ -37,7 +38,7 @@ local function run()
 
   -- writes --
   --@include events
-  redis.call('HSET', host_key, 'machine', ARGV[2], 'boot', ARGV[3], 'netns', ARGV[4], 'address', ARGV[5])
+  redis.call('HSET', host_key, 'identity', ARGV[2], 'address', ARGV[3])
   -- In fleet scope the space is no host: the agenda then has the host beside it, with nothing to visit.
   redis.call('ZADD', hosts_key, 'NX', FOREVER, space, FOREVER, host)
   record_event('registered', host, 0, '-', '-')

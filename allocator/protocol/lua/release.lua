@@ -15,8 +15,8 @@
 
 local function run()
   --@include keys
-  local kind = RELEASED
-  local cooldown_ms = tonumber(read('HGET', base, 'cooldown_ms')) or 0
+  local match, kind = string.match, RELEASED
+  local cooldown_ms = tonumber(match(read('HGET', base, 'rules') or '', ' cooldown_ms=(%d+) ')) or 0
   local function free_at(_, now)
     return now + cooldown_ms
   end

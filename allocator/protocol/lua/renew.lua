@@ -7,7 +7,7 @@
 -- port for. An older lease in the way came back with older data (a failover): its end is known from this newer fence.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 machine (-: not told)  3 boot  4 netns, then for each lease
+-- ARGV  1 host  2 identity: machine, boot and netns (-: not told), then for each lease
 --       port, token, fence, ttl_ms, worker, mode (keep: only extend; set: also write what follows), state,
 --       extra JSON members
 -- Replies
@@ -20,7 +20,7 @@
 --@include replies
 --@include base
 
-local WORDS = 8
+local HEAD, WORDS = 2, 8
 -- A worker's place is written anew once an hour, so that it never runs out under a lease that is kept.
 local PLACE_PERIOD_MS = 3600000
 
@@ -30,25 +30,28 @@ local function run()
   --@include places
   --@include lease_head
   local args, call, find = ARGV, redis.call, string.find
-  local pool = read('HMGET', base, 'grace_ms', 'fence')
+  local pool = read('HMGET', base, 'rules', 'fence')
   if not pool[1] then
     return { NO_POOL }
   end
-  local grace_ms, last_fence = number(pool[1], base, 'grace_ms'), pool[2]
+  local last_fence, grace_ms = pool[2], tonumber(string.match(pool[1], ' grace_ms=(%d+) '))
+  if not grace_ms then
+    bad(base, 'has a garbled field rules')
+  end
   --@include now
   --@include fences
   local host = args[1]
   local host_key = base .. ':host:' .. host
-  local count = (#args - 4) / WORDS
+  local count = (#args - HEAD) / WORDS
 
   local ports, lease_keys = {}, {}
   for i = 1, count do
-    local port = args[i * WORDS - 3]
+    local port = args[HEAD + (i - 1) * WORDS + 1]
     ports[i], lease_keys[i] = port, lease_prefix .. port
   end
   local grants = read('HMGET', tokens_key, unpack(ports))
   local leases = read('MGET', unpack(lease_keys))
-  local host_known = read('HEXISTS', host_key, 'machine')
+  local host_known = read('HEXISTS', host_key, 'identity')
   read('ZCARD', ports_key)
 
   -- Which lease of the batch is the newest of its worker, and of its port.
@@ -56,7 +59,7 @@ local function run()
   local function is_newest(at)
     if not newest then
       newest = {}
-      for other = 4, #args - WORDS, WORDS do
+      for other = HEAD, #args - WORDS, WORDS do
         for _, word in ipairs({ args[other + 1], args[other + 5] }) do
           local known = newest[word]
           if not known or tonumber(args[other + 3]) > tonumber(args[known + 3]) then
@@ -91,7 +94,7 @@ local function run()
       endings[1] = { kind = lease and 'superseded' or 'expired', port = ports[i], grant = grant, fence = known_fence,
         host = known_host, worker = known_worker, tokens_key = tokens_key }
     end
-    if not is_newest(i * WORDS - 4) then
+    if not is_newest(HEAD + (i - 1) * WORDS) then
       return LOST, 'replaced'
     end
     local place = read('GET', worker_prefix .. worker)
@@ -114,7 +117,7 @@ local function run()
         end
       end
     end
-    --@include services
+    --@include service_key
     --@include written_types
     read('ZCARD', service_key(worker))
     for _, it in ipairs(endings) do
@@ -127,7 +130,7 @@ local function run()
   local now_text = whole(now)
   local reply, first_at, heads = { now_text }, {}, {}
   for i = 1, count do
-    local at = i * WORDS - 4
+    local at = HEAD + (i - 1) * WORDS
     local port, token, grant = ports[i], args[at + 2], grants[i]
     local code, detail = RENEWED, ''
     local before = first_at[port]
@@ -152,12 +155,12 @@ local function run()
   end
 
   -- writes --
-  --@include services
+  --@include service_key
   --@include events
   --@include lease_text
   local scores, in_period = {}, now % PLACE_PERIOD_MS
   for i = 1, count do
-    local at, code = i * WORDS - 4, reply[2 * i]
+    local at, code = HEAD + (i - 1) * WORDS, reply[2 * i]
     if code == RENEWED then
       local port, ttl_text, head = ports[i], args[at + 4], heads[i]
       local ttl_ms = tonumber(ttl_text)
@@ -197,14 +200,14 @@ local function run()
         end
         tokens_key = own_tokens
       end
-      local next_due = false
+      local service, is_due = service_key(worker), true
       --@include open
       if host_known == 0 and args[2] ~= '-' then
-        call('HSET', host_key, 'machine', args[2], 'boot', args[3], 'netns', args[4])
+        call('HSET', host_key, 'identity', args[2])
         host_known = 1
       end
     elseif code == 'repeated' then
-      local first = (reply[2 * i + 1] + 4) / WORDS
+      local first = (reply[2 * i + 1] - HEAD) / WORDS + 1
       reply[2 * i], reply[2 * i + 1] = reply[2 * first], reply[2 * first + 1]
     end
   end

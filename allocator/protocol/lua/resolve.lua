@@ -27,7 +27,7 @@ local function run()
   --@include now
   local prefix, all, preferred = ARGV[2] .. '/' .. ARGV[1] .. '#', ARGV[3] == 'all', ARGV[4]
   local service = base .. ':service:' .. ARGV[1] .. ':' .. ARGV[2]
-  local fleet = read('HGET', base, 'scope') == 'fleet'
+  local fleet = string.find(read('HGET', base, 'rules') or '', ' scope=fleet ', 1, true)
   local counts, found = { starting = 0, degraded = 0, draining = 0 }, {}
   local offset = all and tonumber(ARGV[4]) or 0
   local last, size, next_offset = offset + MOST, FIRST_PAGE, -1

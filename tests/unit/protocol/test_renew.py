@@ -36,7 +36,7 @@ def live(store, pool="sdk-v2"):
 
 
 def raw_renew(store, lease, token, *, fence=None, space="web-1"):
-    args = (lease.host, "m1", "b1", "n1", lease.port, token, fence or lease.fence, lease.ttl_ms, str(lease.worker),
+    args = (lease.host, "m1 b1 n1", lease.port, token, fence or lease.fence, lease.ttl_ms, str(lease.worker),
             "set", "starting", "")  # fmt: skip
     return store.run(ScriptCall("renew", script_keys(lease.pool, space), args))
 

@@ -95,9 +95,8 @@ def test_a_key_of_the_wrong_type_is_named_and_nothing_changes(store, suffix, age
 @pytest.mark.parametrize(
     ("suffix", "field", "value"),
     [
-        ("", "first", "abc"),
-        ("", "last", ""), ("", "grace_ms", "5s"), ("", "ttl_min_ms", "x"), ("", "ttl_max_ms", "x"),
-        ("", "dynamic", None), ("", "last", None), ("", "ttl_ms", None), ("", "scope", None),
+        ("", "rules", "abc"), ("", "rules", ""), ("", "rules", SDK_V2.rules.replace("5556", "")),
+        ("", "rules", SDK_V2.rules.replace("grace_ms=5000", "grace_ms=5s")), ("", "rules", None), ("", "dynamic", None),
         (":tokens:web-1", "5556", "garbage"), (":tokens:web-1", "5556", ""),
     ],
 )  # fmt: skip
@@ -142,7 +141,7 @@ def test_a_garbled_lease_or_place_is_named(store, suffix, value):
 
 
 def test_a_pool_key_without_its_fields_says_to_apply_it_again(store):
-    store.client.hset("alloc:{mine}", mapping={"first": "1", "last": "x"})
+    store.client.hset("alloc:{mine}", mapping={"rules": "first=1 last=x"})
     with pytest.raises(ConfigurationError, match=r"key alloc:\{mine\} does not hold a pool"):
         store.drive(read_pool("mine"))
 
@@ -152,7 +151,7 @@ def test_a_stranger_member_in_the_ports_is_named(store):
     store.drive(claim(context, request()))
     for port in range(5569, 5600):
         store.client.zadd("alloc:{sdk-v2}:ports:web-1", {str(port): store.now_ms() + 10**6})
-    store.client.hset("alloc:{sdk-v2}:host:web-1", "watermark", 5600)
+    store.client.hset("alloc:{sdk-v2}:host:web-1", "watermark", "5600 1")
     store.client.zadd("alloc:{sdk-v2}:ports:web-1", {"not-a-port": 1})
     with pytest.raises(redis.ResponseError, match="ports:web-1 has a garbled field not-a-port"):
         store.drive(claim(context, ClaimRequest(pool="sdk-v2", worker=WorkerId("o", "p"))))

@@ -1,21 +1,20 @@
--- Checked reads and the clock. A read that meets a key of the wrong type, or a field that is no number, stops the
--- script with one sentence that names the key (`ALLOC …`), before anything was written.
+-- Checked reads and numbers. A read that meets a key of the wrong type (see run), or a field that is no number, stops
+-- the script with one sentence that names the key (`ALLOC …`), before anything was written.
 local FOREVER = 'inf'
 
+local key_read
+
+local function sentence(key, what)
+  return 'ALLOC key ' .. key .. ' ' .. what .. '; another program wrote it: move or delete that key'
+end
+
 local function bad(key, what)
-  error({ err = 'ALLOC key ' .. key .. ' ' .. what .. '; another program wrote it: move or delete that key' }, 0)
+  error({ err = sentence(key, what) }, 0)
 end
 
 local function read(command, key, ...)
-  local reply = redis.pcall(command, key, ...)
-  if type(reply) == 'table' and reply.err then
-    local what = tostring(reply.err)
-    if string.find(what, 'WRONGTYPE', 1, true) then
-      bad(key, 'holds a value of the wrong type')
-    end
-    error({ err = what }, 0)
-  end
-  return reply
+  key_read = key
+  return redis.call(command, key, ...)
 end
 
 local function number(text, key, field)

@@ -27,7 +27,7 @@ for i = 1, #ports do
   reply[2 * i - 1], reply[2 * i] = code, detail
 end
 
---@include services
+--@include service_key
 if #ending > 0 then
   read('XLEN', events_key)
   for i = 1, #ending do

@@ -2,6 +2,6 @@
 local EVENTS_KEPT = 10000
 
 local function record_event(kind, host, port, worker, fence, ...)
-  redis.call('XADD', events_key, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', kind, 'host', host, 'port', port,
+  read('XADD', events_key, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', kind, 'host', host, 'port', port,
     'worker', worker, 'fence', fence, ...)
 end

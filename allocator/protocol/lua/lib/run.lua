@@ -3,7 +3,8 @@ local ok, reply = pcall(run)
 if ok then
   return reply
 end
-if type(reply) == 'table' and reply.err then
-  return redis.error_reply(reply.err)
+local text = tostring(type(reply) == 'table' and reply.err or reply)
+if key_read and string.find(text, 'WRONGTYPE', 1, true) then
+  text = sentence(key_read, 'holds a value of the wrong type')
 end
-return redis.error_reply((string.gsub(tostring(reply), '[\r\n]+', ' ')))
+return redis.error_reply((string.gsub(text, '[\r\n]+', ' ')))
