@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from allocator.client.aio import AsyncPortAllocator
     from allocator.client.blocking import PortAllocator
     from allocator.client.heartbeats import HeldLease
+    from allocator.database.recording import DatabaseRecorder
     from allocator.discovery.service import Service
     from allocator.discovery.transport import AsyncPluginTransport, PluginTransport
     from allocator.model.endpoints import Endpoint
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         AllocatorError,
         ConfigurationError,
         CordonedError,
+        DatabaseUnavailableError,
         ExhaustedError,
         HeldError,
         HostConflictError,
@@ -46,6 +48,7 @@ _HOMES = {
     "allocator.client.aio": ("AsyncPortAllocator",),
     "allocator.client.blocking": ("PortAllocator",),
     "allocator.client.heartbeats": ("HeldLease",),
+    "allocator.database.recording": ("DatabaseRecorder",),
     "allocator.discovery.service": ("Service",),
     "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport"),
     "allocator.model.endpoints": ("Endpoint",),
@@ -53,6 +56,7 @@ _HOMES = {
         "AllocatorError",
         "ConfigurationError",
         "CordonedError",
+        "DatabaseUnavailableError",
         "ExhaustedError",
         "HeldError",
         "HostConflictError",
@@ -73,6 +77,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "PortAllocator",
     "AsyncPortAllocator",
+    "DatabaseRecorder",
     "Service",
     "PluginTransport",
     "AsyncPluginTransport",
@@ -85,6 +90,7 @@ __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "AllocatorError",
     "ConfigurationError",
     "CordonedError",
+    "DatabaseUnavailableError",
     "ExhaustedError",
     "HeldError",
     "HostConflictError",

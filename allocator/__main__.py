@@ -8,6 +8,8 @@ import sys
 from allocator.model.errors import EXIT_CONFIGURATION, EXIT_USAGE, AllocatorError
 
 EXIT_INTERRUPTED = 130
+EXTRAS = {"sqlalchemy": "sql", "alembic": "sql", "psycopg": "sql"}
+"""What is installed only when it is asked for, and by which extra."""
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
-def status_of(arguments: list[str]) -> int:
+def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error a line
     """Run a command and return its exit status; errors are one line on standard error."""
     try:
         from allocator.cli.app import run_command
@@ -47,6 +49,11 @@ def status_of(arguments: list[str]) -> int:
         return 0
     except UnicodeEncodeError:
         return _say("an argument is not valid text; use names of letters, digits, '.', '_' and '-'", EXIT_USAGE)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        return _say(f"{error.name} is not installed; pip install 'portlease[{extra}]'", EXIT_CONFIGURATION)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         return _say(f"{what}{error.strerror or error}; make room or mend its rights", EXIT_CONFIGURATION)

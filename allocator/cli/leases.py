@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from allocator.cli.options import (
     ConfigOption,
+    DatabaseOption,
     Desk,
     Format,
     HostOption,
@@ -25,7 +27,10 @@ from allocator.model.errors import AllocatorError, HeldError, InvalidInputError,
 from allocator.model.names import WorkerId, check_port, environment_name, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from allocator.client.arguments import ClaimArguments
+    from allocator.client.recording import LeaseRecorder
     from allocator.model.leases import Lease
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
@@ -59,10 +64,12 @@ def claim(
     label: LabelOption = None,
     pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
     token: TokenOption = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
     form: LeaseFormat = Format.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
+    database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Lease a port and print it. Claiming again for the same worker prints the same port.
@@ -74,10 +81,13 @@ def claim(
         arguments["pid"] = living_process(pid)
     wait_s = seconds(wait, "wait")
     worker = WorkerId(org, plugin, arguments["instance"])
-    with desk(pool, host, redis_url, config) as at:
+    with ExitStack() as stack:
+        at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
+        if record:
+            at.allocator.recorder = stack.enter_context(recorder(at))
         known = at.files.find(at.pool, at.host, worker)
         arguments["token"] = token or os.environ.get("ALLOCATOR_TOKEN") or (live_token(at, known) if known else None)
-        lease = at.allocator.claim(plugin, wait=wait_s, **arguments)
+        lease = at.allocator.claim(plugin, wait=wait_s, record=record, **arguments)
         try:
             at.files.save(lease)
         except AllocatorError:
@@ -87,6 +97,16 @@ def claim(
         if known and known.port != lease.port:
             at.files.remove(known)
         write_lease(lease, form)
+
+
+@contextmanager
+def recorder(at: Desk) -> Iterator[LeaseRecorder]:
+    """Give what writes the rows of leases into the database that the settings name."""
+    from allocator.cli.databases import database_of
+    from allocator.database.recording import DatabaseRecorder
+
+    with database_of(at.settings) as database:
+        yield DatabaseRecorder(database, at.settings.table)
 
 
 def claim_arguments(

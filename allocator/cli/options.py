@@ -31,6 +31,10 @@ AdvertiseOption = Annotated[
 RedisOption = Annotated[
     str | None, typer.Option("--redis-url", help="Where Redis is. [default: embedded server; ALLOCATOR_REDIS_URL]")
 ]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option("--database-url", help="Where the database is. [default: a SQLite file; ALLOCATOR_DATABASE_URL]"),
+]
 ConfigOption = Annotated[str | None, typer.Option("--config", help="A settings file. [default: allocator.toml]")]
 
 
@@ -80,10 +84,17 @@ class Desk:
 
 
 def read_settings(
-    pool: str | None, host: str | None, redis_url: str | None, config: str | None, advertise: str | None = None
+    pool: str | None,
+    host: str | None,
+    redis_url: str | None,
+    config: str | None,
+    *,
+    advertise: str | None = None,
+    database_url: str | None = None,
 ) -> Settings:
     """Return the settings that the flags, the environment and the file make."""
-    flags = {"pool": pool, "host": host, "redis_url": redis_url, "advertise": advertise}
+    given = {"pool": pool, "host": host, "redis_url": redis_url, "advertise": advertise}
+    flags = given | {"database_url": database_url}
     return load_settings(flags, os.environ, Path.cwd(), config=config)
 
 
@@ -95,6 +106,7 @@ def desk(
     config: str | None = None,
     *,
     advertise: str | None = None,
+    database_url: str | None = None,
 ) -> Iterator[Desk]:
     """Give what a command works with, connected lazily, closed at the end."""
     from allocator.client.blocking import PortAllocator
@@ -102,7 +114,7 @@ def desk(
     from allocator.client.session import make_session
     from allocator.store.blocking import Store
 
-    settings = read_settings(pool, host, redis_url, config, advertise)
+    settings = read_settings(pool, host, redis_url, config, advertise=advertise, database_url=database_url)
     session = make_session(settings.pool, settings.host, "keep", advertise=settings.advertise)
     timeout_s = settings.connect_timeout_ms / 1_000
     if settings.redis_url:

@@ -9,9 +9,18 @@ from typing import Annotated
 
 import typer
 
-from allocator.cli.options import ConfigOption, ListFormat, RedisOption, RowsFormat, desk, talk
+from allocator.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    ListFormat,
+    PoolOption,
+    RedisOption,
+    RowsFormat,
+    desk,
+    talk,
+)
 from allocator.cli.output import write_json, write_rows
-from allocator.model.errors import ConfigurationError, PoolMissingError
+from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError
 from allocator.model.names import check_name
 
 
@@ -21,6 +30,7 @@ def register(application: typer.Typer) -> None:
     group.command("apply")(apply)
     group.command("show")(show)
     group.command("ls")(list_pools)
+    group.command("restore")(restore)
     application.add_typer(group, name="pool")
 
 
@@ -82,3 +92,38 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
                 raise PoolMissingError(f"pool {name} vanished while it was read; try again")
             rows.append((pool.name, pool.first, pool.last, pool.size, pool.scope))
         write_rows(("NAME", "FIRST", "LAST", "PORTS", "SCOPE"), rows, form)
+
+
+def restore(
+    from_database: Annotated[
+        bool, typer.Option("--from-database", help="From the live rows of the table of workers; nothing else can be.")
+    ] = False,
+    for_: Annotated[
+        str | None, typer.Option("--for", help="How long a port waits for its worker. [default: the pool's TTL]")
+    ] = None,
+    pool: PoolOption = None,
+    redis_url: RedisOption = None,
+    database_url: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """After Redis lost everything: keep the ports of live rows for their own workers, so that nobody is moved.
+
+    A port that Redis knows by itself, and a worker that it knows, are left as they are.
+
+    Example: allocator pool restore --from-database --for 5m
+    """
+    from allocator.cli.databases import database_of
+    from allocator.database.restoring import restore_from_rows
+    from allocator.database.upgrade import open_layout
+    from allocator.model.durations import parse_duration_ms
+
+    if not from_database:
+        raise InvalidInputError("say from where the claims are restored: --from-database")
+    wait_ms = None if for_ is None else parse_duration_ms(for_, what="time")
+    if wait_ms == 0:
+        raise InvalidInputError("ports that wait for 0 s wait for nobody; give for example --for 5m")
+    with desk(pool, None, redis_url, config, database_url=database_url) as at, database_of(at.settings) as database:
+        done = restore_from_rows(at.allocator, database, open_layout(database, at.settings.table), wait_ms)
+        talk(f"pool {at.pool}: {done.restored} ports wait for their workers, {done.known} were known to Redis")
+        for worker in done.unfit:
+            talk(f"the row of {worker} cannot be a claim: its names, host or port are not of this pool")

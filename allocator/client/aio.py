@@ -7,11 +7,12 @@ import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.driving import drive_async
 from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
-from allocator.model.errors import AllocatorError
+from allocator.model.errors import AllocatorError, HeldError
 from allocator.protocol import claim as claiming
 from allocator.protocol import endings, hosts, listing, pools, renew
 from allocator.protocol import resolve as resolving
@@ -19,7 +20,7 @@ from allocator.protocol.keys import events_key
 from allocator.store.aio import AsyncStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from allocator.client.policies import ClaimPatience
     from allocator.model.endpoints import Endpoint
@@ -36,11 +37,13 @@ class AsyncPortAllocator:
     Args:
         store: The connection to Redis; `from_url` makes one.
         session: Who this host is.
+        recorder: Writes the rows of leases that are claimed with `record=True`, or None.
     """
 
-    def __init__(self, store: AsyncStore, session: Session) -> None:
+    def __init__(self, store: AsyncStore, session: Session, *, recorder: recording.LeaseRecorder | None = None) -> None:
         self.store = store
         self.session = session
+        self.recorder = recorder
         self._plan: HeartbeatPlan[asyncio.Event] = HeartbeatPlan(session)
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -55,12 +58,13 @@ class AsyncPortAllocator:
         timeout: float = 5.0,
         on_lost: OnLost = "keep",
         advertise: str | None = None,
+        recorder: recording.LeaseRecorder | None = None,
     ) -> Self:
         """Return an allocator for the Redis at `url`; see `PortAllocator.from_url`."""
         session = make_session(pool, host, on_lost, advertise=advertise)
         if url:
-            return cls(AsyncStore.open(url, timeout_s=timeout), session)
-        return cls(AsyncStore.embedded(ensure_embedded, timeout_s=timeout), session)
+            return cls(AsyncStore.open(url, timeout_s=timeout), session, recorder=recorder)
+        return cls(AsyncStore.embedded(ensure_embedded, timeout_s=timeout), session, recorder=recorder)
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,13 +79,23 @@ class AsyncPortAllocator:
         """Drive one operation of the protocol to its end."""
         return await drive_async(operation, self.store, self.session.kernel)
 
-    async def claim(self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]) -> Lease:
+    async def claim(
+        self, plugin: str, *, wait: float | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
+    ) -> Lease:
         """Lease a port for a worker; see `PortAllocator.claim`."""
+        recorder = recording.needed(self.recorder) if record else None
         request = self.session.request(plugin, **arguments)
         patience = self.session.patience(wait, any_port=request.port is None)
-        return await self._retried(lambda: claiming.claim(self.session.context, request), patience, request.pool)
 
-    async def _retried(self, operation: Callable[[], Operation[T]], patience: ClaimPatience, pool: str) -> T:
+        async def attempt() -> Lease:
+            lease = await self.run(claiming.claim(self.session.context, request))
+            if recorder is not None:
+                await self._record(recorder, lease)
+            return lease
+
+        return await self._retried(attempt, patience, request.pool)
+
+    async def _retried(self, attempt: Callable[[], Awaitable[T]], patience: ClaimPatience, pool: str) -> T:
         """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""
         stream, cursor = events_key(pool), ["0-0"]
 
@@ -89,9 +103,6 @@ class AsyncPortAllocator:
             if seconds > 0:
                 newer = await self.store.wait_for_event(stream, cursor[0], seconds)
                 cursor[0] = newer or cursor[0]
-
-        async def attempt() -> T:
-            return await self.run(operation())
 
         try:
             return await attempt()
@@ -104,12 +115,31 @@ class AsyncPortAllocator:
         result: T = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
         return result
 
+    async def _record(self, recorder: recording.LeaseRecorder, lease: Lease) -> None:
+        new = recording.is_new(lease)
+        try:
+            standing = await asyncio.to_thread(recorder.record, lease)
+            ended = await self.run(recording.has_ended(self.session.context, lease, standing)) if standing else False
+            if ended:
+                standing = await asyncio.to_thread(recorder.record, lease, over=standing)
+        except AllocatorError:
+            if new:
+                with contextlib.suppress(AllocatorError):
+                    await self.release(lease)
+            raise
+        if standing is None:
+            return
+        if new:
+            await self.decline(lease)
+            raise recording.refusal(lease, standing)
+        raise HeldError(str(recording.refusal(lease, standing)), host=lease.host, port=lease.port)
+
     @asynccontextmanager
     async def hold(
-        self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]
+        self, plugin: str, *, wait: float | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
     ) -> AsyncIterator[HeldLease[asyncio.Event]]:
         """Claim a port, keep it alive by heartbeats, and release it at the end of the block."""
-        held = self.keep(await self.claim(plugin, wait=wait, **arguments))
+        held = self.keep(await self.claim(plugin, wait=wait, record=record, **arguments))
         try:
             yield held
         finally:
@@ -187,7 +217,9 @@ class AsyncPortAllocator:
         """Return where the next ready worker of a service is; see `PortAllocator.resolve`."""
         pool, prefer = self.session.pool, self.session.host if prefer_local else None
         patience = self.session.patience(wait, any_port=True)
-        return await self._retried(lambda: resolving.resolve(pool, plugin, org, prefer=prefer), patience, pool)
+        return await self._retried(
+            lambda: self.run(resolving.resolve(pool, plugin, org, prefer=prefer)), patience, pool
+        )
 
     async def endpoints(self, plugin: str, *, org: str) -> list[Endpoint]:
         """Return where all ready workers of a service are, by address."""

@@ -7,11 +7,12 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
+from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.driving import drive
 from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
-from allocator.model.errors import AllocatorError
+from allocator.model.errors import AllocatorError, HeldError
 from allocator.protocol import claim as claiming
 from allocator.protocol import endings, hosts, listing, pools, renew
 from allocator.protocol import resolve as resolving
@@ -36,14 +37,16 @@ class PortAllocator:
     Args:
         store: The connection to Redis; `from_url` makes one.
         session: Who this host is.
+        recorder: Writes the rows of leases that are claimed with `record=True`, or None.
 
     All methods raise StoreUnavailableError when Redis does not answer in time, and ConfigurationError when it
     cannot be used as it is.
     """
 
-    def __init__(self, store: Store, session: Session) -> None:
+    def __init__(self, store: Store, session: Session, *, recorder: recording.LeaseRecorder | None = None) -> None:
         self.store = store
         self.session = session
+        self.recorder = recorder
         self._plan: HeartbeatPlan[threading.Event] = HeartbeatPlan(session)
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -59,6 +62,7 @@ class PortAllocator:
         timeout: float = 5.0,
         on_lost: OnLost = "keep",
         advertise: str | None = None,
+        recorder: recording.LeaseRecorder | None = None,
     ) -> Self:
         """Return an allocator for the Redis at `url`.
 
@@ -70,14 +74,15 @@ class PortAllocator:
             timeout: For how many seconds Redis may be silent.
             on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`.
             advertise: The address under which others reach this host; None for that of the default route.
+            recorder: What `claim(…, record=True)` writes rows with: an `allocator.DatabaseRecorder`. It is not closed.
 
         Raises:
             InvalidInputError: When an argument cannot be right.
         """
         session = make_session(pool, host, on_lost, advertise=advertise)
         if url:
-            return cls(Store.open(url, timeout_s=timeout), session)
-        return cls(Store.embedded(ensure_embedded, timeout_s=timeout), session)
+            return cls(Store.open(url, timeout_s=timeout), session, recorder=recorder)
+        return cls(Store.embedded(ensure_embedded, timeout_s=timeout), session, recorder=recorder)
 
     def __enter__(self) -> Self:
         return self
@@ -92,22 +97,35 @@ class PortAllocator:
         """Drive one operation of the protocol to its end."""
         return drive(operation, self.store, self.session.kernel)
 
-    def claim(self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]) -> Lease:
+    def claim(
+        self, plugin: str, *, wait: float | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
+    ) -> Lease:
         """Lease a port for a worker.
 
         Args:
             plugin: The worker's plugin.
             wait: For how many seconds to wait for a port when none is free; None for not at all.
+            record: Whether the worker's row is in the database before this returns; a port whose place another
+                worker's live row has is declined, and another one claimed.
             **arguments: See `ClaimArguments`.
 
         Raises:
             ExhaustedError: When no port was free in time.
             HeldError: When the worker or the explicit port is held by someone else.
             InvalidInputError: When an argument cannot be right.
+            DatabaseUnavailableError: When the row could not be written; the lease was given back.
         """
+        recorder = recording.needed(self.recorder) if record else None
         request = self.session.request(plugin, **arguments)
         patience = self.session.patience(wait, any_port=request.port is None)
-        return self._retried(lambda: self.run(claiming.claim(self.session.context, request)), patience, request.pool)
+
+        def attempt() -> Lease:
+            lease = self.run(claiming.claim(self.session.context, request))
+            if recorder is not None:
+                self._record(recorder, lease)
+            return lease
+
+        return self._retried(attempt, patience, request.pool)
 
     def _retried(self, attempt: Callable[[], T], patience: ClaimPatience, pool: str) -> T:
         """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""
@@ -129,12 +147,30 @@ class PortAllocator:
         result: T = Retrying(**patience.policy(wait_for_event))(attempt)
         return result
 
+    def _record(self, recorder: recording.LeaseRecorder, lease: Lease) -> None:
+        new = recording.is_new(lease)
+        try:
+            standing = recorder.record(lease)
+            if standing and self.run(recording.has_ended(self.session.context, lease, standing)):
+                standing = recorder.record(lease, over=standing)
+        except AllocatorError:
+            if new:
+                with contextlib.suppress(AllocatorError):
+                    self.release(lease)
+            raise
+        if standing is None:
+            return
+        if new:
+            self.decline(lease)
+            raise recording.refusal(lease, standing)
+        raise HeldError(str(recording.refusal(lease, standing)), host=lease.host, port=lease.port)
+
     @contextmanager
     def hold(
-        self, plugin: str, *, wait: float | None = None, **arguments: Unpack[ClaimArguments]
+        self, plugin: str, *, wait: float | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
     ) -> Iterator[HeldLease[threading.Event]]:
         """Claim a port, keep it alive by heartbeats, and release it at the end of the block; as `claim` else."""
-        held = self.keep(self.claim(plugin, wait=wait, **arguments))
+        held = self.keep(self.claim(plugin, wait=wait, record=record, **arguments))
         try:
             yield held
         finally:

@@ -172,6 +172,17 @@ def command_name(pid: int) -> str | None:
     return _printable(program.removesuffix(" (deleted)"))
 
 
+def command_words(pid: int) -> list[str]:
+    """Return the words that a process was started with, none when they may not be seen.
+
+    To be compared, never shown: they may hold secrets.
+    """
+    try:
+        return _text(pid, "cmdline").split("\0")
+    except OSError:
+        return []
+
+
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 

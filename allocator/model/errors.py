@@ -69,6 +69,15 @@ class StoreUnavailableError(AllocatorError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class DatabaseUnavailableError(AllocatorError):
+    """The database did not answer in time, or is locked; a transaction either took effect as a whole or not at all.
+
+    What is written is fenced and compared first, so the same call may simply be made again.
+    """
+
+    exit_code = EXIT_UNAVAILABLE
+
+
 class HeldError(AllocatorError):
     """The port, the worker or the host name is held by someone else.
 

@@ -23,14 +23,26 @@ import tomllib
 from pathlib import Path  # noqa: TC003  # Pydantic reads the annotation
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import shown
 from allocator.model.pools import PoolSpec
+from allocator.model.tables import TableNames
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class DatabaseTable(BaseModel):
+    """The `[database]` table of `allocator.toml`: what the table of workers and its columns are called."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    table: str | None = None
+    schema_: str | None = Field(default=None, alias="schema")
+    columns: dict[str, str] = {}
+    refresh_expiry: bool = True
 
 
 class SettingsFile(BaseModel):
@@ -43,10 +55,21 @@ class SettingsFile(BaseModel):
     advertise: str | None = None
     redis_url: str | None = None
     connect_timeout: str | None = None
+    database_url: str | None = None
+    database: DatabaseTable = DatabaseTable()
 
     def given(self) -> dict[str, str]:
         """Return the settings that the file gives."""
-        return {name: value for name, value in self.model_dump().items() if value is not None}
+        return {name: value for name, value in self.model_dump(exclude={"database"}).items() if value is not None}
+
+    def table_names(self) -> TableNames:
+        """Return what the file calls the table of workers and its columns.
+
+        Raises:
+            InvalidInputError: When a name is not valid, or a column is not known.
+        """
+        given = self.database
+        return TableNames.checked(given.table, given.schema_, given.columns)
 
 
 class PoolTable(BaseModel):

@@ -13,12 +13,13 @@ from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_address, check_name
 from allocator.model.pools import SDK_V2
+from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FILE_NAME = "allocator.toml"
-NAMES = ("pool", "host", "advertise", "redis_url", "connect_timeout")
+NAMES = ("pool", "host", "advertise", "redis_url", "connect_timeout", "database_url")
 DEFAULT_TIMEOUT = "5s"
 
 
@@ -32,7 +33,11 @@ class Settings:
         advertise: The address under which others reach this host, or None for that of the default route.
         redis_url: Where Redis is, or None for the embedded server.
         redis_password: The password when the URL has none.
-        connect_timeout_ms: For how long Redis may be silent, in milliseconds.
+        connect_timeout_ms: For how long Redis or the database may be silent, in milliseconds.
+        database_url: Where the database is, or None for SQLite beside the embedded server.
+        database_password: The password when that URL has none.
+        table: What the table of workers and its columns are called there.
+        refresh_expiry: Whether `lease_expires_at` follows the renewals of a lease whose row is else the same.
         state_dir: Where lease files and the embedded server live.
     """
 
@@ -42,6 +47,10 @@ class Settings:
     redis_url: str | None = field(default=None, repr=False)
     redis_password: str | None = field(default=None, repr=False)
     connect_timeout_ms: int = 5_000
+    database_url: str | None = field(default=None, repr=False)
+    database_password: str | None = field(default=None, repr=False)
+    table: TableNames = field(default_factory=TableNames)
+    refresh_expiry: bool = True
     state_dir: Path
 
 
@@ -61,7 +70,8 @@ def load_settings(
         InvalidInputError: When a flag or variable cannot be right.
     """
     values: dict[str, str] = {"pool": SDK_V2.name, "connect_timeout": DEFAULT_TIMEOUT}
-    values |= _from_file(config or environ.get("ALLOCATOR_CONFIG"), environ, cwd)
+    file = _from_file(config or environ.get("ALLOCATOR_CONFIG"), environ, cwd)
+    values |= file.values
     values |= {name: environ[key] for name in NAMES if environ.get(key := f"ALLOCATOR_{name.upper()}")}
     values |= {name: value for name, value in flags.items() if value is not None}
     timeout_ms = parse_duration_ms(values["connect_timeout"], what="connect timeout")
@@ -74,6 +84,10 @@ def load_settings(
         redis_url=values.get("redis_url"),
         redis_password=environ.get("ALLOCATOR_REDIS_PASSWORD"),
         connect_timeout_ms=timeout_ms,
+        database_url=values.get("database_url"),
+        database_password=environ.get("ALLOCATOR_DATABASE_PASSWORD"),
+        table=file.table,
+        refresh_expiry=file.refresh_expiry,
         state_dir=state_directory(environ),
     )
 
@@ -84,26 +98,38 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     return (Path(home) if home else Path.home() / ".local" / "state") / "allocator"
 
 
-def _from_file(named: str | None, environ: Mapping[str, str], cwd: Path) -> dict[str, str]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    values: dict[str, str] = field(default_factory=dict)
+    table: TableNames = field(default_factory=TableNames)
+    refresh_expiry: bool = True
+
+
+def _from_file(named: str | None, environ: Mapping[str, str], cwd: Path) -> _File:
     if named:
-        return _read(Path(named), must_exist=True)
+        return _read(Path(named), must_exist=True) or _File()
     config_home = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     for path in (cwd / FILE_NAME, config_home / "allocator" / FILE_NAME):
         found = _read(path, must_exist=False)
         if found:
             return found
-    return {}
+    return _File()
 
 
-def _read(path: Path, *, must_exist: bool) -> dict[str, str]:
+def _read(path: Path, *, must_exist: bool) -> _File | None:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
-        return {}
+        return None
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the settings file {path} cannot be read ({error}); mend its rights") from None
     from allocator.model.files import SettingsFile, parse_toml
 
-    return parse_toml(path, text, SettingsFile).given()
+    found = parse_toml(path, text, SettingsFile)
+    try:
+        given = _File(found.given(), found.table_names(), found.database.refresh_expiry)
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return given if found.model_fields_set else None

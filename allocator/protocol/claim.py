@@ -63,6 +63,8 @@ class ClaimRequest:
         labels: Free words of the holder.
         token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
+        bound_already: Whether the worker itself listens on `port` already, so that the port is neither avoided nor
+            proven; the caller has seen to that.
     """
 
     pool: str
@@ -80,6 +82,7 @@ class ClaimRequest:
     labels: dict[str, str] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False)
     supersede_fence: int | None = None
+    bound_already: bool = False
 
     def holder_words(self) -> dict[str, Any]:
         """Return what the lease will say of its holder; an entry that is empty is not said."""
@@ -112,6 +115,8 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         if request.port is not None:
             pool.check_port(request.port)
         listening: frozenset[int] = yield ReadListeners(pool.first, pool.last)
+        if request.bound_already:
+            listening -= {request.port}
         sent_at = context.clock()
         reply = decode.words((yield _call(context, pool, request, token, ttl_ms, listening)))
         code = Reply(decode.text(reply[0]))
@@ -123,7 +128,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
     if code is Reply.GRANTED:
         granted = _leased(pool, reply, token, sent_at)
-        return (yield from _proven(context, granted))
+        return granted if request.bound_already else (yield from _proven(context, granted))
     if code is Reply.SAME:
         same = _leased(pool, reply, token, sent_at)
         return (yield from _kept(context, same, request, ttl_ms))

@@ -36,3 +36,7 @@ class Reply(StrEnum):
     FOUND = "found"
     NONE = "none"
     DRAINING = "draining"
+    LIVE = "live"
+    EXPIRED = "expired"
+    REPLACED = "replaced"
+    RESTORED = "restored"

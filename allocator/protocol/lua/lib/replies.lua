@@ -9,3 +9,4 @@ local CREATED, CHANGED, UNCHANGED, SCOPE_FIXED = 'created', 'changed', 'unchange
 local FORGOTTEN, BUSY, UNKNOWN = 'forgotten', 'busy', 'unknown'
 local FOUND, NONE = 'found', 'none'
 local DRAINING = 'draining'
+local LIVE, EXPIRED, REPLACED, RESTORED = 'live', 'expired', 'replaced', 'restored'

@@ -1,0 +1,136 @@
+"""`adopt`: what runs on this host since before there were leases becomes leases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli.databases import database_of
+from allocator.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    HostOption,
+    ListFormat,
+    PoolOption,
+    RedisOption,
+    RowsFormat,
+    desk,
+    talk,
+)
+from allocator.cli.output import write_rows
+from allocator.model.errors import HeldError, InvalidInputError
+from allocator.model.names import WorkerId, check_port
+
+if TYPE_CHECKING:
+    from allocator.cli.options import Desk
+    from allocator.database.adoption import Candidate
+    from allocator.database.connection import Database
+    from allocator.database.rows import Rows
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command()(adopt)
+
+
+def adopt(
+    port: Annotated[
+        str | None, typer.Option("--port", help="By hand: a port that a worker of this host has bound.")
+    ] = None,
+    org: Annotated[str | None, typer.Option("--org", help="By hand: the worker's organisation.")] = None,
+    plugin: Annotated[str | None, typer.Option("--plugin", help="By hand: the worker's plugin.")] = None,
+    instance: Annotated[str, typer.Option("--instance", help="By hand: which worker of them.")] = "0",
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Set rows of this host whose port is not bound to stopped.")
+    ] = False,
+    ttl: Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")] = None,
+    form: RowsFormat = ListFormat.TEXT,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    database_url: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make leases of workers that run on this host without one, tied to the processes that listen.
+
+    Without --port: the rows of the table of workers that were written by hand. Their leases have to be renewed: by
+    the agent of this host, or with 'allocator renew PORT --every 10s --pid PID'.
+
+    Example: allocator adopt --apply
+    Example: allocator adopt --port 5556 --org org-123 --plugin email
+    """
+    from allocator.cli.leases import seconds
+
+    ttl_s = seconds(ttl, "TTL")
+    if ttl_s == 0:
+        raise InvalidInputError("a TTL of 0 ends at once; give for example 30s")
+    ttl_ms = None if ttl_s is None else round(ttl_s * 1_000)
+    by_hand = {"--port": port, "--org": org, "--plugin": plugin}
+    given = [name for name, value in by_hand.items() if value is not None]
+    if given and len(given) < len(by_hand):
+        missing = next(name for name in by_hand if name not in given)
+        raise InvalidInputError(f"{given[0]} goes with {missing}; give --port, --org and --plugin together")
+    if given and apply:
+        raise InvalidInputError("--apply is about the rows of the table; leave out --port, --org and --plugin")
+    with desk(pool, host, redis_url, config, database_url=database_url) as at:
+        if port is not None and org is not None and plugin is not None:
+            worker = WorkerId.parse(f"{org}/{plugin}#{instance}")
+            _by_hand(at, WorkerId(org, plugin, worker.instance), check_port(port), ttl_ms, form)
+        else:
+            _from_rows(at, ttl_ms, form, apply=apply)
+
+
+def _by_hand(at: Desk, worker: WorkerId, port: int, ttl_ms: int | None, form: ListFormat) -> None:
+    from allocator.database.adoption import adopt as make_lease
+    from allocator.kernel.sockets import listeners
+
+    at.allocator.pool().check_port(port)
+    found = listeners(port, port)
+    if not found:
+        raise InvalidInputError(f"nobody listens on port {port} of {at.host}; claim it instead: allocator claim")
+    pid = next((one.pid for one in found if one.pid is not None), None)
+    if pid is None:
+        raise InvalidInputError(f"the process that listens on port {port} cannot be seen by this user; run as its user")
+    lease = make_lease(at.allocator, at.files, worker, port, pid, ttl_ms=ttl_ms)
+    write_rows(_HEADINGS, [(at.host, port, worker, "adopted", f"pid {lease.pid}")], form)
+
+
+_HEADINGS = ("HOST", "PORT", "WORKER", "WHAT WAS DONE", "DETAIL")
+
+
+def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -> None:
+    from allocator.database.adoption import manual_rows, stop_unbound, unexplained_rows
+    from allocator.database.rows import Rows
+    from allocator.database.upgrade import open_layout
+
+    with database_of(at.settings) as database:
+        rows = Rows(open_layout(database, at.settings.table), at.pool)
+        told: list[tuple[object, ...]] = []
+        unbound = []
+        for one in manual_rows(at.allocator, database, rows):
+            if one.listener is None and one.why_not is not None and one.row.key.worker is not None:
+                unbound.append(one.row)
+            else:
+                told.append((at.host, one.row.port, one.row.key, *_adopted(at, database, rows, one, ttl_ms)))
+        unbound += unexplained_rows(at.allocator, database, rows)
+        if apply:
+            stop_unbound(at.allocator, database, rows, unbound)
+        done = "set to stopped" if apply else "nothing"
+        told += [(row.host, row.port, row.key, done, "nobody listens on its port here") for row in unbound]
+    write_rows(_HEADINGS, told, form)
+    if unbound and not apply:
+        talk(f"{len(unbound)} rows say that a worker runs where nobody listens; --apply sets them to stopped")
+
+
+def _adopted(at: Desk, database: Database, rows: Rows, one: Candidate, ttl_ms: int | None) -> tuple[str, str]:
+    from allocator.database.adoption import adopt_row, write_adopted
+
+    if one.listener is None or one.why_not is not None:
+        return "nothing", one.why_not or ""
+    try:
+        lease = adopt_row(at.allocator, at.files, one.row, one.listener, ttl_ms=ttl_ms)
+    except (HeldError, InvalidInputError) as error:
+        return "nothing", str(error)
+    refused = write_adopted(database, rows, one.row.key, lease)
+    return "adopted", f"pid {lease.pid}" + (f"; the database refuses its row: {refused}" if refused else "")

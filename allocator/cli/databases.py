@@ -1,0 +1,134 @@
+"""`db upgrade`, `db check`, `db sql`; and what every command that needs the database works with."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, RowsFormat, read_settings, talk
+from allocator.cli.output import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.database.connection import Database
+    from allocator.model.settings import Settings
+
+FOUND = 1
+
+
+class DialectName(StrEnum):
+    """The databases that statements can be written for."""
+
+    POSTGRESQL = "postgresql"
+    SQLITE = "sqlite"
+
+
+def register(application: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="The table of workers in SQL: make or adopt it, check it.", no_args_is_help=True)
+    group.command("upgrade")(upgrade)
+    group.command("check")(check)
+    group.command("sql")(write_statements)
+    application.add_typer(group, name="db")
+
+
+def upgrade(database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
+    """Create the table of workers, or adopt the one that is there; no row and no column is lost.
+
+    Example: allocator db upgrade --database-url postgresql://app@db/app
+    """
+    from allocator.database.upgrade import upgrade as bring_up
+
+    settings = read_settings(None, None, None, config, database_url=database_url)
+    with database_of(settings, make=False) as database:
+        done = bring_up(database, settings.table)
+        for line in done:
+            talk(f"added {line}")
+        print(f"{settings.table} in {database.shown_url}: {'up to date' if not done else 'upgraded'}")
+
+
+def check(form: RowsFormat = ListFormat.TEXT, database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
+    """Say what the table of workers lacks, and change nothing; exit 1 when something does.
+
+    Example: allocator db check
+    """
+    from allocator.database.upgrade import check as look
+
+    settings = read_settings(None, None, None, config, database_url=database_url)
+    with database_of(settings, make=False) as database:
+        found = look(database, settings.table)
+        if form is ListFormat.JSON:
+            findings = [{"text": finding.text, "blocks": finding.blocks} for finding in found.findings]
+            write_json({"fit": found.is_fit, "missing": found.missing, "findings": findings})
+        else:
+            for line in found.missing:
+                print(f"missing  {line}")
+            for finding in found.findings:
+                print(f"finding  {finding.text}")
+            if not found.missing and not found.findings:
+                print("all well")
+    if found.missing:
+        talk("'allocator db upgrade' adds what is missing; 'allocator db sql' prints how")
+    if found.missing or found.findings:
+        raise typer.Exit(FOUND)
+
+
+def write_statements(
+    dialect: Annotated[
+        DialectName | None,
+        typer.Option("--dialect", help="For an empty database of this kind, whatever is configured."),
+    ] = None,
+    database_url: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print the statements that are missing, for those whose migrations live elsewhere.
+
+    Without a configured database: those that make the table in an empty PostgreSQL.
+
+    Example: allocator db sql > migration.sql
+    """
+    from allocator.database.upgrade import statements
+
+    settings = read_settings(None, None, None, config, database_url=database_url)
+    if dialect is not None or settings.database_url is None:
+        print(statements(settings.table, dialect or DialectName.POSTGRESQL), end="")
+        return
+    with database_of(settings, make=False) as database:
+        print(statements(settings.table, DialectName.POSTGRESQL, database), end="")
+
+
+@contextmanager
+def database_of(settings: Settings, *, make: bool = True) -> Iterator[Database]:
+    """Give the database that the settings name, closed at the end.
+
+    Args:
+        settings: What the command goes by.
+        make: Whether the SQLite file that serves when none is configured is made, with its table, and that said.
+    """
+    from allocator.database.connection import Database
+
+    timeout_s = settings.connect_timeout_ms / 1_000
+    if settings.database_url:
+        database = Database.open(settings.database_url, timeout_s=timeout_s, password=settings.database_password)
+    else:
+        database = _default_database(settings, timeout_s, make=make)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def _default_database(settings: Settings, timeout_s: float, *, make: bool) -> Database:
+    from allocator.database.connection import Database
+    from allocator.database.upgrade import upgrade as bring_up
+
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = Database.beside(settings.state_dir, timeout_s=timeout_s)
+    if make and not database.exists():
+        bring_up(database, settings.table)
+        talk(f"no database is configured: made {database.shown_url}")
+    return database

@@ -1,0 +1,124 @@
+"""What an error of SQLAlchemy or of a driver means: one of ours, in one line, without secrets.
+
+The rule of this file: what may pass by itself (a server that starts, a lock, a full disk) is 69; what an administrator
+has to mend (a password, a right, a missing table) is 78.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import AllocatorError, ConfigurationError, DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AUTHENTICATION = ("28P01", "28000")
+_NO_RIGHTS = "42501"
+_READ_ONLY = "25006"
+_NO_DATABASE = "3D000"
+_NO_TABLE = ("42P01", "42703", "3F000")
+_LOCKED = ("55P03", "40001", "40P01", "57014")
+_REFUSED_CLASSES = ("22", "23", "P0")
+"""A value that the column cannot take, a constraint, an exception of a trigger: about one row, not the database."""
+
+
+class RowRefusedError(Exception):
+    """The database refuses a row: a constraint, a trigger, a value that does not fit. Never reaches a user as it is.
+
+    Attributes:
+        why: The database's own words, in one line.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the SQLSTATE that PostgreSQL gave, or an empty string."""
+    return str(getattr(getattr(error, "orig", error), "sqlstate", None) or "")
+
+
+def is_about_a_row(error: BaseException) -> bool:
+    """Return whether the database refuses what was written, and not the writing."""
+    from sqlalchemy.exc import DataError, IntegrityError, InternalError, NotSupportedError, ProgrammingError
+
+    if isinstance(error, IntegrityError | DataError):
+        return True
+    return isinstance(error, InternalError | NotSupportedError | ProgrammingError) and sqlstate(error).startswith(
+        _REFUSED_CLASSES
+    )
+
+
+def why_refused(error: BaseException) -> str:
+    """Return the database's own words for refusing a row, in one line."""
+    return _first_line(getattr(error, "orig", None) or error)
+
+
+@contextlib.contextmanager
+def translated(shown_url: str) -> Iterator[None]:
+    """Turn what SQLAlchemy raises inside the block into an error of ours.
+
+    Raises:
+        RowRefusedError: When the database refuses a row.
+        DatabaseUnavailableError: When the database did not answer, or is locked.
+        ConfigurationError: When it cannot be used as it is.
+    """
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import TimeoutError as NoConnectionError
+
+    try:
+        yield
+    except (DBAPIError, NoConnectionError) as error:
+        if is_about_a_row(error):
+            raise RowRefusedError(why_refused(error)) from error
+        raise translate(error, shown_url) from error
+
+
+def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0911  # a case a line
+    """Return the error of ours that says what `error` means."""
+    where = f"the database at {shown_url}"
+    state = sqlstate(error)
+    text = why_refused(error)
+    lower = text.lower()
+    if "sqlite" in type(getattr(error, "orig", None)).__module__:
+        return _translate_sqlite(lower, text, where)
+    if state in _AUTHENTICATION or "authentication failed" in lower or "no password supplied" in lower:
+        return ConfigurationError(
+            f"{where} refused the user or password; put them into the URL, or set ALLOCATOR_DATABASE_PASSWORD"
+        )
+    if state == _NO_DATABASE or ("database" in lower and "does not exist" in lower and not state):
+        return ConfigurationError(f"{where} does not exist; create it, or correct --database-url")
+    if state in {_NO_RIGHTS, _READ_ONLY}:
+        return ConfigurationError(f"{where} does not allow this ({text}); grant the rights, or use another role")
+    if state in _NO_TABLE:
+        return ConfigurationError(f"{where} lacks something ({text}); run 'allocator db upgrade'")
+    if state in _LOCKED:
+        return DatabaseUnavailableError(f"{where} is busy with another transaction ({text}); try again")
+    if "invalid connection option" in lower or "invalid dsn" in lower or "invalid port" in lower:
+        return ConfigurationError(f"{where}: {text}; correct --database-url")
+    return DatabaseUnavailableError(f"{where} does not answer ({text}); start it, or correct --database-url")
+
+
+def _translate_sqlite(lower: str, text: str, where: str) -> AllocatorError:  # noqa: PLR0911  # a case a line
+    if "locked" in lower or "busy" in lower:
+        return DatabaseUnavailableError(f"{where} is locked by another process; end that transaction and try again")
+    if "disk" in lower and "full" in lower:
+        return DatabaseUnavailableError(f"{where} has no room left on its disk; make room there")
+    if "readonly" in lower or "read-only" in lower:
+        return ConfigurationError(f"{where} cannot be written by this user; mend the rights of the file and its folder")
+    if "unable to open" in lower:
+        return ConfigurationError(f"{where} cannot be opened; make its folder, or mend its rights")
+    if "not a database" in lower or "malformed" in lower:
+        return ConfigurationError(f"{where} is not a SQLite database; correct --database-url")
+    if "no such table" in lower or "no such column" in lower:
+        return ConfigurationError(f"{where} lacks something ({text}); run 'allocator db upgrade'")
+    return ConfigurationError(f"{where} refused: {text}; see 'allocator db check'")
+
+
+def _first_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return "".join(character if character.isprintable() else " " for character in text)[:200]

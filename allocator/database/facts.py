@@ -1,0 +1,172 @@
+"""What a database has of the tables: read from its catalogue, changing nothing.
+
+The types of a table that was there before portlease are kept (`uuid` or text ids, an enum of states, timestamps with
+or without a zone); this module says which ones can be worked with, and why another cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from allocator.database.layout import UtcTime, default_types
+from allocator.model.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Connection
+    from sqlalchemy.engine.reflection import Inspector
+    from sqlalchemy.types import TypeEngine
+
+    from allocator.model.tables import TableNames
+
+TOLD_BY = ("organization_id", "plugin_id")
+"""Without these columns a table is not one of workers; all others can be added."""
+
+_WORDS = frozenset({"pool", "plugin_id", "host", "last_error"})
+_NUMBERS = frozenset({"instance", "port", "pid", "restart_count", "fence"})
+_MOMENTS = frozenset({"lease_expires_at", "created_at", "updated_at", "stopped_at"})
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What there is.
+
+    Attributes:
+        columns: By the name they have in the database: type, whether they may be NULL, whether they have a default.
+        types: The types of the columns that portlease uses, by the names of the documents, fit to bind values.
+        unique_over: The sets of columns that a key, constraint or full index makes unique.
+        indexes: The names of the indexes.
+        checks: Constraints that are checked, by name: their text.
+        triggers: The names of the triggers (SQLite only).
+        states: The values of the enum that the states are, or None when they are text.
+        has_leaders: Whether the table of leaders is there.
+        version: The migration that the database is at, or None.
+        counts: How many rows contradict a rule, by the rule's name.
+    """
+
+    columns: Mapping[str, Mapping[str, Any]]
+    types: Mapping[str, TypeEngine[Any]]
+    unique_over: frozenset[frozenset[str]]
+    indexes: frozenset[str]
+    checks: Mapping[str, str]
+    triggers: frozenset[str]
+    states: tuple[str, ...] | None
+    enum_name: str | None
+    has_leaders: bool
+    version: str | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
+    """Return what the database has of the table of workers, or None when it has no such table.
+
+    Raises:
+        ConfigurationError: When something else has the table's name, or a column's type cannot be worked with.
+    """
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(names.table, schema=names.schema):
+        return None
+    if names.table in inspector.get_view_names(schema=names.schema):
+        raise ConfigurationError(f"{names} is a view; name a table in [database] of allocator.toml")
+    columns = {column["name"]: column for column in inspector.get_columns(names.table, schema=names.schema)}
+    missing = [names.column(name) for name in TOLD_BY if names.column(name) not in columns]
+    if missing:
+        raise ConfigurationError(
+            f"the table {names} is something else: it has no column {missing[0]}; map its names in "
+            "[database.columns] of allocator.toml, or name another table in [database]"
+        )
+    told = columns.get(names.column("runtime_state"))
+    state = told["type"] if told else None
+    return TableFacts(
+        columns=columns,
+        types=_types(names, columns, is_sqlite=connection.dialect.name == "sqlite"),
+        unique_over=_unique_over(inspector, names),
+        indexes=frozenset(
+            str(index["name"]) for index in inspector.get_indexes(names.table, schema=names.schema) if index["name"]
+        ),
+        checks={
+            str(check["name"]): check["sqltext"]
+            for check in inspector.get_check_constraints(names.table, schema=names.schema)
+        },
+        triggers=_triggers(connection),
+        states=tuple(state.enums) if isinstance(state, sa.Enum) else None,
+        enum_name=_enum_name(connection, state) if isinstance(state, sa.Enum) else None,
+        has_leaders=inspector.has_table(f"{names.table}_leaders", schema=names.schema),
+        version=_version(connection, inspector, names),
+    )
+
+
+def _unique_over(inspector: Inspector, names: TableNames) -> frozenset[frozenset[str]]:
+    found = [inspector.get_pk_constraint(names.table, schema=names.schema)["constrained_columns"]]
+    found += [one["column_names"] for one in inspector.get_unique_constraints(names.table, schema=names.schema)]
+    for index in inspector.get_indexes(names.table, schema=names.schema):
+        options = index.get("dialect_options", {})
+        partial = any(options.get(f"{dialect}_where") is not None for dialect in ("postgresql", "sqlite"))
+        if index["unique"] and not partial:
+            found.append([column for column in index["column_names"] if column])
+    return frozenset(frozenset(columns) for columns in found if columns)
+
+
+def _enum_name(connection: Connection, state: Any) -> str:  # noqa: ANN401  # an enum of one of the dialects
+    preparer = connection.dialect.identifier_preparer
+    name = preparer.quote(state.name)
+    return f"{preparer.quote_schema(state.schema)}.{name}" if state.schema else name
+
+
+def _triggers(connection: Connection) -> frozenset[str]:
+    if connection.dialect.name != "sqlite":
+        return frozenset()
+    return frozenset(connection.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).scalars())
+
+
+def _version(connection: Connection, inspector: Inspector, names: TableNames) -> str | None:
+    if not inspector.has_table(f"{names.table}_version", schema=names.schema):
+        return None
+    table = sa.table(f"{names.table}_version", sa.column("version_num"), schema=names.schema)
+    return connection.execute(sa.select(table.c.version_num)).scalar_one_or_none()
+
+
+def _types(
+    names: TableNames, columns: Mapping[str, Mapping[str, Any]], *, is_sqlite: bool
+) -> dict[str, TypeEngine[Any]]:
+    """Return how values are bound to the columns that are there."""
+    defaults = default_types()
+    if is_sqlite:  # its columns take what they are given
+        return {}
+    found: dict[str, TypeEngine[Any]] = {}
+    for name, default in defaults.items():
+        column = columns.get(names.column(name))
+        if column is not None:
+            found[name] = _bound_type(names, name, default, column["type"])
+    return found
+
+
+def _bound_type(names: TableNames, name: str, default: TypeEngine[Any], has: TypeEngine[Any]) -> TypeEngine[Any]:
+    if name == "organization_id" and isinstance(has, sa.Uuid):
+        return sa.Uuid(as_uuid=False)
+    if name == "runtime_state" and isinstance(has, sa.Enum):
+        return has
+    if name in _MOMENTS and isinstance(has, sa.DateTime):
+        return UtcTime(timezone=has.timezone)
+    if name in _NUMBERS and isinstance(has, sa.Integer):
+        needs = {"fence": sa.BigInteger, "port": sa.Integer}.get(name)
+        too_small = (needs is sa.BigInteger and not isinstance(has, sa.BigInteger)) or isinstance(has, sa.SmallInteger)
+        if not too_small or name not in {"fence", "port"}:
+            return default
+    if (
+        name in _WORDS | {"organization_id", "runtime_state"}
+        and isinstance(has, sa.String)
+        and not isinstance(has, sa.Enum)
+    ):
+        return default
+    wanted = {"fence": "bigint", "organization_id": "text or uuid"}.get(
+        name, "a timestamp" if name in _MOMENTS else "integer" if name in _NUMBERS else "text"
+    )
+    raise ConfigurationError(
+        f"the column {names.column(name)} of {names} is {str(has).lower()}, not {wanted}; "
+        "change its type, or map another column in [database.columns] of allocator.toml"
+    )

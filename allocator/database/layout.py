@@ -1,0 +1,151 @@
+"""The tables as SQLAlchemy Core sees them: names from the settings, types from the database where it has them.
+
+`plugin_runners` has one row per worker. Beside it stand two tables of one row per pool or none: who leads the
+reconcilers (`…_leaders`), and which migrations were run (`…_version`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from allocator.model.pools import SDK_V2
+from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, ROW_STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy.engine import Dialect
+
+    from allocator.model.tables import TableNames
+
+WORKER_COLUMNS = ("pool", "organization_id", "plugin_id", "instance")
+DISCOVERED_STATES = ("starting", "ready")
+"""The states that the discovery query of the port conventions asks for."""
+
+
+class UtcTime(TypeDecorator[float]):
+    """A moment as Unix seconds here and as a timestamp in the database, in UTC whether or not the column says so."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> datetime | None:
+        """Return the moment as the driver takes it."""
+        if value is None:
+            return None
+        moment = datetime.fromtimestamp(value, tz=UTC)
+        has_zone = isinstance(self.impl_instance, sa.DateTime) and self.impl_instance.timezone
+        return moment if has_zone and dialect.name != "sqlite" else moment.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:  # noqa: ARG002  # the base's
+        """Return the moment as Unix seconds."""
+        if value is None:
+            return None
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables under the names that the settings give them.
+
+    Attributes:
+        names: Those names.
+        runners: One row per worker; its columns have the keys of `COLUMNS`.
+        leaders: One row per pool that a reconciler led.
+    """
+
+    names: TableNames
+    runners: sa.Table
+    leaders: sa.Table
+
+    @property
+    def version_table(self) -> str:
+        """Where Alembic writes which migrations were run."""
+        return f"{self.names.table}_version"
+
+    def column(self, name: str) -> sa.Column[Any]:
+        """Return a column of the runners by the name of the documents."""
+        return self.runners.c[name]
+
+    @property
+    def worker_key(self) -> tuple[sa.Column[Any], ...]:
+        """The columns that tell a row's worker."""
+        return tuple(self.runners.c[name] for name in WORKER_COLUMNS)
+
+
+def default_types() -> dict[str, TypeEngine[Any]]:
+    """Return the type of each column in a table that portlease makes itself."""
+    moment = UtcTime(timezone=True)
+    return {
+        "pool": sa.Text(),
+        "organization_id": sa.Text(),
+        "plugin_id": sa.Text(),
+        "instance": sa.Integer(),
+        "host": sa.Text(),
+        "port": sa.Integer(),
+        "runtime_state": sa.Text(),
+        "fence": sa.BigInteger(),
+        "pid": sa.BigInteger(),
+        "lease_expires_at": moment,
+        "restart_count": sa.Integer(),
+        "last_error": sa.Text(),
+        "created_at": moment,
+        "updated_at": moment,
+        "stopped_at": moment,
+    }
+
+
+_DEFAULTS = {
+    "pool": sa.text(f"'{SDK_V2.name}'"),
+    "instance": sa.text("0"),
+    "runtime_state": sa.text("'starting'"),
+    "restart_count": sa.text("0"),
+    "created_at": sa.text("CURRENT_TIMESTAMP"),
+    "updated_at": sa.text("CURRENT_TIMESTAMP"),
+}
+_REQUIRED = {*WORKER_COLUMNS, "runtime_state", "restart_count", "created_at", "updated_at"}
+
+
+def make_layout(names: TableNames, types: Mapping[str, TypeEngine[Any]] | None = None) -> Layout:
+    """Return the tables.
+
+    Args:
+        names: What they are called.
+        types: The types of columns that the database has already, by the names of the documents.
+    """
+    metadata = sa.MetaData(schema=names.schema)
+    known = default_types() | dict(types or {})
+    columns = [
+        sa.Column(
+            names.column(name),
+            known[name],
+            key=name,
+            nullable=name not in _REQUIRED,
+            server_default=_DEFAULTS.get(name),
+        )
+        for name in COLUMNS
+    ]
+    runners = sa.Table(names.table, metadata, *columns)
+    state, port = runners.c["runtime_state"], runners.c["port"]
+    runners.append_constraint(sa.PrimaryKeyConstraint(*(runners.c[name] for name in WORKER_COLUMNS)))
+    runners.append_constraint(sa.CheckConstraint(state.in_(ROW_STATES), name=f"{names.table}_state_known"))
+    runners.append_constraint(sa.CheckConstraint(port.between(1, 65_535), name=f"{names.table}_port_range"))
+    live = state.in_(LIVE_ROW_STATES)
+    address = (runners.c["pool"], runners.c["host"], port)
+    sa.Index(f"{names.table}_live", *address, unique=True, postgresql_where=live, sqlite_where=live)
+    asked = state.in_(DISCOVERED_STATES)
+    sa.Index(f"{names.table}_found", port, postgresql_where=asked, sqlite_where=asked)
+    leaders = sa.Table(
+        f"{names.table}_leaders",
+        metadata,
+        sa.Column("pool", sa.Text(), primary_key=True),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("updated_at", UtcTime(timezone=True), nullable=False),
+    )
+    return Layout(names, runners, leaders)

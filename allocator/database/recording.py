@@ -1,0 +1,125 @@
+"""Write-through: the row of a lease is in the database before its claim returns, by the same fenced upsert.
+
+```python
+from allocator import DatabaseRecorder, PortAllocator
+
+with DatabaseRecorder.open("postgresql://app@db/app") as recorder:
+    with PortAllocator.from_url(recorder=recorder) as ports:
+        lease = ports.claim("email", org="org-123", record=True)
+```
+
+The rule of this file: it writes one row, never over a newer fence, and ends another's row only when its caller has
+made sure that Redis knows of that lease's end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from allocator.client.recording import Standing
+from allocator.database.connection import Database
+from allocator.database.errors import RowRefusedError
+from allocator.database.rows import RowKey, Rows
+from allocator.database.upgrade import open_layout
+from allocator.model.errors import ConfigurationError
+from allocator.model.tables import TableNames
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from allocator.database.layout import Layout
+    from allocator.model.leases import Lease
+
+
+class DatabaseRecorder:
+    """Writes rows of leases for `claim(…, record=True)`; safe for threads.
+
+    Args:
+        database: Where the rows are.
+        names: What the table and its columns are called.
+    """
+
+    def __init__(self, database: Database, names: TableNames | None = None) -> None:
+        self._database = database
+        self._names = names or TableNames()
+        self._layout: Layout | None = None
+
+    def __repr__(self) -> str:
+        return f"<DatabaseRecorder {self._names} in {self._database.shown_url}>"
+
+    @classmethod
+    def open(
+        cls, url: str, *, timeout: float = 5.0, password: str | None = None, names: TableNames | None = None
+    ) -> Self:
+        """Return a recorder for the database at `url`; nothing is sent yet.
+
+        Args:
+            url: `postgresql://…` or `sqlite:///…`.
+            timeout: For how many seconds it may be silent.
+            password: The password when the URL has none.
+            names: What the table and its columns are called, where that is not as in the documents.
+
+        Raises:
+            ConfigurationError: When the URL cannot be read, or SQLAlchemy is not installed.
+        """
+        return cls(Database.open(url, timeout_s=timeout, password=password), names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
+        """Write the row of a lease.
+
+        Args:
+            lease: The lease, as it was just granted.
+            over: A row in the way that was returned before, and whose lease is known to have ended.
+
+        Returns:
+            The live row of another worker that has the lease's place, or None when the row is written.
+
+        Raises:
+            DatabaseUnavailableError: When the database does not answer.
+            ConfigurationError: When it cannot be used, or refuses the row for another reason.
+        """
+        if self._layout is None:
+            self._layout = open_layout(self._database, self._names)
+        rows = Rows(self._layout, lease.pool)
+        key = rows.key_of(lease.worker)
+        if key is None:
+            raise ConfigurationError(
+                f"the table {self._names} holds organisations as uuids, and {lease.org} is none; claim with a uuid"
+            )
+        now = lease.expires_at - lease.ttl_ms / 1_000
+        try:
+            with self._database.writing() as connection:
+                standing = self._standing(connection, rows, key, lease)
+                if standing and standing != over:
+                    return standing
+                if standing:
+                    rows.make_way(connection, [(key, lease)], now, unfenced=False)
+                rows.upsert(connection, [(key, lease)], now, same_fence=False)
+        except RowRefusedError as error:
+            return self._taken_meanwhile(rows, key, lease, error)
+        return None
+
+    @staticmethod
+    def _standing(connection: Connection, rows: Rows, key: RowKey, lease: Lease) -> Standing | None:
+        row = rows.at_places(connection, [(lease.host, lease.port)]).get((lease.host, lease.port))
+        return Standing(str(row.key), row.fence) if row and row.key != key else None
+
+    def _taken_meanwhile(self, rows: Rows, key: RowKey, lease: Lease, error: RowRefusedError) -> Standing:
+        with self._database.reading() as connection:
+            standing = self._standing(connection, rows, key, lease)
+        if standing is None:
+            raise ConfigurationError(
+                f"the table {self._names} refuses the row of {lease.worker} ({error.why}); mend its constraints, "
+                "or claim without recording"
+            ) from error
+        return standing
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._database.close()

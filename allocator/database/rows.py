@@ -1,0 +1,384 @@
+"""Rows of the table of workers: reading them in key order or by worker, and the fenced writes.
+
+The rules of this file: a write takes effect only on a row whose fence is not newer than its own, decided by the
+database within the statement; values are bound, never written into a statement; a row of another pool is never named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import WorkerId
+from allocator.model.tables import LIVE_ROW_STATES, STOPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+    from allocator.database.layout import Layout
+    from allocator.model.leases import Lease
+
+READ_AT_ONCE = 2_000
+"""Rows in memory while a table is walked."""
+
+_READ = (
+    "organization_id",
+    "plugin_id",
+    "instance",
+    "host",
+    "port",
+    "runtime_state",
+    "fence",
+    "pid",
+    "lease_expires_at",
+    "restart_count",
+    "last_error",
+)
+_FOLLOWS_LEASE = (
+    "host",
+    "port",
+    "runtime_state",
+    "fence",
+    "pid",
+    "lease_expires_at",
+    "restart_count",
+    "last_error",
+    "updated_at",
+    "stopped_at",
+)
+"""What an upsert replaces; `created_at` and what others added stay."""
+
+
+class RowKey(NamedTuple):
+    """Whose row it is, within a pool, in the database's own spelling."""
+
+    org: str
+    plugin: str
+    instance: int
+
+    @property
+    def worker(self) -> WorkerId | None:
+        """The worker, or None when a lease could not have these names."""
+        try:
+            return WorkerId(self.org, self.plugin, self.instance)
+        except InvalidInputError:
+            return None
+
+    def __str__(self) -> str:
+        return f"{self.org}/{self.plugin}#{self.instance}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, as far as portlease reads it; times in Unix seconds."""
+
+    key: RowKey
+    host: str | None
+    port: int | None
+    state: str
+    fence: int | None
+    pid: int | None
+    expires_at: float | None
+    restart_count: int
+    last_error: str | None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its state says that the worker has its port."""
+        return self.state in LIVE_ROW_STATES
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Host and port of a row that has both."""
+        return self.host or "", self.port or 0
+
+
+class Stop(NamedTuple):
+    """The end of a row: its key, the fence up to which that holds, its last state and why."""
+
+    key: RowKey
+    fence: int | None
+    state: str
+    why: str | None
+
+
+class DeposedError(Exception):
+    """Another reconciler leads since: nothing was written."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one pool.
+
+    Attributes:
+        layout: The tables.
+        pool: The pool.
+    """
+
+    layout: Layout
+    pool: str
+
+    @cached_property
+    def _select(self) -> sa.Select[Any]:
+        return sa.select(*(self.layout.column(name) for name in _READ)).where(self.layout.column("pool") == self.pool)
+
+    @cached_property
+    def _is_live(self) -> sa.ColumnElement[bool]:
+        return self.layout.column("runtime_state").in_(LIVE_ROW_STATES)
+
+    @cached_property
+    def _was_live(self) -> sa.ColumnElement[bool]:
+        """The same for a statement that is run with many sets of values, which cannot have lists among them."""
+        return sa.or_(*(self.layout.column("runtime_state") == state for state in LIVE_ROW_STATES))
+
+    @cached_property
+    def _has_uuids(self) -> bool:
+        return isinstance(self.layout.column("organization_id").type, sa.Uuid)
+
+    def key_of(self, worker: WorkerId) -> RowKey | None:
+        """Return the key of a worker's row, or None when the column cannot hold its organisation."""
+        if not self._has_uuids:
+            return RowKey(worker.org, worker.plugin, worker.instance)
+        try:
+            return RowKey(str(UUID(worker.org)), worker.plugin, worker.instance)
+        except ValueError:
+            return None
+
+    # -- reading --
+
+    def in_order(self, connection: Connection) -> Iterator[Row]:
+        """Yield the live rows that have a place, by host and port, a few thousand in memory at a time."""
+        host, port = self.layout.column("host"), self.layout.column("port")
+        by_bytes = sa.collate(host, "BINARY" if connection.dialect.name == "sqlite" else "C")
+        query = self._select.where(self._is_live, host.is_not(None), port.is_not(None)).order_by(by_bytes, port)
+        for found in connection.execution_options(yield_per=READ_AT_ONCE).execute(query):
+            yield _row(found)
+
+    def unclaimed(self, connection: Connection) -> list[Row]:
+        """Return the live rows that lack a host, a port or a fence, so that they were written by hand, by port."""
+        host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
+        by_hand = sa.or_(host.is_(None), port.is_(None), fence.is_(None))
+        query = self._select.where(self._is_live, by_hand).order_by(port)
+        return [_row(found) for found in connection.execute(query)]
+
+    def on_host(self, connection: Connection, host_name: str) -> list[Row]:
+        """Return the live rows of a host that have a fence, by port."""
+        host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
+        query = self._select.where(self._is_live, host == host_name, fence.is_not(None)).order_by(port)
+        return [_row(found) for found in connection.execute(query)]
+
+    def of_workers(self, connection: Connection, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
+        """Return the rows of workers, as far as they have one."""
+        if not keys:
+            return {}
+        columns = [self.layout.column(name) for name in ("organization_id", "plugin_id", "instance")]
+        query = self._select.where(sa.tuple_(*columns).in_([tuple(key) for key in keys]))
+        rows = [_row(found) for found in connection.execute(query)]
+        return {row.key: row for row in rows}
+
+    def at_places(self, connection: Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+        """Return the live rows at places (host and port)."""
+        if not places:
+            return {}
+        at = sa.tuple_(self.layout.column("host"), self.layout.column("port"))
+        query = self._select.where(self._is_live, at.in_(list(places)))
+        return {row.place: row for row in (_row(found) for found in connection.execute(query))}
+
+    def leader_fence(self, connection: Connection) -> int:
+        """Return the fence of the last leader that wrote, 0 when there was none."""
+        leaders = self.layout.leaders
+        query = sa.select(leaders.c.fence).where(leaders.c.pool == self.pool)
+        return connection.execute(query).scalar_one_or_none() or 0
+
+    # -- writing --
+
+    def lead(self, connection: Connection, *, fence: int, holder: str, now: float) -> None:
+        """Enter that this leader writes, at the beginning of its transaction.
+
+        Raises:
+            DeposedError: When a newer leader wrote before.
+        """
+        leaders = self.layout.leaders
+        entry = self._insert(connection, leaders).values(pool=self.pool, fence=fence, holder=holder, updated_at=now)
+        entry = entry.on_conflict_do_update(
+            index_elements=[leaders.c.pool],
+            set_={name: entry.excluded[name] for name in ("fence", "holder", "updated_at")},
+            where=leaders.c.fence <= entry.excluded.fence,
+        )
+        if self._changed(connection, entry) == 0:
+            raise DeposedError
+
+    def upsert(
+        self, connection: Connection, leases: Sequence[tuple[RowKey, Lease]], now: float, *, same_fence: bool
+    ) -> int:
+        """Write the rows of live leases; a row with a newer fence stays as it is.
+
+        Args:
+            connection: In a transaction.
+            leases: The leases with the keys of their rows.
+            now: The time, in Unix seconds by Redis's clock.
+            same_fence: Whether a row of the very same fence is replaced; only a leader may.
+
+        Returns:
+            How many rows were written.
+
+        Raises:
+            RowRefusedError: When a constraint or trigger refuses one of them; none is written then.
+        """
+        if not leases:
+            return 0
+        runners, fence = self.layout.runners, self.layout.column("fence")
+        entry = self._insert(connection, runners)
+        newer = fence <= entry.excluded.fence if same_fence else fence < entry.excluded.fence
+        entry = entry.on_conflict_do_update(
+            index_elements=list(self.layout.worker_key),
+            set_={self.layout.column(name).name: entry.excluded[name] for name in _FOLLOWS_LEASE},
+            where=sa.or_(fence.is_(None), newer),
+        )
+        return self._changed(connection, entry, [self._values(key, lease, now) for key, lease in leases])
+
+    def _values(self, key: RowKey, lease: Lease, now: float) -> dict[str, Any]:
+        return {
+            "pool": self.pool,
+            "organization_id": key.org,
+            "plugin_id": key.plugin,
+            "instance": key.instance,
+            "host": lease.host,
+            "port": lease.port,
+            "runtime_state": str(lease.state),
+            "fence": lease.fence,
+            "pid": lease.pid,
+            "lease_expires_at": lease.expires_at,
+            "restart_count": lease.restarts,
+            "last_error": lease.last_error,
+            "created_at": now,
+            "updated_at": now,
+            "stopped_at": None,
+        }
+
+    def refresh(self, connection: Connection, leases: Sequence[tuple[RowKey, Lease]]) -> int:
+        """Write how long leases live, into rows of the very same fence."""
+        if not leases:
+            return 0
+        runners = self.layout.runners
+        statement = (
+            sa.update(runners)
+            .where(*self._of_key(), self.layout.column("fence") == sa.bindparam("its_fence"))
+            .values(lease_expires_at=sa.bindparam("until"))
+        )
+        parameters = [self._key(key) | {"its_fence": one.fence, "until": one.expires_at} for key, one in leases]
+        return self._changed(connection, statement, parameters)
+
+    def stop(self, connection: Connection, stops: Sequence[Stop], now: float) -> int:
+        """End live rows whose fence is not newer than the one that was seen to end; return how many were."""
+        if not stops:
+            return 0
+        fence, error = self.layout.column("fence"), self.layout.column("last_error")
+        its_fence = sa.bindparam("its_fence", type_=sa.BigInteger())
+        why = sa.bindparam("why", type_=sa.Text())
+        statement = (
+            sa.update(self.layout.runners)
+            .where(*self._of_key(), self._was_live, sa.or_(fence.is_(None), fence <= its_fence))
+            .values(
+                runtime_state=sa.bindparam("its_state", type_=self.layout.column("runtime_state").type),
+                fence=its_fence,
+                last_error=sa.func.coalesce(why, error),
+                updated_at=sa.bindparam("moment", type_=self.layout.column("updated_at").type),
+                stopped_at=sa.bindparam("moment_too", type_=self.layout.column("stopped_at").type),
+            )
+        )
+        parameters = [
+            self._key(one.key)
+            | {"its_fence": one.fence, "its_state": one.state, "why": one.why, "moment": now, "moment_too": now}
+            for one in stops
+        ]
+        return self._changed(connection, statement, parameters)
+
+    def make_way(
+        self, connection: Connection, leases: Sequence[tuple[RowKey, Lease]], now: float, *, unfenced: bool
+    ) -> int:
+        """End live rows of other workers, with older fences, at the places of leases; return how many were ended.
+
+        Args:
+            connection: In a transaction.
+            leases: The leases with the keys of their own rows.
+            now: The time, in Unix seconds.
+            unfenced: Whether rows without a fence count as older.
+        """
+        if not leases:
+            return 0
+        columns = self.layout.column
+        fence = columns("fence")
+        older = fence < sa.bindparam("its_fence", type_=sa.BigInteger())
+        others = [columns(name) != sa.bindparam(f"key_{name}") for name in ("organization_id", "plugin_id", "instance")]
+        statement = (
+            sa.update(self.layout.runners)
+            .where(
+                columns("pool") == self.pool,
+                columns("host") == sa.bindparam("its_host"),
+                columns("port") == sa.bindparam("its_port"),
+                self._was_live,
+                sa.or_(*others),
+                sa.or_(fence.is_(None), older) if unfenced else older,
+            )
+            .values(
+                runtime_state=STOPPED,
+                last_error=sa.bindparam("why", type_=sa.Text()),
+                updated_at=sa.bindparam("moment", type_=columns("updated_at").type),
+                stopped_at=sa.bindparam("moment_too", type_=columns("stopped_at").type),
+            )
+        )
+        parameters = [
+            self._key(key)
+            | {
+                "its_host": lease.host,
+                "its_port": lease.port,
+                "its_fence": lease.fence,
+                "why": f"its port was leased to {lease.worker}",
+                "moment": now,
+                "moment_too": now,
+            }
+            for key, lease in leases
+        ]
+        return self._changed(connection, statement, parameters)
+
+    @staticmethod
+    def _changed(connection: Connection, statement: Any, parameters: list[dict[str, Any]] | None = None) -> int:  # noqa: ANN401  # an insert or an update
+        """Run a statement and return how many rows it changed."""
+        counted = statement.execution_options(preserve_rowcount=True)
+        result = connection.execute(counted, parameters) if parameters else connection.execute(counted)
+        return int(result.rowcount)
+
+    def _of_key(self) -> list[sa.ColumnElement[bool]]:
+        columns = self.layout.column
+        return [
+            columns("pool") == self.pool,
+            *(columns(name) == sa.bindparam(f"key_{name}") for name in ("organization_id", "plugin_id", "instance")),
+        ]
+
+    @staticmethod
+    def _key(key: RowKey) -> dict[str, Any]:
+        return {"key_organization_id": key.org, "key_plugin_id": key.plugin, "key_instance": key.instance}
+
+    @staticmethod
+    def _insert(connection: Connection, table: sa.Table) -> Any:  # noqa: ANN401  # the insert of one of two dialects
+        if connection.dialect.name == "sqlite":
+            from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+            return sqlite_insert(table)
+        from sqlalchemy.dialects.postgresql import insert
+
+        return insert(table)
+
+
+def _row(found: Sequence[Any]) -> Row:
+    org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error = found
+    key = RowKey(str(org), str(plugin), int(instance or 0))
+    return Row(key, host, port, str(state), fence, pid, expires_at, restarts or 0, error)

@@ -1,0 +1,177 @@
+"""Bring a database to what portlease needs (`upgrade`), say what it lacks (`check`), write it down (`statements`)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from allocator.database.errors import RowRefusedError
+from allocator.database.facts import TableFacts, read_facts
+from allocator.database.layout import Layout, make_layout
+from allocator.database.plan import Finding, Planner, Step, count_contradictions
+from allocator.model.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from sqlalchemy import Connection
+
+    from allocator.database.connection import Database
+    from allocator.model.tables import TableNames
+
+_LOCK = 0x706F7274
+"""The advisory lock of upgrades in PostgreSQL: two that start at once run one after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a database lacks.
+
+    Attributes:
+        missing: What is missing, in words.
+        findings: What its owner has to decide.
+    """
+
+    missing: list[str]
+    findings: list[Finding]
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether rows can be written as it is."""
+        return not self.missing and not any(finding.blocks for finding in self.findings)
+
+
+def check(database: Database, names: TableNames) -> Checked:
+    """Return what the database lacks, and change nothing.
+
+    Raises:
+        ConfigurationError: When something else has the table's name.
+    """
+    if not database.exists():
+        return Checked([step.why for step in _offline_planner(names, "sqlite").steps()], [])
+    with database.reading() as connection:
+        planner, facts = _planner(connection, names)
+    missing = [step.why for step in planner.steps()]
+    if facts is None or facts.version is None:
+        missing.append(f"table {names.table}_version, which records the migrations")
+    return Checked(missing, planner.findings())
+
+
+def upgrade(database: Database, names: TableNames) -> list[str]:
+    """Create or adopt the table; return what was done, in words.
+
+    Raises:
+        ConfigurationError: When something else has its name, or its owner has to decide something first.
+    """
+    with database.reading() as connection:
+        planner, _ = _planner(connection, names)
+    blocking = [finding.text for finding in planner.findings() if finding.blocks]
+    if blocking:
+        raise ConfigurationError(blocking[0] + ("" if len(blocking) == 1 else f" (and {len(blocking) - 1} more)"))
+    apart = [step for step in planner.steps() if step.apart]
+    for step in apart:
+        with database.writing() as connection:
+            connection.execute(sa.text(step.sql))
+    with database.writing() as connection:
+        if not database.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        planner, facts = _planner(connection, names)
+        steps = planner.steps()
+        try:
+            _migrate(connection, names, steps)
+            if facts is not None and facts.version is not None:
+                for step in steps:  # what was lost since the last revision
+                    connection.execute(sa.text(step.sql))
+        except RowRefusedError as error:
+            raise ConfigurationError(f"the rows of {names} contradict what is added ({error.why})") from error
+    return [step.why for step in [*apart, *steps]]
+
+
+def statements(names: TableNames, dialect: str, database: Database | None = None) -> str:
+    """Return the statements that are missing, as a script for those whose migrations live elsewhere.
+
+    Args:
+        names: What the table and its columns are called.
+        dialect: `postgresql` or `sqlite`, for an empty database.
+        database: The database to compare with, or None for an empty one.
+    """
+    if database is not None and database.exists():
+        dialect = "sqlite" if database.is_sqlite else "postgresql"
+        with database.reading() as connection:
+            planner, facts = _planner(connection, names)
+    else:
+        planner, facts = _offline_planner(names, dialect), None
+    steps = planner.steps()
+    apart = "".join(f"{step.sql};\n" for step in steps if step.apart)
+    steps = [step for step in steps if not step.apart]
+    if facts is not None and facts.version is not None:
+        return apart + "".join(f"{step.sql};\n" for step in steps)
+    output = io.StringIO()
+    config = _config(names, steps)
+    config.attributes |= {"dialect": dialect, "output": output}
+    from alembic import command
+
+    command.upgrade(config, "head", sql=True)
+    return apart + output.getvalue()
+
+
+def open_layout(database: Database, names: TableNames) -> Layout:
+    """Return the tables as the database has them.
+
+    Raises:
+        ConfigurationError: When they are missing or not fit to be written.
+    """
+    if database.exists():
+        with database.reading() as connection:
+            planner, facts = _planner(connection, names)
+        if facts is not None:
+            missing = planner.steps()
+            if missing:
+                raise ConfigurationError(
+                    f"{database.shown_url} lacks {missing[0].why}; run 'allocator db upgrade', "
+                    "or see 'allocator db sql'"
+                )
+            return make_layout(names, facts.types)
+    raise ConfigurationError(
+        f"{database.shown_url} has no table {names}; run 'allocator db upgrade', or see 'allocator db sql'"
+    )
+
+
+def _planner(connection: Connection, names: TableNames) -> tuple[Planner, TableFacts | None]:
+    facts = read_facts(connection, names)
+    layout = make_layout(names, facts.types if facts else None)
+    if facts:
+        facts = replace(facts, counts=count_contradictions(connection, layout, facts))
+    return Planner(layout, facts, connection.dialect), facts
+
+
+def _offline_planner(names: TableNames, dialect: str) -> Planner:
+    from sqlalchemy.engine import URL
+
+    return Planner(make_layout(names), None, URL.create(dialect).get_dialect()())
+
+
+def _config(names: TableNames, steps: list[Step]) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    attributes: dict[str, Any] = {
+        "version_table": f"{names.table}_version",
+        "schema": names.schema,
+        "steps": steps,
+    }
+    config.attributes |= attributes
+    return config
+
+
+def _migrate(connection: Connection, names: TableNames, steps: list[Step]) -> None:
+    from alembic import command
+
+    config = _config(names, steps)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

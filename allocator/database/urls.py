@@ -1,0 +1,66 @@
+"""Database URLs: the forms that people write, what SQLAlchemy is given, and the same without its password."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import ConfigurationError
+from allocator.model.names import shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import URL
+
+DEFAULT_FILE = "plugin_runners.sqlite3"
+FORMS = "postgresql://[user[:password]@]host[:port]/database or sqlite:////path/to/file"
+_DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+}
+
+
+def default_url(state_dir: Path) -> URL:
+    """Return the URL of the database that serves when none is configured: SQLite beside the embedded server."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(state_dir / DEFAULT_FILE))
+
+
+def parse_database_url(text: str, *, password: str | None = None) -> URL:
+    """Return a URL that SQLAlchemy takes.
+
+    Args:
+        text: `postgresql://…`, `postgres://…` or `sqlite:///…`.
+        password: The password when the URL has none.
+
+    Raises:
+        ConfigurationError: When it has another form; the error does not repeat it.
+    """
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    scheme = text.partition(":")[0].lower()
+    if scheme not in _DRIVERS:
+        raise ConfigurationError(f"{shown(scheme[:20])} is not a database that portlease knows; write {FORMS}")
+    try:
+        url = make_url(text)
+        url = url.set(drivername=_DRIVERS[scheme])
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(f"the database URL {redacted(text)} cannot be read; write {FORMS}") from None
+    if url.get_backend_name() == "sqlite" and not url.database:
+        raise ConfigurationError("the database URL names no SQLite file; write sqlite:////path/to/file")
+    if password and not url.password and url.get_backend_name() == "postgresql":
+        url = url.set(password=password)
+    return url
+
+
+def redacted(text: str) -> str:
+    """Return a URL as it may be shown: without its password, on one line."""
+    hidden = re.sub(r"(://[^:/@?#]*):.*@", r"\1:***@", text)
+    hidden = re.sub(r"(?i)((?:^|[?&])[^=&]*pass[^=&]*=)[^&]*", r"\1***", hidden)
+    return "".join(character if character.isprintable() else "?" for character in hidden)[:200]

@@ -1,0 +1,203 @@
+"""The loop around the reconciler: lead or stand by, make a pass, follow the events until the next, wait out outages.
+
+The rule of this file: nothing that Redis or the database does ends the loop but being told to stop. What was missed
+meanwhile is not remembered anywhere; the next pass finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from allocator.database.reconciler import Report
+from allocator.database.rows import DeposedError
+from allocator.model.errors import AllocatorError, DatabaseUnavailableError, StoreUnavailableError
+from allocator.model.names import WorkerId
+from allocator.protocol.keys import events_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from allocator.database.reconciler import Reconciler
+    from allocator.protocol.leading import Leadership
+
+BACKOFF_FIRST_S = 0.1
+BACKOFF_MOST_S = 2.0
+"""A database that is back is noticed within two seconds, and one that is away is asked at most so often."""
+
+STAND_BY_S = 1.0
+"""How often a stand-by asks; a leader that ends in order is followed within it, one that was killed within its TTL."""
+
+EVENTS_AT_ONCE = 1_000
+
+log = logging.getLogger("allocator")
+
+
+class Gauge(Protocol):
+    """Takes in what the loop does, for metrics."""
+
+    def leads(self, *, leads: bool) -> None:
+        """Take in whether this one leads."""
+        ...
+
+    def passed(self, report: Report, seconds: float) -> None:
+        """Take in a whole pass."""
+        ...
+
+    def followed(self, report: Report) -> None:
+        """Take in the settling of events."""
+        ...
+
+    def failed(self, error: AllocatorError) -> None:
+        """Take in that Redis or the database was away."""
+        ...
+
+
+def patiently(make: Callable[[], Reconciler], say: Callable[[str], None]) -> Reconciler:
+    """Return what `make` makes, waiting for a Redis or a database that is away.
+
+    Raises:
+        ConfigurationError: When it cannot be used as it is, which waiting does not mend.
+    """
+    failures = 0
+    while True:
+        try:
+            return make()
+        except (DatabaseUnavailableError, StoreUnavailableError) as error:
+            if failures == 0:
+                say(f"{error}; waiting for it")
+            failures += 1
+            time.sleep(backoff_s(failures))
+
+
+def backoff_s(failures: int) -> float:
+    """Return for how many seconds to wait after so many failures in a row: growing, jittered, bounded."""
+    ceiling = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(failures, 10))
+    return random.uniform(ceiling / 2, ceiling)  # noqa: S311  # jitter, not a secret
+
+
+@dataclass(slots=True)
+class Watch:
+    """Keeps one pool's rows right until it is told to stop.
+
+    Attributes:
+        reconciler: Compares and writes; it has a leader's candidacy.
+        every_s: Seconds between the beginnings of two passes.
+        say: Tells a person in one line what changed.
+        gauge: Takes in what happens, for metrics, or None.
+        first: What a new leader does once before its first pass.
+    """
+
+    reconciler: Reconciler
+    every_s: float
+    say: Callable[[str], None]
+    gauge: Gauge | None = None
+    first: Callable[[], None] | None = None
+    _cursor: str = "0-0"
+    _failures: int = 0
+    _stands_by_for: str | None = None
+    _leads: bool = False
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Work until `should_stop`; the leadership is given up at the end."""
+        leader = self.reconciler.leader
+        assert leader is not None  # noqa: S101  # whoever watches writes
+        try:
+            while not should_stop():
+                self._turn(should_stop)
+        finally:
+            with contextlib.suppress(AllocatorError):
+                leader.give_up()
+
+    def _turn(self, should_stop: Callable[[], bool]) -> None:
+        try:
+            if self._lead():
+                self._reconcile(should_stop)
+            self._failures = 0
+        except DeposedError:
+            self._lead_no_more("another reconciler")
+        except (DatabaseUnavailableError, StoreUnavailableError) as error:
+            self._wait_out(error)
+
+    def _lead(self) -> bool:
+        leader, reconciler = self.reconciler.leader, self.reconciler
+        assert leader is not None  # noqa: S101  # as above
+        if leader.fence is None:
+            with reconciler.database.reading() as connection:
+                leader.known_fence = reconciler.rows.leader_fence(connection)
+        held = leader.take()
+        if held.fence is not None:
+            if not self._leads:
+                self._begin_to_lead()
+            return True
+        self._lead_no_more(held.holder)
+        self._stand_by(held)
+        return False
+
+    def _begin_to_lead(self) -> None:
+        self._leads, self._stands_by_for = True, None
+        self.say(f"leading the reconcilers of pool {self.reconciler.rows.pool}")
+        if self.gauge:
+            self.gauge.leads(leads=True)
+        if self.first:
+            self.first()
+
+    def _lead_no_more(self, other: str) -> None:
+        if self._leads or self._stands_by_for != other:
+            self.say(f"standing by: {other} leads the reconcilers of pool {self.reconciler.rows.pool}")
+        self._leads, self._stands_by_for = False, other
+        if self.gauge:
+            self.gauge.leads(leads=False)
+
+    def _stand_by(self, held: Leadership) -> None:
+        time.sleep(max(0.01, min(STAND_BY_S, held.remaining_ms / 1_000)))
+
+    def _reconcile(self, should_stop: Callable[[], bool]) -> None:
+        """Make a pass, seeing to events in between, then follow the events until the next pass is due."""
+        began = time.monotonic()
+        report = Report()
+        store, stream = self.reconciler.allocator.store, events_key(self.reconciler.rows.pool)
+        newest = store.newest_events(stream, 1)
+        self._cursor = newest[-1][0] if newest else "0-0"
+        for _ in self.reconciler.walk(report):
+            self._see_to_events()
+        if self.gauge:
+            self.gauge.passed(report, time.monotonic() - began)
+        if self._failures:
+            self.say("Redis and the database answer again, and are equal")
+        self._failures = 0
+        while not should_stop() and (left_s := began + self.every_s - time.monotonic()) > 0:
+            assert self.reconciler.leader is not None  # noqa: S101  # as above
+            self.reconciler.leader.keep()
+            wait_s = min(left_s, self.reconciler.leader.ttl_ms / 3_000)
+            if store.wait_for_event(stream, self._cursor, wait_s):
+                self._see_to_events()
+
+    def _see_to_events(self) -> None:
+        """Settle whoever the events since the last look are about; what they say of them is not believed."""
+        store, stream = self.reconciler.allocator.store, events_key(self.reconciler.rows.pool)
+        while batch := store.read_events(stream, self._cursor, EVENTS_AT_ONCE):
+            workers: dict[WorkerId, None] = {}
+            for _, fields in batch:
+                with contextlib.suppress(AllocatorError):
+                    workers[WorkerId.parse(fields.get("worker", ""))] = None
+            report = Report()
+            self.reconciler.settle(list(workers), report)
+            self._cursor = batch[-1][0]
+            if self.gauge:
+                self.gauge.followed(report)
+            if len(batch) < EVENTS_AT_ONCE:
+                return
+
+    def _wait_out(self, error: AllocatorError) -> None:
+        if self._failures == 0:
+            self.say(f"{error}; waiting for it")
+        log.debug("attempt %d: %s", self._failures + 1, error)
+        if self.gauge:
+            self.gauge.failed(error)
+        self._failures += 1
+        time.sleep(backoff_s(self._failures))

@@ -1,0 +1,92 @@
+"""Lead: the leadership of a pool's reconcilers, a lease of its own kind, and the way back of claims from a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from allocator.protocol import decode
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import script_keys
+from allocator.protocol.replies import Reply
+from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from allocator.model.names import WorkerId
+    from allocator.model.pools import PoolSpec
+
+RESTORE_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """Who leads.
+
+    Attributes:
+        fence: The fence of the caller's leadership, or None when another leads.
+        holder: Who leads, in words.
+        remaining_ms: How long the other may still lead without a sign of life.
+    """
+
+    fence: int | None
+    holder: str
+    remaining_ms: float = 0.0
+
+
+def take_leadership(pool: str, *, token: str, ttl_ms: int, holder: str, known_fence: int = 0) -> Operation[Leadership]:
+    """Become the leader of a pool's reconcilers, or go on being it.
+
+    Args:
+        pool: The pool.
+        token: The caller's proof.
+        ttl_ms: How long the leadership lives without being taken again.
+        holder: Who the caller is, in words without quotes.
+        known_fence: The highest fence of a leader that the caller has seen; its own will be higher.
+    """
+    args = ("take", token, ttl_ms, holder, known_fence)
+    reply = decode.words((yield ScriptCall("lead", script_keys(pool), args)))
+    if decode.text(reply[0]) == Reply.HELD:
+        return Leadership(None, decode.text(reply[1]), decode.number(reply[2]))
+    return Leadership(int(decode.number(reply[1])), holder)
+
+
+def give_up_leadership(pool: str, token: str) -> Operation[bool]:
+    """Stop leading, so that another can at once; return whether the caller did lead."""
+    reply = decode.words((yield ScriptCall("lead", script_keys(pool), ("release", token, 0, "", 0))))
+    return decode.text(reply[0]) == Reply.RELEASED
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A lease that a database remembers."""
+
+    worker: WorkerId
+    host: str
+    port: int
+    fence: int
+
+
+def restore(pool: PoolSpec, claims: Sequence[Remembered], ttl_ms: int) -> Operation[list[bool]]:
+    """Keep the ports of remembered leases for their own workers, for `ttl_ms` from now.
+
+    Returns:
+        For each, in their order, whether it was restored (False: Redis knows its port or worker by itself).
+    """
+    done: dict[int, bool] = {}
+    by_space: dict[str, list[int]] = {}
+    for at, claim in enumerate(claims):
+        by_space.setdefault(space_of(pool, claim.host), []).append(at)
+    for space, members in by_space.items():
+        for start in range(0, len(members), RESTORE_BATCH):
+            batch = members[start : start + RESTORE_BATCH]
+            args: list[str | int] = [ttl_ms]
+            for at in batch:
+                one = claims[at]
+                args += (one.host, one.port, str(one.worker), one.fence)
+            reply = decode.words((yield ScriptCall("restore", script_keys(pool.name, space), tuple(args))))
+            if decode.text(reply[0]) == Reply.NO_POOL:
+                return [False] * len(claims)
+            done.update(zip(batch, (decode.text(code) == Reply.RESTORED for code in reply), strict=True))
+    return [done[at] for at in range(len(claims))]

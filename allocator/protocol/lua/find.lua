@@ -1,0 +1,57 @@
+-- find: where workers are, or how their last lease ended. Reads only.
+--
+-- What it answers is the whole truth of one moment, so that whoever heard of a change (late, twice, in the wrong order)
+-- asks here instead of believing what was heard.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>     (only whether the space is * matters)
+-- ARGV  workers
+-- Replies
+--       now_ms, then for each worker
+--       host, port, fence of its last lease ('' three times when nothing is known), then one of
+--       live (with the lease and its remaining ms) · released · declined · expired · replaced (the port was given to
+--       another since) · unknown; lease or ''; remaining ms
+-- Events  none
+-- Loops   the batch, which the client keeps to 256 workers
+
+--@include replies
+--@include base
+
+local function run()
+  --@include keys
+  --@include now
+  --@include places
+  --@include grants
+  --@include lease_head
+  local reply = { whole(now) }
+  local hows = { ['-'] = RELEASED, ['~'] = DECLINED, ['!'] = EXPIRED }
+  for at, worker in ipairs(ARGV) do
+    local place = read('GET', worker_prefix .. worker)
+    local host, port, fence, how, lease, left = '', '', '', UNKNOWN, '', 0
+    if place then
+      host, port, fence = place_of(place, worker_prefix .. worker)
+      local place_space = space == '*' and '*' or host
+      tokens_key = base .. ':tokens:' .. place_space
+      local grant = read('HGET', tokens_key, port)
+      local ended, its_fence
+      if grant then
+        ended, its_fence = grant_of(grant, port)
+      end
+      if its_fence == fence then
+        how = hows[ended] or EXPIRED
+        local key = base .. ':lease:' .. place_space .. ':' .. port
+        local text = ended == '' and read('GET', key)
+        if text and lease_head(text, key) == fence then
+          how, lease, left = LIVE, text, redis.call('PTTL', key)
+        end
+      elseif its_fence then
+        how = REPLACED
+      end
+    end
+    local base_at = 6 * at - 4
+    reply[base_at], reply[base_at + 1], reply[base_at + 2] = host, port, fence
+    reply[base_at + 3], reply[base_at + 4], reply[base_at + 5] = how, lease, left
+  end
+  return reply
+end
+
+--@include run

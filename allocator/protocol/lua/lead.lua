@@ -1,0 +1,55 @@
+-- lead: takes, keeps or gives up the leadership of a pool's reconcilers.
+--
+-- Safe because the leader is whoever's token stands in the one key, decided and written within this script; its fence
+-- is higher than every one before it, so that a leader which was stopped and goes on is told apart by what it writes.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
+-- ARGV  1 take or release  2 token  3 ttl_ms  4 holder: who it is, in words without quotes
+--       5 highest fence of a leader that the client knows of
+-- Replies
+--       granted fence · renewed fence      this token leads, for ttl_ms from now
+--       held holder remaining_ms           another one does
+--       released · already                 this token does not lead any more
+-- Events  none
+-- Loops   none
+
+--@include replies
+--@include base
+
+local function run()
+  --@include keys
+  --@include now
+  --@include fences
+  local leader_key, proof_key = base .. ':leader', base .. ':tokens:!leader'
+  local token, ttl_text = ARGV[2], ARGV[3]
+  local leader, proof = read('GET', leader_key), read('GET', proof_key)
+  local fence, holder
+  if leader then
+    fence, holder = string.match(leader, '^{"fence":(%d+),"holder":"([^"]*)"}$')
+    if not fence then
+      bad(leader_key, 'does not hold a leader')
+    end
+  end
+  local is_mine = leader and proof == token
+  if ARGV[1] == 'release' then
+    if not is_mine then
+      return { ALREADY }
+    end
+  elseif leader and not is_mine then
+    return { HELD, holder, redis.call('PTTL', leader_key) }
+  end
+
+  -- writes --
+  if ARGV[1] == 'release' then
+    redis.call('DEL', leader_key)
+    redis.call('DEL', proof_key)
+    return { RELEASED }
+  end
+  local code = is_mine and RENEWED or GRANTED
+  fence = fence or next_fence(0, now_us, ARGV[5])
+  redis.call('SET', leader_key, '{"fence":' .. fence .. ',"holder":"' .. ARGV[4] .. '"}', 'PX', ttl_text)
+  redis.call('SET', proof_key, token, 'PX', ttl_text)
+  return { code, fence }
+end
+
+--@include run
