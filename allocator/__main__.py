@@ -1,11 +1,19 @@
-"""The `allocator` command: runs the command line and turns every error that a user can cause into one line."""
+"""The `allocator` command: runs the command line and turns every error that a user can cause into one line.
+
+It rests on this: a command that is interrupted ends at once, wherever it is, and what must be undone first says so
+itself (`cli.interrupts`). Nothing that a command loads may therefore need a tidy end, and nothing may be imported here
+before `main` has begun: until then Ctrl-C shows a traceback.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
-from allocator.model.errors import EXIT_CONFIGURATION, EXIT_USAGE, AllocatorError
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
 
 EXIT_INTERRUPTED = 130
 EXTRAS = {"sqlalchemy": "sql", "alembic": "sql", "psycopg": "sql"}
@@ -14,8 +22,20 @@ EXTRAS = {"sqlalchemy": "sql", "alembic": "sql", "psycopg": "sql"}
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
+    obeyed = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN  # a shell's background command ignores Ctrl-C
+    if obeyed:
+        signal.signal(signal.SIGINT, end_at_once)
     open_closed_streams()
-    sys.exit(status_of(sys.argv[1:]))
+    status = status_of(sys.argv[1:])
+    if obeyed:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but Python's own end, which would show a traceback
+    sys.exit(status)
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process on Ctrl-C without a word: a KeyboardInterrupt in the middle of an import shows a traceback."""
+    del number, frame
+    os._exit(EXIT_INTERRUPTED)
 
 
 def open_closed_streams() -> None:
@@ -31,10 +51,14 @@ def open_closed_streams() -> None:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a process may have any name, and a terminal any encoding
 
 
 def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error a line
     """Run a command and return its exit status; errors are one line on standard error."""
+    from allocator.model.errors import EXIT_CONFIGURATION, EXIT_USAGE, AllocatorError
+
     try:
         from allocator.cli.app import run_command
 
@@ -45,7 +69,7 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except UnicodeEncodeError:
         return _say("an argument is not valid text; use names of letters, digits, '.', '_' and '-'", EXIT_USAGE)
@@ -55,13 +79,27 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
             raise
         return _say(f"{error.name} is not installed; pip install 'portlease[{extra}]'", EXIT_CONFIGURATION)
     except OSError as error:
-        what = f"{error.filename}: " if error.filename else ""
-        return _say(f"{what}{error.strerror or error}; make room or mend its rights", EXIT_CONFIGURATION)
+        _discard_output()
+        what = os.fsdecode(error.filename) if error.filename else "standard output or a file of this command"
+        return _say(
+            f"{what} could not be used ({error.strerror or error}); make room or mend its rights", EXIT_CONFIGURATION
+        )
     return status
 
 
+def _discard_output() -> None:
+    """Send what is still to be written nowhere: Python would complain about it at its end."""
+    from contextlib import suppress
+
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _say(message: str, status: int) -> int:
-    print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed
+    from contextlib import suppress
+
+    with suppress(OSError):  # nobody listens: the status says it too
+        print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed
     return status
 
 

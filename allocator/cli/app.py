@@ -93,7 +93,8 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "allocator"
-            typer.echo(f"allocator: {one_line(str(text()))}; see '{path} --help'", err=True)
+            told = one_line(str(text()))
+            typer.echo(f"allocator: {told}{' See' if told.endswith('?') else '; see'} '{path} --help'", err=True)
         return EXIT_USAGE
     return status if isinstance(status, int) else 0
 

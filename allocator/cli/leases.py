@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.claiming import claim_and_save
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -22,8 +23,9 @@ from allocator.cli.options import (
     talk,
 )
 from allocator.cli.output import write_lease
+from allocator.cli.renewing import Renewals
 from allocator.model.durations import parse_duration_ms
-from allocator.model.errors import AllocatorError, HeldError, InvalidInputError, LeaseLostError
+from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_port, environment_name, shown
 
 if TYPE_CHECKING:
@@ -85,17 +87,8 @@ def claim(
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
-        known = at.files.find(at.pool, at.host, worker)
-        arguments["token"] = token or os.environ.get("ALLOCATOR_TOKEN") or (live_token(at, known) if known else None)
-        lease = at.allocator.claim(plugin, wait=wait_s, record=record, **arguments)
-        try:
-            at.files.save(lease)
-        except AllocatorError:
-            if not known or known.token != lease.token:
-                at.allocator.release(lease)
-            raise
-        if known and known.port != lease.port:
-            at.files.remove(known)
+        given = token or os.environ.get("ALLOCATOR_TOKEN")
+        lease = claim_and_save(at, worker, arguments, wait_s=wait_s, token=given, record=record)
         write_lease(lease, form)
 
 
@@ -159,17 +152,6 @@ def living_process(text: str) -> int:
     return int(text)
 
 
-def live_token(at: Desk, known: Lease) -> str | None:
-    """Return the token of a saved lease if Redis says that it is live; another grant needs another token."""
-    from allocator.protocol import listing
-    from allocator.protocol.pools import pool_rules
-
-    rules = at.allocator.run(pool_rules(at.allocator.session.context, at.pool))
-    space = at.allocator.session.context.space(rules)
-    live = at.allocator.run(listing.port_view(at.pool, space, known.port)).lease
-    return known.token if live and live.fence == known.fence else None
-
-
 def renew(
     targets: Targets = None,
     every_one: AllOption = False,
@@ -195,29 +177,23 @@ def renew(
     ttl_s = seconds(ttl, "TTL")
     with desk(pool, host, redis_url, config) as at:
         leases = chosen(at, targets, every_one, token, "renew")
+        if not leases:
+            talk(f"no lease was claimed by this user on {at.host}; nothing to renew")
         if ttl_s is not None:
-            leases = [replace(lease, ttl_ms=round(ttl_s * 1_000)) for lease in leases]
-        _renew_until(at, leases, interval_s, process, rewrite=ttl_s is not None)
-
-
-def _renew_until(at: Desk, leases: list[Lease], interval_s: float | None, pid: int | None, *, rewrite: bool) -> None:
-    import time
-
-    from allocator.kernel.processes import identify, wait_for_exit
-
-    process = identify(pid) if pid is not None else None
-    while True:
-        leases = at.allocator.renew(*leases, rewrite=rewrite)
-        for lease in leases:
-            if at.files.load(lease.pool, lease.host, lease.port):
-                at.files.save(lease)
+            leases = with_ttl(at, leases, round(ttl_s * 1_000))
+        renewals = Renewals(at, leases, rewrite=ttl_s is not None)
         if interval_s is None:
-            return
-        if pid is None:
-            time.sleep(interval_s)
-        elif process is None or wait_for_exit(process, interval_s):
-            talk(f"process {pid} has ended; its leases end by their TTL")
-            return
+            renewals.once()
+        else:
+            renewals.until_the_end_of(process, interval_s)
+    if renewals.lost:
+        raise renewals.lost
+
+
+def with_ttl(at: Desk, leases: list[Lease], ttl_ms: int) -> list[Lease]:
+    """Return leases as they stand in Redis, which the holder may have changed since, with another TTL."""
+    live = {(lease.port, lease.fence): lease for lease in at.allocator.leases(host=at.host)}
+    return [replace(live.get((lease.port, lease.fence), lease), token=lease.token, ttl_ms=ttl_ms) for lease in leases]
 
 
 def release(
@@ -234,10 +210,21 @@ def release(
     Example: allocator release 5556
     """
     with desk(pool, host, redis_url, config) as at:
+        refused: HeldError | None = None
         for lease in chosen(at, targets, every_one, token, "release"):
-            if not at.allocator.release(lease):
+            try:
+                ended = at.allocator.release(lease)
+            except HeldError as error:  # somebody else has the port: a lease that was saved here has ended
+                if every_one:
+                    ended = False
+                else:
+                    refused = refused or error
+                    ended = True
+            if not ended:
                 talk(f"the lease of {lease.worker} on {lease.address} had ended already")
             at.files.remove(lease)
+        if refused:
+            raise refused
 
 
 def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | None, verb: str) -> list[Lease]:

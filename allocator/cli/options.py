@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,12 +64,17 @@ class Desk:
     Attributes:
         settings: What it goes by.
         allocator: The pool's leases on this host.
-        files: The tokens of leases that were claimed here.
     """
 
     settings: Settings
     allocator: PortAllocator
-    files: LeaseFiles
+
+    @property
+    def files(self) -> LeaseFiles:
+        """The tokens of leases that were claimed here."""
+        from allocator.client.lease_files import LeaseFiles
+
+        return LeaseFiles(self.settings.state_dir / "leases")
 
     @property
     def host(self) -> str:
@@ -95,7 +99,7 @@ def read_settings(
     """Return the settings that the flags, the environment and the file make."""
     given = {"pool": pool, "host": host, "redis_url": redis_url, "advertise": advertise}
     flags = given | {"database_url": database_url}
-    return load_settings(flags, os.environ, Path.cwd(), config=config)
+    return load_settings(flags, os.environ, config=config)
 
 
 @contextmanager
@@ -110,7 +114,6 @@ def desk(
 ) -> Iterator[Desk]:
     """Give what a command works with, connected lazily, closed at the end."""
     from allocator.client.blocking import PortAllocator
-    from allocator.client.lease_files import LeaseFiles
     from allocator.client.session import make_session
     from allocator.store.blocking import Store
 
@@ -122,7 +125,7 @@ def desk(
     else:
         store = Store.embedded(lambda: _embedded_url(settings), timeout_s=timeout_s)
     with PortAllocator(store, session) as allocator:
-        yield Desk(settings, allocator, LeaseFiles(settings.state_dir / "leases"))
+        yield Desk(settings, allocator)
 
 
 def _embedded_url(settings: Settings) -> str:
@@ -136,5 +139,6 @@ def _embedded_url(settings: Settings) -> str:
 
 
 def talk(line: str) -> None:
-    """Say one line to the person who watches."""
-    print(f"allocator: {line}", file=sys.stderr)
+    """Say one line to the person who watches; that nobody does stops no command."""
+    with suppress(OSError):
+        print(f"allocator: {line}", file=sys.stderr)

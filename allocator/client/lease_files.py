@@ -2,6 +2,10 @@
 
 One file per lease, readable by its owner only, replaced atomically. A file is memory, not truth: it may name a lease
 that has ended; Redis decides. Tokens are written nowhere else on disk.
+
+A claim leaves its token here before it asks Redis, in a file named for its worker, and removes that file when the
+lease file is there: so a claim that is killed halfway is finished by the next one of its worker, and two at once get
+one lease.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from allocator.protocol.decode import holder_words
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MAX_FILE_NAME = 255
+"""Longest name of a file in bytes, on every file system that matters; a pool and a host can have 128 each."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseFiles:
@@ -35,7 +42,39 @@ class LeaseFiles:
     directory: Path
 
     def _path(self, pool: str, host: str, port: int) -> Path:
-        return self.directory / f"{pool}@{host}@{port}.json"
+        return self.directory / f"{_stem(pool, host)}@{port}.json"
+
+    def _claim_path(self, pool: str, host: str, worker: WorkerId) -> Path:
+        name = f".claim@{pool}@{host}@{worker.org}@{worker.plugin}@{worker.instance}"
+        return self.directory / (name if len(name) <= MAX_FILE_NAME else f".claim@{_digest(name)}")
+
+    def begin_claim(self, pool: str, host: str, worker: WorkerId, token: str) -> tuple[str, bool]:
+        """Leave the token of a claim that is about to be made, unless an unfinished one of this worker left its own.
+
+        Returns:
+            The token to claim with, and whether it is the one that was given.
+
+        Raises:
+            ConfigurationError: When the directory or the disk cannot take it.
+        """
+        path = self._claim_path(pool, host, worker)
+        with self._written(token) as temporary:
+            try:
+                os.link(temporary, path)  # unlike a rename it spares what is there
+            except FileExistsError:
+                known = path.read_text(encoding="ascii")
+                if known:
+                    return known, False
+                temporary.replace(path)  # a machine that lost its power left an empty one
+            return token, True
+
+    def end_claim(self, pool: str, host: str, worker: WorkerId) -> bool:
+        """Forget the token of a claim that is finished or undone; return whether this call did."""
+        try:
+            self._claim_path(pool, host, worker).unlink()
+        except OSError:
+            return False
+        return True
 
     def save(self, lease: Lease) -> None:
         """Write the file of a lease, with its token.
@@ -55,21 +94,29 @@ class LeaseFiles:
             "expires_at": lease.expires_at,
             "token": lease.token,
         } | {name: value for name, value in lease.holder_words().items() if value}
+        with self._written(json.dumps(content)) as temporary:
+            temporary.replace(self._path(lease.pool, lease.host, lease.port))
+
+    @contextlib.contextmanager
+    def _written(self, content: str) -> Iterator[Path]:
+        """Give a private file with this content, to be moved where it belongs; it is gone at the end."""
         temporary: Path | None = None
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=".new-")
             temporary = Path(name)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(content, file)
-            temporary.replace(self._path(lease.pool, lease.host, lease.port))
+                file.write(content)
+            yield temporary
         except OSError as error:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
             raise ConfigurationError(
-                f"the lease file cannot be written in {self.directory} ({error.strerror}); "
-                "make room there, or set XDG_STATE_HOME to a directory that can be written"
+                f"the lease file cannot be written in {self.directory} ({(error.strerror or str(error)).lower()}); "
+                "make room or access there, or give another state directory with ALLOCATOR_STATE_DIR"
             ) from error
+        finally:
+            if temporary is not None:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
 
     def remove(self, lease: Lease) -> None:
         """Delete the file of a lease, if it is still of this lease."""
@@ -90,12 +137,13 @@ class LeaseFiles:
 
     def all(self, pool: str | None = None, host: str | None = None) -> list[Lease]:
         """Return the saved leases, by host and port."""
-        found = [lease for lease in self._each() if pool in {None, lease.pool} and host in {None, lease.host}]
+        stem = _stem(pool, host) if pool and host else "*@*"
+        found = [lease for lease in self._each(stem) if pool in {None, lease.pool} and host in {None, lease.host}]
         return sorted(found, key=lambda lease: (lease.pool, lease.host, lease.port))
 
-    def _each(self) -> Iterator[Lease]:
+    def _each(self, stem: str) -> Iterator[Lease]:
         try:
-            paths = list(self.directory.glob("*@*@*.json"))
+            paths = list(self.directory.glob(f"{stem}@*.json"))
         except OSError:
             return
         for path in paths:
@@ -127,3 +175,17 @@ class LeaseFiles:
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
             raise ConfigurationError(f"the file {path} is not a lease file; delete it") from None
+
+
+def _stem(pool: str, host: str) -> str:
+    """Return how the names of a host's lease files begin."""
+    stem = f"{pool}@{host}"
+    if len(stem) <= MAX_FILE_NAME - len("@65535.json"):
+        return stem
+    return f"{pool}@{host[:64]}.{_digest(stem)}"
+
+
+def _digest(text: str) -> str:
+    from hashlib import sha256  # 2 ms that only long names need
+
+    return sha256(text.encode()).hexdigest()[:32]

@@ -1,10 +1,13 @@
 """Settings: from flags, then `ALLOCATOR_*` of the environment, then `allocator.toml`, then defaults.
 
 The file is `allocator.toml` in the working directory, else in `$XDG_CONFIG_HOME/allocator/`; `--config` names another.
+State lives in `$ALLOCATOR_STATE_DIR`, else in `$XDG_STATE_HOME/allocator`. As the XDG specification asks, its variables
+count only when they hold absolute paths.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +41,6 @@ class Settings:
         database_password: The password when that URL has none.
         table: What the table of workers and its columns are called there.
         refresh_expiry: Whether `lease_expires_at` follows the renewals of a lease whose row is else the same.
-        state_dir: Where lease files and the embedded server live.
     """
 
     pool: str = SDK_V2.name
@@ -51,18 +53,26 @@ class Settings:
     database_password: str | None = field(default=None, repr=False)
     table: TableNames = field(default_factory=TableNames)
     refresh_expiry: bool = True
-    state_dir: Path
+    environ: Mapping[str, str] = field(repr=False)
+
+    @property
+    def state_dir(self) -> Path:
+        """Where lease files and the embedded server live.
+
+        Raises:
+            ConfigurationError: When nothing says where; only who keeps state needs to know.
+        """
+        return state_directory(self.environ)
 
 
 def load_settings(
-    flags: Mapping[str, str | None], environ: Mapping[str, str], cwd: Path, *, config: str | None = None
+    flags: Mapping[str, str | None], environ: Mapping[str, str], *, config: str | None = None
 ) -> Settings:
     """Return the settings.
 
     Args:
         flags: What the command line gave, by setting; None where it gave nothing.
         environ: The environment.
-        cwd: The working directory.
         config: The settings file that was named, or None to look for one.
 
     Raises:
@@ -70,7 +80,7 @@ def load_settings(
         InvalidInputError: When a flag or variable cannot be right.
     """
     values: dict[str, str] = {"pool": SDK_V2.name, "connect_timeout": DEFAULT_TIMEOUT}
-    file = _from_file(config or environ.get("ALLOCATOR_CONFIG"), environ, cwd)
+    file = _from_file(config or environ.get("ALLOCATOR_CONFIG"), environ)
     values |= file.values
     values |= {name: environ[key] for name in NAMES if environ.get(key := f"ALLOCATOR_{name.upper()}")}
     values |= {name: value for name, value in flags.items() if value is not None}
@@ -88,14 +98,36 @@ def load_settings(
         database_password=environ.get("ALLOCATOR_DATABASE_PASSWORD"),
         table=file.table,
         refresh_expiry=file.refresh_expiry,
-        state_dir=state_directory(environ),
+        environ=environ,
     )
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
-    """Return where this user's state lives: `$XDG_STATE_HOME/allocator`, by default `~/.local/state/allocator`."""
-    home = environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "allocator"
+    """Return where this user's state lives: `$XDG_STATE_HOME/allocator`, by default `~/.local/state/allocator`.
+
+    Raises:
+        ConfigurationError: When nothing says where.
+    """
+    if named := environ.get("ALLOCATOR_STATE_DIR"):
+        return Path(os.path.abspath(named))  # noqa: PTH100  # not resolved: a link stays the user's choice
+    base = _xdg_directory(environ, "XDG_STATE_HOME", ".local/state")
+    if base is None:
+        raise ConfigurationError(
+            f"user {os.geteuid()} has no home directory to keep state in; "
+            "set HOME, XDG_STATE_HOME or ALLOCATOR_STATE_DIR"
+        )
+    return base / "allocator"
+
+
+def _xdg_directory(environ: Mapping[str, str], variable: str, in_home: str) -> Path | None:
+    given = environ.get(variable, "")
+    if given.startswith("/"):
+        return Path(given)
+    try:
+        home = Path(environ.get("HOME") or Path.home())
+    except RuntimeError:  # a container's user that is in no list of users
+        return None
+    return home / in_home
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +137,12 @@ class _File:
     refresh_expiry: bool = True
 
 
-def _from_file(named: str | None, environ: Mapping[str, str], cwd: Path) -> _File:
+def _from_file(named: str | None, environ: Mapping[str, str]) -> _File:
     if named:
         return _read(Path(named), must_exist=True) or _File()
-    config_home = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    for path in (cwd / FILE_NAME, config_home / "allocator" / FILE_NAME):
-        found = _read(path, must_exist=False)
+    config_home = _xdg_directory(environ, "XDG_CONFIG_HOME", ".config")
+    for directory in (Path(), config_home / "allocator" if config_home else None):
+        found = _read(directory / FILE_NAME, must_exist=False) if directory else None
         if found:
             return found
     return _File()
@@ -124,7 +156,8 @@ def _read(path: Path, *, must_exist: bool) -> _File | None:
             raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
         return None
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"the settings file {path} cannot be read ({error}); mend its rights") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigurationError(f"the settings file {path} cannot be read ({reason}); mend it or its rights") from None
     from allocator.model.files import SettingsFile, parse_toml
 
     found = parse_toml(path, text, SettingsFile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.scripts import script
@@ -43,10 +44,12 @@ class AsyncStore(Opening):
             return await client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        began = monotonic()
         try:
             return await attempt()
         except client_errors() as error:
-            if not is_transient(error):
+            left_s = self._timeout_s - (monotonic() - began)
+            if not is_transient(error) or left_s <= 0:
                 raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
         if self._reconnects:
             self._client = None
@@ -56,7 +59,7 @@ class AsyncStore(Opening):
             return await attempt()
 
         try:
-            return await AsyncRetrying(**transient_policy(self._timeout_s))(again)
+            return await AsyncRetrying(**transient_policy(left_s))(again)
         except client_errors() as error:
             raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
 

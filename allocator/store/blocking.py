@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.scripts import script
@@ -48,17 +49,19 @@ class Store(Opening):
             return client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
+        began = monotonic()
         try:
             return attempt()
         except client_errors() as error:
-            if not is_transient(error):
+            left_s = self._timeout_s - (monotonic() - began)
+            if not is_transient(error) or left_s <= 0:
                 raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
         if self._reconnects:
             self._client = None
         from tenacity import Retrying
 
         try:
-            return Retrying(**transient_policy(self._timeout_s))(attempt)
+            return Retrying(**transient_policy(left_s))(attempt)
         except client_errors() as error:
             raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
 

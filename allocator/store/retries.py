@@ -17,7 +17,8 @@ def transient_policy(timeout_s: float) -> dict[str, Any]:
     """Return the arguments of `tenacity.Retrying` or `AsyncRetrying` for one command.
 
     Args:
-        timeout_s: For how many seconds in all; a single silent attempt may use them up.
+        timeout_s: For how many seconds, what the first attempt left of the caller's limit; one more silent attempt
+            may use it up.
     """
     from tenacity import retry_if_exception, stop_before_delay, wait_random_exponential
 

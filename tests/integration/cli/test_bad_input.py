@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
+from servers import Server, wait_until
 
 if TYPE_CHECKING:
     from conftest import Allocator
@@ -53,6 +56,12 @@ ARGUMENTS = [
     (("host", "cordon", "nowhere"), "nowhere"),
     (("run", "email", "--org", "o", "--", "sh", "-c", "{nope}"), "template"),
     (("nope",), "nope"),
+    (("x" * 10_000,), "No such command"),
+    (("claim", "--" + "x" * 10_000), "No such option"),
+    (("ls", "a\x07b\nc"), "unexpected extra argument(s) (a b c)"),
+    ((*CLAIM, "\udcff"), "unexpected extra argument"),
+    (("--format", "json", "ls"), "No such option"),
+    (("embedded", "start"), "Did you mean 'status'? See 'allocator embedded --help'"),
 ]
 
 
@@ -62,6 +71,8 @@ def test_a_wrong_argument_is_one_line_and_exit_2(allocator: Allocator, words: tu
     assert (done.code, done.out) == (2, "")
     assert says in done.err
     assert done.err.count("\n") == 1
+    assert len(done.err) < 500
+    assert done.err.rstrip("\n").isprintable()
     assert json.loads(allocator("ls", "--format", "json").out) == []
 
 
@@ -166,3 +177,72 @@ def test_a_url_that_is_none_is_exit_78(allocator: Allocator) -> None:
     done = allocator(*CLAIM, "--redis-url", "http://:secret@localhost")
     assert done.code == 78
     assert "secret" not in done.err
+
+
+def test_a_server_that_wants_another_password_is_exit_78(allocator: Allocator) -> None:
+    with Server("--requirepass", "s3cret:/@ word%") as server:
+        server.ready(password="s3cret:/@ word%")
+        written = server.url.replace("//", "//:s3cret%3A%2F%40%20word%25@")
+        assert allocator("ls", "--redis-url", written, "--pool", "sdk-v2").code == 0
+        assert allocator("ls", "--redis-url", server.url, ALLOCATOR_REDIS_PASSWORD="s3cret:/@ word%").code == 0
+        for url in (server.url, server.url.replace("//", "//:wr0ng@"), server.url.replace("//", "//:s3cret:/@ word%@")):
+            done = allocator(*CLAIM, "--redis-url", url)
+            assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
+            assert "s3cret" not in done.err
+            assert "wr0ng" not in done.err
+
+
+def test_a_server_that_evicts_is_exit_78(allocator: Allocator) -> None:
+    with Server("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl") as server:
+        server.ready()
+        done = allocator(*CLAIM, "--redis-url", server.url)
+        assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
+        assert "set maxmemory-policy noeviction" in done.err
+        assert server.client().dbsize() == 0
+
+
+def test_a_server_without_memory_is_exit_69_and_nothing_is_half_done(allocator: Allocator) -> None:
+    with Server() as server:
+        server.ready()
+        at = ("--redis-url", server.url, "--pool", "sdk-v2")
+        port = allocator(*CLAIM, *at).out.strip()
+        server.client().config_set("maxmemory", "1")
+        before = allocator("ls", "--format", "json", *at).out
+        keys = sorted(server.client().keys())
+        done = allocator("claim", "stripe", "--org", "o", *at)
+        assert (done.code, done.out, done.err.count("\n")) == (69, "", 1)
+        assert "no memory left" in done.err
+        assert allocator("ls", "--format", "json", *at).out == before
+        assert sorted(server.client().keys()) == keys
+        server.client().config_set("maxmemory", "0")
+        assert allocator("claim", "stripe", "--org", "o", *at).code == 0
+        assert allocator("release", port, *at).code == 0
+
+
+def test_a_server_in_a_long_script_is_exit_69(allocator: Allocator) -> None:
+    with Server() as server:
+        server.ready()
+        server.client().config_set("lua-time-limit", "50")
+        busy = threading.Thread(target=spin, args=(server,))
+        busy.start()
+        try:
+            wait_until(lambda: "BUSY" in refusal(server), "the script did not begin")
+            done = allocator("ls", "--redis-url", server.url, ALLOCATOR_CONNECT_TIMEOUT="300ms")
+        finally:
+            server.client().script_kill()
+            busy.join()
+    assert (done.code, done.out, done.err.count("\n")) == (69, "", 1)
+    assert "busy" in done.err
+
+
+def spin(server: Server) -> None:
+    with contextlib.suppress(redis.RedisError):
+        server.client(socket_timeout=None).eval("while true do end", 0)
+
+
+def refusal(server: Server) -> str:
+    try:
+        server.client().ping()
+    except redis.RedisError as error:
+        return f"BUSY {error}"
+    return ""

@@ -9,9 +9,11 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import Server, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +91,77 @@ def test_renew_every_goes_on_until_the_process_ends(allocator: Allocator) -> Non
     (file,) = allocator.state.glob("allocator/leases/*.json")
     saved = json.loads(file.read_text())
     assert saved["expires_at"] - saved["granted_at"] > 2
+
+
+def test_renew_every_outlasts_a_redis_that_is_silent_for_a_while(allocator: Allocator) -> None:
+    with Server() as server, subprocess.Popen(["sleep", "60"]) as process:
+        server.ready()
+        at = {"ALLOCATOR_REDIS_URL": server.url, "ALLOCATOR_POOL": "sdk-v2", "ALLOCATOR_CONNECT_TIMEOUT": "300ms"}
+        port = allocator("claim", "email", "--org", "o", **at).out.strip()
+        words = [sys.executable, "-m", "allocator", "renew", port, "--every", "100ms", "--pid", str(process.pid)]
+        with subprocess.Popen(words, env=allocator.environment(**at), stderr=subprocess.PIPE, text=True) as renewing:
+            first = saved_expiry(allocator)
+            wait_until(lambda: saved_expiry(allocator) > first, "it was never renewed")
+            server.process.send_signal(signal.SIGSTOP)
+            assert "trying on" in renewing.stderr.readline()
+            server.process.send_signal(signal.SIGCONT)
+            before = saved_expiry(allocator)
+            wait_until(lambda: saved_expiry(allocator) > before, "it was not renewed any more")
+            process.terminate()
+            _, err = renewing.communicate(timeout=30)
+    assert renewing.returncode == 0
+    assert err == f"allocator: process {process.pid} has ended; its leases end by their TTL\n"
+
+
+def saved_expiry(allocator: Allocator) -> float:
+    (file,) = allocator.state.glob("allocator/leases/*.json")
+    return json.loads(file.read_text())["expires_at"]
+
+
+def test_renew_of_all_goes_on_with_the_others_when_one_is_lost(allocator: Allocator) -> None:
+    gone, kept = (allocator("claim", name, "--org", "o", "--format", "json").out for name in ("email", "stripe"))
+    lease, other = json.loads(gone), json.loads(kept)
+    token = {"ALLOCATOR_TOKEN": lease["token"], "XDG_STATE_HOME": str(allocator.state / "elsewhere")}
+    assert allocator("release", str(lease["port"]), **token).code == 0
+    with subprocess.Popen(["sleep", "1"]) as process:
+        done = allocator("renew", "--all", "--every", "100ms", "--pid", str(process.pid))
+    assert done.code == 73
+    assert f"the lease of o/email#0 on web-1:{lease['port']} has ended" in done.err
+    (left,) = json.loads(allocator("ls", "--format", "json").out)
+    assert left["port"] == other["port"]
+    assert left["expires_at"] > other["expires_at"]
+    again = allocator("renew", "--all")
+    assert (again.code, again.err) == (0, "")
+
+
+def test_renew_of_all_without_a_lease_says_so_and_ends(allocator: Allocator) -> None:
+    done = allocator("renew", "--all", "--every", "1h")
+    assert done.code == 0
+    assert "nothing to renew" in done.err
+
+
+def test_release_of_all_passes_over_what_others_have_now(allocator: Allocator, tmp_path: Path) -> None:
+    lease = json.loads(allocator("claim", "email", "--org", "o", "--format", "json").out)
+    port = str(lease["port"])
+    allocator("claim", "stripe", "--org", "o")
+    elsewhere = {"XDG_STATE_HOME": str(tmp_path / "elsewhere")}
+    assert allocator("release", port, ALLOCATOR_TOKEN=lease["token"], **elsewhere).code == 0
+    assert allocator("claim", "email", "--org", "p", "--port", port, **elsewhere).code == 0
+    stale = allocator("release", port)
+    assert stale.code == 73
+    assert "p/email#0" in stale.err
+    assert allocator("release", "--all").code == 0
+    assert [one["org"] for one in json.loads(allocator("ls", "--format", "json").out)] == ["p"]
+    assert list(allocator.state.glob("allocator/leases/*")) == []
+
+
+def test_another_ttl_leaves_what_the_holder_has_written_since(allocator: Allocator, ports: PortAllocator) -> None:
+    lease = json.loads(allocator("claim", "email", "--org", "o", "--format", "json").out)
+    (known,) = ports.leases()
+    ports.renew(replace(known, token=lease["token"], state="ready", labels={"a": "b"}), rewrite=True)
+    assert allocator("renew", str(lease["port"]), "--ttl", "10m").code == 0
+    (after,) = ports.leases()
+    assert (after.state, after.labels, after.ttl_ms) == ("ready", {"a": "b"}, 600_000)
 
 
 def test_the_token_of_another_host_renews_and_releases_and_a_wrong_one_does_not(
@@ -181,13 +254,3 @@ def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
         out, err = waiting.communicate(timeout=20)
     assert (waiting.returncode, out, err) == (130, b"", b"")
     assert len(ports.leases()) == pool.size
-
-
-def test_two_hooks_at_once_for_one_worker_end_with_one_lease(allocator: Allocator) -> None:
-    words = [sys.executable, "-m", "allocator", "claim", "email", "--org", "o"]
-    both = [subprocess.Popen(words, env=allocator.environment(), stdout=subprocess.PIPE) for _ in range(2)]
-    codes = sorted(one.wait() for one in both)
-    for one in both:
-        one.stdout.close()
-    assert codes in ([0, 0], [0, 73])
-    assert len(json.loads(allocator("ls", "--format", "json").out)) == 1

@@ -128,10 +128,15 @@ def test_a_socket_in_a_directory_that_others_can_enter_is_not_asked(place, answe
 
 
 def test_a_server_that_is_loading_is_waited_for(place, answering):
+    import fcntl
+
     impostor = answering(b"-LOADING\r\n", b"-LOADING\r\n", b"-LOADING\r\n", b"+PONG\r\n")
     server = EmbeddedServer(place.parent)
-    assert server.ensure() == server.url
+    with (place / "server.lock").open("w") as alive:  # what a living server holds: no other one may be started
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        assert server.ensure() == server.url
     assert len(impostor.asked) == 4
+    assert not (place / "server.pid").exists()
 
 
 def test_a_server_that_never_stops_loading_is_unavailable_with_the_logs_last_line(place, answering):

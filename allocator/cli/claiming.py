@@ -1,0 +1,136 @@
+"""A claim from the command line: its token is on disk before Redis is asked, and its lease file before it is printed.
+
+The promise of this file: whatever ends a claim (Ctrl-C, `kill -9`, a full disk, another claim for the same worker at
+the same moment) leaves either nothing, or a lease that the next claim of this worker on this host gets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from allocator.cli.interrupts import ignore_interrupts, interrupts_raised
+from allocator.client.session import new_token
+from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from allocator.cli.options import Desk
+    from allocator.client.arguments import ClaimArguments
+    from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
+
+MAX_ROUNDS = 20
+ROUND_PAUSE_S = 0.05
+"""Another claim of the same worker ends within milliseconds; after a second it is not that which stands in the way."""
+
+
+def claim_and_save(
+    at: Desk,
+    worker: WorkerId,
+    arguments: ClaimArguments,
+    *,
+    wait_s: float | None,
+    token: str | None,
+    record: bool,
+) -> Lease:
+    """Claim a port for a worker, or get the one again that it has on this host, and save its lease file.
+
+    Args:
+        at: What the command works with.
+        worker: Who the lease is for.
+        arguments: The rest of the claim.
+        wait_s: How long to wait for a free port, in seconds.
+        token: The token that the user gave, or None.
+        record: Whether the worker's row is written too.
+
+    Raises:
+        AllocatorError: As `PortAllocator.claim`; nothing is left of the claim, except that a Redis which did not answer
+            may have granted it: then its token is kept for the next claim.
+    """
+    for _ in range(MAX_ROUNDS):
+        known = at.files.find(at.pool, at.host, worker)
+        proof = token or (live_token(at, known) if known else None)
+        if proof is not None:
+            lease: Lease | None = at.allocator.claim(
+                worker.plugin, wait=wait_s, record=record, **arguments | {"token": proof}
+            )
+            assert lease is not None  # noqa: S101  # for the type checker
+            at.files.save(lease)
+        else:
+            lease = _claim_anew(at, worker, arguments, wait_s, record=record)
+        if lease is not None:
+            if known and known.port != lease.port:
+                at.files.remove(known)
+            return lease
+        time.sleep(ROUND_PAUSE_S)
+    raise HeldError(f"another claim for {worker} on {at.host} goes on; claim again", host=at.host, worker=str(worker))
+
+
+def _claim_anew(
+    at: Desk, worker: WorkerId, arguments: ClaimArguments, wait_s: float | None, *, record: bool
+) -> Lease | None:
+    """Claim with a token of its own; None when another claim for this worker was finished or undone meanwhile."""
+    from allocator.protocol.pools import pool_rules
+
+    at.allocator.run(
+        pool_rules(at.allocator.session.context, at.pool)
+    )  # and with it all imports, where Ctrl-C may come
+    token, mine = "", False
+    lease: Lease | None = None
+    try:
+        with interrupts_raised():
+            token, mine = at.files.begin_claim(at.pool, at.host, worker, new_token())
+            lease = at.allocator.claim(worker.plugin, wait=wait_s, record=record, **arguments | {"token": token})
+            at.files.save(lease)
+            ignore_interrupts()
+    except StoreUnavailableError:
+        raise
+    except KeyboardInterrupt:
+        if token:
+            _undo(at, worker, token)
+        raise
+    except HeldError as error:
+        at.files.end_claim(at.pool, at.host, worker)
+        if _was_saved_meanwhile(at, worker, error):
+            return None
+        raise
+    except AllocatorError:
+        if lease is None:
+            at.files.end_claim(at.pool, at.host, worker)
+        else:
+            _undo(at, worker, token)
+        raise
+    if at.files.end_claim(at.pool, at.host, worker) or mine or live_token(at, lease):
+        return lease
+    at.files.remove(lease)
+    return None
+
+
+def _was_saved_meanwhile(at: Desk, worker: WorkerId, error: HeldError) -> bool:
+    if error.holder is None or error.holder.worker != worker:
+        return False
+    known = at.files.find(at.pool, at.host, worker)
+    return known is not None and known.fence == error.holder.fence
+
+
+def _undo(at: Desk, worker: WorkerId, token: str) -> None:
+    """Give back what this claim may have been granted, unless another one for this worker has finished it."""
+    if not at.files.end_claim(at.pool, at.host, worker):
+        return
+    with contextlib.suppress(AllocatorError):
+        for lease in at.allocator.leases(org=worker.org, plugin=worker.plugin, host=at.host):
+            if lease.instance == worker.instance and at.allocator.release(replace(lease, token=token)):
+                at.files.remove(replace(lease, token=token))
+
+
+def live_token(at: Desk, known: Lease) -> str | None:
+    """Return the token of a saved lease if Redis says that it is live; another grant needs another token."""
+    from allocator.protocol import listing
+    from allocator.protocol.pools import pool_rules
+
+    rules = at.allocator.run(pool_rules(at.allocator.session.context, at.pool))
+    space = at.allocator.session.context.space(rules)
+    live = at.allocator.run(listing.port_view(at.pool, space, known.port)).lease
+    return known.token if live and live.fence == known.fence else None

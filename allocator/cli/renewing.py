@@ -1,0 +1,84 @@
+"""`renew`, once or again and again: a lost lease and a silent Redis end nothing for the leases that are left."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from allocator.cli.options import talk
+from allocator.model.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from allocator.cli.options import Desk
+    from allocator.model.errors import LeaseLostError
+    from allocator.model.leases import Lease
+
+
+class Renewals:
+    """Leases that a command renews, and what it lost of them.
+
+    Args:
+        at: What the command works with.
+        leases: The leases, with their tokens.
+        rewrite: Whether their TTL is another than before.
+
+    Attributes:
+        leases: Those that are not lost.
+        lost: The first loss, or None.
+    """
+
+    def __init__(self, at: Desk, leases: list[Lease], *, rewrite: bool) -> None:
+        self.leases = leases
+        self.lost: LeaseLostError | None = None
+        self._at = at
+        self._rewrite = rewrite
+        self._reached = False
+        self._silent = False
+
+    def once(self) -> None:
+        """Renew all leases and bring their lease files up to date.
+
+        Raises:
+            StoreUnavailableError: When Redis has never answered yet; later on that is told, and the leases are kept.
+        """
+        try:
+            self._renew()
+        except StoreUnavailableError as error:
+            if not self._reached:
+                raise
+            if not self._silent:
+                talk(f"{error}; trying on, for the ports are still in use")
+            self._silent = True
+        else:
+            self._reached, self._silent = True, False
+
+    def until_the_end_of(self, pid: int | None, interval_s: float) -> None:
+        """Renew at this interval until the process has ended, or for ever; or until no lease is left."""
+        from allocator.kernel.processes import identify, wait_for_exit
+
+        process = identify(pid) if pid is not None else None
+        while self.leases:
+            self.once()
+            if pid is None:
+                time.sleep(interval_s)
+            elif process is None or wait_for_exit(process, interval_s):
+                talk(f"process {pid} has ended; its leases end by their TTL")
+                return
+
+    def _renew(self) -> None:
+        from allocator.protocol.renew import renew
+
+        allocator, files = self._at.allocator, self._at.files
+        outcomes = allocator.run(renew(allocator.session.context, self.leases, rewrite=self._rewrite))
+        for outcome in outcomes:
+            lease = outcome.lease
+            if outcome.lost is not None:
+                files.remove(lease)
+                if self.lost is not None:
+                    talk(str(outcome.lost))
+                self.lost = self.lost or outcome.lost
+                continue
+            saved = files.load(lease.pool, lease.host, lease.port)
+            if saved and saved.token == lease.token:
+                files.save(lease)
+        self.leases = [outcome.lease for outcome in outcomes if outcome.lost is None]
