@@ -5,6 +5,7 @@ PostgreSQL refuses to run as root; then it runs as nobody, with the binaries cop
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -96,7 +97,8 @@ class Postgres:
         """End the server: SIGINT ends connections and shuts down, SIGKILL is a crash of it all."""
         if with_signal == signal.SIGKILL:
             for child in self._children():
-                os.kill(child, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
         self.process.send_signal(with_signal)
         self.process.wait(START_S)
 

@@ -93,7 +93,7 @@ def _by_hand(at: Desk, worker: WorkerId, port: int, ttl_ms: int | None, form: Li
     if pid is None:
         raise InvalidInputError(f"the process that listens on port {port} cannot be seen by this user; run as its user")
     lease = make_lease(at.allocator, at.files, worker, port, pid, ttl_ms=ttl_ms)
-    write_rows(_HEADINGS, [(at.host, port, worker, "adopted", f"pid {lease.pid}")], form)
+    write_rows(_HEADINGS, [(at.host, port, str(worker), "adopted", f"pid {lease.pid}")], form)
 
 
 _HEADINGS = ("HOST", "PORT", "WORKER", "WHAT WAS DONE", "DETAIL")
@@ -112,12 +112,12 @@ def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -
             if one.listener is None and one.why_not is not None and one.row.key.worker is not None:
                 unbound.append(one.row)
             else:
-                told.append((at.host, one.row.port, one.row.key, *_adopted(at, database, rows, one, ttl_ms)))
+                told.append((at.host, one.row.port, str(one.row.key), *_adopted(at, database, rows, one, ttl_ms)))
         unbound += unexplained_rows(at.allocator, database, rows)
         if apply:
             stop_unbound(at.allocator, database, rows, unbound)
         done = "set to stopped" if apply else "nothing"
-        told += [(row.host, row.port, row.key, done, "nobody listens on its port here") for row in unbound]
+        told += [(row.host, row.port, str(row.key), done, "nobody listens on its port here") for row in unbound]
     write_rows(_HEADINGS, told, form)
     if unbound and not apply:
         talk(f"{len(unbound)} rows say that a worker runs where nobody listens; --apply sets them to stopped")

@@ -88,9 +88,11 @@ class AsyncPortAllocator:
         patience = self.session.patience(wait, any_port=request.port is None)
 
         async def attempt() -> Lease:
+            if recorder is None:
+                return await self.run(claiming.claim(self.session.context, request))
+            held = await self.run(recording.may_hold(self.session.context, request))
             lease = await self.run(claiming.claim(self.session.context, request))
-            if recorder is not None:
-                await self._record(recorder, lease)
+            await self._record(recorder, lease, new=not held)
             return lease
 
         return await self._retried(attempt, patience, request.pool)
@@ -115,8 +117,7 @@ class AsyncPortAllocator:
         result: T = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
         return result
 
-    async def _record(self, recorder: recording.LeaseRecorder, lease: Lease) -> None:
-        new = recording.is_new(lease)
+    async def _record(self, recorder: recording.LeaseRecorder, lease: Lease, *, new: bool) -> None:
         try:
             standing = await asyncio.to_thread(recorder.record, lease)
             ended = await self.run(recording.has_ended(self.session.context, lease, standing)) if standing else False

@@ -120,9 +120,11 @@ class PortAllocator:
         patience = self.session.patience(wait, any_port=request.port is None)
 
         def attempt() -> Lease:
+            if recorder is None:
+                return self.run(claiming.claim(self.session.context, request))
+            held = self.run(recording.may_hold(self.session.context, request))
             lease = self.run(claiming.claim(self.session.context, request))
-            if recorder is not None:
-                self._record(recorder, lease)
+            self._record(recorder, lease, new=not held)
             return lease
 
         return self._retried(attempt, patience, request.pool)
@@ -147,8 +149,7 @@ class PortAllocator:
         result: T = Retrying(**patience.policy(wait_for_event))(attempt)
         return result
 
-    def _record(self, recorder: recording.LeaseRecorder, lease: Lease) -> None:
-        new = recording.is_new(lease)
+    def _record(self, recorder: recording.LeaseRecorder, lease: Lease, *, new: bool) -> None:
         try:
             standing = recorder.record(lease)
             if standing and self.run(recording.has_ended(self.session.context, lease, standing)):

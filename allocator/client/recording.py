@@ -15,6 +15,7 @@ from allocator.protocol.pools import pool_rules
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
+    from allocator.protocol.claim import ClaimRequest
     from allocator.protocol.context import Context
     from allocator.protocol.steps import Operation
 
@@ -69,9 +70,13 @@ def has_ended(context: Context, lease: Lease, standing: Standing) -> Operation[b
     return known.explains_end_of(standing.fence)
 
 
-def is_new(lease: Lease) -> bool:
-    """Return whether a claim has just granted this lease, and did not find it held already by the same token."""
-    return lease.expires_at - lease.ttl_ms / 1_000 - lease.granted_at < 0.000_5
+def may_hold(context: Context, request: ClaimRequest) -> Operation[bool]:
+    """Return whether a claim may find its lease held already: then what comes after must not end it."""
+    if request.token is None:
+        return False
+    pool = yield from pool_rules(context, request.pool)
+    (known,) = yield from finding.find(pool, [request.worker])
+    return known.lease is not None
 
 
 def refusal(lease: Lease, standing: Standing) -> PortRefusedError:
