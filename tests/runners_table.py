@@ -39,6 +39,13 @@ class Table:
         marks = ", ".join(f":{name}" for name in given)
         self.run(f"INSERT INTO plugin_runners ({', '.join(given)}) VALUES ({marks})", **given)
 
+    def rows_of_pool(self) -> dict[str, dict[str, Any]]:
+        """Return the rows of the pool by worker."""
+        return {
+            f"{row['organization_id']}/{row['plugin_id']}#{row['instance']}": row
+            for row in self.run("SELECT * FROM plugin_runners WHERE pool = :pool", pool=self.pool)
+        }
+
     def rows(self) -> dict[str, dict[str, Any]]:
         """Return all rows by worker."""
         return {

@@ -118,8 +118,8 @@ class Database:
             connection = base.execution_options(**{_WRITES: True})
             with connection.begin():
                 if not self.is_sqlite:
-                    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'"))
-                    idle = f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_S:.0f}s'"
+                    connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_S * 1_000:.0f}"))
+                    idle = f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TRANSACTION_S * 1_000:.0f}"
                     connection.execute(text(idle))
                 yield connection
 
