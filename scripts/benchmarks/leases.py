@@ -64,6 +64,8 @@ class Bench:
         identity = f"{'m' * 16} {'b' * 36} 4026531840"
         self.context = Context(HOST, identity, time.monotonic, lambda: secrets.token_hex(16))
         self._take, self._give = self.redis.script_load(BARE_TAKE), self.redis.script_load(BARE_GIVE)
+        for name in ("claim", "release"):
+            self.redis.script_load(script(name).source)
         self._new = itertools.count()
 
     def run(self, operation: Operation[Any]) -> Any:
@@ -91,12 +93,14 @@ class Bench:
 
     def script_pairs(self, pool: PoolSpec, count: int, *, new_workers: bool = False) -> None:
         """Send a claim and its release, `count` times; for workers that never claimed before, or for 100 in turn."""
-        keys = script_keys(pool.name, HOST)
+        base, ports = script_keys(pool.name, HOST)
+        take, give = script("claim").sha1, script("release").sha1
+        _, _, _, *rest = self.claim_call(pool, "", "").args
         for at in range(count):
             worker = f"org-{next(self._new)}/crm#0" if new_workers else f"org-{at % RETURNING}/email#0"
             token = secrets.token_hex(16)
-            reply = self.store.call(self.claim_call(pool, worker, token))
-            self.store.call(ScriptCall("release", keys, (port_of(reply), token)))
+            reply = self.redis.evalsha(take, 2, base, ports, HOST, worker, token, *rest)
+            self.redis.evalsha(give, 2, base, ports, port_of(reply), token)
 
     def operation_pairs(self, count: int) -> None:
         """Claim and release through the operations, as `PortAllocator` does."""

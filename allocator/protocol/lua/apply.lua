@@ -45,12 +45,12 @@ local function run()
   -- writes --
   --@include events
   for _, field in ipairs(stale) do
-    redis.call('HDEL', base, field)
+    call('HDEL', base, field)
   end
   for field, value in pairs(after) do
-    redis.call('HSET', base, field, value)
+    call('HSET', base, field, value)
   end
-  redis.call('HSET', base, 'version', version + 1)
+  call('HSET', base, 'version', version + 1)
   record_event('pool', '-', 0, '-', '-', 'version', version + 1)
   return { before['rules'] and CHANGED or CREATED, version + 1 }
 end

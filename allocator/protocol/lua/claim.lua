@@ -96,10 +96,10 @@ local function run()
         end
         local port = tonumber(place_port)
         if proof == token and place_host == host and (explicit == 0 or explicit == port) then
-          return { SAME, lease, redis.call('PTTL', place_lease), whole(now) }
+          return { SAME, lease, call('PTTL', place_lease), whole(now) }
         end
         if place_host ~= host or fence ~= ARGV[10] then
-          return { HELD, lease, redis.call('PTTL', place_lease), whole(now) }
+          return { HELD, lease, call('PTTL', place_lease), whole(now) }
         end
         superseded = port
       end
@@ -115,8 +115,7 @@ local function run()
   -- The order of choice. A port needs no score to be claimable, and no stranger on it.
   local port, watermark, skipped, forgotten
   if sticky and explicit == 0 and ARGV[11] == '' and sticky >= first and sticky <= last then
-    local score = read('ZSCORE', ports_key, sticky)
-    if own_cooldown or sticky == superseded or not score or tonumber(score) <= now then
+    if own_cooldown or sticky == superseded or tonumber(read('ZSCORE', ports_key, sticky) or 0) <= now then
       port = sticky
     end
   end
@@ -223,9 +222,7 @@ local function run()
     end
   end
 
-  -- What is written without having been read: a write that fails would leave the rest half done. The event is the
-  -- first write, and so its own check, where no older grant has to be closed before it.
-  read('ZCARD', service)
+  -- What is written without having been read: a write that fails would leave the rest half done.
   local is_due = not next_due or next_due == FOREVER or tonumber(next_due) > now + ttl_ms
   if is_due then
     read('ZSCORE', hosts_key, space)
@@ -258,6 +255,7 @@ local function run()
       end
     end
     read('XLEN', events_key)
+    read('ZCARD', service)
     for _, item in ipairs(unseen) do
       read('ZCARD', service_key(item.parts[5]))
     end
@@ -275,28 +273,31 @@ local function run()
   end
   if forgotten then
     for _, candidate in ipairs(skipped) do
-      redis.call('ZADD', ports_key, 'NX', 0, candidate)
+      call('ZADD', ports_key, 'NX', 0, candidate)
     end
     for _, text in ipairs(forgotten) do
-      redis.call('ZREM', ports_key, text)
+      call('ZREM', ports_key, text)
     end
     if watermark then
-      redis.call('HSET', space_key, 'watermark', watermark)
+      call('HSET', space_key, 'watermark', watermark)
     end
     if not port then
       return { AGAIN }
     end
   end
   if superseded and superseded ~= port then
-    redis.call('DEL', lease_prefix .. superseded)
-    redis.call('ZADD', ports_key, now + grace_ms, superseded)
+    call('DEL', lease_prefix .. superseded)
+    call('ZADD', ports_key, now + grace_ms, superseded)
   end
-  local kind, state, extra, now_text = GRANTED, ARGV[7], ARGV[8], whole(now)
-  --@include fences
-  local fence = next_fence(last_fence, now_us)
+  local kind, state, extra, fence = GRANTED, ARGV[7], ARGV[8], whole(now_us)
+  local now_text = string.sub(fence, 1, -4)
+  last_fence = tonumber(last_fence) or 0
+  if last_fence >= now_us then
+    fence = whole(last_fence + 1)
+  end
   --@include open
   if not is_known then
-    redis.call('HSET', host_key, 'identity', ARGV[9])
+    call('HSET', host_key, 'identity', ARGV[9])
   end
   return { GRANTED, lease, ttl_ms, now_text }
 end

@@ -26,9 +26,9 @@ local function run()
   -- writes --
   --@include events
   if on then
-    redis.call('HSET', host_key, 'cordon', '1')
+    call('HSET', host_key, 'cordon', '1')
   else
-    redis.call('HDEL', host_key, 'cordon', 'drain')
+    call('HDEL', host_key, 'cordon', 'drain')
   end
   record_event(on and 'cordoned' or 'uncordoned', ARGV[1], 0, '-', '-')
   return { CHANGED }

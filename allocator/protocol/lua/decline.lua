@@ -27,7 +27,7 @@ local function run()
   end
   --@include endings
   for _, strike in ipairs(strikes) do
-    redis.call('HSET', space_key, 'strikes:' .. strike[1], strike[2])
+    call('HSET', space_key, 'strikes:' .. strike[1], strike[2])
   end
   return reply
 end

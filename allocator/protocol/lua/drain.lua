@@ -37,14 +37,14 @@ local function run()
 
   -- writes --
   --@include events
-  redis.call('HSET', host_key, 'cordon', '1', 'drain', '1')
-  redis.call('ZADD', hosts_key, 'NX', FOREVER, host)
+  call('HSET', host_key, 'cordon', '1', 'drain', '1')
+  call('ZADD', hosts_key, 'NX', FOREVER, host)
   if not known[2] then
     record_event('draining', host, 0, '-', '-')
   end
   for _, it in ipairs(changing) do
     local text = string.gsub(it.lease, '"state":"%l+"', '"state":"draining"', 1)
-    redis.call('SET', it.key, text, 'KEEPTTL')
+    call('SET', it.key, text, 'KEEPTTL')
     record_event('changed', host, it.port, it.worker, it.fence, 'state', 'draining')
   end
   return { DRAINING, #changing }

@@ -43,11 +43,11 @@ local function run()
 
   -- writes --
   --@include events
-  redis.call('DEL', host_key)
+  call('DEL', host_key)
   if is_space then
-    redis.call('UNLINK', ports_key, tokens_key)
+    call('UNLINK', ports_key, tokens_key)
   end
-  redis.call('ZREM', hosts_key, host)
+  call('ZREM', hosts_key, host)
   record_event('forgotten', host, 0, '-', '-')
   return { FORGOTTEN }
 end

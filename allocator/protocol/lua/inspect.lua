@@ -35,7 +35,7 @@ local function run()
   if what == 'port' then
     local key = lease_prefix .. ARGV[2]
     return { whole(now), ARGV[2], read('ZSCORE', ports_key, ARGV[2]) or '', read('GET', key) or '',
-      redis.call('PTTL', key) }
+      call('PTTL', key) }
   end
   local from = math.max(tonumber(ARGV[2]), now)
   local ties = read('ZCOUNT', ports_key, whole(from), whole(from))
@@ -50,7 +50,7 @@ local function run()
   for i = 1, #keys do
     local at = 4 * i - 2
     reply[at], reply[at + 1] = rows[2 * i - 1], rows[2 * i]
-    reply[at + 2], reply[at + 3] = leases[i] or '', leases[i] and redis.call('PTTL', keys[i]) or 0
+    reply[at + 2], reply[at + 3] = leases[i] or '', leases[i] and call('PTTL', keys[i]) or 0
   end
   return reply
 end

@@ -88,10 +88,11 @@ local function run()
   end
   for _, item in ipairs(agenda) do
     local due = item.next_at and whole(item.next_at) or FOREVER
-    redis.call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version, 'due', due)
-    redis.call('ZADD', hosts_key, due, item.space)
+    call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version, 'due', due)
+    call('ZADD', hosts_key, due, item.space)
   end
-  local next_due = redis.call('ZRANGE', hosts_key, 0, 0, 'WITHSCORES')[2]
+  --@include trim
+  local next_due = call('ZRANGE', hosts_key, 0, 0, 'WITHSCORES')[2]
   local wait = -1
   if next_due and next_due ~= FOREVER then
     wait = math.max(0, tonumber(next_due) - now)

@@ -38,9 +38,9 @@ local function run()
 
   -- writes --
   --@include events
-  redis.call('HSET', host_key, 'identity', ARGV[2], 'address', ARGV[3])
+  call('HSET', host_key, 'identity', ARGV[2], 'address', ARGV[3])
   -- In fleet scope the space is no host: the agenda then has the host beside it, with nothing to visit.
-  redis.call('ZADD', hosts_key, 'NX', FOREVER, space, FOREVER, host)
+  call('ZADD', hosts_key, 'NX', FOREVER, space, FOREVER, host)
   record_event('registered', host, 0, '-', '-')
   return { known[1] and CHANGED or CREATED }
 end

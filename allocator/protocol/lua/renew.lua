@@ -29,7 +29,7 @@ local function run()
   --@include grants
   --@include places
   --@include lease_head
-  local args, call, find = ARGV, redis.call, string.find
+  local args, find = ARGV, string.find
   local pool = read('HMGET', base, 'rules', 'fence')
   if not pool[1] then
     return { NO_POOL }

@@ -74,14 +74,14 @@ local function run()
   local reply = { FOUND, whole(now), next_offset }
   for _, one in ipairs(found) do
     reply[#reply + 1] = one[2]
-    reply[#reply + 1] = redis.call('PTTL', one[3])
+    reply[#reply + 1] = call('PTTL', one[3])
     reply[#reply + 1] = read('HGET', base .. ':host:' .. one[4], 'address') or ''
   end
   local highest = not all and read('ZRANGE', service, -1, -1, 'WITHSCORES')[2]
 
   -- writes --
   if highest then
-    redis.call('ZADD', service, whole(math.max(now_us, highest + 1)), found[1][1])
+    call('ZADD', service, whole(math.max(now_us, highest + 1)), found[1][1])
   end
   return reply
 end

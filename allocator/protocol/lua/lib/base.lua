@@ -2,7 +2,7 @@
 -- the script with one sentence that names the key (`ALLOC …`), before anything was written.
 local FOREVER = 'inf'
 
-local key_read
+local call, key_read = redis.call, nil
 
 local function sentence(key, what)
   return 'ALLOC key ' .. key .. ' ' .. what .. '; another program wrote it: move or delete that key'
@@ -14,7 +14,7 @@ end
 
 local function read(command, key, ...)
   key_read = key
-  return redis.call(command, key, ...)
+  return call(command, key, ...)
 end
 
 local function number(text, key, field)
@@ -22,6 +22,7 @@ local function number(text, key, field)
 end
 
 -- A number as text. Redis itself writes a whole number in full where it is an argument; a concatenation does not.
+local format = string.format
 local function whole(value)
-  return string.format('%.0f', value)
+  return format('%.0f', value)
 end

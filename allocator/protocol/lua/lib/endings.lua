@@ -6,44 +6,54 @@ local ports = {}
 for i = 1, #ARGV, 2 do
   ports[#ports + 1] = ARGV[i]
 end
+local count = #ports
 local grants = read('HMGET', tokens_key, unpack(ports))
-local reply, ending, scores, seen = {}, {}, {}, {}
-for i = 1, #ports do
+local reply, ended, seen = {}, {}, count > 1 and {}
+for i = 1, count do
   local port, grant, code, detail = ports[i], grants[i], ALREADY, ''
-  local ended, fence, token, host, worker
+  local mark, fence, token, host, worker
   if grant then
-    ended, fence, token, host, worker = grant_of(grant, port)
+    mark, fence, token, host, worker = grant_of(grant, port)
   end
   if token ~= ARGV[2 * i] then
     local lease = read('GET', lease_prefix .. port)
     if lease then
       code, detail = NOT_YOURS, lease
     end
-  elseif ended == '' and not seen[port] then
-    code, detail, seen[port] = kind, fence, true
-    scores[#scores + 1], scores[#scores + 2] = free_at(port, now), port
-    ending[#ending + 1] = { port = port, grant = grant, fence = fence, host = host, worker = worker }
+  elseif mark == '' and not (seen and seen[port]) then
+    code, detail = kind, fence
+    if seen then
+      seen[port] = true
+    end
+    ended[#ended + 1] = { port, grant, fence, host, worker, free_at(port, now) }
   end
   reply[2 * i - 1], reply[2 * i] = code, detail
 end
 
 --@include service_key
-if #ending > 0 then
-  read('XLEN', events_key)
-  for i = 1, #ending do
-    read('ZCARD', service_key(ending[i].worker))
-  end
-end
 
 -- writes --
-if #ending > 0 then
-  --@include events
-  --@include close
-  -- The first write is its own check: it writes nothing when the key is of the wrong type.
-  read('ZADD', ports_key, unpack(scores))
-  for i = 1, #ending do
-    local it = ending[i]
-    redis.call('DEL', lease_prefix .. it.port)
-    close_grant(kind, it.port, it.grant, it.fence, it.host, it.worker)
+-- Three keys are written without having been read. Each write is its own check, and what was written of a lease is
+-- taken back when a later one cannot be: a lease has ended as a whole or not at all.
+--@include events
+for i = 1, #ended do
+  local port, grant, fence, host, worker, claimable_at = unpack(ended[i])
+  local service, member = service_key(worker), host .. ':' .. port
+  local removed = read('ZREM', service, member)
+  local event = record_event(kind, host, port, worker, fence)
+  local scored = type(event) == 'table' and event or redis.pcall('ZADD', ports_key, claimable_at, port)
+  if type(scored) == 'table' then
+    if removed == 1 then
+      call('ZADD', service, 0, member)
+    end
+    if event == scored then
+      key_read = events_key
+    else
+      key_read = ports_key
+      call('XDEL', events_key, event)
+    end
+    error(scored, 0)
   end
+  call('DEL', lease_prefix .. port)
+  call('HSET', tokens_key, port, (kind == DECLINED and '~' or '-') .. grant)
 end

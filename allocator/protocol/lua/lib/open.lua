@@ -2,15 +2,38 @@
 -- path of every claim. Needs kind, port, fence, token, host, worker, service, state, extra, ttl_ms, ttl_text, now,
 -- now_text, grace_ms and is_due (whether the space is due on the reaper's agenda no sooner than this lease ends); leaves
 -- the lease's text in `lease`.
-record_event(kind, host, port, worker, fence)
+--
+-- The event, the service index and the score are their own checks, where nothing was written before them: what was
+-- written is taken back when the next cannot be.
+local event, member = record_event(kind, host, port, worker, fence), host .. ':' .. port
+local failed = event
+key_read = events_key
+if type(event) ~= 'table' then
+  local added = redis.pcall('ZADD', service, 'NX', 0, member)
+  failed, key_read = added, service
+  if type(added) ~= 'table' then
+    failed, key_read = redis.pcall('ZADD', ports_key, now + ttl_ms + grace_ms, port), ports_key
+  end
+  if type(failed) == 'table' then
+    call('XDEL', events_key, event)
+    if added == 1 then
+      call('ZREM', service, member)
+    end
+  end
+end
+if type(failed) == 'table' then
+  error(failed, 0)
+end
 local lease = lease_text(fence, state, worker, host, port, now_text, ttl_text, extra)
-redis.call('HSET', base, 'fence', fence)
-redis.call('ZADD', ports_key, now + ttl_ms + grace_ms, port)
-redis.call('SET', lease_prefix .. port, lease, 'PX', ttl_text)
-redis.call('HSET', tokens_key, port, fence .. ' ' .. token .. ' ' .. host .. ' ' .. worker)
+call('HSET', base, 'fence', fence)
+call('SET', lease_prefix .. port, lease, 'PX', ttl_text)
+call('HSET', tokens_key, port, fence .. ' ' .. token .. ' ' .. host .. ' ' .. worker)
 write_place(worker, host, port, fence, ttl_ms)
-redis.call('ZADD', service, 'NX', 0, host .. ':' .. port)
+-- The reaper trims at each of its visits; this is for pools that only ever claim and release.
+if now % 64 == 0 then
+  --@include trim
+end
 if is_due then
-  redis.call('ZADD', hosts_key, 'LT', now + ttl_ms, space)
-  redis.call('HSET', base .. ':host:' .. space, 'due', whole(now + ttl_ms))
+  call('ZADD', hosts_key, 'LT', now + ttl_ms, space)
+  call('HSET', base .. ':host:' .. space, 'due', whole(now + ttl_ms))
 end

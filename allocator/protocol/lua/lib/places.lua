@@ -12,6 +12,6 @@ local function place_of(text, key)
 end
 
 local function write_place(worker, host, port, fence, ttl_ms)
-  redis.call('SET', worker_prefix .. worker, '{"host":"' .. host .. '","port":' .. port .. ',"fence":' .. fence .. '}',
+  call('SET', worker_prefix .. worker, '{"host":"' .. host .. '","port":' .. port .. ',"fence":' .. fence .. '}',
     'PX', WORKER_MEMORY_MS + ttl_ms)
 end
