@@ -6,12 +6,14 @@ beyond loopback, the agent relies on the rights of its Unix socket.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from allocator.api import fleet, health, leases, problems
+from allocator.api import discovery, events, fleet, health, leases, metrics, problems, samples
 from allocator.api.access import Access
 from allocator.api.claims import Claims
 from allocator.api.limits import LimitMiddleware, Limits
@@ -35,12 +37,25 @@ def create_app(allocator: AsyncPortAllocator, *, access: Access | None = None, l
         limits: What a caller may ask for; None for the defaults.
     """
     claims = Claims(allocator)
+    counted = metrics.Metrics()
+    hubs = events.Hubs(allocator.store, counted.count_event)
+    sampled = samples.Samples(claims)
+    allocator.store.on_call = counted.on_script
 
     @asynccontextmanager
     async def lifespan(_application: FastAPI) -> AsyncIterator[None]:
+        tasks = [
+            asyncio.create_task(hubs.start(allocator.session.pool), name="allocator-hub"),
+            asyncio.create_task(sampled.run(), name="allocator-samples"),
+        ]
         try:
             yield
         finally:
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await hubs.close()
             await allocator.close()
 
     application = FastAPI(
@@ -54,8 +69,12 @@ def create_app(allocator: AsyncPortAllocator, *, access: Access | None = None, l
     )
     application.state.claims = claims
     application.state.access = access or Access()
+    application.state.metrics = counted
+    application.state.hubs = hubs
+    application.state.samples = sampled
     application.add_middleware(LimitMiddleware, limits=limits or Limits())
-    for module in (leases, fleet, health):
+    application.add_middleware(metrics.RequestMetrics, metrics=counted)
+    for module in (leases, fleet, events, discovery, samples, health, metrics):
         application.include_router(module.router)
     problems.install(application)
     _document(application)

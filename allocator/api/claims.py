@@ -79,6 +79,14 @@ class Claims:
         self._by_pool.move_to_end(name)
         return self._by_pool[name]
 
+    def known_pool(self, name: str | None) -> str:
+        """Return a pool's name fit for a metric: one whose rules were read, else `other`."""
+        known = self.allocator.session.pool
+        if name in {None, known}:
+            return known
+        assert name is not None  # noqa: S101  # excluded above
+        return name if name in self._by_pool and name in self._by_pool[name].session.context.rules else "other"
+
     async def claim(
         self, pool: str | None, host: str | None, plugin: str, *, wait: float, **arguments: Unpack[ClaimArguments]
     ) -> tuple[Lease, bool]:
@@ -132,10 +140,15 @@ class Claims:
         """
         return at.session.process_words(pid=pid) if host == self.host else {"pid": pid}
 
-    def held(self, pool: str | None, host: str, port: int, token: str) -> Lease:
-        """Return what stands for a lease of which only the place and the token are known.
+    async def held(self, pool: str | None, host: str, port: int, token: str) -> Lease:
+        """Return the lease of a port with the token that its holder gave; whether that is right, the scripts say."""
+        view = await self.view(pool, host, port)
+        return replace(view.lease or self.nominal(pool, host, port), token=token)
 
-        It is enough to end a lease: the scripts go by port and token. Its worker is nobody's.
+    def nominal(self, pool: str | None, host: str, port: int) -> Lease:
+        """Return what stands for a lease that Redis does not have (any more): its place, and a worker that is nobody.
+
+        It is enough to end one: the scripts go by port and token, and may still have to write that it expired.
         """
         return Lease(
             pool=self.pool(pool).session.pool,
@@ -147,7 +160,6 @@ class Claims:
             ttl_ms=1,
             granted_at=0.0,
             expires_at=0.0,
-            token=token,
         )
 
     async def page(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from allocator.api.access import Caller, Holder, Reader
+from allocator.api.access import Holder, Reader
+from allocator.api.credentials import Caller
+from allocator.api.metrics import watched_claim, watched_renewal
 from allocator.api.models import (
     MAX_PAGE,
     NAME_PATTERN,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from allocator.api.claims import Claims
     from allocator.client.aio import AsyncPortAllocator
 
+log = logging.getLogger("allocator.api")
 router = APIRouter(prefix="/v1/leases", tags=["leases"])
 
 NameFilter = Annotated[str | None, Query(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
@@ -64,25 +68,33 @@ async def claim(
     The token comes in the header `Allocator-Token`: keep it, it is what renews and releases the lease. A lease on
     another host than the server's comes with `proved: false`: decline it when the worker's bind fails.
     """
-    lease, proved = await claims_of(request).claim(
-        body.pool,
-        body.host,
-        body.plugin,
-        wait=body.wait_s,
-        org=body.org,
-        instance=body.instance,
-        port=body.port,
-        hint=body.hint,
-        ttl=body.ttl_s,
-        pid=body.pid,
-        labels=body.labels,
-        token=_token_to_claim_with(caller, body, token, idempotency_key),
-    )
+    with watched_claim(request, body.pool):
+        lease, proved = await claims_of(request).claim(
+            body.pool,
+            body.host,
+            body.plugin,
+            wait=body.wait_s,
+            org=body.org,
+            instance=body.instance,
+            port=body.port,
+            hint=body.hint,
+            ttl=body.ttl_s,
+            pid=body.pid,
+            labels=body.labels,
+            token=_token_to_claim_with(caller, body, token, idempotency_key),
+        )
+    _note(f"claimed {lease.address} for {lease.worker}", lease, caller)
     assert lease.token is not None  # noqa: S101  # a claim returns the holder's copy
     response.headers["Allocator-Token"] = lease.token
     response.headers["Location"] = f"/v1/leases/{lease.host}/{lease.port}"
     response.headers["Cache-Control"] = "no-store"
     return GrantBody.granted(lease, proved=proved)
+
+
+def _note(sentence: str, lease: Lease, caller: Caller) -> None:
+    """Write one line about one transition; a plain renewal is none."""
+    about = {name: getattr(lease, name) for name in ("pool", "host", "port", "org", "plugin", "instance", "fence")}
+    log.info("%s", sentence, extra={**about, "state": str(lease.state), "caller": caller.name})
 
 
 def _token_to_claim_with(caller: Caller, body: ClaimBody, token: str | None, key: str | None) -> str | None:
@@ -136,7 +148,7 @@ async def show(request: Request, _caller: Reader, host: HostName, port: PortNumb
 @router.patch("/{host}/{port}", responses=problems(404, 409))
 async def renew(
     request: Request,
-    _caller: Holder,
+    caller: Holder,
     host: HostName,
     port: PortNumber,
     token: TokenHeader,
@@ -151,7 +163,10 @@ async def renew(
     after = _changed(before, said)
     if said.pid is not None:
         after = replace(after, **claims.process_words(at, host, said.pid))
-    (lease,) = await at.renew(replace(after, token=known_token(token)), rewrite=after != before)
+    with watched_renewal(request, pool):
+        (lease,) = await at.renew(replace(after, token=known_token(token)), rewrite=after != before)
+    if after != before or lease.fence != before.fence:
+        _note(f"renewed {lease.address} of {lease.worker} as {lease.state}", lease, caller)
     return LeaseBody.of(lease)
 
 
@@ -168,13 +183,12 @@ async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port:
             port=port,
         )
     rules = await claims.rules(at)
-    nominal = claims.held(at.session.pool, host, port, "")
+    nominal = claims.nominal(at.session.pool, host, port)
     return replace(
         nominal,
         worker=WorkerId(said.org, said.plugin, said.instance),
         fence=said.fence,
         ttl_ms=rules.ttl_ms,
-        token=None,
     )
 
 
@@ -201,19 +215,25 @@ def _changed(lease: Lease, said: RenewBody) -> Lease:
 
 @router.delete("/{host}/{port}", responses=problems(404, 409))
 async def release(
-    request: Request, _caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
+    request: Request, caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
 ) -> EndBody:
     """Give a port back. Releasing twice is not an error: `ended` says whether this request did it."""
     claims = claims_of(request)
-    ended = await claims.pool(pool).release(claims.held(pool, host, port, known_token(token)))
+    lease = await claims.held(pool, host, port, known_token(token))
+    ended = await claims.pool(pool).release(lease)
+    if ended:
+        _note(f"released {lease.address} of {lease.worker}", lease, caller)
     return EndBody(ended=ended)
 
 
 @router.post("/{host}/{port}/decline", responses=problems(404, 409))
 async def decline(
-    request: Request, _caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
+    request: Request, caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
 ) -> EndBody:
     """End a lease because the kernel refuses its port (`EADDRINUSE`): the port goes into quarantine; claim again."""
     claims = claims_of(request)
-    ended = await claims.pool(pool).decline(claims.held(pool, host, port, known_token(token)))
+    lease = await claims.held(pool, host, port, known_token(token))
+    ended = await claims.pool(pool).decline(lease)
+    if ended:
+        _note(f"declined {lease.address} of {lease.worker}", lease, caller)
     return EndBody(ended=ended)

@@ -173,6 +173,19 @@ class CordonBody(BaseModel):
     changed: bool
 
 
+class EventBody(BaseModel):
+    """One event: a transition of a lease, or a change of its pool."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    at: str
+    type: str
+    host: str
+    port: int
+    worker: str
+
+
 class ProblemBody(BaseModel):
     """RFC 9457 problem details; `type` is stable, `detail` says what happened and what to do."""
 

@@ -33,6 +33,8 @@ _MODULES = {
     "db": "databases",
     "reconcile": "reconciling",
     "adopt": "adopting",
+    "serve": "serving",
+    "token": "serving",
     "embedded": "embedded",
 }
 

@@ -88,17 +88,10 @@ class Desk:
 
 
 def read_settings(
-    pool: str | None,
-    host: str | None,
-    redis_url: str | None,
-    config: str | None,
-    *,
-    advertise: str | None = None,
-    database_url: str | None = None,
+    pool: str | None, host: str | None, redis_url: str | None, config: str | None, **others: str | None
 ) -> Settings:
     """Return the settings that the flags, the environment and the file make."""
-    given = {"pool": pool, "host": host, "redis_url": redis_url, "advertise": advertise}
-    flags = given | {"database_url": database_url}
+    flags = {"pool": pool, "host": host, "redis_url": redis_url, **others}
     return load_settings(flags, os.environ, config=config)
 
 
@@ -123,12 +116,13 @@ def desk(
     if settings.redis_url:
         store = Store.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)
     else:
-        store = Store.embedded(lambda: _embedded_url(settings), timeout_s=timeout_s)
+        store = Store.embedded(lambda: embedded_url(settings), timeout_s=timeout_s)
     with PortAllocator(store, session) as allocator:
         yield Desk(settings, allocator)
 
 
-def _embedded_url(settings: Settings) -> str:
+def embedded_url(settings: Settings) -> str:
+    """Return the URL of the embedded server, which is started, and talked about, when it does not run."""
     from allocator.store.embedded import EmbeddedServer
 
     return EmbeddedServer(settings.state_dir).ensure(

@@ -56,6 +56,10 @@ class SettingsFile(BaseModel):
     redis_url: str | None = None
     connect_timeout: str | None = None
     database_url: str | None = None
+    listen: str | None = None
+    tokens_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     database: DatabaseTable = DatabaseTable()
 
     def given(self) -> dict[str, str]:

@@ -22,8 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FILE_NAME = "allocator.toml"
-NAMES = ("pool", "host", "advertise", "redis_url", "connect_timeout", "database_url")
+NAMES = (
+    "pool",
+    "host",
+    "advertise",
+    "redis_url",
+    "connect_timeout",
+    "database_url",
+    "listen",
+    "tokens_file",
+    "tls_cert",
+    "tls_key",
+)
 DEFAULT_TIMEOUT = "5s"
+DEFAULT_LISTEN = "127.0.0.1:8577"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +53,10 @@ class Settings:
         database_password: The password when that URL has none.
         table: What the table of workers and its columns are called there.
         refresh_expiry: Whether `lease_expires_at` follows the renewals of a lease whose row is else the same.
+        listen: Where `serve` listens, as `address:port`.
+        tokens_file: The credentials that `serve` knows, or None.
+        tls_cert: The certificate chain that `serve` shows, or None.
+        tls_key: Its key.
     """
 
     pool: str = SDK_V2.name
@@ -53,6 +69,10 @@ class Settings:
     database_password: str | None = field(default=None, repr=False)
     table: TableNames = field(default_factory=TableNames)
     refresh_expiry: bool = True
+    listen: str = DEFAULT_LISTEN
+    tokens_file: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     environ: Mapping[str, str] = field(repr=False)
 
     @property
@@ -98,6 +118,10 @@ def load_settings(
         database_password=environ.get("ALLOCATOR_DATABASE_PASSWORD"),
         table=file.table,
         refresh_expiry=file.refresh_expiry,
+        listen=values.get("listen", DEFAULT_LISTEN),
+        tokens_file=values.get("tokens_file"),
+        tls_cert=values.get("tls_cert"),
+        tls_key=values.get("tls_key"),
         environ=environ,
     )
 

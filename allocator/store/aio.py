@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.scripts import script
@@ -31,7 +31,15 @@ class AsyncStore(Opening):
 
     async def call(self, step: ScriptCall) -> Any:  # noqa: ANN401  # a reply is whatever the script answers
         """Run a script and return its reply; see `Store.call`."""
-        return await self._patiently(lambda: self._evaluate(step))
+        if self.on_call is None:
+            return await self._patiently(lambda: self._evaluate(step))
+        began, answered = time.perf_counter(), False
+        try:
+            reply = await self._patiently(lambda: self._evaluate(step))
+            answered = True
+        finally:
+            self.on_call(step.script, time.perf_counter() - began, answered=answered)
+        return reply
 
     async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
         from redis.exceptions import NoScriptError
@@ -44,11 +52,11 @@ class AsyncStore(Opening):
             return await client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        began = monotonic()
+        began = time.monotonic()
         try:
             return await attempt()
         except client_errors() as error:
-            left_s = self._timeout_s - (monotonic() - began)
+            left_s = self._timeout_s - (time.monotonic() - began)
             if not is_transient(error) or left_s <= 0:
                 raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
         if self._reconnects:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from allocator.store.urls import parse_store_url, redacted
 
@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.store.urls import StoreAddress
+
+
+class OnCall(Protocol):
+    """Takes the time of each script that an async store ran, for counting."""
+
+    def __call__(self, script: str, seconds: float, *, answered: bool) -> None:
+        """Take one script's time, the way to Redis and back included."""
+        ...
 
 
 class Opening:
@@ -27,6 +35,7 @@ class Opening:
         self._timeout_s = timeout_s
         self._client: Any = None
         self._reconnects = False
+        self.on_call: OnCall | None = None
 
     def __repr__(self) -> str:
         condition = "connected" if self._client else "not connected yet"

@@ -1,0 +1,127 @@
+"""Credentials for the API: bearer tokens with scopes, known by their SHA-256 only.
+
+A tokens file has a line per credential: `name scope hash`, `#` starts a comment. The token itself is 256 random bits,
+so a plain hash of it tells an attacker nothing and costs a request microseconds. The file is read again when it
+changes, so that a deleted line is a revoked credential without a restart. Never write, log or repeat a token here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from allocator.model.errors import ConfigurationError
+from allocator.model.names import check_name
+
+TOKEN_PREFIX = "plt_"  # noqa: S105  # what every token begins with, so that secret scanners can find a leaked one
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+class Scope(StrEnum):
+    """What a credential covers; each covers those before it."""
+
+    READ = "read"
+    LEASE = "lease"
+    ADMIN = "admin"
+
+    def covers(self, needed: Scope) -> bool:
+        """Return whether this scope is enough where `needed` is asked for."""
+        order = list(Scope)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who called.
+
+    Attributes:
+        name: The credential's name, or `local` where none is asked for.
+        scope: What it covers.
+        secret: Bytes that only this caller and the server know: tokens of idempotent claims are derived from it.
+    """
+
+    name: str
+    scope: Scope
+    secret: bytes = field(repr=False)
+
+    def token_for(self, *words: str) -> str:
+        """Return the lease token that these words always give for this caller, as 32 hexadecimal digits."""
+        return hmac.digest(self.secret, "\0".join(words).encode(), "sha256").hex()[:32]
+
+
+def new_api_token() -> str:
+    """Return a new bearer token: 256 random bits behind a prefix."""
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def token_hash(token: str) -> str:
+    """Return what a tokens file holds of a token: its SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def tokens_line(name: str, scope: Scope, token: str) -> str:
+    """Return the line of a tokens file for a token.
+
+    Raises:
+        InvalidInputError: When the name is not valid.
+    """
+    return f"{check_name('token', name)} {scope} {token_hash(token)}"
+
+
+class TokensFile:
+    """The credentials that a file names.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._known: dict[str, tuple[str, Scope]] = {}
+
+    def __repr__(self) -> str:
+        return f"<TokensFile {self.path}, {len(self._known)} credentials>"
+
+    def load(self) -> int:
+        """Read the file if it has changed; return how many credentials it names.
+
+        Raises:
+            ConfigurationError: When it cannot be read or a line of it is wrong.
+        """
+        try:
+            about = self.path.stat()
+            stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
+            if stamp != self._stamp:
+                self._known = _parse(self.path, self.path.read_text(encoding="utf-8"))
+                self._stamp = stamp
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text"
+            raise ConfigurationError(f"the tokens file {self.path} cannot be read ({why}); mend it") from None
+        return len(self._known)
+
+    def caller(self, token: str) -> Caller | None:
+        """Return whose token this is, or None."""
+        self.load()
+        found = self._known.get(token_hash(token))
+        return Caller(*found, token.encode("utf-8", "surrogateescape")) if found else None
+
+
+def _parse(path: Path, text: str) -> dict[str, tuple[str, Scope]]:
+    known: dict[str, tuple[str, Scope]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 3 or words[1] not in set(Scope) or not _HASH.fullmatch(words[2]):
+            raise ConfigurationError(
+                f"{path}: line {number} is no credential; write 'name read|lease|admin hash', "
+                "as 'allocator token' prints it"
+            )
+        known[words[2]] = (words[0], Scope(words[1]))
+    return known

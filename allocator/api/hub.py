@@ -1,0 +1,233 @@
+"""One reader of a pool's event stream for all who listen to it, and a bounded memory that they read from.
+
+The rules of this file: a listener has a position, not a queue. One that falls behind the memory reads its page from
+Redis by itself, so that a slow one costs nobody else; whoever is woken is woken in slices, so that a thousand listeners
+do not keep a claim waiting. Events hold no tokens. May not live here: HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from allocator.model.errors import AllocatorError, InvalidInputError
+from allocator.model.leases import written_time
+from allocator.model.names import WorkerId
+from allocator.protocol.keys import events_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from allocator.store.aio import AsyncStore
+
+KEPT = 4_096
+"""Events in memory: some ten seconds of the busiest fleet; whoever is further behind reads from Redis."""
+PAGE = 500
+BLOCK_S = 2.0
+PACE_S = 0.000_25
+LONGEST_PACE_S = 0.25
+"""Between two wakings the hub rests this long for each listener, so that events are sent in batches to many."""
+SLICE = 25
+"""Listeners woken in one turn of the event loop: about 2 ms of it."""
+RETRY_S = 0.5
+
+log = logging.getLogger("allocator.api")
+
+Position = tuple[int, int]
+Fields = dict[str, str]
+
+
+class PoolEvent(NamedTuple):
+    """One event as it is sent.
+
+    Attributes:
+        position: Its id as two numbers, in order of time.
+        fields: Its fields, as the script wrote them.
+        frame: The frame of server-sent events that it makes.
+    """
+
+    position: Position
+    fields: Fields
+    frame: bytes
+
+
+def position_of(identifier: str) -> Position:
+    """Return an event's id as two numbers.
+
+    Raises:
+        InvalidInputError: When it is none.
+    """
+    milliseconds, _, number = identifier.partition("-")
+    if milliseconds.isdecimal() and number.isdecimal() and len(identifier) <= 40 and identifier.isascii():
+        return int(milliseconds), int(number)
+    raise InvalidInputError("that is not the id of an event; give one that a stream sent, such as 1700000000000-0")
+
+
+def identifier_of(position: Position) -> str:
+    """Return a position as an event's id."""
+    return f"{position[0]}-{position[1]}"
+
+
+def as_json(identifier: str, fields: Fields) -> dict[str, object]:
+    """Return an event for programs: its fields, with numbers as numbers and the worker in its parts."""
+    shown: dict[str, object] = {
+        "id": identifier,
+        "at": written_time(int(identifier.partition("-")[0]) / 1_000),
+        **fields,
+    }
+    for name in ("port", "fence"):
+        if fields.get(name, "").isdecimal():
+            shown[name] = int(fields[name])
+    with contextlib.suppress(InvalidInputError):
+        worker = WorkerId.parse(fields.get("worker", ""))
+        shown |= {"org": worker.org, "plugin": worker.plugin, "instance": worker.instance}
+    return shown
+
+
+def event_of(identifier: str, fields: Fields) -> PoolEvent:
+    """Return an event of the stream as it is sent."""
+    body = json.dumps(as_json(identifier, fields), separators=(",", ":"))
+    frame = f"id: {identifier}\nevent: {fields.get('type', 'event')}\ndata: {body}\n\n"
+    return PoolEvent(position_of(identifier), fields, frame.encode())
+
+
+class Hub:
+    """The events of one pool, read once for everybody.
+
+    Args:
+        store: The connection to Redis.
+        pool: The pool.
+        on_event: Is called with each event that is read, for counting.
+    """
+
+    def __init__(self, store: AsyncStore, pool: str, on_event: Callable[[Fields], None] | None = None) -> None:
+        self._store = store
+        self._stream = events_key(pool)
+        self._on_event = on_event
+        self._kept: deque[PoolEvent] = deque(maxlen=KEPT)
+        self._floor: Position = (0, 0)
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._listeners = 0
+        self._task: asyncio.Task[None] | None = None
+        self._started = asyncio.Event()
+        self.position: Position = (0, 0)
+        self.is_away = False
+        self.closed = False
+
+    def __repr__(self) -> str:
+        return f"<Hub {self._stream} at {identifier_of(self.position)}, {self._listeners} listeners>"
+
+    @property
+    def listeners(self) -> int:
+        """How many listen just now."""
+        return self._listeners
+
+    async def start(self) -> None:
+        """Begin to read, from the newest event on; wait until the position is known or Redis is found to be away."""
+        if self._task is None and not self.closed:
+            self._task = asyncio.get_running_loop().create_task(self._read(), name="allocator-events")
+        await self._started.wait()
+
+    async def close(self) -> None:
+        """Stop reading and let every listener go."""
+        self.closed = True
+        self._started.set()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._wake()
+
+    async def _read(self) -> None:
+        known = False
+        while not self.closed:  # the Redis client may swallow a cancellation that meets an answer
+            try:
+                if not known:
+                    newest = await self._store.newest_events(self._stream, 1)
+                    self.position = self._floor = max(self.position, position_of(newest[0][0]) if newest else (0, 0))
+                    known = True
+                    self._started.set()
+                rows = await self._store.read_events(
+                    self._stream, identifier_of(self.position), 2 * PAGE, block_s=BLOCK_S
+                )
+            except AllocatorError as error:
+                await self._set_away(error)
+                continue
+            if self.is_away:
+                await self._set_back()
+            for identifier, fields in rows:
+                self._keep(event_of(identifier, fields))
+            if rows:
+                await self._wake()
+                await asyncio.sleep(min(LONGEST_PACE_S, PACE_S * self._listeners))
+
+    async def _set_away(self, error: AllocatorError) -> None:
+        if not self.is_away:
+            self.is_away = True
+            log.warning("events are not read: %s", error)
+            self._started.set()
+            await self._wake()
+        await asyncio.sleep(RETRY_S)
+
+    async def _set_back(self) -> None:
+        self.is_away = False
+        log.warning("events are read again")
+        await self._wake()
+
+    def _keep(self, event: PoolEvent) -> None:
+        if len(self._kept) == KEPT:
+            self._floor = self._kept[0].position
+        self._kept.append(event)
+        self.position = event.position
+        if self._on_event is not None:
+            self._on_event(event.fields)
+
+    async def _wake(self) -> None:
+        waiting, self._waiting = list(self._waiting), set()
+        for number, future in enumerate(waiting, start=1):
+            if not future.done():
+                future.set_result(None)
+            if number % SLICE == 0:
+                await asyncio.sleep(0)
+
+    async def after(self, position: Position) -> list[PoolEvent]:
+        """Return the events after a position that are there now, oldest first: a page of them when there are many."""
+        if position >= self.position:
+            return []
+        if position >= self._floor:
+            newer = itertools.takewhile(lambda event: event.position > position, reversed(self._kept))
+            return list(newer)[::-1]
+        rows = await self._store.read_events(self._stream, identifier_of(position), PAGE)
+        return [event_of(identifier, fields) for identifier, fields in rows]
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count one listener while the block lasts."""
+        self._listeners += 1
+        try:
+            yield
+        finally:
+            self._listeners -= 1
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until something is new; return False when nothing was in so many seconds."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            async with asyncio.timeout(seconds):
+                await future
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting.discard(future)
+        return True
+
+    async def has_lost(self, position: Position) -> bool:
+        """Return whether the stream no longer has all events after a position: it was capped, or Redis lost it."""
+        rows = await self._store.read_events(self._stream, "0-0", 1)
+        return bool(rows) and position_of(rows[0][0]) > position > (0, 0)

@@ -1,0 +1,78 @@
+"""Runs the application until a signal: ends its event streams first, then its requests, and exits cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+GRACE_S = 5
+"""How long requests may go on after a signal: longer than any but a waiting claim, shorter than supervisors wait."""
+KEEP_ALIVE_S = 30
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which lets listeners go when it is told to end, and does not end by the signal itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM for the time of serving."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end; a second signal ends at once."""
+        super().handle_exit(sig, frame)
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(self._let_go)
+
+    def _let_go(self) -> None:
+        application: FastAPI = self.config.app  # type: ignore[assignment]  # it was given as one
+        self._closing = asyncio.ensure_future(application.state.hubs.close())
+
+    _loop: asyncio.AbstractEventLoop | None = None
+    _closing: asyncio.Future[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to end."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+
+def run_server(application: FastAPI, listener: socket.socket, *, tls: tuple[Path, Path] | None = None) -> None:
+    """Serve an application on a listening socket until SIGINT or SIGTERM.
+
+    Args:
+        application: What `create_app` made.
+        listener: A socket that listens already; it is closed at the end.
+        tls: Certificate chain and key, or None for plain HTTP.
+    """
+    settings = uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=2_048,
+        ssl_certfile=None if tls is None else str(tls[0]),
+        ssl_keyfile=None if tls is None else str(tls[1]),
+    )
+    with listener:
+        Server(settings).run(sockets=[listener])

@@ -1,0 +1,63 @@
+"""How a long-running command logs: lines for people on a terminal, a JSON object a line otherwise; one event one line.
+
+What an event is about stands beside its sentence, by the names that listings use. No line holds a token.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from allocator.model.errors import ConfigurationError
+from allocator.model.leases import written_time
+from allocator.model.names import shown
+
+ABOUT = ("pool", "host", "port", "org", "plugin", "instance", "fence", "state", "caller")
+"""What a line may be about: attributes of a log record, given as `extra`."""
+
+
+class JsonLines(logging.Formatter):
+    """A JSON object a line: `at`, `level`, `logger`, `message`, then what it is about."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record; an error's trace is one member of it."""
+        line: dict[str, Any] = {
+            "at": written_time(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name in ABOUT if (value := getattr(record, name, None)) is not None}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class PlainLines(logging.Formatter):
+    """A line for a person: the time, a level that is not the usual one, the sentence."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        line = f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def start_logging() -> None:
+    """Send what is logged to standard error, in the form that `ALLOCATOR_LOG_FORMAT` or the terminal asks for.
+
+    Raises:
+        ConfigurationError: When that variable is neither `text` nor `json`.
+    """
+    wanted = os.environ.get("ALLOCATOR_LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
+    if wanted not in {"text", "json"}:
+        raise ConfigurationError(f"ALLOCATOR_LOG_FORMAT={shown(wanted)} is no form of log; set text or json")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainLines() if wanted == "text" else JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("allocator").setLevel(logging.INFO)

@@ -1,0 +1,225 @@
+"""`serve`: the HTTP API and the status page; `token`: credentials for it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli.options import (
+    ConfigOption,
+    HostOption,
+    PoolOption,
+    RedisOption,
+    embedded_url,
+    read_settings,
+    talk,
+)
+from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
+from allocator.model.names import shown
+
+if TYPE_CHECKING:
+    from allocator.api.access import Access
+    from allocator.client.aio import AsyncPortAllocator
+    from allocator.model.settings import Settings
+
+LOOPBACK_NAMES = ("127.0.0.1", "::1", "[::1]", "localhost")
+BACKLOG = 2_048
+
+ListenOption = Annotated[
+    str | None, typer.Option("--listen", help="Address and port. [default: 127.0.0.1:8577; ALLOCATOR_LISTEN]")
+]
+TokensOption = Annotated[
+    str | None, typer.Option("--tokens-file", help="The credentials, as 'token' writes them. [ALLOCATOR_TOKENS_FILE]")
+]
+
+
+def register(application: typer.Typer) -> None:
+    """Add the commands."""
+    application.command()(serve)
+    application.command()(token)
+
+
+def serve(
+    listen: ListenOption = None,
+    tokens_file: TokensOption = None,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", help="Certificate chain, PEM. [ALLOCATOR_TLS_CERT]")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option("--tls-key", help="Its key, PEM. [ALLOCATOR_TLS_KEY]")] = None,
+    rate: Annotated[str, typer.Option("--rate", help="Requests a second of one caller; 0: no limit.")] = "500",
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve the HTTP API, the status page and the metrics, until it is told to end.
+
+    Example: allocator serve --listen 127.0.0.1:8577
+    """
+    if not rate.isascii() or not rate.isdecimal() or len(rate) > 6:
+        raise InvalidInputError(
+            f"--rate takes a whole number of requests a second, not {shown(rate)}; give 0 to 999999"
+        )
+    flags = {"listen": listen, "tokens_file": tokens_file, "tls_cert": tls_cert, "tls_key": tls_key}
+    settings = read_settings(pool, host, redis_url, config, **flags)
+    address, port = listen_address(settings.listen)
+    try:
+        from allocator.api.application import create_app
+        from allocator.api.limits import Limits
+        from allocator.api.serving import run_server
+    except ImportError as error:
+        raise ConfigurationError(
+            f"serve needs the package {error.name}; install it with: pip install 'portlease[server]'"
+        ) from None
+    from allocator.cli.logs import start_logging
+
+    start_logging()
+    access = _access(settings, address)
+    files = _tls_files(settings)
+    listener = _listener(address, port)
+    requests_per_s = int(rate)
+    limits = Limits(requests_per_s=requests_per_s, burst=2 * requests_per_s)
+    application = create_app(async_allocator(settings), access=access, limits=limits)
+    where = f"http{'s' if files else ''}://{_shown_address(address)}:{listener.getsockname()[1]}"
+    talk(f"serving pool {settings.pool} on {where}; the page is at {where}/")
+    run_server(application, listener, tls=files)
+
+
+def listen_address(text: str) -> tuple[str, int]:
+    """Return the address and port of `address:port`, `[::1]:port` or `:port` (all addresses).
+
+    Raises:
+        ConfigurationError: When it is neither.
+    """
+    address, colon, number = text.rpartition(":")
+    bare = address.removeprefix("[").removesuffix("]") or "0.0.0.0"  # noqa: S104  # what ':port' asks for
+    if not colon or not number.isascii() or not number.isdecimal() or int(number[:6]) > 65_535 or "/" in address:
+        raise ConfigurationError(f"{shown(text)} is not an address to listen on; write it like 127.0.0.1:8577")
+    return bare, int(number)
+
+
+def _shown_address(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _is_loopback(address: str) -> bool:
+    import ipaddress
+
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _access(settings: Settings, address: str) -> Access:
+    from allocator.api.access import Access
+    from allocator.api.credentials import TokensFile
+
+    if settings.tokens_file is None:
+        if not _is_loopback(address):
+            raise ConfigurationError(
+                f"without credentials this listens on loopback only, not on {shown(address)}; "
+                "give --tokens-file FILE, made by 'allocator token NAME --scope lease --file FILE'"
+            )
+        return Access(hosts=[*LOOPBACK_NAMES, _shown_address(address)])
+    tokens = TokensFile(Path(settings.tokens_file))
+    if tokens.load() == 0:
+        talk(f"the tokens file {tokens.path} names no credential yet: every request is refused until it does")
+    if not _is_loopback(address) and settings.tls_cert is None:
+        talk("bearer tokens travel in clear text here; give --tls-cert and --tls-key unless a proxy does TLS")
+    return Access(tokens)
+
+
+def _tls_files(settings: Settings) -> tuple[Path, Path] | None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigurationError("TLS needs both a certificate and its key; give --tls-cert and --tls-key")
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    import ssl
+
+    files = Path(settings.tls_cert), Path(settings.tls_key)
+    for path in files:
+        if not path.is_file():
+            raise ConfigurationError(f"the TLS file {path} does not exist; correct --tls-cert or --tls-key")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*files)
+    except (ssl.SSLError, OSError) as error:
+        why = getattr(error, "reason", None) or error.strerror or "it cannot be read"
+        raise ConfigurationError(
+            f"{files[0]} and {files[1]} are no certificate and key ({why}); correct them"
+        ) from None
+    return files
+
+
+def _listener(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        from allocator.client.driving import describe_listener
+
+        where = f"{_shown_address(address)}:{port}"
+        who = describe_listener(port) if port else None
+        if who:
+            raise HeldError(f"{who} listens on {where} already; end it or give another --listen", port=port) from None
+        raise ConfigurationError(f"{where} cannot be listened on ({error.strerror}); correct --listen") from None
+
+
+def async_allocator(settings: Settings) -> AsyncPortAllocator:
+    """Return the async allocator that the settings make, not connected yet."""
+    from allocator.client.aio import AsyncPortAllocator
+    from allocator.client.session import make_session
+    from allocator.store.aio import AsyncStore
+
+    session = make_session(settings.pool, settings.host, "keep")
+    timeout_s = settings.connect_timeout_ms / 1_000
+    if settings.redis_url:
+        store = AsyncStore.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)
+    else:
+        store = AsyncStore.embedded(lambda: embedded_url(settings), timeout_s=timeout_s)
+    return AsyncPortAllocator(store, session)
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is; it stands in the log.")],
+    scope: Annotated[str, typer.Option("--scope", help="read, lease or admin; each covers those before it.")] = "read",
+    file: Annotated[str | None, typer.Option("--file", help="Add its line to this tokens file.")] = None,
+) -> None:
+    """Make a bearer token for 'serve' and print it once; the file gets its hash only.
+
+    Example: allocator token deploy --scope lease --file tokens
+    """
+    from allocator.api.credentials import Scope, new_api_token, tokens_line
+
+    if scope not in set(Scope):
+        raise InvalidInputError(f"{shown(scope)} is not a scope; choose read, lease or admin")
+    made = new_api_token()
+    line = tokens_line(name, Scope(scope), made)
+    if file is None:
+        talk(f"add this line to the tokens file: {line}")
+    else:
+        _append(Path(file), line)
+    print(made)
+
+
+def _append(path: Path, line: str) -> None:
+    import os
+
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+            before = file.read()
+            if any(known.split()[:1] == line.split()[:1] for known in before.splitlines()):
+                raise InvalidInputError(
+                    f"{path} has a credential {line.partition(' ')[0]} already; choose another name or delete its line"
+                )
+            file.write(f"{'' if before.endswith(chr(10)) or not before else chr(10)}{line}\n")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written ({error.strerror}); name another --file") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is no tokens file; name another --file") from None
