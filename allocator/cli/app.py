@@ -84,6 +84,10 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
         status = command.main(args=arguments, prog_name="allocator", standalone_mode=False)
     except Exit as ended:
         return int(ended.exit_code)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # which typer ends with status 1
+            raise ended.__context__ from None
+        raise
     except Exception as error:
         text = getattr(error, "format_message", None)
         if text is None:
