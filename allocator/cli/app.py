@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
@@ -54,7 +54,19 @@ def _application(names: Sequence[str]) -> typer.Typer:
     return application
 
 
-def _nothing() -> None:
+def _print_version(asked: bool) -> None:  # as typer calls it
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"portlease {version('portlease')}")
+        raise typer.Exit
+
+
+def _nothing(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
     """Lease TCP ports to workers: claim one, keep it alive, give it back."""
 
 

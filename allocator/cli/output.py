@@ -46,8 +46,14 @@ def write_rows(headings: Sequence[str], rows: Sequence[Sequence[object]], form: 
         return
     texts = [
         [str(heading) for heading in headings],
-        *[["-" if cell is None else str(cell) for cell in row] for row in rows],
+        *[[_cell(cell) for cell in row] for row in rows],
     ]
     widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
     for row in texts:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)

@@ -12,6 +12,7 @@ from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port
+from allocator.protocol.pools import check_pool
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -46,6 +47,8 @@ def list_leases(
             check_name(kind, name)
     with desk(pool, None, redis_url, config) as at:
         leases = at.allocator.leases(org=org, plugin=plugin, host=host)
+        if not leases:
+            at.allocator.run(check_pool(at.pool))
         now = at.allocator.store.server_time()
         if form is ListFormat.JSON:
             write_json([lease.as_json() for lease in leases])
@@ -163,6 +166,8 @@ def events(
 
         store, stream = at.allocator.store, events_key(at.pool)
         batch = store.newest_events(stream, int(count))
+        if not batch:
+            at.allocator.run(check_pool(at.pool))
         last = batch[-1][0] if batch else "0-0"
         while True:
             for identifier, fields in batch:

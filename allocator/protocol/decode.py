@@ -59,6 +59,7 @@ def lease(
     now_ms: float,
     token: str | None = None,
     deadline: float | None = None,
+    key: str | None = None,
 ) -> Lease:
     """Return the lease that a script wrote as JSON.
 
@@ -69,6 +70,7 @@ def lease(
         now_ms: The server's time.
         token: The proof of holding it, for its holder's copy.
         deadline: See `Lease`, for its holder's copy.
+        key: The key that it was read from, where one is known, for the error.
 
     Raises:
         ConfigurationError: When the text is no lease.
@@ -92,7 +94,7 @@ def lease(
         )
     except (ValueError, TypeError, KeyError, AttributeError, InvalidInputError):
         raise ConfigurationError(
-            f"a lease key of {pool_key(pool)} holds {shown(raw)}, which is no lease; "
+            f"{f'key {key}' if key else f'a lease key of {pool_key(pool)}'} holds {shown(raw)}, which is no lease; "
             "another program wrote it: move or delete that key"
         ) from None
 

@@ -25,6 +25,11 @@ def script_keys(pool: str, space: str = FLEET_SPACE) -> tuple[str, str]:
     return base, f"{base}:ports:{space}"
 
 
+def lease_key(pool: str, space: str, port: int | str) -> str:
+    """Return the key of the lease on a port of a space."""
+    return f"{pool_key(pool)}:lease:{space}:{port}"
+
+
 def events_key(pool: str) -> str:
     """Return the key of a pool's event stream."""
     return f"{pool_key(pool)}:events"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from allocator.model.errors import InvalidInputError
 from allocator.protocol import decode
 from allocator.protocol.context import space_of
-from allocator.protocol.keys import FLEET_SPACE, script_keys
+from allocator.protocol.keys import FLEET_SPACE, lease_key, script_keys
 from allocator.protocol.pools import read_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.steps import Operation, ScriptCall
@@ -92,7 +92,7 @@ def ports(pool: str, space: str) -> Operation[list[PortView]]:
         now_ms = decode.number(reply[0])
         rows = [reply[i : i + 4] for i in range(1, len(reply), 4)]
         for row in rows:
-            view = _view(pool, row, now_ms)
+            view = _view(pool, space, row, now_ms)
             seen[view.port] = view
         reached = decode.number(rows[-1][1]) if rows else cursor
         if len(rows) < PAGE or reached == cursor:  # a batch that was renewed at once has one score
@@ -104,15 +104,16 @@ def ports(pool: str, space: str) -> Operation[list[PortView]]:
 def port_view(pool: str, space: str, port: int) -> Operation[PortView]:
     """Return what Redis says of one port of a space."""
     reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("port", port))))
-    return _view(pool, reply[1:], decode.number(reply[0]))
+    return _view(pool, space, reply[1:], decode.number(reply[0]))
 
 
-def _view(pool: str, row: list[Any], now_ms: float) -> PortView:
+def _view(pool: str, space: str, row: list[Any], now_ms: float) -> PortView:
     port_text, score_text, lease_text, remaining_ms = row
     claimable_in_ms = max(0.0, decode.number(score_text) - now_ms) if score_text else 0.0
     lease = None
     if lease_text:
-        lease = decode.lease(pool, lease_text, remaining_ms=decode.number(remaining_ms), now_ms=now_ms)
+        key = lease_key(pool, space, decode.text(port_text))
+        lease = decode.lease(pool, lease_text, remaining_ms=decode.number(remaining_ms), now_ms=now_ms, key=key)
     return PortView(int(decode.number(port_text)), claimable_in_ms, lease)
 
 

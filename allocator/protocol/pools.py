@@ -37,16 +37,30 @@ def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation
     if found is None:
         restored = known or BUILT_IN.get(name)
         if restored is None:
-            raise PoolMissingError(
-                f"pool {name} is not defined in this Redis; define it with 'allocator pool apply FILE' "
-                "or see 'allocator pool ls'"
-            )
+            raise _missing(name)
         yield from apply_pool(restored, only_create=True)
         found = yield from read_pool(name)
         if found is None:
             found = restored
     context.rules[name] = found
     return found
+
+
+def check_pool(name: str) -> Operation[None]:
+    """Check that a pool is defined or built in, and make nothing: whoever only looks may have no right to.
+
+    Raises:
+        PoolMissingError: When it is neither.
+    """
+    if name not in BUILT_IN and (yield from read_pool(name)) is None:
+        raise _missing(name)
+
+
+def _missing(name: str) -> PoolMissingError:
+    return PoolMissingError(
+        f"pool {name} is not defined in this Redis; define it with 'allocator pool apply FILE' "
+        "or see 'allocator pool ls'"
+    )
 
 
 def apply_pool(pool: PoolSpec, *, only_create: bool = False) -> Operation[Reply]:

@@ -51,14 +51,14 @@ class AsyncStore(Opening):
         except NoScriptError:
             return await client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
         began = time.monotonic()
         try:
             return await attempt()
         except client_errors() as error:
             left_s = self._timeout_s - (time.monotonic() - began)
             if not is_transient(error) or left_s <= 0:
-                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
         if self._reconnects:
             self._client = None
         from tenacity import AsyncRetrying
@@ -69,7 +69,7 @@ class AsyncStore(Opening):
         try:
             return await AsyncRetrying(**transient_policy(left_s))(again)
         except client_errors() as error:
-            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
 
     async def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
         if self._client is None:
@@ -99,7 +99,7 @@ class AsyncStore(Opening):
                 client = await self._ready_client()
                 return await client.xread({stream: after_id}, count=1_000, block=wait_ms)
 
-            reply = await self._patiently(read)
+            reply = await self._patiently(read, stream)
             if reply:
                 return decode_events(reply[0][1])[-1][0]
         return None
@@ -121,7 +121,7 @@ class AsyncStore(Opening):
             reply = await client.xread({stream: after_id}, count=count, block=block_ms)
             return decode_events(reply[0][1]) if reply else []
 
-        return await self._patiently(read)
+        return await self._patiently(read, stream)
 
     async def newest_events(self, stream: str, count: int, *, before_id: str = "+") -> list[Event]:
         """Return the last `count` events, or those up to `before_id` (`(` before it leaves it out), oldest first."""
@@ -130,7 +130,7 @@ class AsyncStore(Opening):
             client = await self._ready_client()
             return decode_events(await client.xrevrange(stream, max=before_id, count=count))[::-1]
 
-        return await self._patiently(read)
+        return await self._patiently(read, stream)
 
     async def server_time(self) -> float:
         """Return the server's time in Unix seconds."""

@@ -48,14 +48,14 @@ class Store(Opening):
         except NoScriptError:
             return client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
 
-    def _patiently(self, attempt: Callable[[], T]) -> T:
+    def _patiently(self, attempt: Callable[[], T], key: str | None = None) -> T:
         began = monotonic()
         try:
             return attempt()
         except client_errors() as error:
             left_s = self._timeout_s - (monotonic() - began)
             if not is_transient(error) or left_s <= 0:
-                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
         if self._reconnects:
             self._client = None
         from tenacity import Retrying
@@ -63,7 +63,7 @@ class Store(Opening):
         try:
             return Retrying(**transient_policy(left_s))(attempt)
         except client_errors() as error:
-            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s) from error
+            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
 
     def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
         if self._client is None:
@@ -102,18 +102,22 @@ class Store(Opening):
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
             block_ms = max(1, int(min(left, self._timeout_s / 2) * 1_000))
-            events = self._patiently(lambda wait=block_ms: self._read(stream, after_id, 1_000, wait))  # type: ignore[misc]  # bound now
+            events = self._patiently(lambda wait=block_ms: self._read(stream, after_id, 1_000, wait), stream)  # type: ignore[misc]  # bound now
             if events:
                 return str(events[-1][0])
         return None
 
     def read_events(self, stream: str, after_id: str, count: int) -> list[Event]:
         """Return up to `count` events after `after_id`, oldest first."""
-        return self._patiently(lambda: self._read(stream, after_id, count, None))
+        return self._patiently(lambda: self._read(stream, after_id, count, None), stream)
 
     def newest_events(self, stream: str, count: int) -> list[Event]:
         """Return the last `count` events, oldest first."""
-        return self._patiently(lambda: decode_events(self._ready_client().xrevrange(stream, count=count))[::-1])
+
+        def read() -> list[Event]:
+            return decode_events(self._ready_client().xrevrange(stream, count=count))[::-1]
+
+        return self._patiently(read, stream)
 
     def _read(self, stream: str, after_id: str, count: int, block_ms: int | None) -> list[Event]:
         reply = self._ready_client().xread({stream: after_id}, count=count, block=block_ms)

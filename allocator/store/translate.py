@@ -54,13 +54,14 @@ def _is_foreign(text: str) -> bool:
     return any(sign in text for sign in ("Protocol Error", "Protocol error", "Invalid response", "HTTP/"))
 
 
-def translate(error: Exception, *, shown_url: str, timeout_s: float) -> AllocatorError:  # noqa: PLR0911  # a case a line
+def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | None = None) -> AllocatorError:  # noqa: PLR0911  # a case a line
     """Return the error of ours that says what `error` means.
 
     Args:
         error: What the Redis client raised.
         shown_url: The URL without secrets.
         timeout_s: How long the call was given.
+        key: The one key that was read, when it was no script that read it.
     """
     from redis import exceptions
 
@@ -72,7 +73,7 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float) -> Allocato
         return ConfigurationError(
             f"{where} refused the user or password; put them into the URL, or set ALLOCATOR_REDIS_PASSWORD"
         )
-    if isinstance(error, exceptions.NoPermissionError) or text.startswith("NOPERM"):
+    if isinstance(error, exceptions.NoPermissionError) or text.startswith(("NOPERM", "ACL failure")):
         return ConfigurationError(f"{where} does not allow this user what portlease needs ({text}); mend its ACL rule")
     if isinstance(error, exceptions.InvalidResponse) or _is_foreign(text):
         return ConfigurationError(f"the server at {shown_url} is not a Redis or Valkey; correct --redis-url")
@@ -80,6 +81,11 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float) -> Allocato
         return ConfigurationError(f"{where}: TLS failed ({text}); check rediss:// and ssl_ca_certs")
     if isinstance(error, exceptions.OutOfMemoryError) or text.startswith("OOM"):
         return StoreUnavailableError(f"{where} has no memory left (maxmemory is reached); raise maxmemory")
+    if text.startswith("WRONGTYPE"):
+        return ConfigurationError(
+            f"{where} has a value of the wrong type under {key or 'a key of portlease'}; "
+            "another program wrote it: move or delete that key"
+        )
     if text.startswith("MISCONF"):
         return StoreUnavailableError(f"{where} cannot write its data to disk and refuses changes; make room there")
     if is_transient(error) or isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):

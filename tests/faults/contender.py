@@ -95,16 +95,20 @@ def main() -> None:
     os.close(everyone_is_here)
     everyone_is_here = os.open(os.devnull, os.O_WRONLY)
     until = time.monotonic() + float(seconds)
+    last_death = time.monotonic()
     while mode == "kill" and time.monotonic() < until - 1.0:
         time.sleep(0.1)
         victim = rng.choice(sorted(children))
         os.kill(victim, signal.SIGKILL)
         os.waitpid(victim, 0)
+        last_death = time.monotonic()
         children.discard(victim)
         killed += 1
         start(1_000 + killed)
     failures = sum(os.waitpid(pid, 0)[1] != 0 for pid in children)
-    print(json.dumps({"killed": killed, "failures": failures}))
+    if mode == "calm":
+        last_death = time.monotonic()
+    print(json.dumps({"killed": killed, "failures": failures, "last_death": last_death}))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from allocator import ExhaustedError, PoolSpec, PortAllocator
@@ -82,6 +82,10 @@ def test_restart_without_its_data_costs_no_holder_its_port(tmp_path: Path, pool:
             for path in (tmp_path / "embedded" / "appendonlydir").glob("*"):
                 path.unlink()
             server.ensure()
+            with PortAllocator.from_url(server.url, pool=pool.name, host="web-1") as newcomer:
+                newcomer.apply_pool(pool)
+                with suppress(ExhaustedError):
+                    raise AssertionError(f"a newcomer got {newcomer.claim('email', org='newcomer')}")
             await_fences(held, highest)
             assert {lease.worker: lease.port for lease in ports.leases()} == before
     finally:

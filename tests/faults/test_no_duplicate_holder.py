@@ -61,7 +61,7 @@ def test_sixty_four_processes_never_share_a_port(
         assert result["killed"] >= 20
 
     # Every port comes back within TTL + grace + 1 s of the last death, and nothing stays behind.
-    deadline = time.monotonic() + TTL_S + pool.grace_ms / 1_000 + 1.0
+    deadline = result["last_death"] + TTL_S + pool.grace_ms / 1_000 + 1.0
     claimed = [
         ports.claim("email", org=f"last-{port}", port=port, wait=max(0.0, deadline - time.monotonic()))
         for port in range(pool.first, pool.last + 1)
@@ -73,6 +73,10 @@ def test_sixty_four_processes_never_share_a_port(
     assert ports.leases() == []
     left = {key.decode().rpartition("}")[2].split(":")[1:2][0] for key in keys_of(ports, pool) if b"}:" in key}
     assert left <= {"events", "host", "hosts", "ports", "tokens", "worker"}
+    client, base = ports.store._ready_client(), f"alloc:{{{pool.name}}}"
+    assert client.zcard(f"{base}:ports:web-1") <= pool.size
+    assert client.hlen(f"{base}:tokens:web-1") <= pool.size
+    assert all(grant[:1] in b"-~!" for grant in client.hvals(f"{base}:tokens:web-1"))  # every grant has ended
 
 
 def keys_of(ports: PortAllocator, pool: PoolSpec) -> list[bytes]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+import redis
 from servers import Server, cluster, sentinel_group, wait_until
 
 from allocator import AsyncPortAllocator, ConfigurationError, PoolSpec, PortAllocator
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SPEC = PoolSpec(name="kinds", first=23_000, last=23_043, cooldown_ms=0)
 
@@ -71,6 +70,41 @@ def test_user_and_password(tmp_path: Path) -> None:
             with PortAllocator.from_url(url) as ports, pytest.raises(ConfigurationError, match="password") as refused:
                 ports.claim("email", org="org-1")
             assert "wrong@" not in str(refused.value)
+
+
+def documented_rules() -> dict[str, list[str]]:
+    """Return the ACL rules that the reference of settings shows, by user."""
+    text = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text()
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^ACL SETUSER (\S+) (.*)$", joined, re.MULTILINE)
+    return {name: words.replace(">PASSWORD", ">word").split() for name, words in lines}
+
+
+def test_the_documented_acl_rules_are_enough_and_a_reader_sees_no_token() -> None:
+    with Server() as server:
+        client = server.ready().client()
+        for name, words in documented_rules().items():
+            client.execute_command("ACL", "SETUSER", name, *words)
+        worker, reader = (f"redis://{name}:word@127.0.0.1:{server.port}" for name in ("worker", "reader"))
+        exercise(worker, "acl-host")
+        with (
+            PortAllocator.from_url(worker, pool=SPEC.name, host="acl-host") as holding,
+            PortAllocator.from_url(reader, pool=SPEC.name, host="acl-host") as reading,
+        ):
+            lease = holding.claim("email", org="org-1")
+            assert [one.port for one in reading.leases()] == [lease.port]
+            assert [one.name for one in reading.hosts()] == ["acl-host"]
+            assert reading.store.newest_events(f"alloc:{{{SPEC.name}}}:events", 1)
+            with pytest.raises(ConfigurationError, match="ACL rule"):
+                reading.claim("stripe", org="org-1")
+            with pytest.raises(ConfigurationError, match="ACL rule"):
+                reading.release(lease)
+            assert [one.port for one in holding.leases()] == [lease.port]
+        with (
+            server.client(username="reader", password="word") as raw,
+            pytest.raises(redis.exceptions.NoPermissionError),
+        ):
+            raw.hgetall(f"alloc:{{{SPEC.name}}}:tokens:acl-host")
 
 
 def test_a_server_that_evicts_is_refused() -> None:

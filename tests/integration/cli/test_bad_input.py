@@ -184,7 +184,8 @@ def test_a_server_that_wants_another_password_is_exit_78(allocator: Allocator) -
         server.ready(password="s3cret:/@ word%")
         written = server.url.replace("//", "//:s3cret%3A%2F%40%20word%25@")
         assert allocator("ls", "--redis-url", written, "--pool", "sdk-v2").code == 0
-        assert allocator("ls", "--redis-url", server.url, ALLOCATOR_REDIS_PASSWORD="s3cret:/@ word%").code == 0
+        asked = ("ls", "--redis-url", server.url, "--pool", "sdk-v2")
+        assert allocator(*asked, ALLOCATOR_REDIS_PASSWORD="s3cret:/@ word%").code == 0
         for url in (server.url, server.url.replace("//", "//:wr0ng@"), server.url.replace("//", "//:s3cret:/@ word%@")):
             done = allocator(*CLAIM, "--redis-url", url)
             assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
@@ -195,7 +196,7 @@ def test_a_server_that_wants_another_password_is_exit_78(allocator: Allocator) -
 def test_a_server_that_evicts_is_exit_78(allocator: Allocator) -> None:
     with Server("--maxmemory", "100mb", "--maxmemory-policy", "volatile-ttl") as server:
         server.ready()
-        done = allocator(*CLAIM, "--redis-url", server.url)
+        done = allocator(*CLAIM, "--redis-url", server.url, "--pool", "sdk-v2")
         assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
         assert "set maxmemory-policy noeviction" in done.err
         assert server.client().dbsize() == 0
@@ -246,3 +247,35 @@ def refusal(server: Server) -> str:
     except redis.RedisError as error:
         return f"BUSY {error}"
     return ""
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("events", ("events",)), ("lease:web-1:{port}", ("ls",)), ("hosts", ("host", "ls"))]
+)
+def test_what_another_program_wrote_is_named_by_its_key(
+    allocator: Allocator, pool: PoolSpec, ports: PortAllocator, key: str, words: tuple[str, ...]
+) -> None:
+    port = allocator(*CLAIM).out.strip()
+    client = ports.store._ready_client()
+    name = f"alloc:{{{pool.name}}}:{key.format(port=port)}"
+    client.set(name, "something else")
+    done = allocator(*words)
+    assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
+    assert name in done.err
+    assert client.get(name) == b"something else"
+    client.delete(name)
+
+
+@pytest.mark.parametrize("words", [("ls",), ("events",), ("host", "ls"), ("pool", "show", "nowhere")])
+def test_a_pool_that_does_not_exist_is_no_empty_list(allocator: Allocator, words: tuple[str, ...]) -> None:
+    place = () if "show" in words else ("--pool", "nowhere")
+    done = allocator(*words, *place)
+    assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
+    assert "pool nowhere is not defined" in done.err
+    assert allocator("ls", "--pool", "sdk-v2").code == 0
+
+
+def test_the_version_is_printed(allocator: Allocator) -> None:
+    done = allocator("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("portlease ")
