@@ -30,11 +30,16 @@ def service_name(name: ServiceName) -> str:
 
 
 def nginx(services: Services) -> str:
-    """Return an `upstream` block for each service, for `include` in the `http` block."""
+    """Return an `upstream` block for each service, for `include` in the `http` block.
+
+    A failed try sends the request to the next worker, but takes nobody out of turn (`max_fails=0`): who is ready is
+    known from the leases. By its own count nginx would leave a worker that was restarted out for ten seconds, and
+    answer 502 when that happens to all of them.
+    """
     lines = [f"# {HEAD}"]
     for name, endpoints in services.items():
         lines += [f"upstream {service_name(name)} {{"]
-        lines += [f"    server {endpoint};" for endpoint in endpoints] or ["    server 127.0.0.1:1 down;"]
+        lines += [f"    server {endpoint} max_fails=0;" for endpoint in endpoints] or ["    server 127.0.0.1:1 down;"]
         lines += ["}"]
     return _text(lines)
 

@@ -29,7 +29,7 @@ SERVICES = {
 def test_nginx():
     assert FORMATS["nginx"](SERVICES) == (
         "# written by 'allocator export'; it is replaced when workers come and go\n"
-        "upstream email.org-123 {\n    server 10.0.0.5:5556;\n    server [fd00::6]:5557;\n}\n"
+        "upstream email.org-123 {\n    server 10.0.0.5:5556 max_fails=0;\n    server [fd00::6]:5557 max_fails=0;\n}\n"
         "upstream stripe.org-123 {\n    server 127.0.0.1:1 down;\n}\n"
     )
 
