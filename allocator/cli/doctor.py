@@ -31,7 +31,9 @@ def doctor(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Check Redis, this host's kernel, and its leases against its listeners; exit 1 with findings.
+    """Check Redis, this host and its leases; exit 1 with findings.
+
+    Leases are held against the sockets that listen here, and against the lease files of this user.
 
     Example: allocator doctor
     """

@@ -116,7 +116,7 @@ def who(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say who has a port: its lease, and the process that listens on it.
+    """Say who has a port: its lease, and who listens on it.
 
     Example: allocator who 5556
     """
