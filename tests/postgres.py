@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +18,6 @@ from typing import Self
 
 import psycopg
 from psycopg import sql
-from servers import free_port
 
 START_S = 60.0
 NOBODY = 65_534
@@ -31,6 +31,12 @@ def binaries() -> Path | None:
     if found is None or found.origin is None:
         return None
     return Path(found.origin).parent / "pginstall"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Postgres:
@@ -54,7 +60,7 @@ class Postgres:
         self.data.mkdir()
         if self._as_nobody:
             os.chown(self.data, NOBODY, NOBODY)
-        self.port = free_port()
+        self.port = _free_port()
         self._numbers = 0
         self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync",
                   "--locale", "C.UTF-8")  # fmt: skip

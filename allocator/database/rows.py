@@ -242,9 +242,10 @@ class Rows:
             set_={self.layout.column(name).name: entry.excluded[name] for name in _FOLLOWS_LEASE},
             where=sa.or_(fence.is_(None), newer),
         )
-        return self._changed(connection, entry, [self._values(key, lease, now) for key, lease in leases])
+        return self._changed(connection, entry, [self.values(key, lease, now) for key, lease in leases])
 
-    def _values(self, key: RowKey, lease: Lease, now: float) -> dict[str, Any]:
+    def values(self, key: RowKey, lease: Lease, now: float) -> dict[str, Any]:
+        """Return the values of a live lease's row, by column."""
         return {
             "pool": self.pool,
             "organization_id": key.org,

@@ -6,50 +6,16 @@ import argparse
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import hiredis
 import redis
 
-from benchmarks import commands, leases
+from benchmarks import commands, database, leases
 from benchmarks.servers import server
-
-if TYPE_CHECKING:
-    from benchmarks.timing import Spread
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `target` is empty where a figure has none."""
-
-    what: str
-    value: str
-    spread: str
-    target: str = ""
-    met: bool | None = None
-
-    def __str__(self) -> str:
-        verdict = "" if self.met is None else ("yes" if self.met else "**no**")
-        return f"| {self.what} | {self.value} | {self.spread} | {self.target} | {verdict} |"
-
-
-def at_least(what: str, spread: Spread, target: float) -> Row:
-    return Row(what, f"{spread.median:.2f}", between(spread, 2), f"≥ {target:.2f}", round(spread.median, 2) >= target)
-
-
-def at_most(what: str, spread: Spread, target: float, unit: str = "", digits: int = 1) -> Row:
-    met = round(spread.median, digits) <= target
-    return Row(what, f"{spread.median:.{digits}f}{unit}", between(spread, digits), f"≤ {target:g}{unit}", met)
-
-
-def plain(what: str, spread: Spread, unit: str = "", digits: int = 0) -> Row:
-    return Row(what, f"{spread.median:,.{digits}f}{unit}", between(spread, digits))
-
-
-def between(spread: Spread, digits: int) -> str:
-    return f"{spread.low:,.{digits}f}-{spread.high:,.{digits}f}"
+from benchmarks.table import Row, at_least, at_most, between, plain
 
 
 def measure(binary: str | None, *, quick: bool) -> tuple[list[str], list[Row], dict[str, Any]]:
@@ -65,7 +31,9 @@ def measure(binary: str | None, *, quick: bool) -> tuple[list[str], list[Row], d
         figures["fill"] = leases.fill(bench, 5_000 if quick else 20_000)
         figures["full_pool"] = leases.full_pool(bench, rounds, pairs)
     figures["commands"] = commands.command_times(3 if quick else 15)
-    return facts(info, place["pinned"], rounds, pairs), rows(figures), figures
+    figures["database"] = database.figures(binary, quick=quick)
+    table = [*rows(figures), *database.rows(figures["database"])]
+    return facts(info, place["pinned"], rounds, pairs), table, figures
 
 
 def facts(info: dict[str, Any], pinned: str, rounds: int, pairs: int) -> list[str]:
@@ -132,6 +100,7 @@ def rows(figures: dict[str, Any]) -> list[Row]:
     ]
 
 
+HEADINGS = ("| what | median | spread | target | met |", "|---|---|---|---|---|")
 INTRODUCTION = """# Benchmarks
 
 Written by `scripts/bench --out docs/benchmarks.md`; the figures are in `benchmarks.json` beside it.
@@ -148,8 +117,8 @@ ratio says most about how dear a round trip is: the nearer the server and the fa
 
 
 def page(machine: list[str], table: list[Row]) -> str:
-    lines = [INTRODUCTION, *(f"- {fact}" for fact in machine), "", "| what | median | spread | target | met |"]
-    return "\n".join([*lines, "|---|---|---|---|---|", *map(str, table)]) + "\n"
+    lines = [INTRODUCTION, *(f"- {fact}" for fact in machine), "", *HEADINGS]
+    return "\n".join([*lines, *map(str, table)]) + "\n"
 
 
 def main() -> None:
@@ -157,7 +126,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--out", type=Path, help="write the table there, and the figures beside it as JSON")
     parser.add_argument("--server", help="the redis-server or valkey-server to measure")
+    parser.add_argument("--database", action="store_true", help="only what the reconciler takes, printed")
     options = parser.parse_args()
+    if options.database:
+        print(*HEADINGS, *database.rows(database.figures(options.server, quick=options.quick)), sep="\n")
+        return
     machine, table, figures = measure(options.server, quick=options.quick)
     text = page(machine, table)
     print(text)
