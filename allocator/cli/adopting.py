@@ -19,7 +19,7 @@ from allocator.cli.options import (
     talk,
 )
 from allocator.cli.output import write_rows
-from allocator.model.errors import HeldError, InvalidInputError
+from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError
 from allocator.model.names import WorkerId, check_port
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _adopted(at: Desk, database: Database, rows: Rows, one: Candidate, ttl_ms: i
         return "nothing", one.why_not or ""
     try:
         lease = adopt_row(at.allocator, at.files, one.row, one.listener, ttl_ms=ttl_ms)
-    except (HeldError, InvalidInputError) as error:
+    except (HeldError, ExhaustedError, InvalidInputError) as error:
         return "nothing", str(error)
     refused = write_adopted(database, rows, one.row.key, lease)
     return "adopted", f"pid {lease.pid}" + (f"; the database refuses its row: {refused}" if refused else "")

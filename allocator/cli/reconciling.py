@@ -22,7 +22,7 @@ from allocator.cli.options import (
 )
 from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import parse_duration_ms
-from allocator.model.errors import HeldError, InvalidInputError
+from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,7 +164,7 @@ def _adopt_manual(at: Desk, reconciler: Reconciler) -> None:
             continue
         try:
             lease = adopt_row(at.allocator, at.files, one.row, one.listener)
-        except (HeldError, InvalidInputError) as error:
+        except (HeldError, ExhaustedError, InvalidInputError, ConfigurationError) as error:
             talk(f"{one.row.key} was not adopted: {error}")
         else:
             talk(f"adopted {lease.worker} on {lease.address} (pid {lease.pid}); the agent of this host renews it")

@@ -91,7 +91,11 @@ def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0
         )
     if state == _NO_DATABASE or ("database" in lower and "does not exist" in lower and not state):
         return ConfigurationError(f"{where} does not exist; create it, or correct --database-url")
-    if state in {_NO_RIGHTS, _READ_ONLY}:
+    if state == _READ_ONLY:
+        return DatabaseUnavailableError(
+            f"{where} takes no changes now ({text}); wait for its failover, or give the URL and role of the primary"
+        )
+    if state == _NO_RIGHTS:
         return ConfigurationError(f"{where} does not allow this ({text}); grant the rights, or use another role")
     if state in _NO_TABLE:
         return ConfigurationError(f"{where} lacks something ({text}); run 'allocator db upgrade'")

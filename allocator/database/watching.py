@@ -1,7 +1,8 @@
 """The loop around the reconciler: lead or stand by, make a pass, follow the events until the next, wait out outages.
 
-The rule of this file: nothing that Redis or the database does ends the loop but being told to stop. What was missed
-meanwhile is not remembered anywhere; the next pass finds it.
+The rule of this file: a Redis or a database that is away never ends the loop; only being told to stop does, and what
+waiting does not mend (a table that is gone, rights that were taken). What was missed meanwhile is not remembered
+anywhere; the next pass finds it.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class Watch:
     _failures: int = 0
     _stands_by_for: str | None = None
     _leads: bool = False
+    _began: bool = False
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until `should_stop`; the leadership is given up at the end."""
@@ -143,13 +145,11 @@ class Watch:
         self.say(f"leading the reconcilers of pool {self.reconciler.rows.pool}")
         if self.gauge:
             self.gauge.leads(leads=True)
-        if self.first:
-            self.first()
 
     def _lead_no_more(self, other: str) -> None:
         if self._leads or self._stands_by_for != other:
             self.say(f"standing by: {other} leads the reconcilers of pool {self.reconciler.rows.pool}")
-        self._leads, self._stands_by_for = False, other
+        self._leads, self._began, self._stands_by_for = False, False, other
         if self.gauge:
             self.gauge.leads(leads=False)
 
@@ -159,6 +159,9 @@ class Watch:
     def _reconcile(self, should_stop: Callable[[], bool]) -> None:
         """Make a pass, seeing to events in between, then follow the events until the next pass is due."""
         began = time.monotonic()
+        if self.first and not self._began:
+            self.first()
+        self._began = True
         report = Report()
         store, stream = self.reconciler.allocator.store, events_key(self.reconciler.rows.pool)
         newest = store.newest_events(stream, 1)
