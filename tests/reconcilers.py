@@ -111,7 +111,7 @@ def _wait(pid: int) -> dict[str, Any]:
 def _serve(redis_url: str, database_url: str, pool: str) -> None:
     from allocator.database import connection
 
-    connection.LOCK_TIMEOUT_S = connection.IDLE_TRANSACTION_S = 0.3
+    connection.LOCK_TIMEOUT_S = connection.IDLE_TRANSACTION_S = 0.5 if database_url.startswith("postgres") else 0.3
     stopped: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)
