@@ -22,7 +22,11 @@ class Table:
 
     def run(self, statement: str, **values: Any) -> list[dict[str, Any]]:
         """Run a statement in a transaction of its own and return its rows."""
-        with self.database.engine.connect().execution_options(allocator_writes=True) as connection, connection.begin():
+        writes = not statement.lstrip().startswith("SELECT")
+        with (
+            self.database.engine.connect().execution_options(allocator_writes=writes) as connection,
+            connection.begin(),
+        ):
             result = connection.execute(sa.text(statement), values)
             return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
