@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from allocator.client.aio import AsyncPortAllocator
-from allocator.client.driving import Kernel
+from allocator.client.driving import UnseenKernel
 from allocator.client.session import Session
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
@@ -21,7 +21,6 @@ from allocator.protocol import listing
 from allocator.protocol.context import space_of
 from allocator.protocol.keys import FLEET_SPACE
 from allocator.protocol.pools import pool_rules
-from allocator.protocol.steps import DescribeListener, ProvePort, ReadListeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,24 +28,9 @@ if TYPE_CHECKING:
     from allocator.client.arguments import ClaimArguments, ProcessWords
     from allocator.model.pools import PoolSpec
     from allocator.protocol.listing import PortView
-    from allocator.protocol.steps import Step
 
 MAX_POOLS = 64
 """Allocators that are kept ready, one a pool; more pools only cost a caller the making of one."""
-
-
-class UnseenKernel(Kernel):
-    """Answers for a host that is not this one: no stranger is known, nothing is proved, nobody is described."""
-
-    def answer(self, step: Step) -> object:
-        """Return the answer that keeps nobody from trying."""
-        if isinstance(step, ReadListeners):
-            return frozenset()
-        if isinstance(step, ProvePort):
-            return True
-        if isinstance(step, DescribeListener):
-            return None
-        return super().answer(step)
 
 
 class Claims:

@@ -108,7 +108,11 @@ def register_host(
     """
     with desk(pool, host, redis_url, config, advertise=advertise) as at:
         done = at.allocator.register()
-        talk(f"host {at.host} is registered in pool {at.pool} as {at.allocator.session.context.address}: {done}")
+        talk(f"host {at.host} is registered in pool {at.pool} as {_known_address(at)}: {done}")
+
+
+def _known_address(at: Desk) -> str:
+    return next(host.address for host in at.allocator.hosts() if host.name == at.host)
 
 
 def cordon(name: HostName, pool: PoolOption = None, redis_url: RedisOption = None, config: ConfigOption = None) -> None:

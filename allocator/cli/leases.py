@@ -67,6 +67,10 @@ def claim(
     pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
     token: TokenOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
+    any_host: Annotated[bool, typer.Option("--any-host", help="On the host with most free ports.")] = False,
+    spread: Annotated[
+        str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")
+    ] = None,
     form: LeaseFormat = Format.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -76,6 +80,8 @@ def claim(
 ) -> None:
     """Lease a port and print it. Claiming again for the same worker prints the same port.
 
+    With --any-host it is on the registered host with most free ports, and printed as host:port.
+
     Example: PORT=$(allocator claim email --org org-123)
     """
     arguments = claim_arguments(plugin, org, instance, port, ttl, label)
@@ -83,13 +89,47 @@ def claim(
         arguments["pid"] = living_process(pid)
     wait_s = seconds(wait, "wait")
     worker = WorkerId(org, plugin, arguments["instance"])
+    check_placing(
+        any_host=any_host, spread=spread, others={"--host": host, "--port": port, "--pid": pid, "--wait": wait}
+    )
     with ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
         given = token or os.environ.get("ALLOCATOR_TOKEN")
+        if any_host:
+            at = placed(at, worker, spread)
         lease = claim_and_save(at, worker, arguments, wait_s=wait_s, token=given, record=record)
-        write_lease(lease, form)
+        if any_host and form is Format.TEXT:
+            print(lease.address)
+        else:
+            write_lease(lease, form)
+
+
+def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str | None]) -> None:
+    """Check that a claim does not say both where and anywhere.
+
+    Raises:
+        InvalidInputError: When it does.
+    """
+    if spread is not None and not any_host:
+        raise InvalidInputError("--spread goes with --any-host; add it")
+    if any_host and (given := [name for name, value in others.items() if value is not None]):
+        raise InvalidInputError(f"--any-host chooses the host itself; leave {given[0]} out")
+
+
+def placed(at: Desk, worker: WorkerId, spread: str | None) -> Desk:
+    """Return a desk on the host where a worker is, or is best placed."""
+    from typing import cast
+
+    from allocator.protocol.hosts import Spread, place
+
+    known = [lease for lease in at.files.all(at.pool) if lease.worker == worker]
+    if known:
+        host = max(known, key=lambda lease: lease.fence).host
+    else:
+        host = at.allocator.run(place(at.pool, worker, spread=cast("Spread | None", spread))).host
+    return replace(at, allocator=at.allocator.for_host(host))
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class AsyncPortAllocator:
 
     def keep(self, lease: Lease) -> HeldLease[asyncio.Event]:
         """Keep a claimed lease alive by heartbeats until `let_go`; needs a running event loop."""
-        held = HeldLease(lease, asyncio.Event())
+        held = HeldLease(lease, asyncio.Event(), asyncio.Event())
         self._plan.add(held)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._beat(), name="allocator-heartbeats")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
-from allocator.client.driving import drive
+from allocator.client.driving import UnseenKernel, drive
 from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
-from allocator.model.errors import AllocatorError, HeldError
+from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
+from allocator.model.names import WorkerId
 from allocator.protocol import claim as claiming
 from allocator.protocol import endings, hosts, listing, pools, renew
 from allocator.protocol import resolve as resolving
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
+    from allocator.protocol.hosts import Spread
     from allocator.protocol.steps import Operation
 
 T = TypeVar("T")
@@ -179,7 +181,7 @@ class PortAllocator:
 
     def keep(self, lease: Lease) -> HeldLease[threading.Event]:
         """Keep a claimed lease alive by heartbeats until `let_go`."""
-        held = HeldLease(lease, threading.Event())
+        held = HeldLease(lease, threading.Event(), threading.Event())
         with self._wake:
             self._plan.add(held)
             if self._thread is None:
@@ -290,6 +292,46 @@ class PortAllocator:
     def register(self) -> str:
         """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
         return str(self.run(hosts.register(self.session.context, self.session.pool)))
+
+    def for_host(self, host: str) -> PortAllocator:
+        """Return an allocator that claims for another host, over the same connection.
+
+        Of that host's kernel nothing is seen: whoever starts the worker there finds out, and declines.
+        """
+        own = self.session
+        session = Session(
+            pool=own.pool,
+            host=host,
+            kernel=UnseenKernel(),
+            clock=own.clock,
+            rng=own.rng,
+            identity=self.run(listing.host_identity(own.pool, host)),
+        )
+        session.context.rules = own.context.rules
+        return PortAllocator(self.store, session)
+
+    def claim_anywhere(
+        self, plugin: str, *, spread: Spread | None = None, **arguments: Unpack[ClaimArguments]
+    ) -> Lease:
+        """Lease a port on the host of the pool that has most free ones, for a worker that somebody will start there.
+
+        Args:
+            plugin: The worker's plugin.
+            spread: Whether hosts with fewest workers of the same `org` or `plugin` come first.
+            **arguments: See `ClaimArguments`.
+
+        Raises:
+            ExhaustedError: When no registered host gives out a port.
+            HeldError: When the worker has a lease already.
+        """
+        worker = WorkerId(arguments["org"], plugin, arguments.get("instance", 0))
+        tried: frozenset[str] = frozenset()
+        while True:
+            placement = self.run(hosts.place(self.session.pool, worker, spread=spread, without=tried))
+            try:
+                return self.for_host(placement.host).claim(plugin, **arguments)
+            except ExhaustedError:  # it filled up meanwhile
+                tried |= {placement.host}
 
     def hosts(self) -> list[listing.HostView]:
         """Return the hosts that have claimed in the pool."""

@@ -46,6 +46,20 @@ class Kernel:
         raise TypeError(f"{type(step).__name__} is not a step about this host")
 
 
+class UnseenKernel(Kernel):
+    """Answers for a host that is not this one: no stranger is known, nothing is proved, nobody is described."""
+
+    def answer(self, step: Step) -> object:
+        """Return the answer that keeps nobody from trying."""
+        if isinstance(step, ReadListeners):
+            return frozenset()
+        if isinstance(step, ProvePort):
+            return True
+        if isinstance(step, DescribeListener):
+            return None
+        return super().answer(step)
+
+
 def describe_listener(port: int) -> str | None:
     """Return who listens on a port of this host as `command (pid 4242, user name)`, or None when nobody is seen."""
     for listener in listeners(port, port):

@@ -71,14 +71,16 @@ class HeldLease(Generic[E_]):
 
     Attributes:
         lease: The lease as last confirmed; a new value after each renewal.
+        draining: An event that is set when the host is to be emptied: stop the worker and release the lease.
         lost: An event that is set when the lease is lost; `error` then says to whom.
         error: Why it is lost, or None.
         doubtful: Whether its deadline passed without Redis confirming it.
     """
 
-    def __init__(self, lease: Lease, lost: E_) -> None:
+    def __init__(self, lease: Lease, lost: E_, draining: E_) -> None:
         self.lease = lease
         self.lost = lost
+        self.draining = draining
         self.error: LeaseLostError | None = None
         self.doubtful = False
         self._rewrite = False
@@ -190,6 +192,10 @@ class HeartbeatPlan(Generic[E_]):
                 log.warning("re-asserted the lease of %s on %s", held.worker, held.lease.address)
             after = outcome.lease
             held.doubtful = False
+            if outcome.draining and not held.draining.is_set():
+                held.lease = replace(held.lease, state=LeaseState.DRAINING)
+                held.draining.set()
+                log.warning("host %s is draining: %s is to stop", held.host, held.worker)
             words = _words(held.lease)
             held._rewrite = words != _words(before)  # noqa: SLF001  # the plan and its leases are one unit
             held.lease = replace(after, **words)

@@ -69,7 +69,7 @@ class Session:
         """Who calls: this host with its identity, which is read when it is first needed."""
         if self._context is None:
             identity = self.identity or str(host_identity())
-            address = self.advertise or default_address()
+            address = f"!{self.advertise}" if self.advertise else "" if self.identity else default_address()
             self._context = Context(self.host, identity, self.clock, new_token, address)
         return self._context
 

@@ -155,7 +155,7 @@ def _call(
             request.hint or 0,
             str(request.state),
             decode.extra_members(request.holder_words()),
-            context.identity,
+            context.full_identity,
             request.supersede_fence or 0,
             written_ports(listening),
         ),

@@ -22,7 +22,8 @@ class Context:
         identity: What proves that it is the same one as before: machine, boot and network namespace, a word each.
         clock: The monotonic clock, in seconds.
         new_token: Makes 128 random bits as 32 hexadecimal digits.
-        address: The address under which others reach this host.
+        address: The address under which others reach this host; after a `!` when somebody chose it, so that one that
+            was only found does not replace it; empty when it is not known.
         rules: The rules of the pools that were read, by name; operations keep it up to date.
     """
 
@@ -30,8 +31,13 @@ class Context:
     identity: str
     clock: Callable[[], float]
     new_token: Callable[[], str]
-    address: str = "127.0.0.1"
+    address: str = ""
     rules: dict[str, PoolSpec] = field(default_factory=dict)
+
+    @property
+    def full_identity(self) -> str:
+        """What the pool knows this host by: its identity and, where it is known, its address."""
+        return f"{self.identity} {self.address}" if self.address else self.identity
 
     def space(self, pool: PoolSpec) -> str:
         """Return where a port number of `pool` is unique for this host."""

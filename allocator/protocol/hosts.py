@@ -53,7 +53,7 @@ def register(context: Context, pool_name: str) -> Operation[Reply]:
         PoolMissingError: When nobody knows the pool.
     """
     pool = yield from pool_rules(context, pool_name)
-    args = (context.host, context.identity, context.address)
+    args = (context.host, context.full_identity)
     for fresh in (False, True):
         if fresh:
             pool = yield from pool_rules(context, pool_name, fresh=True)

@@ -160,15 +160,20 @@ def hosts(pool: str) -> Operation[list[HostView]]:
                 fields.get("identity", "").partition(" ")[0],
                 fields.get("cordon") == "1",
                 count,
-                fields.get("address", ""),
+                _address(fields.get("identity", "")),
                 fields.get("drain") == "1",
             )
         )
     return found
 
 
+def _address(identity: str) -> str:
+    words = identity.split(" ")
+    return words[3].removeprefix("!") if len(words) > 3 else ""
+
+
 def host_identity(pool: str, host: str) -> Operation[str]:
-    """Return the identity that a host is known by (machine, boot, network namespace), `- - -` when none was told."""
+    """Return what a host is known by: machine, boot, network namespace, perhaps its address; `- - -` for nothing."""
     reply = decode.words((yield ScriptCall("inspect", script_keys(pool, host), ("host",))))
     fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
     return fields.get("identity", "- - -")

@@ -33,11 +33,13 @@ class RenewOutcome:
         lease: The lease with its new expiry, deadline and (when it was re-asserted) fence; the old one when lost.
         reasserted: Whether Redis had lost it and has it again.
         lost: Why it is lost, or None.
+        draining: Whether its host is to be emptied: its holder stops the worker and releases it.
     """
 
     lease: Lease
     reasserted: bool = False
     lost: LeaseLostError | None = None
+    draining: bool = False
 
 
 def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
@@ -80,8 +82,9 @@ def _renew_batch(
     else:
         raise ConfigurationError(f"pool {pool.name} vanishes as soon as it is made; is Redis being emptied?")
     now_ms = decode.number(reply[0])
+    draining = len(reply) > 2 * len(leases) + 1
     return [
-        _outcome(lease, decode.text(reply[2 * i + 1]), reply[2 * i + 2], now_ms, sent_at)
+        replace(_outcome(lease, decode.text(reply[2 * i + 1]), reply[2 * i + 2], now_ms, sent_at), draining=draining)
         for i, lease in enumerate(leases)
     ]
 
@@ -90,7 +93,7 @@ def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, r
     here = host == context.host
     args: list[str | int] = [
         host,
-        context.identity if here else "-",
+        context.full_identity if here else "-",
     ]
     mode = "set" if rewrite else "keep"
     for lease in leases:

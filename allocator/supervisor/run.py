@@ -165,11 +165,16 @@ class _Attempt:
                 poller.poll((LOST_POLL_S if self._ready else READY_POLL_S) * 1_000)
                 for number in self._signals.received():
                     self._handle(group, number)
+                if self._held.draining.is_set() and not self._signals.stopping:
+                    self._request.talk(f"host {self._held.host} is draining: stopping {self._held.worker}")
+                    self._signals.stopping = True
+                    self._handle(group, signal.SIGTERM)
                 if self._signals.hurried:
                     return
                 if not self._ready and self._listens(group):
                     self._ready = True
-                    self._allocator.update(self._held, state=LeaseState.READY)
+                    with contextlib.suppress(ValueError):  # the host began to drain
+                        self._allocator.update(self._held, state=LeaseState.READY)
 
     def _handle(self, group: WorkerGroup, number: int) -> None:
         if number in STOP_SIGNALS and not self._signals.hurried:

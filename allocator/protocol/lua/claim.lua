@@ -6,7 +6,8 @@
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 host  2 worker  3 token  4 ttl_ms  5 port (0: any)  6 hint: the port the environment names (0: none)
---       7 state  8 extra JSON members, each with a comma before it  9 identity: machine, boot and netns
+--       7 state  8 extra JSON members, each with a comma before it
+--       9 identity: machine, boot, netns and address (after a `!` when it was chosen)
 --       10 fence of a lease whose process is proven dead and may be superseded (0: none)
 --       11 ports that strangers have bound on this host, as ranges
 -- Replies
@@ -65,10 +66,14 @@ local function run()
   local is_known = known[1] == ARGV[9]
   if known[1] and not is_known then
     --@include other_host
-    --@include lease_head
-    --@include live_lease
-    if is_other_host(known[1], ARGV[9]) and has_live_lease(host, now) then
-      return { HOST_CONFLICT, match(known[1], '^%S+') or '-' }
+    if is_other_host(known[1], ARGV[9]) then
+      --@include lease_head
+      --@include live_lease
+      if has_live_lease(host, now) then
+        return { HOST_CONFLICT, match(known[1], '^%S+') or '-' }
+      end
+    else
+      is_known = keeps_address(known[1], ARGV[9])
     end
   end
 
@@ -224,7 +229,7 @@ local function run()
 
   -- What is written without having been read: a write that fails would leave the rest half done.
   local is_due = not next_due or next_due == FOREVER or tonumber(next_due) > now + ttl_ms
-  if is_due then
+  if is_due or not is_known then
     read('ZSCORE', hosts_key, space)
   end
   -- Grants on these ports whose end nobody has seen.
@@ -298,6 +303,10 @@ local function run()
   --@include open
   if not is_known then
     call('HSET', host_key, 'identity', ARGV[9])
+    if scope == 'fleet' then
+      -- There the space is no host: the agenda has the host beside it, with nothing to visit.
+      call('ZADD', hosts_key, 'NX', FOREVER, host)
+    end
   end
   return { GRANTED, lease, ttl_ms, now_text }
 end

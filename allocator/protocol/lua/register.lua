@@ -4,7 +4,7 @@
 -- that has live leases under it.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 identity: machine, boot and netns  3 advertised address
+-- ARGV  1 host  2 identity: machine, boot, netns and address (after a `!` when it was chosen)
 -- Replies
 --       created · changed · unchanged · host_conflict machine · no_pool
 -- Events  registered (the port is 0, worker and fence are '-'), when anything changed
@@ -21,16 +21,16 @@ local function run()
   end
   local host = ARGV[1]
   local host_key = base .. ':host:' .. host
-  local known = read('HMGET', host_key, 'identity', 'address')
+  local known = read('HGET', host_key, 'identity')
   --@include other_host
-  if known[1] and is_other_host(known[1], ARGV[2]) then
+  if known and is_other_host(known, ARGV[2]) then
     --@include lease_head
     --@include live_lease
     if has_live_lease(host, now) then
-      return { HOST_CONFLICT, string.match(known[1], '^%S+') or '-' }
+      return { HOST_CONFLICT, string.match(known, '^%S+') or '-' }
     end
   end
-  if known[1] == ARGV[2] and known[2] == ARGV[3] then
+  if known and (known == ARGV[2] or keeps_address(known, ARGV[2])) then
     return { UNCHANGED }
   end
 
@@ -38,11 +38,11 @@ local function run()
 
   -- writes --
   --@include events
-  call('HSET', host_key, 'identity', ARGV[2], 'address', ARGV[3])
+  call('HSET', host_key, 'identity', ARGV[2])
   -- In fleet scope the space is no host: the agenda then has the host beside it, with nothing to visit.
   call('ZADD', hosts_key, 'NX', FOREVER, space, FOREVER, host)
   record_event('registered', host, 0, '-', '-')
-  return { known[1] and CHANGED or CREATED }
+  return { known and CHANGED or CREATED }
 end
 
 --@include run

@@ -13,6 +13,7 @@
 -- Replies
 --       now_ms, then for each lease a code and its detail:
 --       renewed '' (or the fence, when it is not the one that was sent)  ·  reasserted <new fence>  ·  lost <the lease in the way, or a word: released, replaced>
+--       last, draining where the host is to be emptied: its holders stop their workers and release
 --       no_pool, alone, when the pool is not defined
 -- Events  reasserted, before it superseded or expired for the older lease; changed (when the state is another)
 -- Loops   the batch, which the client keeps to 256 leases
@@ -51,7 +52,8 @@ local function run()
   end
   local grants = read('HMGET', tokens_key, unpack(ports))
   local leases = read('MGET', unpack(lease_keys))
-  local host_known = read('HEXISTS', host_key, 'identity')
+  local its = read('HMGET', host_key, 'identity', 'drain')
+  local host_known, is_draining = its[1], its[2]
   read('ZCARD', ports_key)
 
   -- Which lease of the batch is the newest of its worker, and of its port.
@@ -166,7 +168,8 @@ local function run()
       local ttl_ms = tonumber(ttl_text)
       if head then
         local fence, known_state, _, its_host, granted_at = unpack(head)
-        local worker, state = args[at + 5], args[at + 7]
+        -- A lease that is draining stays so, whatever its holder knows of it.
+        local worker, state = args[at + 5], known_state == 'draining' and known_state or args[at + 7]
         call('SET', lease_keys[i],
           lease_text(fence, state, worker, its_host, port, granted_at, ttl_text, args[at + 8]), 'PX', ttl_text)
         if known_state ~= state then
@@ -202,9 +205,9 @@ local function run()
       end
       local service, is_due = service_key(worker), true
       --@include open
-      if host_known == 0 and args[2] ~= '-' then
+      if not host_known and args[2] ~= '-' then
         call('HSET', host_key, 'identity', args[2])
-        host_known = 1
+        host_known = true
       end
     elseif code == 'repeated' then
       local first = (reply[2 * i + 1] - HEAD) / WORDS + 1
@@ -213,6 +216,9 @@ local function run()
   end
   if #scores > 0 then
     call('ZADD', ports_key, unpack(scores))
+  end
+  if is_draining then
+    reply[2 * count + 2] = DRAINING
   end
   return reply
 end

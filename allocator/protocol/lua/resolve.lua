@@ -75,7 +75,8 @@ local function run()
   for _, one in ipairs(found) do
     reply[#reply + 1] = one[2]
     reply[#reply + 1] = call('PTTL', one[3])
-    reply[#reply + 1] = read('HGET', base .. ':host:' .. one[4], 'address') or ''
+    local identity = read('HGET', base .. ':host:' .. one[4], 'identity') or ''
+    reply[#reply + 1] = string.match(identity, '^%S+ %S+ %S+ !?(%S+)$') or ''
   end
   local highest = not all and read('ZRANGE', service, -1, -1, 'WITHSCORES')[2]
 

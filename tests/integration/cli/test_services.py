@@ -119,3 +119,37 @@ def test_an_address_that_nobody_can_use_is_refused(allocator: Allocator, address
     refused = allocator("host", "register", "--advertise", address)
     assert refused.code == 2
     assert "is not an address" in refused.err
+
+
+def test_a_drain_stops_the_workers_that_a_supervisor_runs(allocator: Allocator, ports: PortAllocator) -> None:
+    words = ["run", "email", "--org", "org-1", "--ttl", "1s", "--", "sleep", "600"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "allocator", *words], env=allocator.environment(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert "runs on web-1" in process.stderr.readline()
+    drained = allocator("host", "drain", "web-1", "--timeout", "30s")
+    assert (drained.code, "host web-1 is empty" in drained.err) == (0, True)
+    _, err = process.communicate(timeout=30)
+    assert "host web-1 is draining" in err
+    assert process.returncode == 128 + 15
+
+
+def test_any_host_chooses_the_registered_host_with_most_free_ports(allocator: Allocator, ports: PortAllocator) -> None:
+    nowhere = allocator("claim", "email", "--org", "o", "--any-host")
+    assert (nowhere.code, "host register" in nowhere.err) == (75, True)
+    for host in ("web-2", "web-3"):
+        assert allocator("host", "register", "--host", host).code == 0
+    ports.claim("email", org="org-1")
+    first = allocator("claim", "email", "--org", "o", "--any-host")
+    assert first.out.startswith("web-2:")
+    assert allocator("claim", "email", "--org", "o", "--any-host").out == first.out
+    other = allocator("claim", "email", "--org", "o", "--instance", "1", "--any-host", "--spread", "org")
+    assert other.out.startswith("web-1:") or other.out.startswith("web-3:")
+    assert allocator("release", "o/email", "--host", "web-2").code == 0
+    assert ports.claim_anywhere("stripe", org="o").host in {"web-2", "web-3"}
+
+
+@pytest.mark.parametrize("words", [("--spread", "org"), ("--any-host", "--host", "a"), ("--any-host", "--spread", "x")])
+def test_placing_words_that_contradict_each_other_are_refused(allocator: Allocator, words: tuple[str, ...]) -> None:
+    assert allocator("claim", "email", "--org", "o", *words).code == 2

@@ -172,3 +172,30 @@ def test_placement_reads_any_number_of_hosts_whatever_their_names(store, host_sc
     store.drive(release(context, [lease]))
     store.advance(2 * SECOND)
     assert store.drive(place(POOL, WorkerId("x", "y"), without=frozenset({"none"}))).host == "zz"
+
+
+def test_a_renewal_on_a_draining_host_says_so_and_cannot_undo_it(store, scope):
+    context, lease = take(store, 0)
+    assert store.drive(renew(context, [lease]))[0].draining is False
+    store.drive(drain(POOL, "web-1"))
+    assert store.drive(renew(context, [lease]))[0].draining is True
+    (outcome,) = store.drive(renew(context, [replace(lease, state=LeaseState.READY)], rewrite=True))
+    assert outcome.draining
+    assert states(store) == ["draining"]
+
+
+def test_an_address_that_was_chosen_stays_until_another_is_chosen(store, scope):
+    def address():
+        return store.drive(hosts(POOL))[0].address
+
+    context = make_context()
+    context.address = "10.0.0.1"
+    store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId("o", "p", 0))))
+    assert address() == "10.0.0.1"
+    for number, (sent, known) in enumerate(
+        [("10.0.0.2", "10.0.0.2"), ("!10.0.0.3", "10.0.0.3"), ("10.0.0.4", "10.0.0.3"), ("", "10.0.0.3"),
+         ("!10.0.0.5", "10.0.0.5")], 1
+    ):  # fmt: skip
+        context.address = sent
+        store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId("o", "p", number))))
+        assert address() == known

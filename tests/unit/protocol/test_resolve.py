@@ -141,11 +141,11 @@ def test_a_service_of_more_workers_than_one_call_reads_is_listed_in_full(store):
 def test_the_address_is_the_one_that_the_host_advertises(store):
     context, lease = worker(store, 0)
     assert str(turns(store, 1)[0]) == f"web-1:{lease.port}"
-    context.address = "10.0.0.7"
+    context.address = "!10.0.0.7"
     assert store.drive(register(context, POOL)) is Reply.CHANGED
     assert store.drive(register(context, POOL)) is Reply.UNCHANGED
     assert str(turns(store, 1)[0]) == f"10.0.0.7:{lease.port}"
-    context.address = "fd00::7"
+    context.address = "!fd00::7"
     store.drive(register(context, POOL))
     assert str(turns(store, 1)[0]) == f"[fd00::7]:{lease.port}"
 
