@@ -6,13 +6,14 @@ import asyncio
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 from servers import Server, cluster, sentinel_group, wait_until
 
-from allocator import AsyncPortAllocator, ConfigurationError, PoolSpec, PortAllocator
+from allocator import AsyncPortAllocator, ConfigurationError, LeaseState, PoolSpec, PortAllocator, StoreUnavailableError
 
 SPEC = PoolSpec(name="kinds", first=23_000, last=23_043, cooldown_ms=0)
 
@@ -156,3 +157,17 @@ def test_tls(redis_proper: str, tmp_path: Path) -> None:
             pytest.raises(ConfigurationError, match="TLS"),
         ):
             ports.claim("email", org="org-1")
+
+
+def test_holders_renew_and_give_back_while_redis_has_no_memory_left() -> None:
+    with Server() as server:
+        server.ready()
+        with PortAllocator.from_url(server.url) as ports:
+            kept, released, declined = (ports.claim("email", org="org-1", instance=number) for number in range(3))
+            server.client().config_set("maxmemory", "1")
+            assert ports.renew(replace(kept, state=LeaseState.READY), rewrite=True)[0].state is LeaseState.READY
+            assert ports.release(released)
+            assert ports.decline(declined)
+            assert [lease.port for lease in ports.leases()] == [kept.port]
+            with pytest.raises(StoreUnavailableError, match="no memory left"):
+                ports.claim("email", org="org-2")

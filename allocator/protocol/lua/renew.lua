@@ -166,6 +166,8 @@ local function run()
     if code == RENEWED then
       local port, ttl_text, head = ports[i], args[at + 4], heads[i]
       local ttl_ms = tonumber(ttl_text)
+      -- First, for a Redis that is full refuses a script whose first write takes memory, and none after that.
+      call('PEXPIRE', lease_keys[i], ttl_text)
       if head then
         local fence, known_state, _, its_host, granted_at = unpack(head)
         -- A lease that is draining stays so, whatever its holder knows of it.
@@ -175,8 +177,6 @@ local function run()
         if known_state ~= state then
           record_event('changed', its_host, port, worker, fence, 'state', state)
         end
-      else
-        call('PEXPIRE', lease_keys[i], ttl_text)
       end
       scores[#scores + 1] = now + ttl_ms + grace_ms
       scores[#scores + 1] = port
