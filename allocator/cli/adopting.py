@@ -58,6 +58,7 @@ def adopt(
     the agent of this host, or with 'allocator renew PORT --every 10s --pid PID'.
 
     Example: allocator adopt --apply
+
     Example: allocator adopt --port 5556 --org org-123 --plugin email
     """
     from allocator.cli.leases import seconds
