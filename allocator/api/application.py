@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from allocator.api import discovery, events, fleet, health, leases, metrics, problems, samples
+from allocator.api import discovery, events, fleet, health, leases, metrics, pages, problems, samples
 from allocator.api.access import Access
 from allocator.api.claims import Claims
 from allocator.api.limits import LimitMiddleware, Limits
@@ -74,7 +74,7 @@ def create_app(allocator: AsyncPortAllocator, *, access: Access | None = None, l
     application.state.samples = sampled
     application.add_middleware(LimitMiddleware, limits=limits or Limits())
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
-    for module in (leases, fleet, events, discovery, samples, health, metrics):
+    for module in (leases, fleet, events, discovery, samples, health, metrics, pages):
         application.include_router(module.router)
     problems.install(application)
     _document(application)

@@ -1,17 +1,37 @@
-"""The routes for finding workers: scrape targets for Prometheus (`http_sd`)."""
+"""The routes for finding workers: the next worker of a service, and scrape targets for Prometheus (`http_sd`)."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel
 
 from allocator.api.access import Reader
+from allocator.api.models import MAX_WAIT_S, NAME_PATTERN, EndpointBody
 from allocator.api.routes import PoolName, claims_of, problems
+from allocator.model.endpoints import Endpoint
+from allocator.model.names import MAX_NAME_LENGTH
 from allocator.model.states import LeaseState
 
 router = APIRouter(prefix="/v1", tags=["discovery"])
 
 SCRAPED_STATES = frozenset({LeaseState.READY, LeaseState.DEGRADED})
+PathName = Annotated[str, Path(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+
+
+@router.get("/resolve/{plugin}/{org}", responses=problems(404, 409))
+async def resolve(
+    request: Request,
+    _caller: Reader,
+    plugin: PathName,
+    org: PathName,
+    wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for a ready worker.")] = 0.0,
+    pool: PoolName = None,
+) -> EndpointBody:
+    """Return the next ready worker of a service, each in turn, whoever asks; 409 when none is ready."""
+    found = await claims_of(request).pool(pool).resolve(plugin, org=org, wait=wait_s or None)
+    return EndpointBody.model_validate(found.as_json())
 
 
 class TargetGroup(BaseModel):
@@ -27,10 +47,12 @@ async def prometheus_targets(request: Request, _caller: Reader, pool: PoolName =
 
     When Redis is away the answer is a 503, at which Prometheus keeps the targets that it has.
     """
-    leases = await claims_of(request).pool(pool).leases()
+    at = claims_of(request).pool(pool)
+    leases = await at.leases()
+    addresses = {host.name: host.address for host in await at.hosts()} if leases else {}
     return [
         TargetGroup(
-            targets=[lease.address],
+            targets=[str(Endpoint.of(lease, addresses.get(lease.host, "")))],
             labels={
                 "org": lease.org,
                 "plugin": lease.plugin,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Query, Request
 
 from allocator.api.access import Admin, Reader
-from allocator.api.models import CordonBody, HostBody, HostDetail, LeaseBody, PoolBody, PortBody
+from allocator.api.models import CordonBody, DrainBody, HostBody, HostDetail, LeaseBody, PoolBody, PortBody
 from allocator.api.problems import NOT_FOUND, ProblemError
 from allocator.api.routes import HostName, PoolName, claims_of, problems
 from allocator.kernel.sockets import listening_ports
 from allocator.model.errors import InvalidInputError
+from allocator.protocol import hosts as draining
 from allocator.protocol import listing
 from allocator.protocol.context import space_of
 
@@ -30,11 +31,11 @@ async def pools(request: Request, _caller: Reader) -> list[PoolBody]:
     for name in await claims.allocator.store.pool_names():
         at = claims.pool(name)
         hosts = await at.hosts()
-        found.append(_pool(await at.pool(), len(hosts), sum(host.leases for host in hosts)))
+        found.append(_pool(await at.pool(), hosts, served=at is claims.allocator))
     return found
 
 
-def _pool(pool: PoolSpec, hosts: int, leased: int) -> PoolBody:
+def _pool(pool: PoolSpec, hosts: list[listing.HostView], *, served: bool) -> PoolBody:
     return PoolBody(
         name=pool.name,
         first=pool.first,
@@ -48,8 +49,9 @@ def _pool(pool: PoolSpec, hosts: int, leased: int) -> PoolBody:
         grace_s=pool.grace_ms / 1_000,
         cooldown_s=pool.cooldown_ms / 1_000,
         conventional={plugin: list(ports) for plugin, ports in sorted(pool.conventional.items())},
-        hosts=hosts,
-        leased=leased,
+        hosts=len(hosts),
+        leased=sum(host.leases for host in hosts),
+        served=served,
     )
 
 
@@ -68,6 +70,8 @@ def _host(host: listing.HostView, rules: PoolSpec) -> HostBody:
         leases=host.leases,
         free=max(0, rules.size - host.leases),
         cordoned=host.cordoned,
+        draining=host.draining,
+        address=host.address or None,
         machine=host.machine or None,
     )
 
@@ -82,7 +86,9 @@ async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName
     if found is None:
         raise ProblemError(NOT_FOUND, f"host {host} is not known in pool {rules.name}; see /v1/hosts")
     ports = await _ports(claims, rules, host)
-    return HostDetail(**_host(found, rules).model_dump(), ports=ports, watched=host == claims.host)
+    taken = sum(port.port in rules for port in ports)
+    shown = _host(found, rules).model_copy(update={"free": max(0, rules.size - taken)})
+    return HostDetail(**shown.model_dump(), ports=ports, watched=host == claims.host)
 
 
 async def _ports(claims: Claims, rules: PoolSpec, host: str) -> list[PortBody]:
@@ -120,3 +126,14 @@ async def cordon(
     except InvalidInputError as error:
         raise ProblemError(NOT_FOUND, str(error)) from None
     return CordonBody(host=host, cordoned=on, changed=changed)
+
+
+@router.post("/hosts/{host}/drain", responses=problems(404))
+async def drain(request: Request, _caller: Admin, host: HostName, pool: PoolName = None) -> DrainBody:
+    """Empty a host: no new ports, nobody is sent to its workers, their supervisors stop them. Does not wait."""
+    at = claims_of(request).pool(pool)
+    try:
+        marked = await at.run(draining.drain(at.session.pool, host))
+    except InvalidInputError as error:
+        raise ProblemError(NOT_FOUND, str(error)) from None
+    return DrainBody(host=host, draining=marked, left=len(await at.leases(host=host)))

@@ -137,6 +137,7 @@ class PoolBody(BaseModel):
     conventional: dict[str, list[int]]
     hosts: int
     leased: int
+    served: Annotated[bool, Field(description="Whether it is the pool that is meant where none is named.")]
 
 
 class HostBody(BaseModel):
@@ -146,6 +147,8 @@ class HostBody(BaseModel):
     leases: int
     free: int
     cordoned: bool
+    draining: bool
+    address: Annotated[str | None, Field(description="What the host advertises for others to connect to.")]
     machine: str | None
 
 
@@ -165,12 +168,32 @@ class HostDetail(HostBody):
     watched: Annotated[bool, Field(description="Whether this server sees the host's kernel, and so its strangers.")]
 
 
+class DrainBody(BaseModel):
+    """What a drain found."""
+
+    host: str
+    draining: Annotated[int, Field(description="Leases that became draining by this request.")]
+    left: Annotated[int, Field(description="Leases that are still live on the host.")]
+
+
 class CordonBody(BaseModel):
     """Whether a host gives out ports."""
 
     host: str
     cordoned: bool
     changed: bool
+
+
+class EndpointBody(BaseModel):
+    """Where a ready worker is."""
+
+    address: str
+    port: Port
+    host: str
+    org: str
+    plugin: str
+    instance: int
+    fence: int
 
 
 class EventBody(BaseModel):

@@ -42,6 +42,8 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[type[errors.AllocatorError], Kind] = {
     errors.InvalidInputError: Kind(422, "invalid-input", "The request cannot be right"),
+    errors.NoWorkerError: Kind(409, "none-ready", "No worker of the service is ready"),
+    errors.DatabaseUnavailableError: Kind(503, "database-unavailable", "The database did not answer in time"),
     errors.PoolMissingError: Kind(404, "pool-missing", "The pool is not defined"),
     errors.ConfigurationError: Kind(500, "configuration", "An administrator has to mend something"),
     errors.StoreUnavailableError: Kind(503, "store-unavailable", "Redis did not answer in time"),

@@ -63,7 +63,7 @@ local function run()
     local counted = read('HMGET', space_key, 'watermark', 'due')
     fresh, next_due = counted[1], counted[2]
   end
-  local is_known = known[1] == ARGV[9]
+  local is_known = known[1] == ARGV[9] or (known[1] and string.sub(ARGV[9], 1, 1) == '-')
   if known[1] and not is_known then
     --@include other_host
     if is_other_host(known[1], ARGV[9]) then

@@ -270,3 +270,37 @@ def test_without_redis_it_is_alive_but_not_ready(tmp_path) -> None:
         problem(answer, 503, "store-unavailable")
         assert answer.headers["Retry-After"] == "1"
         problem(client.post("/v1/leases", json={"plugin": "email", "org": "o"}), 503, "store-unavailable")
+
+
+def test_a_host_that_others_claimed_for_is_itself_once_it_comes(worker, http, redis_url: str, pool) -> None:
+    worker.claim(host="web-2")
+    with PortAllocator.from_url(redis_url, pool=pool.name, host="web-2") as its_own:
+        own = its_own.claim("stripe", org="org-1")
+    assert own.host == "web-2"
+    later = worker.claim("zendesk", host="web-2")
+    assert later["proved"] is False
+    machine = {host["name"]: host["machine"] for host in http.get("/v1/hosts").json()}["web-2"]
+    assert machine not in {None, "-"}
+
+
+def test_the_next_ready_worker_of_a_service_and_the_targets_of_prometheus(worker, http) -> None:
+    assert http.get("/v1/prometheus/targets").json() == []
+    leases = [worker.claim(instance=instance) for instance in range(2)]
+    problem(http.get("/v1/resolve/email/org-1"), 409, "none-ready")
+    for lease in leases:
+        http.patch(worker.path(lease), json={"state": "ready"}, headers=worker.proof(lease))
+    ports = [http.get("/v1/resolve/email/org-1").json()["port"] for _ in range(4)]
+    assert sorted(ports) == sorted(2 * [lease["port"] for lease in leases])
+    assert ports[0] != ports[1]
+    targets = http.get("/v1/prometheus/targets").json()
+    assert {target["targets"][0].rpartition(":")[2] for target in targets} == {str(port) for port in ports}
+    assert targets[0]["labels"]["plugin"] == "email"
+
+
+def test_a_drained_host_is_left_by_its_workers(worker, http) -> None:
+    lease = worker.claim()
+    assert http.post("/v1/hosts/web-1/drain").json() == {"host": "web-1", "draining": 1, "left": 1}
+    assert http.get(worker.path(lease)).json()["state"] == "draining"
+    assert http.get("/v1/hosts").json()[0]["draining"] is True
+    problem(http.post("/v1/hosts/web-99/drain"), 404, "not-found")
+    problem(http.post("/v1/leases", json={"plugin": "stripe", "org": "org-1"}), 409, "cordoned")

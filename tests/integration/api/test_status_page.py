@@ -1,0 +1,260 @@
+"""The status page in a real Chromium: it shows what Redis has, live, to the eye, the keyboard and a screen reader."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from api_server import served
+
+from allocator import AsyncPortAllocator, PortAllocator
+from allocator.api.access import Access
+from allocator.api.application import create_app
+from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator import PoolSpec
+
+pytestmark = [
+    pytest.mark.xdist_group("chromium"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+AXE_VERSION = "4.11.0"
+SCREENSHOTS = os.environ.get("ALLOCATOR_SCREENSHOTS")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The distribution's Chromium, installed where that is possible."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        words = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        subprocess.run(words, capture_output=True, check=False, env=environment, stdin=subprocess.DEVNULL)
+        found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("Chromium is not installed; the package chromium of the distribution has it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed; it brings axe-core")
+    directory = tmp_path_factory.mktemp("axe")
+    words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(directory)]
+    done = subprocess.run([*words, f"axe-core@{AXE_VERSION}"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"axe-core cannot be had from npm: {done.stderr.strip()[:200]}")
+    return (directory / "node_modules/axe-core/axe.min.js").read_text()
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield running
+        running.close()
+
+
+class Viewer:
+    """A page, and whatever went wrong in it."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.wrong: list[str] = []
+        self.page.on("console", lambda message: self.wrong.append(message.text) if message.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.asked: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(url)
+
+    def port(self, number: int, host: str = "web-1") -> Any:
+        return self.page.locator(f'.host[data-host="{host}"] .port[data-port="{number}"]')
+
+    def shows(self, number: int, status: str, host: str = "web-1") -> None:
+        self.page.locator(f'.host[data-host="{host}"] .port[data-port="{number}"][data-status="{status}"]').wait_for()
+
+    def fact(self, name: str) -> str:
+        return self.page.locator(f'#facts dd[data-fact="{name}"]').inner_text()
+
+    def live(self) -> Viewer:
+        self.page.locator('#connection[data-state="live"]').wait_for()
+        return self
+
+
+@pytest.fixture
+def look(browser: Any, url: str) -> Iterator[Any]:
+    opened: list[Viewer] = []
+
+    def open_page(**options: Any) -> Viewer:
+        opened.append(Viewer(browser, url, **options))
+        return opened[-1]
+
+    yield open_page
+    wrong = [text for viewer in opened for text in viewer.wrong]
+    for viewer in opened:
+        viewer.context.close()
+    assert wrong == []
+
+
+def test_the_page_shows_what_redis_has(look, worker, http, ports: PortAllocator, pool: PoolSpec) -> None:
+    leases = [worker.claim("email", f"org-{number}") for number in range(6)]
+    http.patch(worker.path(leases[0]), json={"state": "ready"}, headers=worker.proof(leases[0]))
+    http.patch(worker.path(leases[1]), json={"state": "degraded"}, headers=worker.proof(leases[1]))
+    http.post(worker.path(leases[2], "/decline"), headers=worker.proof(leases[2]))
+    with socket.create_server(("127.0.0.1", pool.last)):
+        viewer = look()
+        viewer.shows(pool.last, "stranger")
+        shown = {
+            int(one.get_attribute("data-port")): one.get_attribute("data-status")
+            for one in viewer.page.locator(".port").all()
+        }
+        rows = {tuple(row.locator("td").all_inner_texts()[:6]) for row in viewer.page.locator("#leases tbody tr").all()}
+    live = ports.leases(host="web-1")
+    in_redis = {lease.port: str(lease.state) for lease in live}
+    rest = {leases[2]["port"]: "quarantined", pool.last: "stranger"}
+    assert shown == {port: in_redis.get(port, rest.get(port, "free")) for port in range(pool.first, pool.last + 1)}
+    assert {(host, int(port), org, plugin) for host, port, org, plugin, _, _ in rows} == {
+        (lease.host, lease.port, lease.org, lease.plugin) for lease in live
+    }
+    summary = dict(
+        zip(
+            viewer.page.locator("#summary dt").all_inner_texts(),
+            viewer.page.locator("#summary dd").all_inner_texts(),
+            strict=True,
+        )
+    )
+    assert {name: int(value) for name, value in summary.items()} == {
+        "Leased": 5,
+        "Free": 37,
+        "Degraded": 1,
+        "Quarantined": 1,
+        "Strangers": 1,
+        "Hosts": 1,
+    }
+
+
+def test_what_happens_is_seen_without_a_reload(look, worker, http) -> None:
+    first = worker.claim()
+    viewer = look().live()
+    second = worker.claim("stripe", "org-9")
+    viewer.shows(second["port"], "starting")
+    http.patch(worker.path(second), json={"state": "ready"}, headers=worker.proof(second))
+    viewer.shows(second["port"], "ready")
+    http.delete(worker.path(first), headers=worker.proof(first))
+    viewer.shows(first["port"], "free")
+    types = viewer.page.locator("#events li").evaluate_all("all => all.map(one => one.dataset.type)")
+    assert types == ["released", "changed", "granted"]
+
+
+def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, worker, http) -> None:
+    lease = worker.claim("email", "org-7", labels={"team": "mail"})
+    http.patch(worker.path(lease), json={"state": "ready", "restarts": 3}, headers=worker.proof(lease))
+    viewer = look().live()
+    viewer.shows(lease["port"], "ready")
+    viewer.page.locator('.port[tabindex="0"]').first.focus()
+    viewer.page.keyboard.press("End")
+    viewer.page.keyboard.press("Home")
+    for _ in range(lease["port"] - int(viewer.page.evaluate("document.activeElement.dataset.port"))):
+        viewer.page.keyboard.press("ArrowRight")
+    viewer.page.keyboard.press("Enter")
+    viewer.page.locator("#history li").nth(1).wait_for()
+    assert viewer.page.locator("#detail-title").inner_text() == f"Port {lease['port']} on web-1"
+    assert (viewer.fact("Organisation"), viewer.fact("Restarts"), viewer.fact("Label team")) == ("org-7", "3", "mail")
+    history = viewer.page.locator("#history li").evaluate_all("all => all.map(one => one.dataset.type)")
+    assert history == ["changed", "granted"]
+
+
+def test_a_search_leaves_what_is_searched_for(look, worker) -> None:
+    worker.claim("email", "org-1")
+    mine = worker.claim("stripe", "org-2")
+    viewer = look()
+    viewer.shows(mine["port"], "starting")
+    for words in ("org-2", "stripe", str(mine["port"]), "org-2 stripe"):
+        viewer.page.locator("#search").fill(words)
+        viewer.page.wait_for_function("document.querySelectorAll('#leases tbody tr').length === 1")
+        shown = viewer.page.locator(".port:not([hidden])").evaluate_all(
+            "all => all.map(one => Number(one.dataset.port))"
+        )
+        assert shown == [mine["port"]]
+
+
+def test_nothing_comes_from_outside_and_nothing_is_inline(look, url: str, http) -> None:
+    viewer = look().live()
+    assert {httpx.URL(asked).host for asked in viewer.asked} == {"127.0.0.1"}
+    answer = http.get("/")
+    assert "'unsafe-inline'" not in answer.headers["content-security-policy"]
+    assert "style=" not in answer.text
+    assert "onclick" not in answer.text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_no_violation(look, worker, http, axe: str, pool: PoolSpec, scheme: str, width: int) -> None:
+    leases = [worker.claim("email", f"org-{number}") for number in range(20)]
+    states = ["ready", "degraded", "draining", "ready", "ready"]
+    for lease, state in zip(leases, 3 * states, strict=False):
+        words = {"state": state, "last_error": "listen EADDRINUSE"} if state == "degraded" else {"state": state}
+        http.patch(worker.path(lease), json=words, headers=worker.proof(lease))
+    http.post(worker.path(leases[18], "/decline"), headers=worker.proof(leases[18]))
+    with socket.create_server(("127.0.0.1", pool.last)):
+        viewer = look(color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
+        viewer.shows(pool.last, "stranger")
+        viewer.port(leases[0]["port"]).click()
+        viewer.page.locator("#history li").first.wait_for()
+        if SCREENSHOTS:
+            Path(SCREENSHOTS).mkdir(exist_ok=True)
+            viewer.page.screenshot(path=f"{SCREENSHOTS}/status-{scheme}-{width}.png", full_page=width > 1000)
+        viewer.page.evaluate(axe)
+        found = viewer.page.evaluate("axe.run()")
+        violations = [
+            (one["id"], one["nodes"][0]["html"], one["nodes"][0]["failureSummary"]) for one in found["violations"]
+        ]
+        assert violations == []
+        assert viewer.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_server_with_credentials_asks_for_a_token_and_keeps_it_out_of_addresses(
+    browser, redis_url: str, pool, tmp_path: Path
+) -> None:
+    token = new_api_token()
+    (tmp_path / "tokens").write_text(tokens_line("me", Scope.READ, token) + "\n")
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator, access=Access(TokensFile(tmp_path / "tokens")))) as url:
+        viewer = Viewer(browser, url)
+        viewer.page.locator("#token").fill(token)
+        viewer.page.keyboard.press("Enter")
+        viewer.live()
+        assert not any(token in asked for asked in viewer.asked)
+        assert token not in viewer.page.content()
+        viewer.context.close()
+
+
+def test_it_says_when_redis_is_away(browser) -> None:
+    from servers import Server
+
+    with Server() as server:
+        server.ready()
+        allocator = AsyncPortAllocator.from_url(server.url, host="web-1", timeout=0.5)
+        with served(create_app(allocator)) as url:
+            httpx.post(f"{url}/v1/leases", json={"plugin": "email", "org": "org-1"}).raise_for_status()
+            viewer = Viewer(browser, url).live()
+            server.process.kill()
+            viewer.page.locator('#connection[data-state="away"]').wait_for()
+            assert viewer.page.locator("#problem").is_visible()
+            viewer.context.close()

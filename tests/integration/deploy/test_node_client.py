@@ -1,0 +1,134 @@
+"""The Node client against the real server: a TypeScript orchestrator without a port map of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from api_server import served
+
+from allocator import AsyncPortAllocator
+from allocator.api.access import Access
+from allocator.api.application import create_app
+from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator import PoolSpec
+
+CLIENT = Path(__file__).parents[3] / "deploy/node/portlease.mjs"
+
+
+@pytest.fixture
+def url(redis_url: str, pool: PoolSpec) -> Iterator[str]:
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator)) as found:
+        yield found
+
+
+def node(program: str, url: str, **words: object) -> dict:
+    """Run a program in Node, which has `ports`; returns what it printed."""
+    if shutil.which("node") is None:
+        pytest.skip("Node is not installed; the package nodejs of the distribution has it")
+    options = json.dumps({"url": url, **words})
+    head = f'import {{ Portlease, HeldLease, PortleaseError, canBind }} from "{CLIENT.as_uri()}";\n'
+    head += f"const ports = new Portlease({options});\nconst alive = setInterval(() => {{}}, 1000);\n"
+    head += "const say = (value) => { clearInterval(alive); console.log(JSON.stringify(value)); };\n"
+    words = ["node", "--input-type=module", "-"]
+    done = subprocess.run(words, input=head + program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_worker_holds_a_port_says_that_it_is_ready_and_gives_it_back(url: str, pool: PoolSpec) -> None:
+    said = node(
+        """
+        import http from "node:http";
+        const lease = await ports.hold("email", { org: "org-1", labels: { team: "mail" } });
+        const server = http.createServer((_, answer) => answer.end("ok"));
+        await new Promise((up) => server.listen(lease.port, up));
+        await lease.setState("ready");
+        const found = await ports.resolve("email", { org: "org-1" });
+        const all = [];
+        for await (const one of ports.leases({ org: "org-1" })) all.push(one);
+        server.close();
+        await lease.release();
+        say({ port: lease.port, resolved: found.port, state: all[0].state, pid: all[0].pid === process.pid });
+        """,
+        url,
+    )
+    assert said == {"port": pool.first, "resolved": pool.first, "state": "ready", "pid": True}
+    assert httpx.get(f"{url}/v1/leases").json()["leases"] == []
+
+
+def test_heartbeats_keep_a_lease_beyond_its_ttl(url: str) -> None:
+    said = node(
+        """
+        const lease = await ports.hold("email", { org: "org-1", ttlMs: 400 });
+        let beats = 0;
+        await new Promise((enough) => lease.on("renewed", () => { beats += 1; if (beats === 5) enough(); }));
+        const [one] = await Array.fromAsync?.(ports.leases()) ?? [(await ports.leases().next()).value];
+        say({ same: one.fence === lease.fence, doubtful: lease.doubtful });
+        await lease.release();
+        """,
+        url,
+    )
+    assert said == {"same": True, "doubtful": False}
+
+
+def test_a_port_that_this_machine_refuses_is_declined_and_another_one_taken(url: str, pool: PoolSpec) -> None:
+    with socket.create_server(("127.0.0.1", pool.first)):
+        said = node(
+            """
+            const lease = await ports.hold("email", { org: "org-1", host: "web-9" });
+            say({ port: lease.port });
+            await lease.release();
+            """,
+            url,
+        )
+    assert said["port"] != pool.first
+    assert {port["port"]: port["status"] for port in httpx.get(f"{url}/v1/hosts/web-9").json()["ports"]}[
+        pool.first
+    ] == "quarantined"
+
+
+def test_a_lease_that_is_lost_is_told_and_other_errors_have_their_type(url: str, pool: PoolSpec) -> None:
+    said = node(
+        """
+        const lease = await ports.claim("email", { org: "org-1" });
+        const held = new HeldLease(ports, { ...lease, ttl_s: 0.2 });
+        const lost = new Promise((told) => held.on("lost", (error) => told(error.type)));
+        await ports.release(lease);
+        const type = await lost;
+        const refused = await ports.claim("email", { org: "org-1", port: 1 }).catch((error) => error);
+        say({ type, refused: refused.type, status: refused.status, isOurs: refused instanceof PortleaseError });
+        """,
+        url,
+    )
+    assert said == {"type": "lease-lost", "refused": "invalid-input", "status": 422, "isOurs": True}
+
+
+def test_it_carries_a_bearer_token_and_shows_it_nowhere(redis_url: str, pool, tmp_path: Path) -> None:
+    token = new_api_token()
+    (tmp_path / "tokens").write_text(tokens_line("node", Scope.LEASE, token) + "\n")
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator, access=Access(TokensFile(tmp_path / "tokens")))) as url:
+        said = node(
+            """
+            const lease = await ports.hold("email", { org: "org-1" });
+            const { inspect } = await import("node:util");
+            say({ port: lease.port, shown: inspect(ports) + inspect(lease) });
+            await lease.release();
+            """,
+            url,
+            token=token,
+        )
+    assert said["port"] == pool.first
+    assert token not in said["shown"]
