@@ -5,6 +5,7 @@ A caller is told apart by its bearer token's hash, else by its address: what a l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -66,26 +67,25 @@ class LimitMiddleware:
 
     async def _pass_bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
-        has_begun = False
+        is_over = False
 
         async def bounded() -> Message:
-            nonlocal received
+            nonlocal received, is_over
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._limits.body_bytes:
+                is_over = True
                 raise _TooLargeError
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
+            if not is_over:  # what a route makes of the broken body is not what the caller has to know
+                await send(message)
 
-        try:
+        with contextlib.suppress(_TooLargeError):
             await self._app(scope, bounded, watched)
-        except _TooLargeError:
-            if not has_begun:
-                await self._refuse_size(scope, receive, send)
+        if is_over:
+            await self._refuse_size(scope, receive, send)
 
     async def _refuse_size(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"a body may have {self._limits.body_bytes} bytes; send less"

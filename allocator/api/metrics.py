@@ -48,53 +48,53 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         here = self.registry
-        self.claims = Counter("portlease_claims", "Claims through this server.", ["pool", "outcome"], registry=here)
+        self.claims = Counter("allocator_claims", "Claims through this server.", ["pool", "outcome"], registry=here)
         self.claim_seconds = Histogram(
-            "portlease_claim_seconds",
+            "allocator_claim_seconds",
             "Time of a claim, waiting included.",
             ["pool"],
             buckets=LATENCY_BUCKETS,
             registry=here,
         )
         self.renewals = Counter(
-            "portlease_renewals", "Renewals through this server.", ["pool", "outcome"], registry=here
+            "allocator_renewals", "Renewals through this server.", ["pool", "outcome"], registry=here
         )
         self.events = Counter(
-            "portlease_events", "Transitions in the whole pool, as read here.", ["pool", "type"], registry=here
+            "allocator_events", "Transitions in the whole pool, as read here.", ["pool", "type"], registry=here
         )
-        self.requests = Counter("portlease_http_requests", "Requests.", ["method", "route", "status"], registry=here)
+        self.requests = Counter("allocator_http_requests", "Requests.", ["method", "route", "status"], registry=here)
         self.request_seconds = Histogram(
-            "portlease_http_request_seconds",
+            "allocator_http_request_seconds",
             "Time of a request.",
             ["method", "route"],
             buckets=LATENCY_BUCKETS,
             registry=here,
         )
-        self.streams = Gauge("portlease_event_streams", "Listeners to server-sent events.", registry=here)
+        self.streams = Gauge("allocator_event_streams", "Listeners to server-sent events.", registry=here)
         self.script_seconds = Histogram(
-            "portlease_script_seconds",
+            "allocator_script_seconds",
             "Time of one script, the way to Redis and back included.",
             ["script"],
             buckets=SCRIPT_BUCKETS,
             registry=here,
         )
         self.script_errors = Counter(
-            "portlease_script_errors", "Scripts that gave no answer.", ["script"], registry=here
+            "allocator_script_errors", "Scripts that gave no answer.", ["script"], registry=here
         )
-        self.up = Gauge("portlease_redis_up", "Whether Redis answered this scrape.", registry=here)
+        self.up = Gauge("allocator_redis_up", "Whether Redis answered this scrape.", registry=here)
         self.ports = Gauge(
-            "portlease_pool_ports", "Ports that a host of the pool has.", ["pool", "host"], registry=here
+            "allocator_pool_ports", "Ports that a host of the pool has.", ["pool", "host"], registry=here
         )
-        self.leased = Gauge("portlease_leases", "Live leases.", ["pool", "host", "state"], registry=here)
-        self.free = Gauge("portlease_pool_free_ports", "Ports that can be claimed.", ["pool", "host"], registry=here)
+        self.leased = Gauge("allocator_leases", "Live leases.", ["pool", "host", "state"], registry=here)
+        self.free = Gauge("allocator_pool_free_ports", "Ports that can be claimed.", ["pool", "host"], registry=here)
         self.resting = Gauge(
-            "portlease_pool_resting_ports", "Ports that rest.", ["pool", "host", "reason"], registry=here
+            "allocator_pool_resting_ports", "Ports that rest.", ["pool", "host", "reason"], registry=here
         )
         self.restarts = Gauge(
-            "portlease_worker_restarts", "Restarts of the live workers.", ["pool", "plugin"], registry=here
+            "allocator_worker_restarts", "Restarts of the live workers.", ["pool", "plugin"], registry=here
         )
         self.in_progress = Gauge(
-            "portlease_claims_in_progress", "Claims that are made or wait in this server.", ["pool"], registry=here
+            "allocator_claims_in_progress", "Claims that are made or wait in this server.", ["pool"], registry=here
         )
 
     def count_event(self, pool: str, kind: str) -> None:
@@ -209,9 +209,9 @@ _METHODS = {"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"}
     | {200: {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request, _caller: Reader) -> Response:
-    """Return the metrics in the text format of Prometheus; `portlease_redis_up` is 0 while Redis is away."""
+    """Return the metrics in the text format of Prometheus; `allocator_redis_up` is 0 while Redis is away."""
     found: Metrics = request.app.state.metrics
-    with contextlib.suppress(AllocatorError):  # what was counted is told all the same, and portlease_redis_up is 0
+    with contextlib.suppress(AllocatorError):  # what was counted is told all the same, and allocator_redis_up is 0
         await found.look(claims_of(request))
     found.streams.set(request.app.state.hubs.listeners)
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,137 @@
+"""A reader's, a holder's and an admin's credentials, each tried against every route that the server has."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from api_server import served
+
+from allocator import AsyncPortAllocator, PortAllocator
+from allocator.api.access import Access
+from allocator.api.application import create_app
+from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NEEDED = {
+    ("POST", "/v1/leases"): Scope.LEASE,
+    ("GET", "/v1/leases"): Scope.READ,
+    ("GET", "/v1/leases/{host}/{port}"): Scope.READ,
+    ("GET", "/v1/leases/{host}/{port}/events"): Scope.READ,
+    ("PATCH", "/v1/leases/{host}/{port}"): Scope.LEASE,
+    ("DELETE", "/v1/leases/{host}/{port}"): Scope.LEASE,
+    ("POST", "/v1/leases/{host}/{port}/decline"): Scope.LEASE,
+    ("GET", "/v1/resolve/{plugin}/{org}"): Scope.READ,
+    ("GET", "/v1/pools"): Scope.READ,
+    ("GET", "/v1/hosts"): Scope.READ,
+    ("GET", "/v1/hosts/{host}"): Scope.READ,
+    ("POST", "/v1/hosts/{host}/cordon"): Scope.ADMIN,
+    ("POST", "/v1/hosts/{host}/drain"): Scope.ADMIN,
+    ("GET", "/v1/events"): Scope.READ,
+    ("GET", "/v1/samples"): Scope.READ,
+    ("GET", "/v1/prometheus/targets"): Scope.READ,
+    ("GET", "/metrics"): Scope.READ,
+    ("GET", "/healthz"): None,
+    ("GET", "/readyz"): None,
+}
+"""What each route needs; None is for routes that everybody may call."""
+
+
+@pytest.fixture
+def guarded(redis_url: str, pool, tmp_path: Path) -> Iterator[tuple[str, dict[Scope, str]]]:
+    tokens = {scope: new_api_token() for scope in Scope}
+    (tmp_path / "tokens").write_text("\n".join(tokens_line(f"a-{scope}", scope, tokens[scope]) for scope in Scope))
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator, access=Access(TokensFile(tmp_path / "tokens")))) as url:
+        yield url, tokens
+
+
+def call(url: str, method: str, path: str, token: str | None, port: int) -> int:
+    filled = re.sub(r"\{(\w+)\}", lambda name: {"port": str(port), "host": "web-1"}.get(name[1], "x"), path)
+    headers = {"Allocator-Token": "f" * 32}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    body = {"plugin": "email", "org": "org-1"} if (method, path) == ("POST", "/v1/leases") else None
+    with httpx.Client(base_url=url) as http, http.stream(method, filled, headers=headers, json=body) as answer:
+        return answer.status_code
+
+
+def test_every_route_wants_exactly_its_scope(guarded, ports: PortAllocator, pool) -> None:
+    url, tokens = guarded
+    document = httpx.get(f"{url}/openapi.json").json()
+    routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert routes == set(NEEDED)
+    lease = ports.claim("stripe", org="org-1")
+    for (method, path), needed in NEEDED.items():
+        for token, scope in [(None, None), *((tokens[scope], scope) for scope in Scope)]:
+            status = call(url, method, path, token, lease.port)
+            where = f"{method} {path} with {scope}"
+            if needed is None:
+                assert status == 200, where
+            elif scope is None:
+                assert status == 401, where
+            elif scope.covers(needed):
+                assert status not in {401, 403}, where
+            else:
+                assert status == 403, where
+    assert [one.fence for one in ports.leases(host="web-1") if one.port == lease.port] == [lease.fence]
+
+
+def test_an_unknown_token_opens_nothing(guarded) -> None:
+    url, _ = guarded
+    for word in (new_api_token(), "x", "a b", "Bearer", "é"):
+        answer = httpx.get(f"{url}/v1/leases", headers={"Authorization": f"Bearer {word}".encode("latin-1")})
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_the_page_and_the_document_hold_no_data_and_need_no_credentials(guarded) -> None:
+    url, _ = guarded
+    for path in ("/", "/page/page.js", "/page/page.css", "/openapi.json"):
+        assert httpx.get(url + path).status_code == 200
+
+
+def test_a_request_that_is_too_large_is_refused(guarded) -> None:
+    url, tokens = guarded
+    headers = {"Authorization": f"Bearer {tokens[Scope.LEASE]}", "Content-Type": "application/json"}
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(200):
+            yield b" " * 1_000
+
+    for body in (b" " * 200_000, parts()):
+        answer = httpx.post(f"{url}/v1/leases", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["type"]) == (413, "urn:portlease:problem:too-large")
+
+
+def test_a_caller_that_asks_too_often_is_told_to_wait_and_others_are_not(redis_url: str, pool) -> None:
+    from allocator.api.limits import Limits
+
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    limits = Limits(requests_per_s=0.001, burst=3)
+    with served(create_app(allocator, limits=limits)) as url:
+        statuses = [httpx.get(f"{url}/healthz").status_code for _ in range(4)]
+        assert statuses == [200, 200, 200, 429]
+        assert int(httpx.get(f"{url}/healthz").headers["Retry-After"]) > 0
+        assert httpx.get(f"{url}/healthz", headers={"Authorization": "Bearer other"}).status_code == 200
+
+
+def test_metrics_hold_no_token_and_no_organisation(guarded, ports: PortAllocator, pool) -> None:
+    url, tokens = guarded
+    headers = {"Authorization": f"Bearer {tokens[Scope.ADMIN]}"}
+    body = {"plugin": "email", "org": "org-secret"}
+    lease = httpx.post(f"{url}/v1/leases", json=body, headers=headers)
+    httpx.post(f"{url}/v1/leases", json={**body, "pool": "made-up"}, headers=headers)
+    httpx.get(f"{url}/no/such/{'x' * 50}", headers=headers)
+    text = httpx.get(f"{url}/metrics", headers=headers).text
+    assert f'allocator_claims_total{{outcome="ok",pool="{pool.name}"}} 1.0' in text
+    assert f'allocator_leases{{host="web-1",pool="{pool.name}",state="starting"}} 1.0' in text
+    assert f'allocator_pool_ports{{host="web-1",pool="{pool.name}"}} 44.0' in text
+    assert "allocator_redis_up 1.0" in text
+    for word in ("org-secret", "made-up", "xxxxx", lease.headers["Allocator-Token"], *tokens.values()):
+        assert word not in text
