@@ -33,6 +33,7 @@ _MODULES = {
     "db": "databases",
     "reconcile": "reconciling",
     "adopt": "adopting",
+    "top": "topping",
     "serve": "serving",
     "token": "serving",
     "embedded": "embedded",
