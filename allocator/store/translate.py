@@ -10,6 +10,9 @@ from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnav
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_FORBIDDEN = ("NOPERM", "ACL failure", "The user executing the script can't")
+"""How a server begins to say that an ACL rule forbids it: outside of scripts, and inside those of Redis 7.0."""
+
 _SCRIPT_SENTENCE = "ALLOC "
 _TRANSIENT_CODES = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "NOREPLICAS", "UNBLOCKED",
                     "MOVED", "ASK", "CROSSSLOT")  # fmt: skip
@@ -73,7 +76,7 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | 
         return ConfigurationError(
             f"{where} refused the user or password; put them into the URL, or set ALLOCATOR_REDIS_PASSWORD"
         )
-    if isinstance(error, exceptions.NoPermissionError) or text.startswith(("NOPERM", "ACL failure")):
+    if isinstance(error, exceptions.NoPermissionError) or text.startswith(_FORBIDDEN):
         return ConfigurationError(f"{where} does not allow this user what portlease needs ({text}); mend its ACL rule")
     if isinstance(error, exceptions.InvalidResponse) or _is_foreign(text):
         return ConfigurationError(f"the server at {shown_url} is not a Redis or Valkey; correct --redis-url")

@@ -1,0 +1,161 @@
+"""What is in deploy/ is well formed, by the tools that know each format."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "deploy"
+YAMLS = sorted([*DEPLOY.rglob("*.yml"), *DEPLOY.rglob("*.yaml"), ROOT / "docker-compose.yml"])
+BIN = Path(sys.executable).parent
+LINT_RULES = (
+    "{extends: default, rules: {line-length: {max: 120}, document-start: disable, braces: disable, comments: disable}}"
+)
+
+
+def run(*words: str | Path) -> str:
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_yaml(path: Path) -> None:
+    run(BIN / "yamllint", "--strict", "-d", LINT_RULES, path)
+
+
+def test_docker_compose_follows_its_specification() -> None:
+    run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml")
+
+
+def test_files_that_docker_compose_mounts_or_builds_exist() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert not source.startswith(".") or (ROOT / source).exists(), source
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).exists()
+
+
+def manifests() -> list:
+    return [
+        pytest.param(document, id=f"{path.name}-{document['kind']}-{document['metadata']['name']}")
+        for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+    ]
+
+
+@pytest.mark.parametrize("manifest", manifests())
+def test_kubernetes_manifests_follow_the_schemas(manifest: dict) -> None:
+    import kubernetes_validate
+
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+
+
+@pytest.mark.parametrize("manifest", manifests())
+def test_kubernetes_containers_are_locked_down_and_selectors_meet_their_pods(manifest: dict) -> None:
+    template = manifest["spec"].get("template") if manifest["kind"] in {"Deployment", "DaemonSet"} else None
+    if template is None:
+        return
+    assert manifest["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    pod = template["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert "resources" in container
+        assert not re.search(r":latest$|^[^:]+$", container["image"])
+
+
+@pytest.mark.parametrize("path", sorted(DEPLOY.glob("Dockerfile*")), ids=lambda path: path.name)
+def test_dockerfiles(path: Path) -> None:
+    if not (BIN / "hadolint").exists():
+        pytest.skip("hadolint has no wheel for this platform")
+    run(BIN / "hadolint", "--ignore", "DL3013", path)
+
+
+def commands_in_files() -> list[tuple[str, list[str]]]:
+    """Return the `allocator` commands that compose and Kubernetes start, with where they stand."""
+    found = []
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    found += [(name, service["command"]) for name, service in services.items() if "build" in service]
+    for parameter in manifests():
+        template = parameter.values[0].get("spec", {}).get("template", {}).get("spec", {})
+        for container in [*template.get("containers", []), *template.get("initContainers", [])]:
+            if "portlease" in container["image"]:
+                found.append((container["name"], container["args"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("where", "words"), commands_in_files(), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_the_commands_that_are_started_exist_with_these_options(where: str, words: list[str]) -> None:
+    own = words[: words.index("--")] if "--" in words else words
+    groups = [word for word in own[:2] if not word.startswith("-")]
+    path = groups if groups[0] in {"host", "pool", "db"} else groups[:1]
+    help_text = run(sys.executable, "-m", "allocator", *path, "--help")
+    for word in own:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in help_text, f"{where}: {word}"
+
+
+@pytest.fixture(scope="session")
+def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prometheus' own tool, unpacked from the distribution's package: nothing is installed and no service starts."""
+    found = shutil.which("promtool")
+    if found:
+        return Path(found)
+    directory = tmp_path_factory.mktemp("promtool")
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        words = ["apt-get", "download", "prometheus"]
+        subprocess.run(words, cwd=directory, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        for package in directory.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", str(package), str(directory / "root")], check=True)
+            return directory / "root/usr/bin/promtool"
+    pytest.skip("promtool is not installed; the package prometheus of the distribution has it")
+
+
+def test_alert_rules_are_accepted_and_fire_when_they_should(promtool: Path) -> None:
+    run(promtool, "check", "rules", DEPLOY / "prometheus/alerts.yml")
+    run(promtool, "test", "rules", DEPLOY / "prometheus/alerts_test.yml")
+
+
+def test_the_scrape_settings_are_accepted(promtool: Path) -> None:
+    run(promtool, "check", "config", DEPLOY / "prometheus/prometheus.yml")
+
+
+def metric_names() -> set[str]:
+    """Return the names under which this project's metrics are scraped."""
+    from prometheus_client import CollectorRegistry
+
+    from allocator.api.metrics import Metrics
+    from allocator.database.metrics import PrometheusGauge
+
+    reconciler = CollectorRegistry()
+    PrometheusGauge(reconciler, "p")
+    names = set()
+    for registry in (Metrics().registry, reconciler):
+        for metric in registry.collect():
+            names |= {metric.name, metric.name + "_total", metric.name + "_bucket", metric.name + "_count"}
+    return names
+
+
+def test_dashboard_and_alerts_ask_only_for_metrics_that_exist() -> None:
+    board = json.loads((DEPLOY / "grafana/portlease.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
+    asked += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    unknown = {name for expression in asked for name in re.findall(r"allocator_\w+", expression)} - metric_names()
+    assert unknown == set()

@@ -1,0 +1,199 @@
+"""The ACL file against a real server: each role can do its work and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import redis
+from servers import Server
+
+from allocator import AllocatorError, ConfigurationError, PoolSpec, PortAllocator
+from allocator.protocol import hosts as host_operations
+from allocator.protocol import listing
+from allocator.protocol.scripts import script, script_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ACL = Path(__file__).parents[3] / "deploy/redis/users.acl"
+ROLES = ("holder", "reader", "reconciler")
+SPEC = PoolSpec(name="acl", first=24_500, last=24_543, cooldown_ms=0)
+
+
+@pytest.fixture(scope="module", params=["valkey", "redis"])
+def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    binary = None
+    if request.param == "redis":
+        binary = shutil.which("redis-server")
+        if binary is None:
+            pytest.skip("redis-server is not installed; its package of the distribution has it")
+    lines = [line for line in ACL.read_text().splitlines() if not line.startswith("#")]
+    for role in ROLES:
+        hashed = hashlib.sha256(f"{role}-word".encode()).hexdigest()
+        lines = [
+            line.replace("#" + "0" * 64, f"#{hashed}") if line.startswith(f"user {role} ") else line for line in lines
+        ]
+    file = tmp_path_factory.mktemp("acl") / "users.acl"
+    file.write_text("\n".join([*lines, "user admin on nopass ~* &* +@all"]) + "\n")
+    with Server("--aclfile", str(file), binary=binary) as server:
+        server.ready(username="admin", password="x")
+        yield server
+
+
+def as_role(server: Server, role: str, host: str = "web-1") -> PortAllocator:
+    word = "x" if role == "admin" else f"{role}-word"
+    return PortAllocator.from_url(f"redis://{role}:{word}@127.0.0.1:{server.port}", pool=SPEC.name, host=host)
+
+
+def client(server: Server, role: str) -> redis.Redis:
+    return server.client(username=role, password="x" if role == "admin" else f"{role}-word")
+
+
+@pytest.fixture
+def empty(guarded: Server) -> Server:
+    client(guarded, "admin").flushall()
+    with as_role(guarded, "admin") as ports:
+        ports.apply_pool(SPEC)
+    return guarded
+
+
+def contents(server: Server) -> dict[bytes, object]:
+    """Return what every key holds, but for the turns of services, which a reader takes."""
+    admin = client(server, "admin")
+    read = {
+        b"hash": admin.hgetall,
+        b"string": admin.get,
+        b"zset": lambda key: admin.zrange(key, 0, -1, withscores=True),
+        b"stream": admin.xrange,
+    }
+    return {key: read[admin.type(key)](key) for key in admin.scan_iter() if b":service:" not in key}
+
+
+def test_a_holder_does_all_that_a_worker_needs(empty: Server) -> None:
+    with as_role(empty, "holder") as ports:
+        lease = ports.claim("email", org="org-1", labels={"a": "b"})
+        ports.renew(lease, rewrite=True)
+        assert ports.register()
+        assert [one.port for one in ports.leases()] == [lease.port]
+        assert ports.hosts()[0].leases == 1
+        assert ports.store.pool_names() == [SPEC.name]
+        assert ports.store.wait_for_event(f"alloc:{{{SPEC.name}}}:events", "0-0", 5)
+        assert ports.release(lease)
+        assert ports.decline(ports.claim("stripe", org="org-1"))
+        ports.run(listing.reap(SPEC.name))
+        ports.run(host_operations.drain(SPEC.name, "web-1"))
+        ports.run(listing.cordon(SPEC.name, "web-1", on=False))
+
+
+def test_a_reader_sees_everything_but_tokens_and_changes_nothing(empty: Server) -> None:
+    with as_role(empty, "holder") as holder, as_role(empty, "reader") as reader:
+        lease = holder.claim("email", org="org-1")
+        before = contents(empty)
+        assert [one.port for one in reader.leases()] == [lease.port]
+        assert reader.hosts()[0].leases == 1
+        assert reader.pool().first == SPEC.first
+        assert reader.store.newest_events(f"alloc:{{{SPEC.name}}}:events", 10)
+        assert reader.store.pool_names() == [SPEC.name]
+        for change in (
+            lambda: reader.claim("stripe", org="org-1"),
+            lambda: reader.renew(lease),
+            lambda: reader.release(lease),
+            lambda: reader.decline(lease),
+            lambda: reader.apply_pool(SPEC.__class__(name=SPEC.name, first=SPEC.first, last=SPEC.last - 1)),
+            lambda: reader.run(listing.cordon(SPEC.name, "web-1", on=True)),
+            lambda: reader.run(host_operations.drain(SPEC.name, "web-1")),
+        ):
+            with pytest.raises(ConfigurationError, match="ACL") as refused:
+                change()
+            assert str(lease.token) not in str(refused.value)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client(empty, "reader").hgetall(f"alloc:{{{SPEC.name}}}:tokens:web-1")
+        assert contents(empty) == before
+
+
+@pytest.mark.parametrize("name", script_names())
+def test_no_script_changes_anything_for_a_reader(empty: Server, name: str) -> None:
+    with as_role(empty, "holder") as holder:
+        lease = holder.claim("email", org="org-1")
+    before = contents(empty)
+    keys = [f"alloc:{{{SPEC.name}}}", f"alloc:{{{SPEC.name}}}:ports:web-1"]
+    words = [
+        "web-1",
+        "org-9/stripe#0",
+        "0" * 32,
+        "30000",
+        str(lease.port),
+        "0",
+        "starting",
+        "",
+        "m b n",
+        "0",
+        "",
+        "",
+        "",
+    ]
+    for arguments in (
+        words,
+        [str(lease.port), str(lease.token)],
+        ["64"],
+        ["web-1", "on"],
+        ["take", "x", "0" * 32, "5000"],
+    ):
+        with contextlib.suppress(redis.ResponseError):
+            client(empty, "reader").eval(script(name).source, len(keys), *keys, *arguments)
+    after = contents(empty)
+    assert after.keys() == before.keys()
+    changed = [key for key in after if after[key] != before[key]]
+    assert changed == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("KEYS", "*"),
+        ("CONFIG", "GET", "*"),
+        ("ACL", "LIST"),
+        ("SHUTDOWN",),
+        ("DEBUG", "SLEEP", "0"),
+        ("MONITOR",),
+        ("CLIENT", "KILL", "ID", "1"),
+        ("SCRIPT", "FLUSH"),
+        ("SET", "elsewhere", "1"),
+        ("GET", "elsewhere"),
+        ("EVAL", "return redis.call('SET', 'elsewhere', 1)", "0"),
+        ("EVAL", "return redis.call('FLUSHALL')", "0"),
+        ("SUBSCRIBE", "channel"),
+        ("MIGRATE", "127.0.0.1", "1", "alloc:{acl}", "0", "10"),
+    ],
+    ids=lambda command: command[0] if isinstance(command, tuple) else command,
+)
+def test_no_role_can_do_what_it_does_not_need(empty: Server, role: str, command: tuple[str, ...]) -> None:
+    with pytest.raises(redis.ResponseError) as refused:
+        client(empty, role).execute_command(*command)
+    assert any(
+        word in str(refused.value).lower() for word in ("permission", "no access", "acl", "not allowed", "can't")
+    )
+
+
+def test_a_reconciler_leads_and_reads(empty: Server) -> None:
+    with as_role(empty, "holder") as holder, as_role(empty, "reconciler") as reconciler:
+        lease = holder.claim("email", org="org-1")
+        assert [one.port for one in reconciler.leases()] == [lease.port]
+        reconciler.run(listing.reap(SPEC.name))
+
+
+def test_the_wrong_password_is_a_clear_error(empty: Server) -> None:
+    with (
+        PortAllocator.from_url(f"redis://holder:S3CRET@127.0.0.1:{empty.port}", host="web-1") as ports,
+        pytest.raises(AllocatorError, match="password") as refused,
+    ):
+        ports.claim("email", org="org-1")
+    assert "S3CRET" not in str(refused.value)
