@@ -29,11 +29,12 @@ KEPT = 4_096
 """Events in memory: some ten seconds of the busiest fleet; whoever is further behind reads from Redis."""
 PAGE = 500
 BLOCK_S = 2.0
-PACE_S = 0.000_25
-LONGEST_PACE_S = 0.25
-"""Between two wakings the hub rests this long for each listener, so that events are sent in batches to many."""
-SLICE = 25
-"""Listeners woken in one turn of the event loop: about 2 ms of it."""
+PACE_S = 0.001
+LONGEST_PACE_S = 1.0
+"""One round of waking takes this long for each listener, so that many are sent events in batches: one hears of an event
+within a millisecond, a thousand within a second."""
+SLICE = 10
+"""Listeners woken in one turn of the event loop: about 1 ms of it. The slices of a round are spread over its time."""
 RETRY_S = 0.5
 
 log = logging.getLogger("allocator.api")
@@ -163,8 +164,7 @@ class Hub:
             for identifier, fields in rows:
                 self._keep(event_of(identifier, fields))
             if rows:
-                await self._wake()
-                await asyncio.sleep(min(LONGEST_PACE_S, PACE_S * self._listeners))
+                await self._wake(min(LONGEST_PACE_S, PACE_S * self._listeners))
 
     async def _set_away(self, error: AllocatorError) -> None:
         if not self.is_away:
@@ -187,13 +187,14 @@ class Hub:
         if self._on_event is not None:
             self._on_event(event.fields)
 
-    async def _wake(self) -> None:
+    async def _wake(self, round_s: float = 0.0) -> None:
         waiting, self._waiting = list(self._waiting), set()
-        for number, future in enumerate(waiting, start=1):
-            if not future.done():
-                future.set_result(None)
-            if number % SLICE == 0:
-                await asyncio.sleep(0)
+        slices = -(-len(waiting) // SLICE)
+        for start in range(0, len(waiting), SLICE):
+            for future in waiting[start : start + SLICE]:
+                if not future.done():
+                    future.set_result(None)
+            await asyncio.sleep(round_s / slices)
 
     async def after(self, position: Position) -> list[PoolEvent]:
         """Return the events after a position that are there now, oldest first: a page of them when there are many."""

@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 import redis
 
-from benchmarks import commands, database, leases
+from benchmarks import api, commands, database, leases
 from benchmarks.servers import server
 from benchmarks.table import Row, at_least, at_most, between, plain
 
@@ -32,7 +32,8 @@ def measure(binary: str | None, *, quick: bool) -> tuple[list[str], list[Row], d
         figures["full_pool"] = leases.full_pool(bench, rounds, pairs)
     figures["commands"] = commands.command_times(3 if quick else 15)
     figures["database"] = database.figures(binary, quick=quick)
-    table = [*rows(figures), *database.rows(figures["database"])]
+    figures["api"] = api.figures(binary, quick=quick)
+    table = [*rows(figures), *database.rows(figures["database"]), *api.rows(figures["api"])]
     return facts(info, place["pinned"], rounds, pairs), table, figures
 
 

@@ -1,0 +1,53 @@
+"""The reference is what the code says, and every command shows how it is used."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = runpy.run_path(str(ROOT / "scripts/reference"))
+
+
+def test_the_written_reference_is_what_the_code_says() -> None:
+    words = [sys.executable, str(ROOT / "scripts/reference"), "--check"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}run scripts/reference"
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=one[0]) for one in REFERENCE["commands"]()])
+def test_every_command_has_an_example_and_explains_its_options(path: str, command: object) -> None:
+    text = REFERENCE["help_of"](path, command)
+    assert re.search(r"^\s*(Example: |allocator )", text, re.MULTILINE), text
+    assert path.removeprefix("allocator ") in text.partition("Example")[2]
+    for option in command.params:
+        assert getattr(option, "help", None) or option.param_type_name == "argument" or option.name == "help"
+
+
+def test_the_manual_is_well_formed() -> None:
+    if shutil.which("mandoc") is None:
+        pytest.skip("mandoc is not installed; the package mandoc of the distribution has it")
+    words = ["mandoc", "-T", "lint", "-W", "error", str(ROOT / "docs/reference/allocator.1")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_commands(shell: str) -> None:
+    import os
+
+    variables = {"bash": ("allocator re", "1"), "zsh": ("allocator re", "1"), "fish": ("allocator re", "1")}
+    typed, at = variables[shell]
+    environment = {**os.environ, "_ALLOCATOR_COMPLETE": f"complete_{shell}", "COMP_WORDS": typed, "COMP_CWORD": at}
+    environment |= {"_TYPER_COMPLETE_ARGS": typed, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run(
+        [sys.executable, "-m", "allocator"], env=environment, capture_output=True, text=True, check=False
+    )
+    for name in ("renew", "release", "resolve", "reconcile"):
+        assert name in done.stdout, done.stdout + done.stderr
