@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from allocator.model.errors import ConfigurationError
 from allocator.protocol.scripts import script
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
@@ -13,7 +14,7 @@ from allocator.store.translate import client_errors, is_transient, translate
 from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from allocator.protocol.steps import ScriptCall
     from allocator.store.urls import StoreAddress
@@ -88,6 +89,24 @@ class Store(Opening):
             return float(seconds) + float(microseconds) / 1_000_000
 
         return self._patiently(read)
+
+    def denied(self, commands: Sequence[tuple[str, ...]]) -> list[str]:
+        """Return the names of those commands that this user may not give, in their order; the others are carried out.
+
+        Args:
+            commands: Commands with their arguments, which have to be without effect.
+        """
+        from redis.exceptions import NoPermissionError
+
+        refused = []
+        for words in commands:
+            try:
+                self._patiently(lambda words=words: self._ready_client().execute_command(*words))  # type: ignore[misc]  # bound now
+            except ConfigurationError as error:
+                if not isinstance(error.__cause__, NoPermissionError):
+                    raise
+                refused.append(words[0])
+        return refused
 
     def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:
         """Wait until a stream has an event after `after_id`; return the newest id that was seen, or None.
