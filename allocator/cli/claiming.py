@@ -49,6 +49,10 @@ def claim_and_save(
         AllocatorError: As `PortAllocator.claim`; nothing is left of the claim, except that a Redis which did not answer
             may have granted it: then its token is kept for the next claim.
     """
+    if arguments.get("auto_instance"):  # it has no name yet, under which a token could be kept
+        named = at.allocator.claim(worker.plugin, wait=wait_s, record=record, **arguments | {"token": token})
+        at.files.save(named)
+        return named
     for _ in range(MAX_ROUNDS):
         known = at.files.find(at.pool, at.host, worker)
         proof = token or (live_token(at, known) if known else None)

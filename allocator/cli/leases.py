@@ -37,10 +37,13 @@ if TYPE_CHECKING:
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
 OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")]
-InstanceOption = Annotated[str, typer.Option("--instance", help="Which worker of this plugin and organisation.")]
+InstanceOption = Annotated[
+    str, typer.Option("--instance", help="Which worker of this plugin and organisation; auto: the lowest free number.")
+]
 PortOption = Annotated[str | None, typer.Option("--port", help="The only port that will do.")]
 TtlOption = Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")]
 WaitOption = Annotated[str | None, typer.Option("--wait", help="How long to wait for a free port.")]
+PriorityOption = Annotated[str, typer.Option("--priority", help="With --wait: 0 to 9, the highest is served first.")]
 LabelOption = Annotated[list[str] | None, typer.Option("--label", help="A free word about the lease: name=value.")]
 TokenOption = Annotated[
     str | None, typer.Option("--token", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]")
@@ -63,6 +66,7 @@ def claim(
     port: PortOption = None,
     ttl: TtlOption = None,
     wait: WaitOption = None,
+    priority: PriorityOption = "0",
     label: LabelOption = None,
     pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
     token: TokenOption = None,
@@ -84,7 +88,7 @@ def claim(
 
     Example: PORT=$(allocator claim email --org org-123)
     """
-    arguments = claim_arguments(plugin, org, instance, port, ttl, label)
+    arguments = claim_arguments(plugin, org, instance, port, ttl, label, priority)
     if pid is not None:
         arguments["pid"] = living_process(pid)
     wait_s = seconds(wait, "wait")
@@ -143,23 +147,32 @@ def recorder(at: Desk) -> Iterator[LeaseRecorder]:
 
 
 def claim_arguments(
-    plugin: str, org: str, instance: str, port: str | None, ttl: str | None, labels: list[str] | None
+    plugin: str,
+    org: str,
+    instance: str,
+    port: str | None,
+    ttl: str | None,
+    labels: list[str] | None,
+    priority: str = "0",
 ) -> ClaimArguments:
     """Return the words of a command line as the arguments of a claim.
 
     Raises:
         InvalidInputError: When one of them cannot be right.
     """
-    number = WorkerId.parse(f"{org}/{plugin}#{instance}").instance if instance.isdecimal() else -1
+    lowest_free = instance == "auto"
+    number = WorkerId.parse(f"{org}/{plugin}#{instance}").instance if instance.isdecimal() else 0 if lowest_free else -1
     worker = WorkerId(org, plugin, 0)
     if number < 0:
-        raise InvalidInputError(f"{shown(instance)} is not an instance; give a whole number from 0")
+        raise InvalidInputError(f"{shown(instance)} is not an instance; give a whole number from 0, or auto")
     hint_name = environment_name(worker.plugin)
     hint = os.environ.get(hint_name)
     try:
         hint_port = check_port(hint) if hint else None
     except InvalidInputError as error:
         raise InvalidInputError(f"the variable {hint_name}: {error}") from None
+    if priority not in set("0123456789"):
+        raise InvalidInputError(f"{shown(priority)} is not a priority; give a whole number from 0 to 9")
     pairs = dict(word.partition("=")[::2] for word in labels or [])
     ttl_s = seconds(ttl, "TTL")
     if ttl_s == 0:
@@ -167,6 +180,8 @@ def claim_arguments(
     return {
         "org": org,
         "instance": number,
+        "auto_instance": lowest_free,
+        "priority": int(priority),
         "port": None if port is None else check_port(port),
         "hint": hint_port,
         "ttl": ttl_s,

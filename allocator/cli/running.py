@@ -13,6 +13,7 @@ from allocator.cli.leases import (
     OrgOption,
     Plugin,
     PortOption,
+    PriorityOption,
     TtlOption,
     WaitOption,
     claim_arguments,
@@ -37,6 +38,7 @@ def run(
     port: PortOption = None,
     ttl: TtlOption = None,
     wait: WaitOption = None,
+    priority: PriorityOption = "0",
     label: LabelOption = None,
     stop_timeout: Annotated[str, typer.Option("--stop-timeout", help="Time to end after SIGTERM.")] = "5s",
     pool: PoolOption = None,
@@ -53,7 +55,7 @@ def run(
     """
     from allocator.supervisor.run import RunRequest, check_run, run_worker
 
-    arguments = claim_arguments(plugin, org, instance, port, ttl, label)
+    arguments = claim_arguments(plugin, org, instance, port, ttl, label, priority)
     wait_s = seconds(wait, "wait")
     stop_timeout_s = seconds(stop_timeout, "stop timeout") or 0.0
     check_run(command)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
+    from allocator.protocol.claim import ClaimRequest
     from allocator.protocol.steps import Operation
 
 T = TypeVar("T")
@@ -89,13 +90,32 @@ class AsyncPortAllocator:
 
         async def attempt() -> Lease:
             if recorder is None:
-                return await self.run(claiming.claim(self.session.context, request))
+                return await self._granted(request, patience)
             held = await self.run(recording.may_hold(self.session.context, request))
-            lease = await self.run(claiming.claim(self.session.context, request))
+            lease = await self._granted(request, patience)
             await self._record(recorder, lease, new=not held)
             return lease
 
         return await self._retried(attempt, patience, request.pool)
+
+    async def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
+        """Claim at once, or in line behind those who wait already."""
+        try:
+            return await self.run(claiming.claim(self.session.context, request))
+        except AllocatorError as error:
+            if not patience.waits_after(error):
+                raise
+        from allocator.protocol.waiting import claim_in_line
+
+        return await self.run(
+            claim_in_line(
+                self.session.context,
+                request,
+                deadline=patience.deadline,
+                rng=self.session.rng,
+                worth_retrying=patience.worth_retrying,
+            )
+        )
 
     async def _retried(self, attempt: Callable[[], Awaitable[T]], patience: ClaimPatience, pool: str) -> T:
         """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""

@@ -34,6 +34,8 @@ class ClaimArguments(TypedDict):
         labels: Up to 16 free words.
         pid: The process that the lease is tied to, on this host.
         holder_pid: The process that looks after it, on this host.
+        auto_instance: Whether the lowest free instance is taken.
+        priority: 0-9: who waits with a higher one comes first.
         token: The token of a lease that may be held already: it is then returned, renewed.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host.
     """
@@ -46,6 +48,8 @@ class ClaimArguments(TypedDict):
     labels: NotRequired[Mapping[str, str] | None]
     pid: NotRequired[int | None]
     holder_pid: NotRequired[int | None]
+    auto_instance: NotRequired[bool]
+    priority: NotRequired[int]
     token: NotRequired[str | None]
     supersede_fence: NotRequired[int | None]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
+    from allocator.protocol.claim import ClaimRequest
     from allocator.protocol.hosts import Spread
     from allocator.protocol.steps import Operation
 
@@ -123,13 +124,32 @@ class PortAllocator:
 
         def attempt() -> Lease:
             if recorder is None:
-                return self.run(claiming.claim(self.session.context, request))
+                return self._granted(request, patience)
             held = self.run(recording.may_hold(self.session.context, request))
-            lease = self.run(claiming.claim(self.session.context, request))
+            lease = self._granted(request, patience)
             self._record(recorder, lease, new=not held)
             return lease
 
         return self._retried(attempt, patience, request.pool)
+
+    def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
+        """Claim at once, or in line behind those who wait already."""
+        try:
+            return self.run(claiming.claim(self.session.context, request))
+        except AllocatorError as error:
+            if not patience.waits_after(error):
+                raise
+        from allocator.protocol.waiting import claim_in_line
+
+        return self.run(
+            claim_in_line(
+                self.session.context,
+                request,
+                deadline=patience.deadline,
+                rng=self.session.rng,
+                worth_retrying=patience.worth_retrying,
+            )
+        )
 
     def _retried(self, attempt: Callable[[], T], patience: ClaimPatience, pool: str) -> T:
         """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""

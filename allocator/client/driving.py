@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from allocator.kernel.sockets import listeners, listening_ports, prove_port
-from allocator.protocol.steps import DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall, Step
+from allocator.protocol.steps import AwaitTurn, DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall, Step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -23,12 +23,20 @@ class BlockingCaller(Protocol):
         """Return the script's reply."""
         ...
 
+    def await_turn(self, step: AwaitTurn) -> bool:
+        """Return whether the waiter was told to look."""
+        ...
+
 
 class AsyncCaller(Protocol):
     """Runs a script and awaits its reply."""
 
     def call(self, step: ScriptCall) -> Awaitable[object]:
         """Return the script's reply."""
+        ...
+
+    def await_turn(self, step: AwaitTurn) -> Awaitable[bool]:
+        """Return whether the waiter was told to look."""
         ...
 
 
@@ -76,7 +84,10 @@ def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel) -> T:
         step = next(operation)
         while True:
             try:
-                answer = store.call(step) if isinstance(step, ScriptCall) else kernel.answer(step)
+                if isinstance(step, ScriptCall):
+                    answer = store.call(step)
+                else:
+                    answer = store.await_turn(step) if isinstance(step, AwaitTurn) else kernel.answer(step)
             except Exception as error:  # noqa: BLE001  # the operation decides: it may have something to undo
                 step = operation.throw(error)
             else:
@@ -92,7 +103,10 @@ async def drive_async(operation: Operation[T], store: AsyncCaller, kernel: Kerne
         step = next(operation)
         while True:
             try:
-                answer = (await store.call(step)) if isinstance(step, ScriptCall) else kernel.answer(step)
+                if isinstance(step, ScriptCall):
+                    answer = await store.call(step)
+                else:
+                    answer = (await store.await_turn(step)) if isinstance(step, AwaitTurn) else kernel.answer(step)
             except Exception as error:  # noqa: BLE001  # as above
                 step = operation.throw(error)
             else:

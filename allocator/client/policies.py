@@ -54,6 +54,11 @@ class ClaimPatience:
         self._declines = 0
 
     @property
+    def deadline(self) -> float:
+        """Until when to wait, in seconds of the monotonic clock."""
+        return self._deadline
+
+    @property
     def patient(self) -> bool:
         """Whether there is still time to wait."""
         return self._clock() < self._deadline
@@ -68,6 +73,10 @@ class ClaimPatience:
         if isinstance(error, NoWorkerError):
             return self.patient
         return isinstance(error, ExhaustedError) and not isinstance(error, CordonedError) and self.patient
+
+    def waits_after(self, error: BaseException) -> bool:
+        """Return whether a claim that failed so goes on in line: there is time, and a port may become free."""
+        return self.patient and not isinstance(error, PortRefusedError) and self.worth_retrying(error)
 
     def pause(self, state: RetryCallState) -> float:
         """Return for how many seconds to wait for an event before the next attempt."""

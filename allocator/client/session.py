@@ -85,6 +85,8 @@ class Session:
         labels: Mapping[str, str] | None = None,
         pid: int | None = None,
         holder_pid: int | None = None,
+        auto_instance: bool = False,
+        priority: int = 0,
         token: str | None = None,
         supersede_fence: int | None = None,
     ) -> ClaimRequest:
@@ -101,6 +103,8 @@ class Session:
             ttl_ms=None if ttl is None else ttl_in_ms(ttl),
             **self.process_words(pid=pid, holder_pid=holder_pid),
             labels=check_labels(dict(labels or {})),
+            auto_instance=auto_instance,
+            priority=check_priority(priority),
             token=None if token is None else check_token(token),
             supersede_fence=supersede_fence,
         )
@@ -172,6 +176,17 @@ def ttl_in_ms(ttl: float) -> int:
     if not 0 < ttl < float("inf"):
         raise InvalidInputError(f"a TTL of {ttl} s is not valid; give more than 0 seconds")
     return max(1, round(ttl * 1_000))
+
+
+def check_priority(priority: int) -> int:
+    """Return `priority` when it is one.
+
+    Raises:
+        InvalidInputError: When it is no whole number from 0 to 9.
+    """
+    if type(priority) is int and 0 <= priority <= 9:
+        return priority
+    raise InvalidInputError(f"{priority!r} is not a priority; give a whole number from 0 to 9")
 
 
 def check_token(token: str) -> str:

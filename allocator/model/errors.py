@@ -110,6 +110,18 @@ class ExhaustedError(AllocatorError):
     exit_code = EXIT_EXHAUSTED
 
 
+class LimitError(ExhaustedError):
+    """A limit of the pool is reached: for the organisation, the plugin, or the instances of both.
+
+    Attributes:
+        holders: Some of the workers that count, as `org/plugin#instance`.
+    """
+
+    def __init__(self, message: str, *, holders: tuple[str, ...] = (), **data: object) -> None:
+        super().__init__(message, **data)  # type: ignore[arg-type]  # the base's keywords, passed through
+        self.holders = holders
+
+
 class CordonedError(ExhaustedError):
     """The host is cordoned or draining and gives out no new ports."""
 

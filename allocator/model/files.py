@@ -11,9 +11,25 @@ ttl = "30s"          # and ttl_min, ttl_max, grace, cooldown; all may be left ou
 scope = "host"       # or "fleet"
 spill = true
 
+durability = "none"  # or "replica": a claim waits until one replica has the grant
+
 [pool.conventional]  # may be left out
 email = 6000
 stripe = [6001, 6002]
+
+[pool.bands]         # ports that only one plugin gets
+zendesk = "6010-6019"
+
+[pool.limits]        # how many leases there may be at once
+max_per_org = 20
+max_per_plugin = 100
+max_instances = 4    # of one plugin of one organisation
+
+[pool.limits.orgs]   # in place of max_per_org
+org-big = 40
+
+[pool.limits.plugins]
+email = 10
 ```
 """
 
@@ -27,7 +43,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.names import shown
+from allocator.model.names import check_port, shown
 from allocator.model.pools import PoolSpec
 from allocator.model.tables import TableNames
 
@@ -76,6 +92,18 @@ class SettingsFile(BaseModel):
         return TableNames.checked(given.table, given.schema_, given.columns)
 
 
+class LimitsTable(BaseModel):
+    """The `[pool.limits]` table of a pool file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    max_per_org: int | None = None
+    max_per_plugin: int | None = None
+    max_instances: int | None = None
+    orgs: dict[str, int] = {}
+    plugins: dict[str, int] = {}
+
+
 class PoolTable(BaseModel):
     """The `[pool]` table of a pool file."""
 
@@ -91,7 +119,10 @@ class PoolTable(BaseModel):
     cooldown: str = "1s"
     scope: Literal["host", "fleet"] = "host"
     spill: bool = True
+    durability: Literal["none", "replica"] = "none"
     conventional: dict[str, int | list[int]] = {}
+    bands: dict[str, str] = {}
+    limits: LimitsTable = LimitsTable()
 
     def spec(self) -> PoolSpec:
         """Return the pool that the table describes.
@@ -114,7 +145,22 @@ class PoolTable(BaseModel):
             cooldown_ms=parse_duration_ms(self.cooldown, what="cooldown"),
             scope=self.scope,
             spill=self.spill,
+            durability=self.durability,
+            bands={plugin: _band(plugin, text) for plugin, text in self.bands.items()},
+            max_per_org=self.limits.max_per_org,
+            max_per_plugin=self.limits.max_per_plugin,
+            max_instances=self.limits.max_instances,
+            org_limits=self.limits.orgs,
+            plugin_limits=self.limits.plugins,
         )
+
+
+def _band(plugin: str, text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    try:
+        return check_port(first), check_port(last)
+    except InvalidInputError:
+        raise InvalidInputError(f"bands.{plugin}: {shown(text)} is not a range of ports; write 5570-5579") from None
 
 
 class PoolFile(BaseModel):
@@ -171,8 +217,20 @@ def written_pool(pool: PoolSpec) -> str:
         f'scope = "{pool.scope}"',
         f"spill = {str(pool.spill).lower()}",
     ]
+    if pool.durability != "none":
+        lines.append(f'durability = "{pool.durability}"')
     if pool.conventional:
         lines += ["", "[pool.conventional]"]
         by_port = sorted(pool.conventional.items(), key=lambda item: (item[1], item[0]))
         lines += [f'"{plugin}" = {list(ports) if len(ports) != 1 else ports[0]}' for plugin, ports in by_port]
+    if pool.bands:
+        lines += ["", "[pool.bands]"]
+        lines += [f'"{plugin}" = "{first}-{last}"' for plugin, (first, last) in sorted(pool.bands.items())]
+    limits = {name: getattr(pool, name) for name in ("max_per_org", "max_per_plugin", "max_instances")}
+    given = [f"{name} = {value}" for name, value in limits.items() if value is not None]
+    if given:
+        lines += ["", "[pool.limits]", *given]
+    for table, numbers in (("orgs", pool.org_limits), ("plugins", pool.plugin_limits)):
+        if numbers:
+            lines += ["", f"[pool.limits.{table}]", *(f'"{name}" = {most}' for name, most in sorted(numbers.items()))]
     return "\n".join(lines)

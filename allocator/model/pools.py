@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Scope = Literal["host", "fleet"]
+Durability = Literal["none", "replica"]
 
 MAX_CONVENTIONAL_PORTS = 1_024
 """Bounds the one loop of `claim` that grows with a pool: the search for an idle conventional port (spill)."""
@@ -26,7 +27,13 @@ TTL_FLOOR_MS = 100
 
 MAX_DURATION_MS = 30 * 86_400_000
 
+MAX_LIMIT = 4_096
+"""Bounds the one loop of `claim` that grows with a limit: the count of the leases that it is about."""
+
 _CONVENTIONAL_PREFIX = "conventional:"
+_ORG_LIMIT_PREFIX = "limit:org:"
+_PLUGIN_LIMIT_PREFIX = "limit:plugin:"
+_LIMITS = ("max_per_org", "max_per_plugin", "max_instances")
 _NUMBERS = ("first", "last", "ttl_ms", "ttl_min_ms", "ttl_max_ms", "grace_ms", "cooldown_ms")
 
 
@@ -45,6 +52,13 @@ class PoolSpec:
         grace_ms: How long an expired port stays unclaimable.
         cooldown_ms: How long a released port stays unclaimable, except for the worker that released it.
         scope: Whether a port is unique per `host` or over the whole `fleet`.
+        bands: A range of ports for each plugin that has one, which nobody else gets, idle or not.
+        max_per_org: How many leases an organisation may have in the pool; None for any number.
+        max_per_plugin: How many leases a plugin may have in the pool, over all organisations.
+        max_instances: How many workers of one plugin one organisation may have.
+        org_limits: `max_per_org` for single organisations.
+        plugin_limits: `max_per_plugin` for single plugins.
+        durability: Whether a claim waits until a `replica` has the grant.
         spill: Whether a claim may take other plugins' idle conventional ports when no dynamic one is left.
     """
 
@@ -59,6 +73,13 @@ class PoolSpec:
     cooldown_ms: int = 1_000
     scope: Scope = "host"
     spill: bool = True
+    bands: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    max_per_org: int | None = None
+    max_per_plugin: int | None = None
+    max_instances: int | None = None
+    org_limits: Mapping[str, int] = field(default_factory=dict)
+    plugin_limits: Mapping[str, int] = field(default_factory=dict)
+    durability: Durability = "none"
 
     def __post_init__(self) -> None:
         check_name("pool", self.name)
@@ -69,6 +90,7 @@ class PoolSpec:
             )
         self._check_times()
         self._check_conventional()
+        self._check_limits()
 
     def _check_times(self) -> None:
         if not TTL_FLOOR_MS <= self.ttl_min_ms <= self.ttl_ms <= self.ttl_max_ms <= MAX_DURATION_MS:
@@ -83,7 +105,7 @@ class PoolSpec:
 
     def _check_conventional(self) -> None:
         owner: dict[int, str] = {}
-        for plugin, ports in self.conventional.items():
+        for plugin, ports in [*self.conventional.items(), *self._band_ports().items()]:
             check_name("plugin", plugin)
             for port in ports:
                 if not self.first <= port <= self.last:
@@ -91,7 +113,7 @@ class PoolSpec:
                         f"pool {self.name}: port {port} of plugin {plugin} is outside {self.first}-{self.last}; "
                         "move it into the range"
                     )
-                if port in owner:
+                if port in owner and (owner[port] != plugin or port in self.conventional.get(plugin, ())):
                     raise InvalidInputError(
                         f"pool {self.name}: port {port} belongs to both {owner[port]} and {plugin}; "
                         "give each plugin ports of its own"
@@ -102,6 +124,27 @@ class PoolSpec:
                 f"pool {self.name}: {len(owner)} conventional ports are too many; "
                 f"name at most {MAX_CONVENTIONAL_PORTS} and leave the rest dynamic"
             )
+
+    def _band_ports(self) -> dict[str, tuple[int, ...]]:
+        return {plugin: tuple(range(first, last + 1)) for plugin, (first, last) in self.bands.items()}
+
+    def _check_limits(self) -> None:
+        named = [(name, getattr(self, name)) for name in _LIMITS]
+        named += [(f"the limit of organisation {check_name('organisation', o)}", n) for o, n in self.org_limits.items()]
+        named += [(f"the limit of plugin {check_name('plugin', p)}", n) for p, n in self.plugin_limits.items()]
+        for name, value in named:
+            if value is not None and not 0 <= value <= MAX_LIMIT:
+                raise InvalidInputError(f"pool {self.name}: {name} {value} is out of bounds; give 0 to {MAX_LIMIT}")
+        for plugin, (first, last) in self.bands.items():
+            if first > last:
+                raise InvalidInputError(
+                    f"pool {self.name}: the band of {plugin} ends before it begins; write 5570-5579"
+                )
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether leases have to be counted."""
+        return bool(self.org_limits or self.plugin_limits or any(getattr(self, name) is not None for name in _LIMITS))
 
     @property
     def size(self) -> int:
@@ -143,7 +186,8 @@ class PoolSpec:
         """Return the ranges of ports that belong to no plugin, lowest first, both ends included."""
         ranges: list[tuple[int, int]] = []
         start = self.first
-        for port in sorted(port for ports in self.conventional.values() for port in ports):
+        owned = [*self.conventional.values(), *self._band_ports().values()]
+        for port in sorted(port for ports in owned for port in ports):
             if start < port:
                 ranges.append((start, port - 1))
             start = port + 1
@@ -155,7 +199,8 @@ class PoolSpec:
     def rules(self) -> str:
         """What every claim goes by, in one field of its hash, so that a claim reads one instead of nine."""
         words = [f"{name}={getattr(self, name)}" for name in _NUMBERS]
-        return " ".join([*words, f"scope={self.scope}", f"spill={int(self.spill)}"])
+        words += [f"scope={self.scope}", f"spill={int(self.spill)}"]
+        return " ".join([*words, "more=1"] if self.has_limits or self.bands else words)
 
     def as_fields(self) -> dict[str, str]:
         """Return the fields of the pool's hash, all but `fence` and `version`, which the scripts keep."""
@@ -166,10 +211,18 @@ class PoolSpec:
                 str(port) for port in sorted((p for ports in self.conventional.values() for p in ports), reverse=True)
             ),
         }
-        for plugin, ports in sorted(self.conventional.items()):
-            if ports:
+        bands = self._band_ports()
+        for plugin in sorted({*self.conventional, *bands}):
+            # A band is to its plugin what conventional ports are, and `reserved` (what may spill) leaves it out.
+            if ports := (*self.conventional.get(plugin, ()), *bands.get(plugin, ())):
                 fields[_CONVENTIONAL_PREFIX + plugin] = ",".join(map(str, ports))
-        return fields
+        limits = {name: getattr(self, name) for name in _LIMITS}
+        fields["limits"] = " ".join(f"{name}={value}" for name, value in limits.items() if value is not None)
+        fields["bands"] = ",".join(f"{first}-{last}:{plugin}" for plugin, (first, last) in sorted(self.bands.items()))
+        fields["durability"] = "" if self.durability == "none" else self.durability
+        fields |= {_ORG_LIMIT_PREFIX + org: str(most) for org, most in sorted(self.org_limits.items())}
+        fields |= {_PLUGIN_LIMIT_PREFIX + plugin: str(most) for plugin, most in sorted(self.plugin_limits.items())}
+        return {name: value for name, value in fields.items() if value or name == "reserved"}
 
     @classmethod
     def from_fields(cls, name: str, fields: Mapping[str, str]) -> PoolSpec:
@@ -180,13 +233,20 @@ class PoolSpec:
         """
         try:
             rules = dict(word.split("=") for word in fields["rules"].split(" "))
+            bands: dict[str, tuple[int, int]] = {}
+            for band in filter(None, fields.get("bands", "").split(",")):
+                ends, _, plugin = band.partition(":")
+                first, _, last = ends.partition("-")
+                bands[plugin] = int(first), int(last)
+            limits = dict(word.split("=") for word in fields.get("limits", "").split())
             return cls(
                 name=name,
-                conventional={
-                    key.removeprefix(_CONVENTIONAL_PREFIX): tuple(int(port) for port in value.split(","))
-                    for key, value in fields.items()
-                    if key.startswith(_CONVENTIONAL_PREFIX)
-                },
+                conventional=_conventional(fields, bands),
+                bands=bands,
+                org_limits=_numbers(fields, _ORG_LIMIT_PREFIX),
+                plugin_limits=_numbers(fields, _PLUGIN_LIMIT_PREFIX),
+                durability="replica" if fields.get("durability") == "replica" else "none",
+                **{word: int(limits[word]) for word in _LIMITS if word in limits},
                 scope="fleet" if rules["scope"] == "fleet" else "host",
                 spill=rules["spill"] == "1",
                 **{word: int(rules[word]) for word in _NUMBERS},
@@ -196,6 +256,22 @@ class PoolSpec:
                 f"key alloc:{{{name}}} does not hold a pool (its field {error} is missing or garbled); "
                 "apply the pool file again with 'allocator pool apply FILE'"
             ) from error
+
+
+def _conventional(fields: Mapping[str, str], bands: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for key, value in fields.items():
+        if not key.startswith(_CONVENTIONAL_PREFIX):
+            continue
+        plugin = key.removeprefix(_CONVENTIONAL_PREFIX)
+        first, last = bands.get(plugin, (0, -1))
+        if ports := tuple(port for port in map(int, value.split(",")) if not first <= port <= last):
+            found[plugin] = ports
+    return found
+
+
+def _numbers(fields: Mapping[str, str], prefix: str) -> dict[str, int]:
+    return {key.removeprefix(prefix): int(value) for key, value in fields.items() if key.startswith(prefix)}
 
 
 def written_ranges(ranges: tuple[tuple[int, int], ...]) -> str:

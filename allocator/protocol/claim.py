@@ -19,6 +19,7 @@ from allocator.model.errors import (
     HeldError,
     HostConflictError,
     InvalidInputError,
+    LimitError,
     PortRefusedError,
 )
 from allocator.model.leases import HOLDER_WORDS
@@ -61,6 +62,9 @@ class ClaimRequest:
         boot: The boot on which they run.
         namespaces: Their namespaces.
         labels: Free words of the holder.
+        auto_instance: Whether the lowest free instance is taken in place of the worker's.
+        priority: 0-9: who waits with a higher one comes first.
+        ticket: The ticket of a waiter, or an empty string.
         token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
         bound_already: Whether the worker itself listens on `port` already, so that the port is neither avoided nor
@@ -80,6 +84,9 @@ class ClaimRequest:
     boot: str | None = None
     namespaces: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    auto_instance: bool = False
+    priority: int = 0
+    ticket: str = ""
     token: str | None = field(default=None, repr=False)
     supersede_fence: int | None = None
     bound_already: bool = False
@@ -148,7 +155,7 @@ def _call(
         script_keys(pool.name, context.space(pool)),
         (
             context.host,
-            str(request.worker),
+            f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else str(request.worker),
             token,
             ttl_ms,
             request.port or 0,
@@ -158,6 +165,7 @@ def _call(
             context.full_identity,
             request.supersede_fence or 0,
             written_ports(listening),
+            *((request.ticket,) if request.ticket else ()),
         ),
     )
 
@@ -218,8 +226,8 @@ def _refusal(
     context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any]
 ) -> Operation[AllocatorError]:
     data: dict[str, Any] = {"host": context.host, "port": request.port, "worker": str(request.worker)}
-    if code is Reply.EXHAUSTED:
-        return _exhausted(context, pool, decode.number(reply[1]), data)
+    if code in {Reply.EXHAUSTED, Reply.QUEUED, Reply.LIMITED}:
+        return _none_left(context, pool, request, code, reply, data)
     if code is Reply.HELD:
         holder = decode.lease(pool.name, reply[1], remaining_ms=decode.number(reply[2]), now_ms=decode.number(reply[3]))
         return HeldError(
@@ -245,6 +253,39 @@ def _refusal(
     return ConfigurationError(f"Redis answered {code} to a claim; its scripts are of another version")
 
 
+def _none_left(
+    context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any], data: dict[str, Any]
+) -> AllocatorError:
+    if code is Reply.EXHAUSTED:
+        return _exhausted(context, pool, decode.number(reply[1]), data)
+    if code is Reply.LIMITED:
+        return _limited(pool, request, reply, data)
+    waiting = int(decode.number(reply[1]))
+    return ExhaustedError(
+        f"{waiting} {'other waits' if waiting == 1 else 'others wait'} for a port of pool {pool.name} on "
+        f"{context.host}; join the line with --wait 30s",
+        **data,
+    )
+
+
+def _limited(pool: PoolSpec, request: ClaimRequest, reply: list[Any], data: dict[str, Any]) -> AllocatorError:
+    kind, most, live = decode.text(reply[1]), decode.text(reply[2]), decode.text(reply[3])
+    holders = tuple(decode.text(reply[4]).split())
+    worker = request.worker
+    limit = {
+        "org": f"max_per_org: organisation {worker.org} may have {most} leases",
+        "plugin": f"max_per_plugin: plugin {worker.plugin} may have {most} leases",
+        "instances": f"max_instances: {worker.org}/{worker.plugin} may have {most} workers",
+    }.get(kind, kind)
+    some = f" ({', '.join(holders)}{', …' if len(holders) < int(live) else ''})" if holders else ""
+    return LimitError(
+        f"a limit of pool {pool.name} is reached: {limit}, and there are {live}{some}; "
+        "release one, wait with --wait 30s, or raise it with 'allocator pool apply FILE'",
+        holders=holders,
+        **data,
+    )
+
+
 def _exhausted(context: Context, pool: PoolSpec, retry_ms: float, data: dict[str, Any]) -> AllocatorError:
     retry_after = retry_ms / 1_000 if retry_ms >= 0 else None
     when = (
@@ -267,6 +308,11 @@ def _taken(
     where = f"port {request.port} on {context.host}"
     if why == "outside":
         return InvalidInputError(f"{where} is outside pool {pool.name} ({pool.first}-{pool.last}); choose one inside")
+    if why == "reserved":
+        return HeldError(
+            f"{where} is in the band of plugin {decode.text(reply[2])}; choose a port outside, or omit --port",
+            **data | {"retry_after": None},
+        )
     if why == "bound":
         who: str | None = yield DescribeListener(request.port or 0)
         return HeldError(

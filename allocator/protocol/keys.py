@@ -30,6 +30,12 @@ def lease_key(pool: str, space: str, port: int | str) -> str:
     return f"{pool_key(pool)}:lease:{space}:{port}"
 
 
+def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
+    """Return the key that says that a waiter is there, and the one through which it is told to look."""
+    base = pool_key(pool)
+    return f"{base}:waiter:{ticket}", f"{base}:turn:{ticket}"
+
+
 def events_key(pool: str) -> str:
     """Return the key of a pool's event stream."""
     return f"{pool_key(pool)}:events"

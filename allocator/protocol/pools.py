@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import HeldError, PoolMissingError
 from allocator.model.pools import BUILT_IN, PoolSpec
 from allocator.protocol import decode
+from allocator.protocol.context import space_of
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
 from allocator.protocol.steps import Operation, ScriptCall
+
+INDEXED_AT_ONCE = 256
 
 if TYPE_CHECKING:
     from allocator.protocol.context import Context
@@ -17,9 +20,13 @@ if TYPE_CHECKING:
 
 def read_pool(name: str) -> Operation[PoolSpec | None]:
     """Return the rules of a pool as Redis has them, or None when it has no such pool."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(name), ("pool",))))
-    fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
+    fields = yield from _fields(name)
     return PoolSpec.from_fields(name, fields) if "rules" in fields else None
+
+
+def _fields(name: str) -> Operation[dict[str, str]]:
+    reply = decode.words((yield ScriptCall("inspect", script_keys(name), ("pool",))))
+    return {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
 
 
 def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation[PoolSpec]:
@@ -63,8 +70,28 @@ def _missing(name: str) -> PoolMissingError:
     )
 
 
-def apply_pool(pool: PoolSpec, *, only_create: bool = False) -> Operation[Reply]:
+def _enter_leases(pool: PoolSpec) -> Operation[None]:
+    """Enter the live leases of a pool, which had no limits before, into the indexes that they are counted by."""
+    from allocator.protocol import listing
+
+    by_space: dict[str, list[int]] = {}
+    for lease in (yield from listing.leases(pool.name)):
+        by_space.setdefault(space_of(pool, lease.host), []).append(lease.port)
+    for space, ports in by_space.items():
+        for start in range(0, len(ports), INDEXED_AT_ONCE):
+            batch = ports[start : start + INDEXED_AT_ONCE]
+            yield ScriptCall("index", script_keys(pool.name, space), ("ports", *batch))
+
+
+def apply_pool(pool: PoolSpec, *, only_create: bool = False, by: str = "-") -> Operation[Reply]:
     """Define a pool or change its rules; no live lease is touched.
+
+    Limits that a pool had none of before hold as soon as its live leases are counted, which is when this returns.
+
+    Args:
+        pool: The pool.
+        only_create: Whether a pool that is there already stays as it is.
+        by: Who does it, for the pool's history.
 
     Returns:
         `created`, `changed` or `unchanged`.
@@ -72,7 +99,13 @@ def apply_pool(pool: PoolSpec, *, only_create: bool = False) -> Operation[Reply]
     Raises:
         HeldError: When the scope would change while hosts use the pool.
     """
-    args: list[str | int] = ["create" if only_create else "apply"]
+    counts = False
+    if pool.has_limits and not only_create:
+        before = yield from _fields(pool.name)
+        counts = "counting" in before or ("rules" in before and not before["rules"].endswith(" more=1"))
+        if counts:
+            yield ScriptCall("index", script_keys(pool.name), ("start",))
+    args: list[str | int] = ["create" if only_create else "apply", by]
     for field, value in pool.as_fields().items():
         args += (field, value)
     reply = decode.words((yield ScriptCall("apply", script_keys(pool.name), tuple(args))))
@@ -81,4 +114,7 @@ def apply_pool(pool: PoolSpec, *, only_create: bool = False) -> Operation[Reply]
         raise HeldError(
             f"pool {pool.name} has scope {decode.text(reply[1])} and hosts use it; make a new pool for another scope"
         )
+    if counts:
+        yield from _enter_leases(pool)
+        yield ScriptCall("index", script_keys(pool.name), ("done",))
     return code

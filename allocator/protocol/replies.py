@@ -40,3 +40,6 @@ class Reply(StrEnum):
     EXPIRED = "expired"
     REPLACED = "replaced"
     RESTORED = "restored"
+    QUEUED = "queued"
+    LIMITED = "limited"
+    LEFT = "left"

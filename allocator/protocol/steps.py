@@ -63,5 +63,24 @@ class DescribeListener:
     port: int
 
 
-Step: TypeAlias = ScriptCall | ReadListeners | ProvePort | DescribeListener
+@dataclass(frozen=True, slots=True)
+class AwaitTurn:
+    """Say that a waiter is there, then wait until it is told to look; answered with whether it was told.
+
+    Attributes:
+        waiter: The key that says that it is there.
+        said: What that key holds.
+        turn: The key through which it is told.
+        alive_ms: How long the first key lives.
+        seconds: For how long to wait at most.
+    """
+
+    waiter: str
+    said: str
+    turn: str
+    alive_ms: int
+    seconds: float
+
+
+Step: TypeAlias = AwaitTurn | ScriptCall | ReadListeners | ProvePort | DescribeListener
 Operation: TypeAlias = Generator[Step, Any, T]

@@ -16,7 +16,7 @@ from allocator.store.urls import Topology
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from allocator.protocol.steps import ScriptCall
+    from allocator.protocol.steps import AwaitTurn, ScriptCall
     from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
@@ -151,6 +151,17 @@ class AsyncStore(Opening):
             return sorted({name for key in keys if (name := pool_of_key(key))})
 
         return await self._patiently(scan)
+
+    async def await_turn(self, step: AwaitTurn) -> bool:
+        """Say that a waiter is there, and wait until it is told to look; return whether it was."""
+        seconds = max(0.001, min(step.seconds, self._timeout_s / 2))
+
+        async def wait() -> bool:
+            client = await self._ready_client()
+            await client.set(step.waiter, step.said, px=step.alive_ms)
+            return await client.blpop([step.turn], timeout=seconds) is not None
+
+        return await self._patiently(wait)
 
     async def close(self) -> None:
         """Close the connection."""

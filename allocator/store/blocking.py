@@ -16,7 +16,7 @@ from allocator.store.urls import Topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from allocator.protocol.steps import ScriptCall
+    from allocator.protocol.steps import AwaitTurn, ScriptCall
     from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
@@ -125,6 +125,17 @@ class Store(Opening):
             if events:
                 return str(events[-1][0])
         return None
+
+    def await_turn(self, step: AwaitTurn) -> bool:
+        """Say that a waiter is there, and wait until it is told to look; return whether it was."""
+        seconds = max(0.001, min(step.seconds, self._timeout_s / 2))
+
+        def wait() -> bool:
+            client = self._ready_client()
+            client.set(step.waiter, step.said, px=step.alive_ms)
+            return client.blpop([step.turn], timeout=seconds) is not None
+
+        return self._patiently(wait)
 
     def read_events(self, stream: str, after_id: str, count: int) -> list[Event]:
         """Return up to `count` events after `after_id`, oldest first."""

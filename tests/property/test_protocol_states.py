@@ -333,7 +333,7 @@ class Protocol(RuleBasedStateMachine):
             assert wait is None
             for key in self.store.key_names():
                 kind = key.removeprefix(BASE).split(":")[1] if ":" in key.removeprefix(BASE) else "pool"
-                assert kind in {"pool", "ports", "tokens", "worker", "host", "hosts", "events"}, key
+                assert kind in {"pool", "ports", "tokens", "worker", "host", "hosts", "events", "history"}, key
             for key in self.store.client.scan_iter(match=BASE + ":tokens:*"):
                 for port, grant in self.store.client.hgetall(key).items():
                     assert grant[:1] in b"-~!", (port, grant)

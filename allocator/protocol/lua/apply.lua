@@ -4,14 +4,17 @@
 -- Safe because all rules change in one script, and what the scripts keep (fence, version) stays.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
--- ARGV  1 mode (create: only where there is no such pool; apply: in any case), then field and value pairs
+-- ARGV  1 mode (create: only where there is no such pool; apply: in any case)  2 who does it, then field and value pairs
 -- Replies
 --       created version · changed version · unchanged version · scope_fixed scope (hosts know the pool by its scope)
+-- History each version in full, the last 100
 -- Events  pool (host, worker and fence are '-', the port is 0)
 -- Loops   the pool's fields: at most 1,036 (see MAX_CONVENTIONAL_PORTS)
 
 --@include replies
 --@include base
+
+local VERSIONS_KEPT = 100
 
 local function run()
   --@include keys
@@ -20,14 +23,15 @@ local function run()
   for i = 1, #pairs_before, 2 do
     before[pairs_before[i]] = pairs_before[i + 1]
   end
+  local kept = { fence = true, version = true, waiting = true, counting = true, recovery = true }
   local version = tonumber(before['version']) or 0
   local changed, after, stale = false, {}, {}
-  for i = 2, #ARGV, 2 do
+  for i = 3, #ARGV, 2 do
     after[ARGV[i]] = ARGV[i + 1]
     changed = changed or before[ARGV[i]] ~= ARGV[i + 1]
   end
   for field in pairs(before) do
-    if not after[field] and field ~= 'fence' and field ~= 'version' then
+    if not after[field] and not kept[field] then
       stale[#stale + 1] = field
       changed = true
     end
@@ -41,6 +45,7 @@ local function run()
   end
 
   --@include written_types
+  read('XLEN', base .. ':history')
 
   -- writes --
   --@include events
@@ -51,6 +56,7 @@ local function run()
     call('HSET', base, field, value)
   end
   call('HSET', base, 'version', version + 1)
+  call('XADD', base .. ':history', 'MAXLEN', VERSIONS_KEPT, '*', 'version', version + 1, 'by', ARGV[2], unpack(ARGV, 3))
   record_event('pool', '-', 0, '-', '-', 'version', version + 1)
   return { before['rules'] and CHANGED or CREATED, version + 1 }
 end

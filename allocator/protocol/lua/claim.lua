@@ -5,23 +5,25 @@
 -- The same token claiming again gets the same lease.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 worker  3 token  4 ttl_ms  5 port (0: any)  6 hint: the port the environment names (0: none)
+-- ARGV  1 host  2 worker (its instance may be auto: the lowest free one)  3 token  4 ttl_ms  5 port (0: any)  6 hint: the port the environment names (0: none)
 --       7 state  8 extra JSON members, each with a comma before it
 --       9 identity: machine, boot, netns and address (after a `!` when it was chosen)
 --       10 fence of a lease whose process is proven dead and may be superseded (0: none)
---       11 ports that strangers have bound on this host, as ranges
+--       11 ports that strangers have bound on this host, as ranges  12 ticket of a waiter ('' or nothing: a newcomer)
 -- Replies
 --       granted   lease, remaining_ms, now_ms
 --       same      lease, remaining_ms, now_ms            this token holds it already
 --       held      lease, remaining_ms, now_ms            the worker has a live lease under another token
---       taken     why (leased, cooling, bound, outside), lease or '', ms until claimable (-1: unknown),
+--       taken     why (leased, cooling, bound, outside, reserved), lease, owner or '', ms until claimable (-1: unknown),
 --                 now_ms
 --       exhausted ms until the next port can free up (-1: unknown)
+--       queued    how many wait ahead
+--       limited   which limit (org, plugin, instances), how much it allows, how many there are, some of the holders
 --       cordoned · host_conflict machine · no_pool · stale_pool (the client's copy is old)
 --       again     nothing found within the bounds, but progress was made: call once more
--- Events  granted; before it superseded or expired, for a lease on that port whose end nobody had seen
+-- Events  granted; before it superseded or expired, for leases whose end nobody had seen (on that port, or by a limit)
 -- Loops   never-used ports: 256 steps; free ports: 4 pages of 64 beside the avoided ones; conventional ports:
---         1,024; on another machine's claim only: the host's ports in pages of 512
+--         1,024; the line of waiters: 64; the leases that a limit counts: 4,096; auto: 1,024 instances; on another machine's claim only: the host's ports in pages of 512
 
 --@include replies
 --@include base
@@ -34,6 +36,10 @@ local PAGES = 4
 local MAX_CONVENTIONAL = 1024
 -- Lua unpacks a few thousand values; what is left over is forgotten in the next round.
 local FORGOTTEN_AT_ONCE = 512
+local QUEUE_SEEN = 64
+local QUEUE_WOKEN = 16
+local LIMIT_PAGE, HOLDERS_NAMED = 512, 5
+local MOST_INSTANCES = 1024
 
 local function run()
   --@include keys
@@ -41,10 +47,10 @@ local function run()
   local match, find = string.match, string.find
   local host, worker, token, ttl_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
   local ttl_ms, explicit, hint = tonumber(ttl_text), tonumber(ARGV[5]), tonumber(ARGV[6])
-  local host_key, space_key, place_key = base .. ':host:' .. host, base .. ':host:' .. space, worker_prefix .. worker
-  local org, plugin = match(worker, '^([^/]+)/([^#]+)#')
+  local host_key, space_key = base .. ':host:' .. host, base .. ':host:' .. space
+  local org, plugin, instance = match(worker, '^([^/]+)/([^#]+)#(%w+)')
   local service = base .. ':service:' .. plugin .. ':' .. org
-  local pool = read('HMGET', base, 'rules', 'fence')
+  local pool = read('HMGET', base, 'rules', 'fence', 'waiting')
   if not pool[1] then
     return { NO_POOL }
   end
@@ -77,6 +83,10 @@ local function run()
     end
   end
 
+  if instance == 'auto' then
+    --@include auto_instance
+  end
+  local place_key = worker_prefix .. worker
   -- Where the worker is, or last was. It may come back at once to the port that it released itself.
   local place = read('GET', place_key)
   local sticky, sticky_grant, own_cooldown, superseded
@@ -117,16 +127,37 @@ local function run()
     return { CORDONED }
   end
 
+  -- Only pools that have waiters or limits pay for them.
+  local avoid, more = ARGV[11], nil
+  if pool[3] or find(pool[1], ' more=1', 1, true) then
+    more = {}
+    if tonumber(pool[3] or 0) > now and not superseded then
+      local ticket = ARGV[12] or ''
+      --@include queue
+      if ahead > 0 then
+        return { QUEUED, ahead }
+      end
+      avoid = avoid .. wanted
+      more.ticket = seat and ticket
+    end
+    if find(pool[1], ' more=1', 1, true) then
+      --@include limits
+      if refusal then
+        return refusal
+      end
+    end
+  end
+
   -- The order of choice. A port needs no score to be claimable, and no stranger on it.
   local port, watermark, skipped, forgotten
-  if sticky and explicit == 0 and ARGV[11] == '' and sticky >= first and sticky <= last then
+  if sticky and explicit == 0 and avoid == '' and sticky >= first and sticky <= last then
     if own_cooldown or sticky == superseded or tonumber(read('ZSCORE', ports_key, sticky) or 0) <= now then
       port = sticky
     end
   end
   if not port then
     --@include ranges
-    local strangers = parse_ranges(ARGV[11])
+    local strangers = parse_ranges(avoid)
     local function claimable(port)
       if port < first or port > last or within(strangers, port) then
         return false
@@ -237,7 +268,7 @@ local function run()
   if port and port ~= sticky then
     previous = read('HGET', tokens_key, port)
   end
-  if forgotten or superseded or (previous and not find(previous, '^[-~!]')) then
+  if forgotten or superseded or (more and more.sets) or (previous and not find(previous, '^[-~!]')) then
     --@include grants
     --@include service_key
     unseen = {}
@@ -276,6 +307,9 @@ local function run()
       close_grant(item[1], item[2], item[3], item.parts[2], item.parts[4], item.parts[5])
     end
   end
+  if more and more.sets then
+    --@include limits_closed
+  end
   if forgotten then
     for _, candidate in ipairs(skipped) do
       call('ZADD', ports_key, 'NX', 0, candidate)
@@ -301,6 +335,17 @@ local function run()
     fence = whole(last_fence + 1)
   end
   --@include open
+  if more then
+    if more.sets then
+      --@include limits_kept
+    end
+    if more.ticket then
+      call('ZREM', base .. ':waiters:' .. space, more.ticket)
+      call('DEL', base .. ':waiter:' .. more.ticket, base .. ':turn:' .. more.ticket)
+      local turns = 1
+      --@include wake
+    end
+  end
   if not is_known then
     call('HSET', host_key, 'identity', ARGV[9])
     if scope == 'fleet' then

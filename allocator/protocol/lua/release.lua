@@ -8,19 +8,26 @@
 -- Replies
 --       for each lease a code and its detail: released <fence> · already '' · not_yours <the holder's lease>
 -- Events  released
--- Loops   the batch, which the client keeps to 256 leases
+-- Loops   the batch, which the client keeps to 256 leases; 16 waiters
 
 --@include replies
 --@include base
 
+local QUEUE_WOKEN = 16
+
 local function run()
   --@include keys
   local match, kind = string.match, RELEASED
-  local cooldown_ms = tonumber(match(read('HGET', base, 'rules') or '', ' cooldown_ms=(%d+) ')) or 0
+  local pool = read('HMGET', base, 'rules', 'waiting')
+  local cooldown_ms = tonumber(match(pool[1] or '', ' cooldown_ms=(%d+) ')) or 0
   local function free_at(_, now)
     return now + cooldown_ms
   end
   --@include endings
+  if pool[2] and #ended > 0 then
+    local turns = #ended
+    --@include wake
+  end
   return reply
 end
 

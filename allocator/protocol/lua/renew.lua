@@ -35,6 +35,7 @@ local function run()
   if not pool[1] then
     return { NO_POOL }
   end
+  local has_limits = find(pool[1], ' more=1', 1, true)
   local last_fence, grace_ms = pool[2], tonumber(string.match(pool[1], ' grace_ms=(%d+) '))
   if not grace_ms then
     bad(base, 'has a garbled field rules')
@@ -122,6 +123,11 @@ local function run()
     --@include service_key
     --@include written_types
     read('ZCARD', service_key(worker))
+    if has_limits then
+      local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
+      read('SCARD', base .. ':limited:org:' .. org)
+      read('SCARD', base .. ':limited:plugin:' .. plugin)
+    end
     for _, it in ipairs(endings) do
       read('ZCARD', service_key(it.worker))
     end
@@ -205,6 +211,11 @@ local function run()
       end
       local service, is_due = service_key(worker), true
       --@include open
+      if has_limits then
+        local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
+        call('SADD', base .. ':limited:org:' .. org, space .. ':' .. port)
+        call('SADD', base .. ':limited:plugin:' .. plugin, space .. ':' .. port)
+      end
       if not host_known and args[2] ~= '-' then
         call('HSET', host_key, 'identity', args[2])
         host_known = true

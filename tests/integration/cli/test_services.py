@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from allocator import LeaseState, PortAllocator
+from allocator import LeaseState, PoolSpec, PortAllocator
 from allocator.protocol.claim import ClaimRequest, claim
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Allocator
 
 
@@ -153,3 +155,25 @@ def test_any_host_chooses_the_registered_host_with_most_free_ports(allocator: Al
 @pytest.mark.parametrize("words", [("--spread", "org"), ("--any-host", "--host", "a"), ("--any-host", "--spread", "x")])
 def test_placing_words_that_contradict_each_other_are_refused(allocator: Allocator, words: tuple[str, ...]) -> None:
     assert allocator("claim", "email", "--org", "o", *words).code == 2
+
+
+def test_the_lowest_free_instance_and_a_priority_on_the_command_line(allocator: Allocator) -> None:
+    words = ("claim", "email", "--org", "o", "--instance", "auto", "--format", "json")
+    assert [json.loads(allocator(*words).out)["instance"] for _ in range(3)] == [0, 1, 2]
+    assert allocator("release", "o/email#1").code == 0
+    assert json.loads(allocator(*words).out)["instance"] == 1
+    for wrong in (("--instance", "next"), ("--priority", "10"), ("--priority", "-1"), ("--priority", "x")):
+        assert allocator("claim", "email", "--org", "o", *wrong).code == 2
+
+
+def test_a_limit_that_is_reached_is_named_with_its_holders(
+    allocator: Allocator, tmp_path: Path, pool: PoolSpec
+) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(allocator("pool", "show", pool.name).out + "\n[pool.limits]\nmax_per_org = 1\n")
+    assert allocator("pool", "apply", str(file)).code == 0
+    assert "max_per_org = 1" in allocator("pool", "show", pool.name).out
+    assert allocator("claim", "email", "--org", "o").code == 0
+    refused = allocator("claim", "stripe", "--org", "o")
+    assert refused.code == 75
+    assert "organisation o may have 1 leases, and there are 1 (o/email#0)" in refused.err

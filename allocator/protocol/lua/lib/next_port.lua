@@ -4,6 +4,9 @@ local function ms_until_next(first, last, dynamic, spill, conventional, now)
     local ahead = read('ZRANGEBYSCORE', ports_key, '(' .. whole(now), FOREVER, 'WITHSCORES', 'LIMIT', offset, PAGE)
     for i = 1, #ahead, 2 do
       local port = tonumber(ahead[i])
+      if within(strangers, port) then
+        port = 0
+      end
       if within(dynamic, port) or (port >= first and port <= last
           and (spill or string.find(',' .. conventional .. ',', ',' .. ahead[i] .. ',', 1, true))) then
         return whole(ahead[i + 1] - now)

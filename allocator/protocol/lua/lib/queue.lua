@@ -1,0 +1,27 @@
+-- Who waits in this space ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`: its
+-- only port, 0 for any). Leaves `tickets` and `waiters` (what each says of itself, false when it is gone), `seat` (its
+-- place among them, nil when it has none), `ahead` (how many it may not overtake) and `wanted` (ports that those ahead
+-- wait for, as ranges with a comma before each).
+local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
+if #tickets > 0 then
+  local waiter_keys = {}
+  for i = 1, #tickets do
+    waiter_keys[i] = base .. ':waiter:' .. tickets[i]
+  end
+  waiters = read('MGET', unpack(waiter_keys))
+end
+for i = 1, #tickets do
+  if tickets[i] == ticket then
+    seat = i
+    break
+  end
+  -- A waiter that its quota holds back does not hold back others.
+  local its_port, condition = string.match(waiters[i] or '', '^(%d+) (%l+) ')
+  if its_port and condition ~= 'limited' then
+    if its_port == '0' or tonumber(its_port) == explicit then
+      ahead = ahead + 1
+    elseif explicit == 0 then
+      wanted = wanted .. ',' .. its_port
+    end
+  end
+end
