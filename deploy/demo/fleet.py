@@ -171,9 +171,17 @@ def main() -> None:
     if (DEMO / "supervisors.json").exists():
         sys.exit("a demo runs here already; stop it with scripts/quickstart --stop")
     DEMO.mkdir(exist_ok=True)
-    try:
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        # Remembered: where it falls into a destructor, Python says so and goes on.
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    with contextlib.suppress(KeyboardInterrupt):
         demonstrate(keep=options.keep)
-    except KeyboardInterrupt:
+    if interrupts:
         sys.exit(130)
 
 
