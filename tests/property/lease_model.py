@@ -43,6 +43,7 @@ class LeaseModel:
     Attributes:
         held: By token, all leases that were ever granted.
         free_at: By space and port, when the port is claimable again.
+        quarantined: By space and port, how much longer than that a quarantine may be: it depends on how often.
         own: By space and port, the worker that may come back during the cooldown, and the cooldown's end.
         newest_fence: The highest fence seen.
     """
@@ -50,6 +51,7 @@ class LeaseModel:
     offset: float = 0
     held: dict[str, Held] = field(default_factory=dict)
     free_at: dict[tuple[str, int], float] = field(default_factory=dict)
+    quarantined: dict[tuple[str, int], float] = field(default_factory=dict)
     own: dict[tuple[str, int], str] = field(default_factory=dict)
     newest_fence: int = 0
     _started: float = field(default_factory=time.monotonic)
@@ -66,12 +68,13 @@ class LeaseModel:
         return [each for each in self.held.values() if not each.ended and self.passed(each.expires_at) is False]
 
     def surely_claimable(self, space: str, port: int) -> bool:
-        return self.passed(self.free_at.get((space, port), -1e12)) is True
+        return self.passed(self.free_at.get((space, port), -1e12) + self.quarantined.get((space, port), 0)) is True
 
     def granted(self, space: str, lease: Lease, grace_ms: float) -> None:
         key = (space, lease.port)
         self.held[lease.token or ""] = Held(lease, self.now() + lease.ttl_ms)
         self.free_at[key] = self.now() + lease.ttl_ms + grace_ms
+        self.quarantined.pop(key, None)
         self.own.pop(key, None)
         self.newest_fence = max(self.newest_fence, lease.fence)
 
@@ -80,6 +83,7 @@ class LeaseModel:
         held.lease, held.expires_at = replace(lease), self.now() + lease.ttl_ms
         held.ended = held.may_return = False
         self.free_at[space, lease.port] = self.now() + lease.ttl_ms + grace_ms
+        self.quarantined.pop((space, lease.port), None)
         self.own.pop((space, lease.port), None)
         self.newest_fence = max(self.newest_fence, lease.fence)
 
@@ -88,6 +92,7 @@ class LeaseModel:
         held.ended = True
         key = (space, held.lease.port)
         self.free_at[key] = self.now() + cools_ms
+        self.quarantined.pop(key, None)
         self.own.pop(key, None)
         if may_return:
             self.own[key] = str(held.lease.worker)
@@ -101,4 +106,5 @@ class LeaseModel:
         """Redis lost its data; the holders know what they know, and who ended a lease does not renew it."""
         self.held = {token: each for token, each in self.held.items() if not each.ended}
         self.free_at.clear()
+        self.quarantined.clear()
         self.own.clear()

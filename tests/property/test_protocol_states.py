@@ -197,9 +197,9 @@ class Protocol(RuleBasedStateMachine):
         self.model.ended(
             self.space(held.lease.host), token, COOLDOWN_MS if how is release else 5_000, may_return=how is release
         )
-        if how is decline:  # how long depends on how often: the port is not claimable now, and that is all we ask
+        if how is decline:
             self.model.declined(token, self.same_port)
-            self.model.free_at[self.space(held.lease.host), held.lease.port] += 595_000
+            self.model.quarantined[self.space(held.lease.host), held.lease.port] = 595_000
 
     @rule(token=st.sampled_from(["f" * 32, "0" * 32, "a"]))
     def renew_and_end_with_a_wrong_token(self, token: str) -> None:

@@ -59,8 +59,9 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return (directory / "node_modules/axe-core/axe.min.js").read_text()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Any]:
+    """A browser, gone with this module: Playwright's event loop runs in this thread, where others want theirs."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
