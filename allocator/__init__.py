@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         NoWorkerError,
         PoolMissingError,
         PortRefusedError,
+        RecoveringError,
         StoreUnavailableError,
     )
     from allocator.model.leases import Lease
@@ -65,6 +66,7 @@ _HOMES = {
         "NoWorkerError",
         "PoolMissingError",
         "PortRefusedError",
+        "RecoveringError",
         "StoreUnavailableError",
     ),
     "allocator.model.leases": ("Lease",),
@@ -100,6 +102,7 @@ __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "NoWorkerError",
     "PoolMissingError",
     "PortRefusedError",
+    "RecoveringError",
     "StoreUnavailableError",
 ]
 

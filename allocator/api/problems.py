@@ -52,6 +52,7 @@ KINDS: Mapping[type[errors.AllocatorError], Kind] = {
     errors.HostConflictError: Kind(409, "host-conflict", "Another machine uses this host's name"),
     errors.HeldError: Kind(409, "held", "Held by someone else"),
     errors.CordonedError: Kind(409, "cordoned", "The host gives out no new ports"),
+    errors.RecoveringError: Kind(409, "recovering", "Redis may have forgotten grants; holders get the time to say so"),
     errors.LimitError: Kind(409, "limit", "A limit of the pool is reached"),
     errors.ExhaustedError: Kind(409, "exhausted", "No port is free now"),
     errors.AllocatorError: Kind(500, "unexpected", "The server met an error that it has no words for"),

@@ -1,11 +1,12 @@
-"""`pool apply`, `pool show`, `pool ls`."""
+"""`pool apply`, `pool show`, `pool ls`, `pool history`, `pool restore`."""
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,10 @@ from allocator.cli.options import (
 from allocator.cli.output import write_json, write_rows
 from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError
 from allocator.model.names import check_name
+from allocator.model.pools import PoolSpec
+
+if TYPE_CHECKING:
+    from allocator.cli.options import Desk
 
 
 def register(application: typer.Typer) -> None:
@@ -30,16 +35,20 @@ def register(application: typer.Typer) -> None:
     group.command("apply")(apply)
     group.command("show")(show)
     group.command("ls")(list_pools)
+    group.command("history")(history)
     group.command("restore")(restore)
     application.add_typer(group, name="pool")
 
 
 def apply(
     file: Annotated[str, typer.Argument(help="A pool file in TOML; - for standard input.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would change.")] = False,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Define a pool, or change its rules; no live lease is touched.
+
+    With --dry-run it prints each rule that would differ, and what that means for the leases that are there.
 
     Example: allocator pool apply pool.toml
     """
@@ -52,7 +61,76 @@ def apply(
         raise ConfigurationError(f"the pool file {file} cannot be read ({reason}); check its name and rights") from None
     pool = parse_pool("standard input" if file == "-" else file, text)
     with desk(pool.name, None, redis_url, config) as at:
-        talk(f"pool {pool.name}: {at.allocator.apply_pool(pool)}, ports {pool.first}-{pool.last}")
+        if dry_run:
+            _foresee(at, pool)
+            return
+        done = at.allocator.apply_pool(pool, by=f"{_user()}@{at.host}")
+        talk(f"pool {pool.name}: {done}, ports {pool.first}-{pool.last}")
+        if pool.has_limits:
+            from allocator.model.pool_changes import limits_below_use
+
+            for line in limits_below_use(pool, at.allocator.leases()):
+                talk(line)
+
+
+def _user() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _foresee(at: Desk, pool: PoolSpec) -> None:
+    from allocator.model.pool_changes import differences, effects
+    from allocator.protocol.pools import read_pool
+
+    before = at.allocator.run(read_pool(pool.name))
+    leases = at.allocator.leases()
+    changed = list(differences(before, pool))
+    if before is not None and before.scope != pool.scope and at.allocator.hosts():
+        print(f"refused  the scope of a pool that hosts use cannot change ({before.scope} to {pool.scope})")
+    print(f"pool     {pool.name} would be {'created' if before is None else 'changed' if changed else 'unchanged'}")
+    for name, old, new in changed:
+        print(f"rule     {name}: {old} -> {new}")
+    for line in effects(before, pool, leases):
+        print(f"effect   {line}")
+
+
+def history(
+    name: Annotated[str, typer.Argument(help="The pool.")] = "sdk-v2",
+    form: RowsFormat = ListFormat.TEXT,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """List the versions of a pool's rules, the last 100: when, by whom, what changed.
+
+    Example: allocator pool history sdk-v2
+    """
+    from allocator.model.leases import written_time
+    from allocator.model.pool_changes import differences
+    from allocator.protocol.keys import history_key
+
+    check_name("pool", name)
+    with desk(name, None, redis_url, config) as at:
+        versions = at.allocator.store.newest_events(history_key(name), 100)
+        if not versions:
+            raise PoolMissingError(f"pool {name} has no history in this Redis; see 'allocator pool ls'")
+        rows: list[tuple[object, ...]] = []
+        before: PoolSpec | None = None
+        for number, (identifier, fields) in enumerate(versions):
+            pool = PoolSpec.from_fields(name, fields)
+            first_known = number == 0 and fields.get("version") != "1"
+            changes = (
+                ""
+                if first_known
+                else "; ".join(f"{rule}: {old} -> {new}" for rule, old, new in differences(before, pool))
+            )
+            at_time = written_time(int(identifier.partition("-")[0]) / 1_000)
+            rows.append((int(fields["version"]), at_time, fields.get("by", "-"), changes or None))
+            before = pool
+        write_rows(("VERSION", "AT", "BY", "CHANGES"), rows, form)
 
 
 def show(

@@ -258,9 +258,17 @@ class AsyncPortAllocator:
         """Return the rules of the pool; a built-in pool that Redis does not have is made."""
         return await self.run(pools.pool_rules(self.session.context, self.session.pool, fresh=True))
 
-    async def apply_pool(self, pool: PoolSpec) -> str:
-        """Define a pool or change its rules; return `created`, `changed` or `unchanged`."""
-        return str(await self.run(pools.apply_pool(pool)))
+    async def apply_pool(self, pool: PoolSpec, *, by: str = "-") -> str:
+        """Define a pool or change its rules; return `created`, `changed` or `unchanged`.
+
+        Args:
+            pool: The pool.
+            by: Who does it, for the pool's history.
+
+        Raises:
+            HeldError: When the scope would change while hosts use the pool.
+        """
+        return str(await self.run(pools.apply_pool(pool, by=by)))
 
     async def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""

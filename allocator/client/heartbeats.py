@@ -212,7 +212,7 @@ class HeartbeatPlan(Generic[E_]):
             if overdue < 0:
                 continue
             where = f"the lease of {held.worker} on {held.lease.address}"
-            if self._session.on_lost == "stop":
+            if self._session.stops_in_doubt(held.lease.pool):
                 self._lose(
                     held,
                     LeaseLostError(

@@ -133,6 +133,14 @@ class Session:
             words |= {name: pid, started: process.start_time, "boot": boot_id(), "namespaces": namespaces()}  # type: ignore[misc]  # two literal names
         return words
 
+    def stops_in_doubt(self, pool: str) -> bool:
+        """Return whether a holder stops when Redis has not confirmed its lease in time.
+
+        In a pool whose ports are unique over the fleet it always does: the kernel of one host cannot arbitrate.
+        """
+        rules = self.context.rules.get(pool)
+        return self.on_lost == "stop" or (rules is not None and rules.scope == "fleet")
+
     def patience(self, wait: float | None, *, any_port: bool) -> ClaimPatience:
         """Return how long a claim goes on trying.
 

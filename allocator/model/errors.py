@@ -132,5 +132,9 @@ class NoWorkerError(AllocatorError):
     exit_code = EXIT_EXHAUSTED
 
 
+class RecoveringError(ExhaustedError):
+    """A pool whose ports are unique over the fleet grants none yet: Redis may have forgotten some of its grants."""
+
+
 class PoolMissingError(ConfigurationError):
     """The pool is not defined in this Redis and is not a built-in one."""

@@ -21,11 +21,13 @@ from allocator.model.errors import (
     InvalidInputError,
     LimitError,
     PortRefusedError,
+    RecoveringError,
+    StoreUnavailableError,
 )
 from allocator.model.leases import HOLDER_WORDS
 from allocator.model.states import LeaseState
 from allocator.protocol import decode
-from allocator.protocol.endings import decline
+from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import script_keys
 from allocator.protocol.pools import pool_rules
 from allocator.protocol.renew import renew
@@ -113,8 +115,24 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         HostConflictError: When another machine has live leases under this host's name.
         InvalidInputError: When the port or the TTL is not of the pool.
     """
-    pool = yield from pool_rules(context, request.pool)
     token = request.token or context.new_token()
+    pool, reply, copies, sent_at = yield from _answered(context, request, token)
+    code = Reply(decode.text(reply[0]))
+    if code is Reply.GRANTED:
+        granted = _leased(pool, reply, token, sent_at)
+        if pool.durability == "replica" and not copies:
+            yield from release(context, [granted])
+            raise _not_copied(granted)
+        return granted if request.bound_already else (yield from _proven(context, granted))
+    if code is Reply.SAME:
+        same = _leased(pool, reply, token, sent_at)
+        return (yield from _kept(context, same, request, pool.check_ttl_ms(request.ttl_ms)))
+    raise (yield from _refusal(context, pool, request, code, reply))
+
+
+def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[tuple[PoolSpec, list[Any], int, float]]:
+    """Return the pool, the reply that decides, how many replicas have it, and when it was asked for."""
+    pool = yield from pool_rules(context, request.pool)
     if not _allowed(pool, request):  # by rules that may have been read long ago
         pool = yield from pool_rules(context, request.pool, fresh=True)
     for _ in range(MAX_ROUNDS):
@@ -125,21 +143,34 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         if request.bound_already:
             listening -= {request.port}
         sent_at = context.clock()
-        reply = decode.words((yield _call(context, pool, request, token, ttl_ms, listening)))
+        reply, copies = yield from _asked(_call(context, pool, request, token, ttl_ms, listening))
         code = Reply(decode.text(reply[0]))
         if code in {Reply.NO_POOL, Reply.STALE_POOL}:
             pool = yield from pool_rules(context, request.pool, fresh=True)
+        elif code is Reply.RECOVERING and decode.number(reply[1]) < 0:
+            yield ScriptCall("recover", script_keys(pool.name))
         elif code is not Reply.AGAIN:
-            break
-    else:
-        raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
-    if code is Reply.GRANTED:
-        granted = _leased(pool, reply, token, sent_at)
-        return granted if request.bound_already else (yield from _proven(context, granted))
-    if code is Reply.SAME:
-        same = _leased(pool, reply, token, sent_at)
-        return (yield from _kept(context, same, request, ttl_ms))
-    raise (yield from _refusal(context, pool, request, code, reply))
+            return pool, reply, copies, sent_at
+    raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
+
+
+def _asked(call: ScriptCall) -> Operation[tuple[list[Any], int]]:
+    """Return the reply to a claim, and how many replicas have what it wrote."""
+    answer: Any = yield call
+    if not call.replicas:
+        return decode.words(answer), 0
+    reply, copies = decode.words(answer)
+    return decode.words(reply), int(decode.number(copies))
+
+
+def _not_copied(lease: Lease) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"port {lease.port} on {lease.host} was granted, but no replica confirmed that it has the grant; it was given "
+        f'back: look after the replicas of Redis, or set durability = "none" in pool {lease.pool}',
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+    )
 
 
 def _allowed(pool: PoolSpec, request: ClaimRequest) -> bool:
@@ -167,6 +198,7 @@ def _call(
             written_ports(listening),
             *((request.ticket,) if request.ticket else ()),
         ),
+        replicas=1 if pool.durability == "replica" else 0,
     )
 
 
@@ -226,7 +258,7 @@ def _refusal(
     context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any]
 ) -> Operation[AllocatorError]:
     data: dict[str, Any] = {"host": context.host, "port": request.port, "worker": str(request.worker)}
-    if code in {Reply.EXHAUSTED, Reply.QUEUED, Reply.LIMITED}:
+    if code in {Reply.EXHAUSTED, Reply.QUEUED, Reply.LIMITED, Reply.RECOVERING}:
         return _none_left(context, pool, request, code, reply, data)
     if code is Reply.HELD:
         holder = decode.lease(pool.name, reply[1], remaining_ms=decode.number(reply[2]), now_ms=decode.number(reply[3]))
@@ -260,6 +292,14 @@ def _none_left(
         return _exhausted(context, pool, decode.number(reply[1]), data)
     if code is Reply.LIMITED:
         return _limited(pool, request, reply, data)
+    if code is Reply.RECOVERING:
+        left_ms = decode.number(reply[1])
+        return RecoveringError(
+            f"pool {pool.name} grants no port for another {format_duration(left_ms)}: Redis was restarted or replaced, "
+            "and holders of ports that it may have forgotten are given the time to say so; "
+            f"wait with --wait {format_wait(left_ms)}",
+            **data | {"retry_after": left_ms / 1_000},
+        )
     waiting = int(decode.number(reply[1]))
     return ExhaustedError(
         f"{waiting} {'other waits' if waiting == 1 else 'others wait'} for a port of pool {pool.name} on "

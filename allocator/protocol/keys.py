@@ -30,6 +30,11 @@ def lease_key(pool: str, space: str, port: int | str) -> str:
     return f"{pool_key(pool)}:lease:{space}:{port}"
 
 
+def history_key(pool: str) -> str:
+    """Return the key of the stream that has the versions of a pool's rules."""
+    return f"{pool_key(pool)}:history"
+
+
 def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
     """Return the key that says that a waiter is there, and the one through which it is told to look."""
     base = pool_key(pool)

@@ -45,7 +45,7 @@ def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation
         restored = known or BUILT_IN.get(name)
         if restored is None:
             raise _missing(name)
-        yield from apply_pool(restored, only_create=True)
+        yield from apply_pool(restored, only_create=True, restored=known is not None)
         found = yield from read_pool(name)
         if found is None:
             found = restored
@@ -83,7 +83,7 @@ def _enter_leases(pool: PoolSpec) -> Operation[None]:
             yield ScriptCall("index", script_keys(pool.name, space), ("ports", *batch))
 
 
-def apply_pool(pool: PoolSpec, *, only_create: bool = False, by: str = "-") -> Operation[Reply]:
+def apply_pool(pool: PoolSpec, *, only_create: bool = False, restored: bool = False, by: str = "-") -> Operation[Reply]:
     """Define a pool or change its rules; no live lease is touched.
 
     Limits that a pool had none of before hold as soon as its live leases are counted, which is when this returns.
@@ -91,6 +91,7 @@ def apply_pool(pool: PoolSpec, *, only_create: bool = False, by: str = "-") -> O
     Args:
         pool: The pool.
         only_create: Whether a pool that is there already stays as it is.
+        restored: Whether it was there before and Redis lost it.
         by: Who does it, for the pool's history.
 
     Returns:
@@ -100,12 +101,12 @@ def apply_pool(pool: PoolSpec, *, only_create: bool = False, by: str = "-") -> O
         HeldError: When the scope would change while hosts use the pool.
     """
     counts = False
-    if pool.has_limits and not only_create:
+    if pool.has_limits and not only_create and not restored:
         before = yield from _fields(pool.name)
         counts = "counting" in before or ("rules" in before and not before["rules"].endswith(" more=1"))
         if counts:
             yield ScriptCall("index", script_keys(pool.name), ("start",))
-    args: list[str | int] = ["create" if only_create else "apply", by]
+    args: list[str | int] = ["restore" if restored else "create" if only_create else "apply", by]
     for field, value in pool.as_fields().items():
         args += (field, value)
     reply = decode.words((yield ScriptCall("apply", script_keys(pool.name), tuple(args))))

@@ -43,3 +43,4 @@ class Reply(StrEnum):
     QUEUED = "queued"
     LIMITED = "limited"
     LEFT = "left"
+    RECOVERING = "recovering"

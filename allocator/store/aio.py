@@ -6,7 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.scripts import script
-from allocator.store.blocking import Event, connection_options, decode_events, sentinel_connection_options
+from allocator.store.blocking import (
+    Event,
+    connection_options,
+    decode_events,
+    pipeline_client,
+    sentinel_connection_options,
+)
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
@@ -41,9 +47,29 @@ class AsyncStore(Opening):
             self.on_call(step.script, time.perf_counter() - began, answered=answered)
         return reply
 
+    async def _evaluate_and_wait(self, step: ScriptCall) -> list[Any]:
+        """Run a script, and wait on the same connection until replicas have what it wrote."""
+        from redis.exceptions import NoScriptError
+
+        client = pipeline_client(await self._ready_client(), step.keys[0])
+        lua, wait_ms = script(step.script), int(self._timeout_s * 500)
+        for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
+            pipeline = client.pipeline(transaction=False)
+            pipeline.execute_command(*words, len(step.keys), *step.keys, *step.args)
+            pipeline.execute_command("WAIT", step.replicas, wait_ms)
+            found: list[Any] = await pipeline.execute(raise_on_error=False)
+            if not isinstance(found[0], NoScriptError):
+                break
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return found
+
     async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
         from redis.exceptions import NoScriptError
 
+        if step.replicas:
+            return await self._evaluate_and_wait(step)
         client = await self._ready_client()
         lua = script(step.script)
         try:

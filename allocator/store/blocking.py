@@ -39,9 +39,29 @@ class Store(Opening):
         """
         return self._patiently(lambda: self._evaluate(step))
 
+    def _evaluate_and_wait(self, step: ScriptCall) -> list[Any]:
+        """Run a script, and wait on the same connection until replicas have what it wrote."""
+        from redis.exceptions import NoScriptError
+
+        client = pipeline_client(self._ready_client(), step.keys[0])
+        lua, wait_ms = script(step.script), int(self._timeout_s * 500)
+        for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
+            pipeline = client.pipeline(transaction=False)
+            pipeline.execute_command(*words, len(step.keys), *step.keys, *step.args)
+            pipeline.execute_command("WAIT", step.replicas, wait_ms)
+            found: list[Any] = pipeline.execute(raise_on_error=False)
+            if not isinstance(found[0], NoScriptError):
+                break
+        for one in found:
+            if isinstance(one, Exception):
+                raise one
+        return found
+
     def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
         from redis.exceptions import NoScriptError
 
+        if step.replicas:
+            return self._evaluate_and_wait(step)
         client = self._ready_client()
         lua = script(step.script)
         try:
@@ -169,6 +189,22 @@ class Store(Opening):
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def pipeline_client(client: Any, key: str) -> Any:  # noqa: ANN401  # one of several client classes
+    """Return the client whose pipelines go over one connection to the server that has `key`.
+
+    Raises:
+        ConfigurationError: When there is none.
+    """
+    if not hasattr(client, "get_node_from_key"):
+        return client
+    node = client.get_node_from_key(key)
+    if getattr(node, "redis_connection", None) is None:
+        raise ConfigurationError(
+            'waiting for a replica is not possible with asyncio on a Cluster; use PortAllocator, or durability "none"'
+        )
+    return node.redis_connection
 
 
 def decode_events(rows: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:

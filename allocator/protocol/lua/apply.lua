@@ -4,7 +4,7 @@
 -- Safe because all rules change in one script, and what the scripts keep (fence, version) stays.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
--- ARGV  1 mode (create: only where there is no such pool; apply: in any case)  2 who does it, then field and value pairs
+-- ARGV  1 mode (create: only where there is no such pool; restore: the same, after Redis lost it; apply: in any case)  2 who does it, then field and value pairs
 -- Replies
 --       created version · changed version · unchanged version · scope_fixed scope (hosts know the pool by its scope)
 -- History each version in full, the last 100
@@ -36,7 +36,7 @@ local function run()
       changed = true
     end
   end
-  if not changed or (before['rules'] and ARGV[1] == 'create') then
+  if not changed or (before['rules'] and ARGV[1] ~= 'apply') then
     return { UNCHANGED, version }
   end
   local scope = string.match(before['rules'] or '', ' scope=(%l+) ')
@@ -56,6 +56,9 @@ local function run()
     call('HSET', base, field, value)
   end
   call('HSET', base, 'version', version + 1)
+  if ARGV[1] == 'restore' then
+    call('HSET', base, 'recovery', '0 0 0')
+  end
   call('XADD', base .. ':history', 'MAXLEN', VERSIONS_KEPT, '*', 'version', version + 1, 'by', ARGV[2], unpack(ARGV, 3))
   record_event('pool', '-', 0, '-', '-', 'version', version + 1)
   return { before['rules'] and CHANGED or CREATED, version + 1 }

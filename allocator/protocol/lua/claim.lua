@@ -19,6 +19,7 @@
 --       exhausted ms until the next port can free up (-1: unknown)
 --       queued    how many wait ahead
 --       limited   which limit (org, plugin, instances), how much it allows, how many there are, some of the holders
+--       recovering ms that are left (-1: a recovery has to begin first)
 --       cordoned · host_conflict machine · no_pool · stale_pool (the client's copy is old)
 --       again     nothing found within the bounds, but progress was made: call once more
 -- Events  granted; before it superseded or expired, for leases whose end nobody had seen (on that port, or by a limit)
@@ -125,6 +126,13 @@ local function run()
   end
   if known[2] then
     return { CORDONED }
+  end
+
+  if scope == 'fleet' then
+    --@include recovery
+    if recovering then
+      return recovering
+    end
   end
 
   -- Only pools that have waiters or limits pay for them.

@@ -228,6 +228,10 @@ local function run()
   if #scores > 0 then
     call('ZADD', ports_key, unpack(scores))
   end
+  if space == '*' then
+    -- A host that tells of its leases; only a recovery asks for it.
+    redis.pcall('SREM', base .. ':unreported', host)
+  end
   if is_draining then
     reply[2 * count + 2] = DRAINING
   end

@@ -9,5 +9,5 @@ local CREATED, CHANGED, UNCHANGED, SCOPE_FIXED = 'created', 'changed', 'unchange
 local FORGOTTEN, BUSY, UNKNOWN = 'forgotten', 'busy', 'unknown'
 local FOUND, NONE = 'found', 'none'
 local DRAINING = 'draining'
-local QUEUED, LIMITED, LEFT = 'queued', 'limited', 'left'
+local QUEUED, LIMITED, LEFT, RECOVERING = 'queued', 'limited', 'left', 'recovering'
 local LIVE, EXPIRED, REPLACED, RESTORED = 'live', 'expired', 'replaced', 'restored'

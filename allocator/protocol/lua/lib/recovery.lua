@@ -1,0 +1,15 @@
+-- Whether this server may grant ports that are unique over the whole fleet: not before it is sure that no holder has one
+-- that it forgot. A server that nobody asked before (another run id: restarted, or a replica that took over) is not.
+-- Leaves `recovering`, nil or a reply. Where the server does not tell its run id (ACL, a fake) nothing can be detected.
+local recovering
+local info = redis.pcall('INFO', 'server')
+local run_id = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
+if run_id then
+  local known_run, began, ends = string.match(read('HGET', base, 'recovery') or '', '^(%x+) (%d+) (%d+)$')
+  began, ends = tonumber(began), tonumber(ends)
+  if known_run ~= run_id then
+    recovering = { RECOVERING, -1 }
+  elseif now < ends and not (now >= (began + ends) / 2 and read('SCARD', base .. ':unreported') == 0) then
+    recovering = { RECOVERING, whole(ends - now) }
+  end
+end
