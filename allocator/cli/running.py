@@ -1,28 +1,28 @@
-"""`run`: the supervisor of one worker."""
+"""`run`: the supervisor of one worker or of many."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from allocator.cli.leases import (
+from allocator.cli.leases import (  # noqa: TC001  # Typer reads the annotations
     InstanceOption,
     LabelOption,
-    OrgOption,
-    Plugin,
     PortOption,
     PriorityOption,
     TtlOption,
     WaitOption,
-    claim_arguments,
-    seconds,
 )
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import shown
 
 if TYPE_CHECKING:
-    from allocator.model.leases import Lease
+    from allocator.cli.options import Desk
+    from allocator.supervisor.spec import WorkerSpec
 
 
 def register(application: typer.Typer) -> None:
@@ -31,16 +31,42 @@ def register(application: typer.Typer) -> None:
 
 
 def run(
-    plugin: Plugin,
-    command: Annotated[list[str], typer.Argument(help="The worker's command; {port} becomes its port.")],
-    org: OrgOption,
+    plugin: Annotated[str | None, typer.Argument(help="The worker's plugin, for example email.")] = None,
+    command: Annotated[list[str] | None, typer.Argument(help="Its command; {port} becomes its port.")] = None,
+    org: Annotated[str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")] = None,
     instance: InstanceOption = "0",
     port: PortOption = None,
     ttl: TtlOption = None,
     wait: WaitOption = None,
     priority: PriorityOption = "0",
     label: LabelOption = None,
-    stop_timeout: Annotated[str, typer.Option("--stop-timeout", help="Time to end after SIGTERM.")] = "5s",
+    health: Annotated[str | None, typer.Option(help="Ask this path how it is. [default: only connect]")] = None,
+    health_interval: Annotated[str, typer.Option(help="How often, once it is ready.")] = "5s",
+    health_kill_after: Annotated[
+        str, typer.Option(help="Start it again after so long without a good answer; 0s for never.")
+    ] = "60s",
+    restart: Annotated[str, typer.Option(help="After which ends: never, on-failure or always.")] = "on-failure",
+    max_restarts: Annotated[str, typer.Option(help="In a row, without a healthy minute between.")] = "10",
+    max_declines: Annotated[str, typer.Option(help="How many ports may turn out to be in use.")] = "5",
+    stop_timeout: Annotated[str, typer.Option(help="Time to end after SIGTERM, before SIGKILL.")] = "5s",
+    stop_path: Annotated[
+        str | None, typer.Option(help="POST to this path before SIGTERM, for example /disable.")
+    ] = None,
+    orphan: Annotated[str, typer.Option(help="When the supervisor is killed: kill or keep the worker.")] = "kill",
+    on_lost: Annotated[
+        str | None,
+        typer.Option(help="While Redis is gone: keep the worker, or stop it. [default: by the pool's scope]"),
+    ] = None,
+    env_file: Annotated[list[str] | None, typer.Option(help="A file of NAME=value lines for its environment.")] = None,
+    port_arg: Annotated[
+        str | None, typer.Option(help="Add this option to the command: --port becomes --port=5556.")
+    ] = None,
+    pass_token: Annotated[
+        bool, typer.Option("--pass-token", help="Give it the lease's token: ALLOCATOR_TOKEN.")
+    ] = False,
+    listen_fd: Annotated[bool, typer.Option("--listen-fd", help="Bind the port here and pass the socket.")] = False,
+    replicas: Annotated[str, typer.Option(help="So many workers, with instances that follow each other.")] = "1",
+    procfile: Annotated[str | None, typer.Option(help="Run the workers of this TOML file.")] = None,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
@@ -51,25 +77,82 @@ def run(
     Its environment has PORT, <PLUGIN>_PLUGIN_PORT, HAY_WORKER_PORT, ALLOCATOR_HOST and ALLOCATOR_FENCE.
     {port}, {host}, {org}, {plugin} and {instance} in its words are filled in; write a literal brace twice.
 
-    Example: allocator run email --org org-123 -- node worker.js --port={port}
+    Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
-    from allocator.supervisor.run import RunRequest, check_run, run_worker
+    from allocator.supervisor.run import Supervision, run_workers
 
-    arguments = claim_arguments(plugin, org, instance, port, ttl, label, priority)
-    wait_s = seconds(wait, "wait")
-    stop_timeout_s = seconds(stop_timeout, "stop timeout") or 0.0
-    check_run(command)
+    given = {
+        "org": org,
+        "ttl": ttl,
+        "wait": wait,
+        "priority": priority,
+        "labels": label,
+        "health": health,
+        "health_interval": health_interval,
+        "health_kill_after": health_kill_after,
+        "restart": restart,
+        "max_restarts": max_restarts,
+        "max_declines": max_declines,
+        "stop_timeout": stop_timeout,
+        "stop_path": stop_path,
+        "env_file": env_file or None,
+        "port_arg": port_arg,
+        "pass_token": pass_token or None,
+        "listen_fd": listen_fd or None,
+    }
+    own = {"plugin": plugin, "command": command, "port": port}
+    orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
+    policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
+    specs = _specs(given, own, instance, replicas, procfile, orphans_end=orphans_end)
     with desk(pool, host, redis_url, config) as at:
-
-        def claim() -> Lease:
-            return at.allocator.claim(plugin, wait=wait_s, **arguments)
-
-        request = RunRequest(
-            command=command,
-            stop_timeout_s=stop_timeout_s,
-            explicit_port=arguments.get("port") is not None,
-            environment=os.environ,
-            talk=talk,
-        )
-        status = run_worker(at.allocator, claim, request)
+        at.allocator.session.on_lost = _policy(at, policy)
+        supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk)
+        status = run_workers(at.allocator, specs, supervision)
     raise typer.Exit(status)
+
+
+def _specs(
+    given: dict[str, Any],
+    own: dict[str, Any],
+    instance: str,
+    replicas: str,
+    procfile: str | None,
+    *,
+    orphans_end: bool,
+) -> list[WorkerSpec]:
+    """Return what to run, whole and checked: nothing is claimed before."""
+    from allocator.supervisor.fields import convert, spec_of
+    from allocator.supervisor.replicas import replicated, talking_together
+    from allocator.supervisor.spec import check_spec
+
+    values = {field: convert(field, value) for field, value in given.items() if value is not None}
+    count = convert("replicas", replicas)
+    if procfile is not None:
+        if any(own.values()) or count > 1:
+            raise InvalidInputError("--procfile says what to run; omit the plugin, its command, --port and --replicas")
+        from allocator.supervisor.procfile import read_procfile
+
+        return talking_together(read_procfile(Path(procfile), values, os.environ), orphans_end=orphans_end)
+    if not own["plugin"]:
+        raise InvalidInputError("there is no plugin; name one, or --procfile FILE")
+    if "org" not in values:
+        raise InvalidInputError("there is no organisation; give its id with --org")
+    if not own["command"]:
+        raise InvalidInputError("there is no command to run; give one after --")
+    values |= {field: convert(field, value) for field, value in own.items() if value is not None}
+    spec = spec_of(values | {"instance": convert("instance", instance)}, os.environ)
+    check_spec(spec)
+    return talking_together(replicated(spec, count), orphans_end=orphans_end)
+
+
+def _choice(value: str, option: str, choices: tuple[str, str]) -> str:
+    if value in choices:
+        return value
+    raise InvalidInputError(f"{shown(value)} is not a value of {option}; choose {choices[0]} or {choices[1]}")
+
+
+def _policy(at: Desk, given: str | None) -> Literal["keep", "stop"]:
+    """Return what to do about a doubtful lease: a port that is unique over the fleet has no kernel to arbitrate."""
+    if given is not None:
+        return "keep" if given == "keep" else "stop"
+    return "stop" if at.allocator.pool().scope == "fleet" else "keep"

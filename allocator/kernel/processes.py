@@ -39,8 +39,18 @@ class ProcessIdentity:
     boot_id: str
 
 
-class _Status(NamedTuple):
+class ProcessRow(NamedTuple):
+    """A row of the process table.
+
+    Attributes:
+        alive: Whether it runs; a zombie does not.
+        parent: The pid of its parent.
+        group: Its process group.
+        start_time: See `ProcessIdentity`.
+    """
+
     alive: bool
+    parent: int
     group: int
     start_time: int
 
@@ -141,6 +151,25 @@ def process_group_members(group: int) -> list[int]:
     ]
 
 
+def process_table() -> dict[int, ProcessRow]:
+    """Return the processes that this user may see, by pid; zombies are among them."""
+    return {pid: row for pid in all_pids() if (row := _status(pid)) is not None}
+
+
+def start_time_of(pid: int) -> int | None:
+    """Return when a process started, a zombie as well (see `ProcessIdentity`), or None when there is none."""
+    row = _status(pid)
+    return row.start_time if row else None
+
+
+def has_variable(pid: int, name: str, value: str) -> bool:
+    """Return whether a process was started with this variable in its environment; False when it may not be seen."""
+    try:
+        return f"{name}={value}".encode() in (PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def all_pids() -> list[int]:
     """Return the pids that this user may see."""
     try:
@@ -191,7 +220,7 @@ def _text(pid: int, name: str) -> str:
     return (PROC / str(pid) / name).read_text(errors="replace").removesuffix("\n")
 
 
-def _status(pid: int) -> _Status | None:
+def _status(pid: int) -> ProcessRow | None:
     try:
         line = _text(pid, "stat")
     except OSError:
@@ -200,7 +229,7 @@ def _status(pid: int) -> _Status | None:
     fields = line[line.rindex(")") + 2 :].split()
     # A process whose main thread has ended looks like a zombie while its other threads run on.
     alive = fields[0] not in _DEAD_STATES or int(fields[17]) > 1
-    return _Status(alive, int(fields[2]), int(fields[19]))
+    return ProcessRow(alive, int(fields[1]), int(fields[2]), int(fields[19]))
 
 
 @cache
@@ -208,13 +237,13 @@ def _has_proc() -> bool:
     return (PROC / "self/stat").exists()
 
 
-def _status_by_psutil(pid: int) -> _Status | None:
+def _status_by_psutil(pid: int) -> ProcessRow | None:
     import psutil
 
     try:
         process = psutil.Process(pid)
         alive = process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
-        return _Status(alive, os.getpgid(pid), int(process.create_time() * 100))
+        return ProcessRow(alive, process.ppid(), os.getpgid(pid), int(process.create_time() * 100))
     except (psutil.Error, OSError, ValueError):
         return None
 

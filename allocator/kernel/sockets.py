@@ -19,6 +19,7 @@ from allocator.kernel.socket_tables import PROC, ListeningSocket, listening_sock
 from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _PROBE_BACKLOG = 1
@@ -144,6 +145,25 @@ def _owners(inodes: set[int]) -> dict[int, int]:
         if len(found) == len(wanted):
             break
     return found
+
+
+def socket_inodes(pids: Iterable[int]) -> tuple[frozenset[int], bool]:
+    """Return the numbers of the sockets that these processes have open, and whether one of them hides its own."""
+    found: set[int] = set()
+    hidden = False
+    for pid in pids:
+        try:
+            with os.scandir(PROC / str(pid) / "fd") as descriptors:
+                for descriptor in descriptors:
+                    with contextlib.suppress(OSError):
+                        name = os.readlink(descriptor)  # noqa: PTH115  # as above
+                        if name.startswith("socket:["):
+                            found.add(int(name[8:-1]))
+        except PermissionError:
+            hidden = True
+        except OSError:  # it has ended
+            continue
+    return frozenset(found), hidden
 
 
 def port_range_overlap(first: int, last: int, root: Path = PROC) -> tuple[int, int] | None:

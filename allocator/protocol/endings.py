@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
+from allocator.model.leases import error_line
 from allocator.protocol import decode
 from allocator.protocol.context import space_of
 from allocator.protocol.keys import script_keys
@@ -37,6 +38,18 @@ def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
 def decline(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
     """End leases because the kernel refused their ports, which go into quarantine; as `release` else."""
     return (yield from _end(context, "decline", leases))
+
+
+def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
+    """Record that the worker of a held lease failed, as an event that outlives the lease.
+
+    Returns:
+        Whether it was recorded (False: the lease is not this holder's any more).
+    """
+    pool = yield from pool_rules(context, lease.pool)
+    args = (lease.port, _token(lease), error_line(why))
+    reply = decode.words((yield ScriptCall("fail", script_keys(lease.pool, space_of(pool, lease.host)), args)))
+    return decode.text(reply[0]) == Reply.CHANGED
 
 
 def _end(context: Context, script: str, leases: Sequence[Lease]) -> Operation[list[bool]]:

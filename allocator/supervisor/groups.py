@@ -1,29 +1,32 @@
-"""The process group of a worker: started, signalled as one, and gone before its port is given back.
+"""The processes of a worker: started, signalled as one, and gone before its port is given back.
 
 A signal goes to the group, because a worker is often a shell with the real server below it: the shell dies of the
-signal and leaves the server behind. The group is empty only when no process in it is left, not when its leader ended.
+signal and leaves the server behind. What belongs to a worker is its process group, all descendants of its first
+process, and what the supervisor adopted that was started with the worker's environment. The first process is not
+waited for until the others are gone: while it is a zombie, the kernel gives its number to nobody else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
-import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
 
-from allocator.kernel.processes import process_group_members
+from allocator.kernel.processes import has_variable, process_table
 from allocator.model.errors import AllocatorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-POLL_S = 0.02
-KILL_WAIT_S = 5.0
-_PR_SET_PDEATHSIG = 1
+    from allocator.supervisor.children import Children
+
+FIRST_PASSED_SOCKET = 3
+"""Where sd_listen_fds(3) says that passed sockets begin."""
 
 
 class CommandError(AllocatorError):
@@ -38,88 +41,147 @@ class CommandError(AllocatorError):
         self.status = status
 
 
-class WorkerGroup:
-    """A running worker and whatever it started in its process group.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOrder:
+    """How a worker is started.
 
-    Args:
+    Attributes:
         command: The words of its command.
         environment: Its whole environment.
+        marker: A variable of that environment and its value, which only this worker's processes have.
+        directory: Where it runs, or None for the supervisor's directory.
+        capture: Which of `stdout` and `stderr` are read by the supervisor.
+        listening: The socket that it is given, or None.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    marker: tuple[str, str]
+    directory: Path | None = None
+    capture: frozenset[str] = frozenset()
+    listening: socket.socket | None = None
+
+
+class WorkerGroup:
+    """A running worker and whatever it started.
+
+    Args:
+        order: How it is started.
+        children: The supervisor's processes.
 
     Raises:
         CommandError: When the command cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        parent = os.getpid()
-        libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-        def die_with_supervisor() -> None:
-            if libc is not None:
-                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                if os.getppid() != parent:
-                    os._exit(1)
-
+    def __init__(self, order: StartOrder, children: Children) -> None:
+        self._children = children
+        self._marker = order.marker
+        tie = children.before_command()
         try:
-            self.process = subprocess.Popen(
-                list(command),
-                env=dict(environment),
-                process_group=0,
-                preexec_fn=die_with_supervisor,  # noqa: PLW1509  # the supervisor has no lock that a fork could copy held
-                stderr=subprocess.PIPE,
-            )
+            with children.starting:
+                self._process = subprocess.Popen(
+                    list(order.command),
+                    env=dict(order.environment),
+                    cwd=order.directory,
+                    process_group=0,
+                    preexec_fn=_passing(order, tie) if order.listening else tie,  # noqa: PLW1509  # takes no lock
+                    stdout=subprocess.PIPE if "stdout" in order.capture else None,
+                    stderr=subprocess.PIPE if "stderr" in order.capture else None,
+                )
+                children.started(self._process.pid)
         except FileNotFoundError as error:
-            raise CommandError(f"the command {command[0]} does not exist; check its name and PATH", 127) from error
-        except OSError as error:
-            raise CommandError(f"the command {command[0]} cannot be run ({error.strerror})", 126) from error
-        self.pid = self.process.pid
+            raise CommandError(
+                f"the command {order.command[0]} does not exist; check its name and PATH", 127
+            ) from error
+        except (OSError, subprocess.SubprocessError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise CommandError(f"the command {order.command[0]} cannot be run ({why})", 126) from error
+        self.pid = self._process.pid
+        try:
+            self._pidfd: int | None = os.pidfd_open(self.pid)
+        except (OSError, AttributeError):  # a kernel without pidfd: the caller's time limit does the looking
+            self._pidfd = None
 
     def __repr__(self) -> str:
         return f"<WorkerGroup {self.pid}, {len(self.members())} processes>"
 
+    @property
+    def pipes(self) -> list[tuple[str, BinaryIO]]:
+        """The captured streams, by name."""
+        named = (("stdout", self._process.stdout), ("stderr", self._process.stderr))
+        return [(name, stream) for name, stream in named if stream is not None]  # type: ignore[misc]  # binary pipes
+
+    @property
+    def descriptor(self) -> int | None:
+        """A descriptor that is readable once the first process has ended, or None."""
+        return self._pidfd
+
+    def has_ended(self) -> bool:
+        """Return whether the first process has ended; it is not waited for yet."""
+        if self._process.returncode is not None:
+            return True
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
     def members(self) -> list[int]:
-        """Return the processes of the group that are alive."""
-        return process_group_members(self.pid)
+        """Return the living processes of the worker."""
+        if self._process.returncode is not None:
+            return []
+        table = process_table()
+        found = {self.pid}
+        for pid, row in table.items():
+            if row.group == self.pid or (
+                self._children.is_adopted(pid, row.parent) and has_variable(pid, *self._marker)
+            ):
+                found.add(pid)
+        grown = True
+        while grown:
+            below = {pid for pid, row in table.items() if row.parent in found and pid not in found}
+            found |= below
+            grown = bool(below)
+        return [pid for pid in found if pid in table and table[pid].alive]
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole group."""
+        """Send a signal to every process of the worker."""
+        if self._process.returncode is not None:
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+        for pid in self.members():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(pid) != self.pid:
+                    os.kill(pid, number)
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[int]:
-        """Give a descriptor that is readable once the group's leader has ended."""
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except (OSError, AttributeError):
-            # No pidfd in this kernel: a pipe that nobody writes to, so that the caller's time limit does the looking.
-            descriptor, writer = os.pipe()
-            try:
-                yield descriptor
-            finally:
-                os.close(writer)
-                os.close(descriptor)
-            return
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def terminate(self) -> None:
+        """Ask every process to end; one that is stopped is let go on, so that it can."""
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGCONT)
 
-    def stop(self, timeout_s: float) -> None:
-        """End the whole group: SIGTERM, after `timeout_s` seconds SIGKILL for what is left; return when it is gone."""
-        if self.members():
-            self.signal(signal.SIGTERM)
-            self.signal(signal.SIGCONT)
-            self._wait_until_empty(timeout_s)
-        if self.members():
-            self.signal(signal.SIGKILL)
-            self._wait_until_empty(KILL_WAIT_S)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=KILL_WAIT_S)
+    def finish(self) -> int:
+        """Wait for the first process, once the worker has ended, and return its status (negative: its signal)."""
+        code = self._process.wait()
+        self._children.ended(self.pid)
+        self._children.take_in()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        return code
 
-    def _wait_until_empty(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            self.process.poll()
-            if not self.members():
-                return
-            time.sleep(POLL_S)
+
+def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
+    """Return what a child does that is given a socket: it becomes its command itself, for only it knows its pid."""
+    listening = order.listening
+    environment = dict(order.environment) | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "port"}
+
+    def become() -> None:
+        tie()
+        assert listening is not None  # noqa: S101  # told by the caller
+        if listening.fileno() == FIRST_PASSED_SOCKET:
+            os.set_inheritable(FIRST_PASSED_SOCKET, True)
+        else:
+            os.dup2(listening.fileno(), FIRST_PASSED_SOCKET)
+        os.execvpe(order.command[0], list(order.command), environment | {"LISTEN_PID": str(os.getpid())})  # noqa: S606
+
+    return become

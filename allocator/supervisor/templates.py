@@ -26,10 +26,19 @@ def check_command(command: Sequence[str]) -> None:
     _fill(command, dict.fromkeys(NAMES, ""))
 
 
-def fill_command(command: Sequence[str], lease: Lease) -> list[str]:
-    """Return the command with the lease's values in place of the templates."""
+def filled_command(command: Sequence[str], port_argument: str | None, lease: Lease) -> list[str]:
+    """Return the command with the lease's values in place of the templates.
+
+    Args:
+        command: The words of the command.
+        port_argument: One more word: with a template in it as it is, else an option that gets `=PORT`; None for none.
+        lease: Whose values.
+    """
+    words = list(command)
+    if port_argument is not None:
+        words.append(port_argument if _PART.search(port_argument) else f"{port_argument}={{port}}")
     return _fill(
-        command,
+        words,
         {
             "port": str(lease.port),
             "host": lease.host,
@@ -55,8 +64,14 @@ def _fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
     return [_PART.sub(replacement, word) for word in command]
 
 
-def worker_environment(base: Mapping[str, str], lease: Lease) -> dict[str, str]:
-    """Return the environment of a worker: `base`, the port under its usual names, host and fence; never the token."""
+def worker_environment(base: Mapping[str, str], lease: Lease, *, with_token: bool = False) -> dict[str, str]:
+    """Return the environment of a worker: `base`, the port under its usual names, host and fence.
+
+    Args:
+        base: What it starts from; the supervisor's own secrets are left out.
+        lease: Whose values.
+        with_token: Whether the lease's token is in it too.
+    """
     environment = {name: value for name, value in base.items() if name not in _SECRETS}
     port = str(lease.port)
     environment |= {
@@ -66,6 +81,8 @@ def worker_environment(base: Mapping[str, str], lease: Lease) -> dict[str, str]:
         "ALLOCATOR_HOST": lease.host,
         "ALLOCATOR_FENCE": str(lease.fence),
     }
+    if with_token and lease.token:
+        environment["ALLOCATOR_TOKEN"] = lease.token
     return environment
 
 

@@ -1,0 +1,274 @@
+"""What may be said of a worker, by name: on the command line and in a procfile, read by the same functions.
+
+A value is text from the command line and text, a number or a table in a procfile. Every mistake is found here, before
+anything is claimed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from allocator.client.policies import MAX_DECLINES
+from allocator.model.durations import parse_duration_ms
+from allocator.model.errors import ConfigurationError, InvalidInputError
+from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_name, shown
+from allocator.supervisor.restarts import RestartMode
+from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, WorkerSpec, check_path
+from allocator.supervisor.templates import check_command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from allocator.client.arguments import ClaimArguments
+
+MOST_REPLICAS = 1_000
+MOST_RESTARTS = 1_000_000
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_ENTRY = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.ASCII | re.DOTALL)
+
+
+def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec:
+    """Return the worker that converted values (see `convert`) make.
+
+    Args:
+        values: What was said of it, by field; what was left out has its default.
+        environ: What its environment starts from.
+
+    Raises:
+        InvalidInputError: When the environment's port for the plugin is none.
+    """
+    environment = {**environ, **values.get("env_file", {}), **values.get("env", {})}
+    worker = WorkerId(values["org"], values["plugin"], values.get("instance", 0))
+    claim: ClaimArguments = {
+        "org": worker.org,
+        "instance": worker.instance,
+        "port": values.get("port"),
+        "hint": _hint(worker.plugin, environment),
+        "ttl": values.get("ttl"),
+        "labels": values.get("labels"),
+        "priority": values.get("priority", 0),
+    }
+    return WorkerSpec(
+        plugin=worker.plugin,
+        claim=claim,
+        command=values["command"],
+        environment=environment,
+        wait_s=values.get("wait"),
+        directory=values.get("directory"),
+        port_argument=values.get("port_arg"),
+        stop_path=values.get("stop_path"),
+        health_path=values.get("health"),
+        give_up_after_s=values.get("health_kill_after", 60.0) or None,
+        pass_token=values.get("pass_token", False),
+        listen=values.get("listen_fd", False),
+        stop_timeout_s=values.get("stop_timeout", 5.0),
+        health_interval_s=values.get("health_interval", 5.0),
+        restart=values.get("restart", RestartMode.ON_FAILURE),
+        max_restarts=values.get("max_restarts", DEFAULT_MAX_RESTARTS),
+        max_declines=values.get("max_declines", MAX_DECLINES),
+    )
+
+
+def _hint(plugin: str, environment: Mapping[str, str]) -> int | None:
+    name = environment_name(plugin)
+    text = environment.get(name)
+    try:
+        return check_port(text) if text else None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"the variable {name}: {error}") from None
+
+
+def convert(field: str, value: object) -> Any:  # noqa: ANN401  # each field has a type of its own
+    """Return the value of a field as `spec_of` takes it.
+
+    Raises:
+        InvalidInputError: When there is no such field, or its value cannot be right.
+        ConfigurationError: When the file that it names cannot be used.
+    """
+    reader = FIELDS.get(field)
+    if reader is None:
+        raise InvalidInputError(f"{shown(field)} is not known; correct or delete it")
+    return reader(value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise InvalidInputError(f"{shown(str(value))} is not text; write it in quotes")
+
+
+def _yes(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidInputError(f"{shown(str(value))} is neither true nor false")
+
+
+def _whole(low: int, high: int, what: str) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        text = str(value)
+        if not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,7}", text, re.ASCII) and low <= int(text) <= high:
+            return int(text)
+        raise InvalidInputError(f"{shown(text)} is not {what}; give a whole number from {low} to {high}")
+
+    return read
+
+
+def _duration(what: str, *, at_least_s: float = 0.0) -> Callable[[object], float]:
+    def read(value: object) -> float:
+        seconds = parse_duration_ms(_text(value), what=what) / 1_000
+        if seconds < at_least_s:
+            raise InvalidInputError(f"a {what} of {shown(str(value))} is too short; give for example 5s")
+        return seconds
+
+    return read
+
+
+def _path(what: str) -> Callable[[object], str]:
+    return lambda value: check_path(what, _text(value))
+
+
+def _name(kind: str) -> Callable[[object], str]:
+    return lambda value: check_name(kind, _text(value))
+
+
+def _port(value: object) -> int:
+    return check_port(value if isinstance(value, int) else _text(value))
+
+
+def _command(value: object) -> list[str]:
+    if isinstance(value, list | tuple):
+        words = [_text(word) for word in value]
+    else:
+        try:
+            words = shlex.split(_text(value))
+        except ValueError as error:
+            raise InvalidInputError(f"{shown(str(value))} is not a command ({error}); close its quotes") from None
+    if not words:
+        raise InvalidInputError("the command is empty; give the words of a command")
+    check_command(words)
+    return words
+
+
+def _port_arg(value: object) -> str:
+    text = _text(value)
+    if not text:
+        raise InvalidInputError("the port's option is empty; give for example --port")
+    check_command([text])
+    return text
+
+
+def _restart(value: object) -> RestartMode:
+    try:
+        return RestartMode(_text(value))
+    except ValueError:
+        raise InvalidInputError(
+            f"{shown(str(value))} is not a restart policy; choose never, on-failure or always"
+        ) from None
+
+
+def _labels(value: object) -> dict[str, str]:
+    if isinstance(value, list):
+        value = dict(str(word).partition("=")[::2] for word in value)
+    if not isinstance(value, dict):
+        raise InvalidInputError(f'{shown(str(value))} is not a table of labels; write for example {{ team = "blue" }}')
+    return check_labels({name: _text(word) for name, word in value.items()})
+
+
+def _environment(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise InvalidInputError(
+            f'{shown(str(value))} is not a table of variables; write for example {{ MODE = "fast" }}'
+        )
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(name):
+            raise InvalidInputError(f"{shown(name)} is not the name of a variable; use letters, digits and '_'")
+        if "\0" in _text(text):
+            raise InvalidInputError(f"the variable {name} holds a null character; delete it")
+    return value
+
+
+def _directory(value: object) -> Path:
+    path = Path(_text(value))
+    if not path.is_dir():
+        raise InvalidInputError(f"{shown(str(path))} is not a directory to run in; make or correct it")
+    return path
+
+
+def _env_file(value: object) -> dict[str, str]:
+    paths = value if isinstance(value, list | tuple) else [value]
+    found: dict[str, str] = {}
+    for path in paths:
+        found |= read_env_file(Path(_text(path)))
+    return found
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """Return the variables of a file of `NAME=value` lines; `#` comments, `export` and quotes are understood.
+
+    Raises:
+        ConfigurationError: When it cannot be read, or a line has another form; it names the file and the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigurationError(f"the environment file {path} cannot be read ({why}); correct --env-file") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        entry = _ENTRY.fullmatch(text)
+        if entry is None or "\0" in text:
+            raise ConfigurationError(
+                f"{path}:{number}: {shown(_before_value(text))} is no NAME=value; correct that line"
+            )
+        try:
+            found[entry[1]] = _unquoted(entry[2])
+        except ValueError:
+            raise ConfigurationError(f"{path}:{number}: the value of {entry[1]} has an open quote; close it") from None
+    return found
+
+
+def _before_value(text: str) -> str:
+    """Return what may be shown of a line: its value may be a secret."""
+    return text.partition("=")[0]
+
+
+def _unquoted(text: str) -> str:
+    if text[:1] in {"'", '"'}:
+        words = shlex.split(text, comments=True)
+        return words[0] if words else ""
+    return re.split(r"\s+#", text, maxsplit=1)[0].rstrip()
+
+
+FIELDS: dict[str, Callable[[object], Any]] = {
+    "plugin": _name("plugin"),
+    "org": _name("organisation"),
+    "instance": _whole(0, MAX_INSTANCE, "an instance"),
+    "replicas": _whole(1, MOST_REPLICAS, "a number of replicas"),
+    "port": _port,
+    "ttl": _duration("TTL", at_least_s=0.001),
+    "wait": _duration("wait"),
+    "priority": _whole(0, 9, "a priority"),
+    "labels": _labels,
+    "command": _command,
+    "directory": _directory,
+    "env": _environment,
+    "env_file": _env_file,
+    "port_arg": _port_arg,
+    "pass_token": _yes,
+    "listen_fd": _yes,
+    "stop_timeout": _duration("stop timeout"),
+    "stop_path": _path("stop"),
+    "health": _path("health"),
+    "health_interval": _duration("health interval", at_least_s=0.05),
+    "health_kill_after": _duration("health limit"),
+    "restart": _restart,
+    "max_restarts": _whole(0, MOST_RESTARTS, "a number of restarts"),
+    "max_declines": _whole(0, 1_000, "a number of declines"),
+}
+"""The fields of a worker, and what reads the value of each."""

@@ -1,0 +1,106 @@
+"""How a worker fares, as a small state machine without I/O: starting, ready, degraded, and when it is given up.
+
+It is told what each check found and says what follows; when the next check is due it says too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from allocator.model.states import LeaseState
+
+FIRST_CHECK_S = 0.1
+"""How soon after the start a worker is looked at, and how often at first; half as often again each time after."""
+
+SLOWEST_START_CHECK_S = 1.0
+STEP = 1.5
+FAILURES_TO_DEGRADE = 3
+HEALTHY_S = 60.0
+"""A worker that was ready for so long has started well: its failures before are forgiven."""
+
+
+class Verdict(Enum):
+    """What a check changes."""
+
+    NOTHING = "nothing"
+    READY = "ready"
+    DEGRADED = "degraded"
+    GIVE_UP = "give up"
+
+
+@dataclass(slots=True)
+class Health:
+    """The health of one start of a worker.
+
+    Attributes:
+        started_at: When it was started, by the caller's clock in seconds.
+        interval_s: How often it is checked once it is ready.
+        give_up_after_s: After how long without a good answer it is to be started again; None for never.
+        state: Where it is.
+        ready_at: When it was ready first, or None.
+        next_at: When the next check is due.
+        why: What was wrong last.
+    """
+
+    started_at: float
+    interval_s: float
+    give_up_after_s: float | None
+    state: LeaseState = LeaseState.STARTING
+    ready_at: float | None = None
+    next_at: float = 0.0
+    why: str = ""
+    _pause_s: float = FIRST_CHECK_S
+    _failures: int = 0
+    _bad_since: float | None = None
+
+    def __post_init__(self) -> None:
+        self.next_at = self.started_at + self._pause_s
+
+    def not_listening(self, now: float) -> Verdict:
+        """Take in that nobody listens: no failure while it starts, however long that takes."""
+        if self.state is LeaseState.STARTING:
+            self._plan(now)
+            return Verdict.NOTHING
+        return self.bad(now, "nothing listens on its port")
+
+    def good(self, now: float) -> Verdict:
+        """Take in a good answer."""
+        changed = self.state is not LeaseState.READY
+        self.state = LeaseState.READY
+        self._failures, self._bad_since, self.why = 0, None, ""
+        if self.ready_at is None:
+            self.ready_at = now
+        self._plan(now)
+        return Verdict.READY if changed else Verdict.NOTHING
+
+    def bad(self, now: float, why: str) -> Verdict:
+        """Take in a check that failed."""
+        self.why = why
+        self._failures += 1
+        if self._bad_since is None:
+            self._bad_since = now
+        self._plan(now)
+        if self.give_up_after_s is not None and now - self._bad_since >= self.give_up_after_s:
+            return Verdict.GIVE_UP
+        if self.state is LeaseState.READY and self._failures >= FAILURES_TO_DEGRADE:
+            self.state = LeaseState.DEGRADED
+            return Verdict.DEGRADED
+        return Verdict.NOTHING
+
+    def was_well(self, now: float) -> bool:
+        """Return whether this start went well: ready for a minute or more, and ready still."""
+        return self.ready_at is not None and self.state is LeaseState.READY and now - self.ready_at >= HEALTHY_S
+
+    def bad_for(self, now: float) -> float:
+        """Return for how many seconds no check has been good."""
+        return 0.0 if self._bad_since is None else now - self._bad_since
+
+    def _plan(self, now: float) -> None:
+        if self.state is LeaseState.STARTING:
+            self._pause_s = min(self._pause_s * STEP, SLOWEST_START_CHECK_S, self.interval_s)
+            self.next_at = now + self._pause_s
+            return
+        self.next_at = now + self.interval_s
+        if self._bad_since is not None and self.give_up_after_s is not None:
+            self.next_at = min(self.next_at, max(now + FIRST_CHECK_S, self._bad_since + self.give_up_after_s))

@@ -1,0 +1,162 @@
+"""A procfile: many different workers in one TOML file. A mistake is one line: file, line, field, what.
+
+```toml
+[[worker]]
+plugin = "email"
+org = "org-123"
+command = ["node", "worker.js", "--port={port}"]
+health = "/health"
+
+[[worker]]
+plugin = "stripe"
+org = "org-123"
+command = "node worker.js --port={port}"
+replicas = 2
+```
+
+Every field of `fields.FIELDS` may stand in a worker; what the command line says is the default of all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
+from allocator.model.names import shown
+from allocator.supervisor.fields import convert, spec_of
+from allocator.supervisor.groups import CommandError
+from allocator.supervisor.replicas import replicated
+from allocator.supervisor.spec import check_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from allocator.supervisor.spec import WorkerSpec
+
+_HEADER = re.compile(r"\s*\[\[\s*worker\s*\]\]")
+_RELATIVE = ("env_file", "directory")
+_NEEDED = ("plugin", "org", "command")
+
+
+def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
+    """Return the workers of a procfile.
+
+    Args:
+        path: The file.
+        defaults: What the command line said, converted.
+        environ: What the workers' environments start from.
+
+    Raises:
+        ConfigurationError: When the file cannot be right; it names the file, the line and the field.
+        CommandError: When a worker's command does not exist or cannot be executed.
+    """
+    text, tables = _tables(path)
+    specs: list[WorkerSpec] = []
+    owners: dict[object, int] = {}
+    for number, table in enumerate(tables):
+        place = _Place(path, text, number)
+        values = {**defaults, **{field: _converted(place, field, value) for field, value in table.items()}}
+        for field in _NEEDED:
+            if field not in values:
+                raise ConfigurationError(f"{place.of(None)}: the worker has no {field}; add it")
+        for spec in _specs(place, values, environ):
+            worker = (spec.claim["org"], spec.plugin, spec.claim.get("instance", 0))
+            if worker in owners:
+                name = f"{worker[0]}/{worker[1]}#{worker[2]}"
+                first = _Place(path, text, owners[worker]).line(None)
+                raise ConfigurationError(
+                    f"{place.of(None)}: {name} is in line {first} already; give it another instance"
+                )
+            owners[worker] = number
+            specs.append(spec)
+    return specs
+
+
+def _specs(place: _Place, values: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
+    try:
+        specs = replicated(spec_of(values, environ), values.get("replicas", 1))
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{place.of(None)}: {error}") from None
+    try:
+        for spec in specs[:1]:
+            check_spec(spec)
+    except CommandError as error:
+        raise CommandError(f"{place.of('command')}: {error}", error.status) from None
+    except InvalidInputError as error:
+        raise ConfigurationError(f"{place.of('command')}: {error}") from None
+    return specs
+
+
+def _converted(place: _Place, field: str, value: object) -> object:
+    if field in _RELATIVE:
+        value = _beside(place.path, value)
+    try:
+        return convert(field, value)
+    except AllocatorError as error:
+        raise ConfigurationError(f"{place.of(field)}: {error}") from None
+
+
+def _beside(procfile: Path, value: object) -> object:
+    """Return a path of a procfile as seen from where the procfile lies."""
+    if isinstance(value, list):
+        return [_beside(procfile, each) for each in value]
+    return str(procfile.parent / value) if isinstance(value, str) else value
+
+
+def _tables(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigurationError(f"the procfile {path} does not exist; correct --procfile") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: {error}; write it as TOML") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigurationError(f"the procfile {path} cannot be read ({why})") from None
+    other = next((key for key in content if key != "worker"), None)
+    if other is not None:
+        raise ConfigurationError(
+            f"{path}:{_line_of_key(text, other)}: {shown(other)} is not known; write [[worker]] tables"
+        )
+    tables = content.get("worker")
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigurationError(f"{path}: there are no [[worker]] tables in it; add one for each worker")
+    return text, tables
+
+
+class _Place:
+    """Where in a procfile a worker stands."""
+
+    def __init__(self, path: Path, text: str, number: int) -> None:
+        self.path = path
+        self._lines = text.splitlines()
+        self._number = number
+
+    def of(self, field: str | None) -> str:
+        where = f"{self.path}:{self.line(field)}"
+        return where if field is None else f"{where}: {field}"
+
+    def line(self, field: str | None) -> int:
+        """Return the line of a field of this worker; that of its header when the field has none of its own."""
+        headers = [at for at, line in enumerate(self._lines) if _HEADER.match(line)]
+        if self._number >= len(headers):  # written as an array of inline tables
+            return _line_of_key("\n".join(self._lines), "worker")
+        begin = headers[self._number]
+        end = headers[self._number + 1] if self._number + 1 < len(headers) else len(self._lines)
+        if field is not None:
+            for at in range(begin + 1, end):
+                if re.match(
+                    rf"""\s*(?:["']?{re.escape(field)}["']?\s*[.=]|\[\s*worker\.{re.escape(field)}\b)""",
+                    self._lines[at],
+                ):
+                    return at + 1
+        return begin + 1
+
+
+def _line_of_key(text: str, key: str) -> int:
+    pattern = re.compile(rf"""\s*(?:\[+\s*)?["']?{re.escape(key)}\b""")
+    return next((number for number, line in enumerate(text.splitlines(), start=1) if pattern.match(line)), 1)

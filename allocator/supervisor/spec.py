@@ -1,0 +1,121 @@
+"""What to run: one worker and how it is looked after, as a value that is complete before anything is claimed."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from allocator.client.policies import MAX_DECLINES
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import shown
+from allocator.supervisor.groups import CommandError
+from allocator.supervisor.restarts import RestartMode
+from allocator.supervisor.templates import check_command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from allocator.client.arguments import ClaimArguments
+
+DEFAULT_MAX_RESTARTS = 10
+"""With full jitter from 0.5 s to 30 s a crash loop is given up after about a minute."""
+
+Orphans = Literal["kill", "keep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """One worker.
+
+    Attributes:
+        plugin: The worker's plugin.
+        claim: What its port is claimed with.
+        wait_s: For how long to wait for a port when none is free, in seconds.
+        command: The words of its command, templates included.
+        environment: What its environment starts from.
+        directory: Where it runs, or None for the supervisor's directory.
+        port_argument: An option that is added to the command with the port as its value, or None.
+        pass_token: Whether the environment has the lease's token.
+        listen: Whether the supervisor binds the port and passes the socket.
+        stop_timeout_s: How long the worker has to end by itself, in seconds.
+        stop_path: Where it is asked to end by `POST` first, or None.
+        health_path: The path that says how it is, or None to be content with a connection.
+        health_interval_s: How often it is asked once it is ready.
+        give_up_after_s: After how long without a good answer it is started again; None for never.
+        restart: After which ends it is started again.
+        max_restarts: How many times in a row.
+        max_declines: How many ports may turn out to be in use, one after the other.
+        captured: Which of its streams the supervisor reads: `stderr`, for several workers `stdout` as well.
+    """
+
+    plugin: str
+    claim: ClaimArguments
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    wait_s: float | None = None
+    directory: Path | None = None
+    port_argument: str | None = None
+    pass_token: bool = False
+    listen: bool = False
+    stop_timeout_s: float = 5.0
+    stop_path: str | None = None
+    health_path: str | None = None
+    health_interval_s: float = 5.0
+    give_up_after_s: float | None = 60.0
+    restart: RestartMode = RestartMode.ON_FAILURE
+    max_restarts: int = DEFAULT_MAX_RESTARTS
+    max_declines: int = MAX_DECLINES
+    captured: frozenset[str] = field(default=frozenset({"stderr"}))
+
+    @property
+    def explicit_port(self) -> bool:
+        """Whether only one port will do."""
+        return self.claim.get("port") is not None
+
+
+def check_spec(spec: WorkerSpec) -> None:
+    """Check a worker before anything is claimed for it.
+
+    Raises:
+        InvalidInputError: When a template has an unknown name, or a path or a directory cannot be right.
+        CommandError: When the command does not exist or cannot be executed.
+    """
+    if not spec.command:
+        raise InvalidInputError("there is no command to run; give one after --")
+    check_command(spec.command)
+    check_command([spec.port_argument or ""])
+    for what, path in (("health", spec.health_path), ("stop", spec.stop_path)):
+        if path is not None:
+            check_path(what, path)
+    if spec.directory is not None and not spec.directory.is_dir():
+        raise InvalidInputError(f"{shown(str(spec.directory))} is not a directory to run in; make or correct it")
+    if spec.listen and not sys.platform.startswith(("linux", "darwin", "freebsd")):
+        raise InvalidInputError("sockets cannot be passed on this system; omit --listen-fd")
+    _check_program(spec)
+
+
+def _check_program(spec: WorkerSpec) -> None:
+    name = spec.command[0]
+    if "{" in name:
+        return
+    here = spec.directory if spec.directory is not None and "/" in name else None
+    found = shutil.which(str(here / name) if here else name, path=spec.environment.get("PATH"))
+    if found:
+        return
+    if name and (here / name if here else Path(name)).exists():
+        raise CommandError(f"the command {name} cannot be run; make it executable", 126)
+    raise CommandError(f"the command {shown(name)} does not exist; check its name and PATH", 127)
+
+
+def check_path(what: str, path: str) -> str:
+    """Return the path of a request when it can stand in one.
+
+    Raises:
+        InvalidInputError: When it does not begin with `/` or has a space, a control or another non-ASCII character.
+    """
+    if path.startswith("/") and path.isascii() and path.isprintable() and " " not in path:
+        return path
+    raise InvalidInputError(f"{shown(path)} is not a {what} path; give one that begins with /, for example /health")

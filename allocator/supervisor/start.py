@@ -1,0 +1,322 @@
+"""One start of a worker on one port: from the command to the moment when none of its processes is left.
+
+The order at the end is what protects the next worker: the processes are gone before anybody may release the port,
+whatever ended the worker. Nothing here claims, releases or restarts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from allocator.model.leases import error_line
+from allocator.model.states import LeaseState
+from allocator.supervisor.groups import StartOrder, WorkerGroup
+from allocator.supervisor.health import Health, Verdict
+from allocator.supervisor.mailbox import Command, Passed
+from allocator.supervisor.output import Output
+from allocator.supervisor.ports import SERVER_FAILED, Owner, PortWatch, says_in_use
+from allocator.supervisor.probes import Answer, Probe
+from allocator.supervisor.templates import filled_command, worker_environment
+
+if TYPE_CHECKING:
+    import socket
+    import threading
+    from collections.abc import Callable
+
+    from allocator.client.blocking import PortAllocator
+    from allocator.client.heartbeats import HeldLease
+    from allocator.supervisor.children import Children
+    from allocator.supervisor.mailbox import Mailbox
+    from allocator.supervisor.spec import WorkerSpec
+
+LONGEST_WAIT_S = 1.0
+"""How soon a lost lease is noticed."""
+
+PROBE_TIMEOUT_S = 2.0
+STRANGER_GRACE_S = 1.0
+"""How long a worker may run beside a stranger that has its port, until it ends by itself."""
+
+FIRST_LOOK_S, SLOWEST_LOOK_S = 0.01, 0.1
+KILL_WAIT_S = 5.0
+OUTPUT_WAIT_S = 1.0
+KEPT_REASON = 400
+"""Characters of the worker's last lines in `last_error`; the rest is for how it ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How one start of a worker ended.
+
+    Attributes:
+        status: What it exited with, 128 + n for signal n.
+        refused: Whether the kernel refused it the port.
+        asked: What it was told to do when it ended, or None when it ended by itself or was given up.
+        lost: Whether its lease was lost.
+        was_well: Whether it had been healthy for a minute.
+        given_up: Whether it was ended because it was not healthy.
+        left: The processes that could not be ended.
+        how: In a few words.
+        why: The same with its last lines, for `last_error`.
+    """
+
+    status: int
+    refused: bool
+    asked: Command | None
+    lost: bool
+    was_well: bool
+    given_up: bool
+    left: list[int]
+    how: str
+    why: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether that was a failure."""
+        return self.given_up or self.status != 0
+
+
+class WorkerStart:
+    """One start.
+
+    Args:
+        allocator: Keeps the lease.
+        held: The lease.
+        spec: What to start.
+        children: The supervisor's processes.
+        mailbox: What the worker is told.
+        listening: The socket to pass, or None.
+        prefix: What stands before each line of its output, or None.
+        on_ready: Called once it is ready.
+        talk: Says one line to the person who watches.
+    """
+
+    def __init__(
+        self,
+        allocator: PortAllocator,
+        held: HeldLease[threading.Event],
+        spec: WorkerSpec,
+        children: Children,
+        mailbox: Mailbox,
+        *,
+        listening: socket.socket | None = None,
+        prefix: str | None = None,
+        on_ready: Callable[[float], None] = lambda _: None,
+        talk: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._allocator, self._held, self._spec, self._mailbox = allocator, held, spec, mailbox
+        self._on_ready, self._talk = on_ready, talk
+        self._group = WorkerGroup(
+            StartOrder(
+                command=filled_command(spec.command, spec.port_argument, held.lease),
+                environment=worker_environment(spec.environment, held.lease, with_token=spec.pass_token),
+                marker=("ALLOCATOR_FENCE", str(held.lease.fence)),
+                directory=spec.directory,
+                capture=spec.captured,
+                listening=listening,
+            ),
+            children,
+        )
+        self._output = Output(self._group.pipes, prefix)
+        self._health = Health(time.monotonic(), spec.health_interval_s, spec.give_up_after_s)
+        self._port = PortWatch(held.port, self._group.members)
+        self._probe: Probe | None = None
+        self._stranger_since: float | None = None
+        self._asked: Command | None = None
+        self._given_up = ""
+
+    def __repr__(self) -> str:
+        return f"<WorkerStart {self._held.worker} on {self._held.lease.address}, {self._health.state}>"
+
+    @property
+    def pid(self) -> int:
+        """The worker's first process."""
+        return self._group.pid
+
+    def run(self) -> Ended:
+        """Watch the worker until it has ended, and return how."""
+        try:
+            self._watch()
+        finally:
+            self._drop_probe()
+            left = self._clear()
+        # Taken in before the output is finished: a process that nothing can end may hold a pipe for ever.
+        code = 0 if left else self._group.finish()
+        self._output.finish(OUTPUT_WAIT_S)
+        status = 128 - code if code < 0 else code
+        how = self._given_up or (f"ended by signal {-code}" if code < 0 else f"exit code {code}")
+        return Ended(
+            status=status,
+            refused=self._was_refused(status),
+            asked=self._asked,
+            lost=self._held.lost.is_set(),
+            was_well=self._health.was_well(time.monotonic()),
+            given_up=bool(self._given_up),
+            left=left,
+            how=how,
+            why=self._with_last_lines(how),
+        )
+
+    # -- while it runs --
+
+    def _watch(self) -> None:
+        while not (self._group.has_ended() or self._held.lost.is_set() or self._asked or self._given_up):
+            self._wait()
+            for order in self._mailbox.take():
+                if isinstance(order, Passed):
+                    self._group.signal(order.number)
+                elif order is not Command.LOOK:
+                    self._asked = order
+            if self._held.draining.is_set() and not self._asked:
+                self._talk(f"host {self._held.host} is draining: stopping {self._held.worker}")
+                self._asked = Command.STOP
+            if not self._asked:
+                self._check(time.monotonic())
+
+    def _wait(self) -> None:
+        now = time.monotonic()
+        until = min(self._health.next_at if self._probe is None else self._probe.deadline, now + LONGEST_WAIT_S)
+        poller = select.poll()
+        poller.register(self._mailbox.descriptor, select.POLLIN)
+        if self._group.descriptor is not None:
+            poller.register(self._group.descriptor, select.POLLIN)
+        else:
+            until = min(until, now + SLOWEST_LOOK_S)
+        if self._probe is not None:
+            poller.register(self._probe.descriptor, self._probe.events)
+        poller.poll(max(0.0, until - now) * 1_000)
+
+    def _check(self, now: float) -> None:
+        if self._probe is None:
+            if now >= self._health.next_at:
+                self._look(now)
+            return
+        answer = self._probe.advance()
+        if answer is None and now >= self._probe.deadline:
+            answer = self._probe.expired()
+        if answer is not None:
+            self._drop_probe()
+            self._take(answer, now)
+
+    def _look(self, now: float) -> None:
+        seen = self._port.look()
+        if seen.owner is Owner.WORKER and seen.address is not None:
+            self._stranger_since = None
+            try:
+                self._probe = Probe(seen.address, self._held.port, self._spec.health_path, now + PROBE_TIMEOUT_S)
+            except OSError as error:
+                self._take(Answer(False, f"it could not be asked: {error.strerror or error}"), now)
+        elif seen.owner is Owner.STRANGER:
+            self._meet_stranger(now)
+        else:
+            self._stranger_since = None
+            self._follow(self._health.not_listening(now), now)
+
+    def _meet_stranger(self, now: float) -> None:
+        if self._health.state is not LeaseState.STARTING:
+            self._follow(self._health.bad(now, "another process listens on its port"), now)
+            return
+        self._follow(self._health.not_listening(now), now)
+        if self._stranger_since is None:
+            self._stranger_since = now
+        elif now - self._stranger_since >= STRANGER_GRACE_S:
+            self._given_up = "another process listens on its port"
+
+    def _take(self, answer: Answer, now: float) -> None:
+        self._follow(self._health.good(now) if answer.healthy else self._health.bad(now, answer.why), now)
+
+    def _follow(self, verdict: Verdict, now: float) -> None:
+        if verdict is Verdict.READY:
+            first = self._health.ready_at == now
+            self._say(state=LeaseState.READY)
+            if first:
+                self._on_ready(now - self._health.started_at)
+        elif verdict is Verdict.DEGRADED:
+            self._say(state=LeaseState.DEGRADED, last_error=self._health.why)
+        elif verdict is Verdict.GIVE_UP:
+            self._given_up = f"no good answer for {self._health.bad_for(now):.1f} s ({self._health.why})"
+
+    def _say(self, **words: object) -> None:
+        with contextlib.suppress(ValueError):  # it is draining: no other state follows
+            self._allocator.update(self._held, **words)
+
+    def _drop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    # -- the end --
+
+    def _clear(self) -> list[int]:
+        """End every process of the worker; return those that nothing could end."""
+        if self._asked in {Command.STOP, Command.KILL}:
+            self._say(state=LeaseState.DRAINING)
+        timeout_s = 0.0 if self._asked is Command.KILL else self._spec.stop_timeout_s
+        ends_at = time.monotonic() + timeout_s
+        if timeout_s and self._spec.stop_path and not self._group.has_ended():
+            self._ask_to_stop(ends_at)
+        if self._group.members() and timeout_s and self._asked is not Command.KILL:
+            self._group.terminate()
+            self._until_empty(ends_at)
+        if self._group.members():
+            self._group.signal(9)
+            self._until_empty(time.monotonic() + KILL_WAIT_S, hurry=False)
+        return self._group.members()
+
+    def _until_empty(self, until: float, *, hurry: bool = True) -> None:
+        pause_s = FIRST_LOOK_S
+        poller = select.poll()
+        poller.register(self._mailbox.descriptor, select.POLLIN)
+        while self._group.members() and (left_s := until - time.monotonic()) > 0:
+            poller.poll(min(pause_s, left_s) * 1_000)
+            pause_s = min(pause_s * 2, SLOWEST_LOOK_S)
+            if self._hurried() and hurry:
+                return
+
+    def _hurried(self) -> bool:
+        for order in self._mailbox.take():
+            if isinstance(order, Passed):
+                self._group.signal(order.number)
+            elif order is Command.KILL:
+                self._asked = order
+            elif order is Command.STOP:
+                self._asked = order
+                self._say(state=LeaseState.DRAINING)
+        return self._asked is Command.KILL
+
+    def _ask_to_stop(self, ends_at: float) -> None:
+        """`POST` to the stop path; SIGTERM follows when it was answered, or half of the time is over."""
+        now = time.monotonic()
+        seen = self._port.look()
+        if seen.owner is not Owner.WORKER or seen.address is None:
+            return
+        deadline = now + (ends_at - now) / 2
+        probe = Probe(seen.address, self._held.port, self._spec.stop_path, deadline, method="POST")
+        try:
+            while (left_s := deadline - time.monotonic()) > 0 and not self._group.has_ended():
+                poller = select.poll()
+                poller.register(probe.descriptor, probe.events)
+                poller.register(self._mailbox.descriptor, select.POLLIN)
+                poller.poll(min(left_s, SLOWEST_LOOK_S) * 1_000)
+                if self._hurried() or probe.advance() is not None:
+                    return
+        finally:
+            probe.close()
+
+    def _was_refused(self, status: int) -> bool:
+        if self._asked or self._held.lost.is_set() or self._health.ready_at is not None:
+            return False
+        if self._stranger_since is not None and self._given_up:
+            return True
+        if not status:
+            return False
+        if says_in_use(self._output.last_errors, self._held.port):
+            return True
+        return status == SERVER_FAILED and self._port.look().owner is Owner.STRANGER
+
+    def _with_last_lines(self, how: str) -> str:
+        lines = error_line(b"\n".join(self._output.last_errors).decode("utf-8", "replace"))
+        return f"{how}: {lines[-KEPT_REASON:]}" if lines else how

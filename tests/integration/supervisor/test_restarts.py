@@ -1,0 +1,126 @@
+"""A worker that fails is started again on its port; one that fails for ever is given up with its code."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from supervised import NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, needs_node
+
+from allocator.kernel.processes import process_group_members
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("command", WORKERS)
+def test_a_killed_worker_is_started_again_on_its_port(fleet: Fleet, command: list[str]) -> None:
+    fleet.run("--health", "/health", command=command)
+    before = fleet.lease()
+    os.kill(fleet.listener(before.port), signal.SIGKILL)
+    eventually(lambda: fleet.lease().restarts == 1)
+    after = fleet.lease()
+    assert (after.port, after.fence) == (before.port, before.fence)
+    assert after.pid != before.pid
+    assert process_group_members(before.pid) == []
+    assert after.last_error.startswith(("ended by signal 9", "exit code 137"))
+
+
+@pytest.mark.parametrize("command", WORKERS)
+def test_a_worker_that_hangs_longer_than_its_limit_is_started_again(fleet: Fleet, command: list[str]) -> None:
+    fleet.run("--health", "/health", "--health-interval", "100ms", "--health-kill-after", "500ms", command=command)
+    before = fleet.lease()
+    os.kill(fleet.listener(before.port), signal.SIGSTOP)
+    eventually(lambda: fleet.lease().restarts == 1)
+    assert fleet.lease().port == before.port
+    assert "/health: no answer in time" in fleet.lease().last_error
+
+
+@needs_node
+def test_a_worker_that_says_it_is_ill_is_degraded_and_ready_again_once_it_is_well(fleet: Fleet, tmp_path: Path) -> None:
+    sick = tmp_path / "sick"
+    words = ("--health", "/health", "--health-interval", "100ms", "--health-kill-after", "0s")
+    fleet.run(*words, command=NODE_WORKER, variables={"WORKER_SICK": str(sick)})
+    lease = fleet.lease()
+    sick.touch()
+    assert fleet.lease("degraded").last_error == "/health: answered 503"
+    sick.unlink()
+    assert fleet.lease().restarts == 0
+    assert fleet.lease().pid == lease.pid
+
+
+def test_a_crash_loop_ends_with_the_childs_code_and_its_last_lines_are_recorded(fleet: Fleet) -> None:
+    command = ["sh", "-c", "echo 'Failed to initialize plugin: no such org' >&2; exit 1"]
+    status, _, err = finish(fleet.run("--max-restarts", "2", command=command))
+    assert status == 1
+    assert err.count("Failed to initialize plugin") >= 3
+    assert "failed 3 times in a row and is given up: exit code 1" in err
+    assert fleet.ports.leases() == []
+    stream = f"alloc:{{{fleet.pool.name}}}:events"
+    failures = [one for _, one in fleet.ports.store.newest_events(stream, 50) if one["type"] == "failed"]
+    assert "no such org" in failures[-1]["error"]
+
+
+def test_a_worker_that_ends_well_is_started_again_only_when_it_always_is(fleet: Fleet, tmp_path: Path) -> None:
+    count = ["sh", "-c", f"echo x >> {tmp_path}/count; exit 0"]
+    assert finish(fleet.run(command=count))[0] == 0
+    assert (tmp_path / "count").read_text().count("x") == 1
+    assert finish(fleet.run("--restart", "always", "--max-restarts", "2", command=count))[0] == 0
+    assert (tmp_path / "count").read_text().count("x") == 4
+
+
+def test_a_stop_during_the_pause_before_a_restart_ends_it(fleet: Fleet) -> None:
+    process = fleet.run("--max-restarts", "1000", command=["sh", "-c", "exit 9"])
+    eventually(lambda: any(lease.restarts for lease in fleet.ports.leases()))
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] in {9, 143}
+    assert fleet.ports.leases() == []
+
+
+def test_a_killed_supervisor_that_is_started_again_has_its_workers_port_at_once(fleet: Fleet) -> None:
+    first = fleet.run("--ttl", "10m")
+    before = fleet.lease()
+    first.kill()
+    first.wait()
+    fleet.run("--ttl", "10m")
+    after = eventually(lambda: next((one for one in fleet.ports.leases() if one.fence != before.fence), None))
+    assert after.port == before.port
+    assert "superseded" in fleet.events()
+
+
+def test_a_lease_of_another_host_or_of_a_living_process_is_never_superseded(fleet: Fleet) -> None:
+    fleet.run("--ttl", "10m")
+    before = fleet.lease()
+    for variables in ({}, {"ALLOCATOR_HOST": "web-2"}):
+        status, _, err = finish(fleet.run(variables=variables))
+        assert status == 73
+        assert f"already has a lease on web-1:{before.port}" in err
+    assert [one.fence for one in fleet.ports.leases()] == [before.fence]
+
+
+@pytest.mark.parametrize("command", WORKERS)
+def test_a_killed_supervisor_leaves_no_listening_orphan(fleet: Fleet, command: list[str]) -> None:
+    process = fleet.run("--health", "/health", command=command)
+    lease = fleet.lease()
+    process.kill()
+    process.wait()
+    eventually(lambda: not process_group_members(lease.pid), "the worker outlived its supervisor")
+    assert not fleet.listening()
+
+
+@needs_node
+def test_an_orphan_that_is_kept_keeps_its_port_from_everyone(fleet: Fleet) -> None:
+    process = fleet.run("--orphan", "keep", "--ttl", "6s", "--health", "/health", command=NODE_WORKER)
+    lease = fleet.lease()
+    process.kill()
+    process.wait()
+    os.kill(lease.pid, signal.SIGKILL)  # the wrapper alone
+    status, _, err = finish(fleet.run(command=PYTHON_WORKER))
+    assert (status, "still listens" in err) == (73, True)
+    eventually(lambda: not fleet.ports.leases(), "its lease ends by its TTL")
+    claimed = [fleet.ports.claim("email", org=f"o-{number}").port for number in range(fleet.pool.size - 1)]
+    assert lease.port not in claimed
+    assert lease.port in fleet.listening()
+    os.killpg(lease.pid, signal.SIGKILL)
