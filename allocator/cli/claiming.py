@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 from allocator.cli.interrupts import ignore_interrupts, interrupts_raised
 from allocator.client.session import new_token
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
+from allocator.protocol.several import named_workers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from allocator.cli.options import Desk
     from allocator.client.arguments import ClaimArguments
     from allocator.model.leases import Lease
@@ -138,3 +141,37 @@ def live_token(at: Desk, known: Lease) -> str | None:
     space = at.allocator.session.context.space(rules)
     live = at.allocator.run(listing.port_view(at.pool, space, known.port)).lease
     return known.token if live and live.fence == known.fence else None
+
+
+def claim_named(
+    at: Desk,
+    worker: WorkerId,
+    arguments: ClaimArguments,
+    names: Sequence[str],
+    *,
+    adjacent: bool,
+    wait_s: float | None,
+) -> dict[str, Lease]:
+    """Claim several ports for a worker, or get those again that it has on this host, and save their lease files.
+
+    Raises:
+        AllocatorError: As `PortAllocator.claim_ports`; nothing is left of the claim then.
+    """
+    workers = named_workers(worker, names)
+    saved = [at.files.find(at.pool, at.host, one) for one in workers]
+    live = {(lease.port, lease.fence) for lease in at.allocator.leases() if lease.host == at.host}
+    known = [lease for lease in saved if lease and (lease.port, lease.fence) in live]
+    if len(known) == len(workers):
+        return dict(zip(names, at.allocator.renew(*known), strict=True))
+    if known:  # some ran out: all are claimed anew
+        at.allocator.release_all(*known)
+    for lease in filter(None, saved):
+        at.files.remove(lease)
+    leases = at.allocator.claim_ports(worker.plugin, names, adjacent=adjacent, wait=wait_s, **arguments)
+    try:
+        for lease in leases.values():
+            at.files.save(lease)
+    except AllocatorError:
+        at.allocator.release_all(*leases.values())
+        raise
+    return leases

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.claiming import claim_and_save
+from allocator.cli.claiming import claim_and_save, claim_named
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -22,7 +22,7 @@ from allocator.cli.options import (
     desk,
     talk,
 )
-from allocator.cli.output import write_lease
+from allocator.cli.output import write_lease, write_named
 from allocator.cli.renewing import Renewals
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
@@ -71,6 +71,10 @@ def claim(
     pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
     token: TokenOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
+    ports: Annotated[
+        str | None, typer.Option("--ports", help="Several ports, all or none: http,debug,metrics.")
+    ] = None,
+    adjacent: Annotated[bool, typer.Option("--adjacent", help="With --ports: one after the other.")] = False,
     any_host: Annotated[bool, typer.Option("--any-host", help="On the host with most free ports.")] = False,
     spread: Annotated[
         str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")
@@ -84,6 +88,7 @@ def claim(
 ) -> None:
     """Lease a port and print it. Claiming again for the same worker prints the same port.
 
+    With --ports each port is printed as name=port; releasing the worker releases them all.
     With --any-host it is on the registered host with most free ports, and printed as host:port.
 
     Example: PORT=$(allocator claim email --org org-123)
@@ -96,11 +101,15 @@ def claim(
     check_placing(
         any_host=any_host, spread=spread, others={"--host": host, "--port": port, "--pid": pid, "--wait": wait}
     )
+    check_several(ports, adjacent=adjacent, others={"--port": port, "--token": token, "--any-host": any_host or None})
     with ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
         given = token or os.environ.get("ALLOCATOR_TOKEN")
+        if ports is not None:
+            write_named(claim_named(at, worker, arguments, ports.split(","), adjacent=adjacent, wait_s=wait_s), form)
+            return
         if any_host:
             at = placed(at, worker, spread)
         lease = claim_and_save(at, worker, arguments, wait_s=wait_s, token=given, record=record)
@@ -108,6 +117,21 @@ def claim(
             print(lease.address)
         else:
             write_lease(lease, form)
+
+
+def check_several(ports: str | None, *, adjacent: bool, others: dict[str, object]) -> None:
+    """Check that a claim for several ports asks for nothing that only one can have.
+
+    Raises:
+        InvalidInputError: When it does.
+    """
+    if ports is None:
+        if adjacent:
+            raise InvalidInputError("--adjacent goes with --ports; name them, for example --ports http,debug")
+        return
+    for name in ("--port", "--token", "--any-host"):
+        if others.get(name) is not None:
+            raise InvalidInputError(f"--ports and {name} do not go together; leave one out")
 
 
 def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str | None]) -> None:
@@ -297,7 +321,21 @@ def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | No
     if given and len(targets or []) != 1:
         raise InvalidInputError("a token belongs to one lease; name just one port or worker with it")
     found = [lease for target in targets or [] if (lease := _one(at, target, given, verb))]
+    if not given:
+        found += [other for lease in found for other in further_ports(at, lease)]
     return list({(lease.port, lease.token): lease for lease in found}.values())
+
+
+def further_ports(at: Desk, lease: Lease) -> list[Lease]:
+    """Return the saved leases of the further ports of a worker that has several."""
+    return [
+        other
+        for other in at.files.all(at.pool, at.host)
+        if other.org == lease.org
+        and other.instance == lease.instance
+        and other.plugin.partition("+")[0] == lease.plugin
+        and other.plugin != lease.plugin
+    ]
 
 
 def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from allocator.cli.options import Format, ListFormat
 from allocator.model.names import environment_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from allocator.model.leases import Lease
 
@@ -57,3 +58,18 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)
+
+
+def write_named(leases: Mapping[str, Lease], form: Format) -> None:
+    """Write several leases of one worker: `name=port` a line, an object by name, or variables."""
+    if form is Format.JSON:
+        write_json({name: lease.as_json(with_token=True) for name, lease in leases.items()})
+        return
+    if form is Format.TEXT:
+        for name, lease in leases.items():
+            print(f"{name}={lease.port}")
+        return
+    write_lease(next(iter(leases.values())), form)
+    for name, lease in leases.items():
+        variable = "PORT_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+        print(f"export {variable}={lease.port}" if form is Format.SHELL else f"{variable}={lease.port}")

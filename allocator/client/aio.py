@@ -17,10 +17,11 @@ from allocator.protocol import claim as claiming
 from allocator.protocol import endings, hosts, listing, pools, renew
 from allocator.protocol import resolve as resolving
 from allocator.protocol.keys import events_key
+from allocator.protocol.several import claim_several, named_workers
 from allocator.store.aio import AsyncStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from allocator.client.policies import ClaimPatience
     from allocator.model.endpoints import Endpoint
@@ -97,6 +98,30 @@ class AsyncPortAllocator:
             return lease
 
         return await self._retried(attempt, patience, request.pool)
+
+    async def claim_ports(
+        self,
+        plugin: str,
+        names: Sequence[str],
+        *,
+        adjacent: bool = False,
+        wait: float | None = None,
+        **arguments: Unpack[ClaimArguments],
+    ) -> dict[str, Lease]:
+        """Lease several ports for a worker, all or none; see `PortAllocator.claim_ports`."""
+        request = self.session.request(plugin, **arguments)
+        tokens = [self.session.context.new_token() for _ in names]
+        named_workers(request.worker, names)
+
+        async def attempt() -> list[Lease]:
+            return await self.run(claim_several(self.session.context, request, names, adjacent=adjacent, tokens=tokens))
+
+        patience = self.session.patience(wait, any_port=True)
+        return dict(zip(names, await self._retried(attempt, patience, request.pool), strict=True))
+
+    async def release_all(self, *leases: Lease) -> int:
+        """End leases together, in one step; return how many had not ended yet."""
+        return sum(await self.run(endings.release(self.session.context, leases)))
 
     async def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
         """Claim at once, or in line behind those who wait already."""

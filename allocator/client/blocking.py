@@ -18,10 +18,11 @@ from allocator.protocol import claim as claiming
 from allocator.protocol import endings, hosts, listing, pools, renew
 from allocator.protocol import resolve as resolving
 from allocator.protocol.keys import events_key
+from allocator.protocol.several import claim_several, named_workers
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from allocator.client.policies import ClaimPatience
     from allocator.model.endpoints import Endpoint
@@ -131,6 +132,45 @@ class PortAllocator:
             return lease
 
         return self._retried(attempt, patience, request.pool)
+
+    def claim_ports(
+        self,
+        plugin: str,
+        names: Sequence[str],
+        *,
+        adjacent: bool = False,
+        wait: float | None = None,
+        **arguments: Unpack[ClaimArguments],
+    ) -> dict[str, Lease]:
+        """Lease several ports for a worker, all or none, in one step.
+
+        Args:
+            plugin: The worker's plugin.
+            names: What the ports are called; the first is the worker's own, the others' leases are those of
+                `org/plugin+name#instance`. Give them back with one `release_all`.
+            adjacent: Whether the ports have to follow each other.
+            wait: For how many seconds to try again; None for not at all. It stands behind those who wait in line.
+            **arguments: See `ClaimArguments`; no port, hint or token.
+
+        Returns:
+            The leases by name, in the order of the names.
+
+        Raises:
+            AllocatorError: As `claim`; nothing is leased then.
+        """
+        request = self.session.request(plugin, **arguments)
+        tokens = [self.session.context.new_token() for _ in names]
+        named_workers(request.worker, names)
+
+        def attempt() -> list[Lease]:
+            return self.run(claim_several(self.session.context, request, names, adjacent=adjacent, tokens=tokens))
+
+        patience = self.session.patience(wait, any_port=True)
+        return dict(zip(names, self._retried(attempt, patience, request.pool), strict=True))
+
+    def release_all(self, *leases: Lease) -> int:
+        """End leases together, in one step; return how many had not ended yet."""
+        return sum(self.run(endings.release(self.session.context, leases)))
 
     def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
         """Claim at once, or in line behind those who wait already."""

@@ -72,6 +72,19 @@ def check_address(text: str) -> str:
     raise InvalidInputError(f"{shown(text)} is not an address; give an IP address or a host name, without a port")
 
 
+def check_plugin(text: str) -> str:
+    """Return `text` when it is the name of a plugin, or of one of its further ports: `email`, `email+debug`.
+
+    Raises:
+        InvalidInputError: When it is neither.
+    """
+    plugin, plus, port = text.partition("+")
+    check_name("plugin", plugin)
+    if plus:
+        check_name("port", port)
+    return text
+
+
 def check_port(value: int | str) -> int:
     """Return `value` as a port number.
 
@@ -108,7 +121,7 @@ class WorkerId:
 
     Attributes:
         org: The organisation's id.
-        plugin: The plugin's name.
+        plugin: The plugin's name; `plugin+name` for a further port of a worker that has several.
         instance: 0 for the first worker of this plugin and organisation, then 1, 2, …
     """
 
@@ -118,7 +131,7 @@ class WorkerId:
 
     def __post_init__(self) -> None:
         check_name("organisation", self.org)
-        check_name("plugin", self.plugin)
+        check_plugin(self.plugin)
         if type(self.instance) is not int or not 0 <= self.instance <= MAX_INSTANCE:
             raise InvalidInputError(
                 f"{shown(str(self.instance))} is not an instance; give a whole number from 0 to {MAX_INSTANCE}"

@@ -127,7 +127,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
     if code is Reply.SAME:
         same = _leased(pool, reply, token, sent_at)
         return (yield from _kept(context, same, request, pool.check_ttl_ms(request.ttl_ms)))
-    raise (yield from _refusal(context, pool, request, code, reply))
+    raise (yield from refusal(context, pool, request, code, reply))
 
 
 def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[tuple[PoolSpec, list[Any], int, float]]:
@@ -254,9 +254,10 @@ def _kept(context: Context, lease: Lease, request: ClaimRequest, ttl_ms: int) ->
     return outcome.lease
 
 
-def _refusal(
+def refusal(
     context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any]
 ) -> Operation[AllocatorError]:
+    """Return the error that a refusal of a claim means."""
     data: dict[str, Any] = {"host": context.host, "port": request.port, "worker": str(request.worker)}
     if code in {Reply.EXHAUSTED, Reply.QUEUED, Reply.LIMITED, Reply.RECOVERING}:
         return _none_left(context, pool, request, code, reply, data)

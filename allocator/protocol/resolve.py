@@ -6,7 +6,7 @@ from typing import Any
 
 from allocator.model.endpoints import Endpoint
 from allocator.model.errors import NoWorkerError
-from allocator.model.names import check_name
+from allocator.model.names import check_name, check_plugin
 from allocator.protocol import decode
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
@@ -58,7 +58,7 @@ def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
 
 
 def _check_names(plugin: str, org: str) -> None:
-    check_name("plugin", plugin)
+    check_plugin(plugin)
     check_name("organisation", org)
 
 

@@ -149,6 +149,7 @@ local function run()
       more.ticket = seat and ticket
     end
     if find(pool[1], ' more=1', 1, true) then
+      local needed = 1
       --@include limits
       if refusal then
         return refusal

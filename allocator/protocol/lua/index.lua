@@ -19,7 +19,7 @@ local function run()
   for i = 2, #ARGV do
     local worker = string.match(read('GET', lease_prefix .. ARGV[i]) or '', '"worker":"([^"]+)"')
     if worker then
-      local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
+      local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
       found[#found + 1] = { space .. ':' .. ARGV[i], base .. ':limited:org:' .. org, base .. ':limited:plugin:' .. plugin }
       read('SCARD', found[#found][2])
       read('SCARD', found[#found][3])

@@ -124,7 +124,7 @@ local function run()
     --@include written_types
     read('ZCARD', service_key(worker))
     if has_limits then
-      local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
+      local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
       read('SCARD', base .. ':limited:org:' .. org)
       read('SCARD', base .. ':limited:plugin:' .. plugin)
     end
@@ -212,7 +212,7 @@ local function run()
       local service, is_due = service_key(worker), true
       --@include open
       if has_limits then
-        local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
+        local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
         call('SADD', base .. ':limited:org:' .. org, space .. ':' .. port)
         call('SADD', base .. ':limited:plugin:' .. plugin, space .. ':' .. port)
       end

@@ -177,3 +177,23 @@ def test_a_limit_that_is_reached_is_named_with_its_holders(
     refused = allocator("claim", "stripe", "--org", "o")
     assert refused.code == 75
     assert "organisation o may have 1 leases, and there are 1 (o/email#0)" in refused.err
+
+
+def test_several_ports_are_claimed_and_released_together(allocator: Allocator) -> None:
+    words = ("claim", "email", "--org", "o", "--ports", "http,debug,metrics", "--adjacent")
+    first = allocator(*words)
+    assert first.code == 0
+    ports = dict(line.split("=") for line in first.out.splitlines())
+    assert list(ports) == ["http", "debug", "metrics"]
+    numbers = [int(port) for port in ports.values()]
+    assert numbers == list(range(numbers[0], numbers[0] + 3))
+    assert allocator(*words).out == first.out
+    shell = allocator(*words, "--format", "env").out
+    assert f"PORT={ports['http']}\n" in shell
+    assert f"PORT_DEBUG={ports['debug']}\n" in shell
+    assert set(json.loads(allocator(*words, "--format", "json").out)) == set(ports)
+    assert allocator("renew", "o/email").code == 0
+    assert allocator("release", ports["http"]).code == 0
+    assert json.loads(allocator("ls", "--format", "json").out) == []
+    for wrong in (("--ports", ""), ("--ports", "a,a"), ("--adjacent",), ("--ports", "a", "--port", "5556")):
+        assert allocator("claim", "email", "--org", "o", *wrong).code == 2

@@ -1,16 +1,17 @@
--- The pool's limits, for one more lease of this worker: needs org, plugin, service, explicit, superseded, scope, space
--- and now_text; extends `avoid` by the bands of others and leaves `refusal` (a reply, or nil) and in `more` what has to
+-- The pool's limits, for `needed` more leases of this worker: needs org, plugin, service, explicit, superseded, scope and
+-- space; the named ports of a worker (plugin+name) count as leases of its plugin; extends `avoid` by the bands of others and leaves `refusal` (a reply, or nil) and in `more` what has to
 -- be written with the grant: `sets` (the indexes that it joins), `gone` (members to drop) and `closing` (grants whose end
 -- nobody has seen).
 --
 -- Exact because an index holds every live lease: a lease joins with its grant and is dropped only when it is found dead.
 -- So an index that is smaller than the limit allows the grant, and only one that is not has to be looked through.
 local refusal
+local counted_plugin = string.match(plugin, '^[^+]+')
 more.sets, more.gone, more.closing = {}, {}, {}
-local limit = read('HMGET', base, 'limits', 'limit:org:' .. org, 'limit:plugin:' .. plugin, 'bands', 'counting')
+local limit = read('HMGET', base, 'limits', 'limit:org:' .. org, 'limit:plugin:' .. counted_plugin, 'bands', 'counting')
 local limits = limit[1] or ''
 for range, owner in string.gmatch(limit[4] or '', '([%d-]+):([^,]+)') do
-  if owner ~= plugin then
+  if owner ~= counted_plugin then
     local from, to = string.match(range, '^(%d+)-(%d+)$')
     if explicit >= tonumber(from) and explicit <= tonumber(to) then
       refusal = { TAKEN, 'reserved', owner, -1, whole(now) }
@@ -48,7 +49,7 @@ local function count(kind, most, key, members, pattern)
       end
     end
   end
-  if live - (superseded and 1 or 0) >= most then
+  if live - (superseded and 1 or 0) + needed > most then
     refusal = refusal or { LIMITED, kind, most, live, table.concat(holders, ' ') }
   end
 end
@@ -58,17 +59,18 @@ local function plain(name)
 end
 
 local enforced = not limit[5]
-local org_key, plugin_key = base .. ':limited:org:' .. org, base .. ':limited:plugin:' .. plugin
+local org_key, plugin_key = base .. ':limited:org:' .. org, base .. ':limited:plugin:' .. counted_plugin
 local most = tonumber(limit[2] or string.match(limits, 'max_per_org=(%d+)'))
 more.sets[1], more.sets[2] = org_key, plugin_key
-if read('SCARD', org_key) >= (most or math.huge) and enforced then
+if read('SCARD', org_key) + needed > (most or math.huge) and enforced then
   count('org', most, org_key, read('SMEMBERS', org_key), '^' .. plain(org) .. '/')
 end
 most = tonumber(limit[3] or string.match(limits, 'max_per_plugin=(%d+)'))
-if read('SCARD', plugin_key) >= (most or math.huge) and enforced and not refusal then
-  count('plugin', most, plugin_key, read('SMEMBERS', plugin_key), '^[^/ ]+/' .. plain(plugin) .. '#')
+if read('SCARD', plugin_key) + needed > (most or math.huge) and enforced and not refusal then
+  count('plugin', most, plugin_key, read('SMEMBERS', plugin_key), '^[^/ ]+/' .. plain(counted_plugin) .. '[+#]')
 end
 most = tonumber(string.match(limits, 'max_instances=(%d+)'))
+needed = 1
 if most and not refusal and read('ZCARD', service) >= most then
   local members = read('ZRANGE', service, 0, -1)
   for i = 1, scope == 'fleet' and #members or 0 do

@@ -1,0 +1,255 @@
+-- claim_several: leases one port for each of several names of a worker, all or none, in one script.
+--
+-- Each named port is a lease of its own, of the worker `org/plugin+name#instance` (the first name's is the worker
+-- itself), so that everything that is true of a lease is true of it. Safe for the same reasons as claim; all ports are
+-- chosen before the first is written. The same tokens claiming again get the same leases.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- ARGV  1 host  2 ttl_ms  3 state  4 identity  5 ports that strangers have bound on this host, as ranges
+--       6 whether they have to be adjacent (0, 1)  7 from which port on to look (0: from the first), then for each port
+--       worker, token, extra JSON members; the worker itself first
+-- Replies
+--       granted   now_ms, then for each port: lease, remaining_ms
+--       same      now_ms, then for each port: lease, remaining_ms     these tokens hold them already
+--       held      lease, remaining_ms, now_ms            one of the workers has a live lease under another token
+--       exhausted -1 · again the port to look on from · queued · limited · recovering · cordoned · host_conflict
+--       machine · no_pool · stale_pool                   as in claim
+-- Events  granted for each; before them expired, for leases whose end nobody had seen
+-- Loops   16 ports; the ports of the pool in pages of 256, at most 4,096 a call; the line of waiters and limits as in claim
+
+--@include replies
+--@include base
+
+local HEAD, WORDS = 7, 3
+local PAGE, LOOKED_AT = 256, 4096
+local QUEUE_SEEN = 64
+local LIMIT_PAGE, HOLDERS_NAMED = 512, 5
+
+local function run()
+  --@include keys
+  --@include places
+  --@include grants
+  --@include lease_head
+  --@include ranges
+  local match, find = string.match, string.find
+  local host, ttl_text, adjacent, look_from = ARGV[1], ARGV[2], ARGV[6] == '1', tonumber(ARGV[7])
+  local ttl_ms, explicit, superseded = tonumber(ttl_text), 0, nil
+  local host_key, needed = base .. ':host:' .. host, (#ARGV - HEAD) / WORDS
+  local worker = ARGV[HEAD + 1]
+  local org, plugin = match(worker, '^([^/]+)/([^#]+)#')
+  local service = base .. ':service:' .. plugin .. ':' .. org
+  local pool = read('HMGET', base, 'rules', 'fence', 'waiting', 'dynamic', 'conventional:' .. plugin, 'reserved')
+  if not pool[1] then
+    return { NO_POOL }
+  end
+  local last_fence = tonumber(pool[2]) or 0
+  --@include rules
+  if ttl_ms < tonumber(ttl_min_ms) or ttl_ms > tonumber(ttl_max_ms) or (scope == 'fleet') ~= (space == '*') then
+    return { STALE_POOL }
+  end
+  first, last, grace_ms = tonumber(first), tonumber(last), tonumber(grace_ms)
+  --@include now
+  local known = read('HMGET', host_key, 'identity', 'cordon')
+  local is_known = known[1] == ARGV[4]
+  if known[1] and not is_known then
+    --@include other_host
+    if is_other_host(known[1], ARGV[4]) then
+      --@include live_lease
+      if has_live_lease(host, now) then
+        return { HOST_CONFLICT, match(known[1], '^%S+') or '-' }
+      end
+    else
+      is_known = keeps_address(known[1], ARGV[4])
+    end
+  end
+
+  -- Where each of them is, or last was.
+  local wanted_ports, mine, same = {}, {}, { SAME, whole(now) }
+  for i = 1, needed do
+    local its_worker, token = ARGV[HEAD + WORDS * i - 2], ARGV[HEAD + WORDS * i - 1]
+    local place = read('GET', worker_prefix .. its_worker)
+    if place then
+      local its_host, port = place_of(place, worker_prefix .. its_worker)
+      local its_space = scope == 'fleet' and '*' or its_host
+      local key = base .. ':lease:' .. its_space .. ':' .. port
+      local lease, grant = read('GET', key), read('HGET', base .. ':tokens:' .. its_space, port)
+      if lease and select(3, lease_head(lease, key)) == its_worker then
+        local _, _, proof = grant_of(grant or '', port)
+        if proof ~= token or its_host ~= host then
+          return { HELD, lease, call('PTTL', key), whole(now) }
+        end
+        same[2 * i + 1], same[2 * i + 2], mine[i] = lease, call('PTTL', key), true
+      elseif its_host == host or scope == 'fleet' then
+        wanted_ports[i] = { tonumber(port), grant and find(grant, '-', 1, true) == 1 }
+      end
+    end
+  end
+  local held = 0
+  for i = 1, needed do
+    held = held + (mine[i] and 1 or 0)
+  end
+  if held == needed then
+    return same
+  elseif held > 0 then
+    -- Some of them ran out: they are claimed anew together, once the holder has given back the rest.
+    for i = 1, needed do
+      if mine[i] then
+        return { HELD, same[2 * i + 1], same[2 * i + 2], whole(now) }
+      end
+    end
+  end
+  if known[2] then
+    return { CORDONED }
+  end
+  if scope == 'fleet' then
+    --@include recovery
+    if recovering then
+      return recovering
+    end
+  end
+  local avoid, more = ARGV[5], {}
+  if tonumber(pool[3] or 0) > now then
+    local ticket = ''
+    --@include queue
+    if ahead > 0 then
+      return { QUEUED, ahead }
+    end
+    avoid = avoid .. wanted
+  end
+  if find(pool[1], ' more=1', 1, true) then
+    local all = needed
+    --@include limits
+    if refusal then
+      return refusal
+    end
+    needed = all
+  end
+
+  -- The choice: the ports that they had, the plugin's own for the first, then the lowest that are free.
+  local strangers, chosen, taken = parse_ranges(avoid), {}, {}
+  local function take(i, port, is_own)
+    if port < first or port > last or taken[port] or within(strangers, port) then
+      return false
+    elseif not is_own and tonumber(read('ZSCORE', ports_key, port) or 0) > now then
+      return false
+    end
+    chosen[i], taken[port] = port, true
+    return true
+  end
+  for i = 1, needed do
+    if wanted_ports[i] then
+      take(i, wanted_ports[i][1], wanted_ports[i][2])
+    end
+  end
+  if adjacent then
+    for i = 1, needed do
+      if not chosen[i] or (i > 1 and chosen[i] ~= chosen[1] + i - 1) then
+        chosen, taken = {}, {}
+        break
+      end
+    end
+  elseif not chosen[1] then
+    for port in string.gmatch(pool[5] or '', '%d+') do
+      if take(1, tonumber(port)) then
+        break
+      end
+    end
+  end
+  local missing = needed
+  for i = 1, needed do
+    missing = missing - (chosen[i] and 1 or 0)
+  end
+  local dynamic, looked, in_a_row = parse_ranges(pool[4] or bad(base, 'has no field dynamic')), 0, 0
+  -- A port that belongs to another plugin is taken where that may be (spill).
+  local own = ',' .. (pool[5] or '') .. ','
+  local spills = spill == '1' and ',' .. (pool[6] or '') .. ',' or ','
+  for page = math.max(first, look_from), missing > 0 and last or -1, PAGE do
+    local ports = {}
+    for port = page, math.min(last, page + PAGE - 1) do
+      ports[#ports + 1] = port
+    end
+    for at, score in ipairs(read('ZMSCORE', ports_key, unpack(ports))) do
+      local port = ports[at]
+      local usable = tonumber(score or 0) <= now and not taken[port] and not within(strangers, port)
+      if usable and not within(dynamic, port) then
+        local text = ',' .. port .. ','
+        usable = find(own, text, 1, true) or find(spills, text, 1, true)
+      end
+      in_a_row = usable and in_a_row + 1 or 0
+      if adjacent and in_a_row == needed then
+        for i = 1, needed do
+          chosen[i] = port - needed + i
+        end
+        missing = 0
+      elseif usable and not adjacent then
+        for i = 1, needed do
+          if not chosen[i] then
+            chosen[i], taken[port], missing = port, true, missing - 1
+            break
+          end
+        end
+      end
+      if missing == 0 then
+        break
+      end
+    end
+    looked = looked + #ports
+    if missing == 0 then
+      break
+    elseif looked >= LOOKED_AT and page + PAGE <= last then
+      return { AGAIN, page + PAGE - needed }
+    end
+  end
+  if missing > 0 then
+    return { EXHAUSTED, -1 }
+  end
+
+  -- Grants on these ports whose end nobody has seen, and the types of what is only written.
+  --@include service_key
+  --@include written_types
+  read('ZCARD', ports_key)
+  local unseen = {}
+  for i, grant in ipairs(read('HMGET', tokens_key, unpack(chosen))) do
+    if grant and not find(grant, '^[-~!]') then
+      local _, its_fence, _, its_host, its_worker = grant_of(grant, chosen[i])
+      unseen[#unseen + 1] = { chosen[i], grant, its_fence, its_host, its_worker }
+      read('ZCARD', service_key(its_worker))
+    end
+  end
+  for i = 1, needed do
+    read('ZCARD', service_key(ARGV[HEAD + WORDS * i - 2]))
+  end
+
+  -- writes --
+  --@include events
+  --@include lease_text
+  --@include close
+  for _, it in ipairs(unseen) do
+    close_grant('expired', it[1], it[2], it[3], it[4], it[5])
+  end
+  if more.sets then
+    --@include limits_closed
+  end
+  local reply, now_text, is_due = { GRANTED, whole(now) }, whole(now), true
+  local kind, state = GRANTED, ARGV[3]
+  for i = 1, needed do
+    local its_worker, token, extra, port = ARGV[HEAD + WORDS * i - 2], ARGV[HEAD + WORDS * i - 1], ARGV[HEAD + WORDS * i], chosen[i]
+    local worker, service = its_worker, service_key(its_worker)
+    last_fence = math.max(last_fence + 1, now_us)
+    local fence = whole(last_fence)
+    --@include open
+    if more.sets then
+      --@include limits_kept
+    end
+    reply[2 * i + 1], reply[2 * i + 2] = lease, ttl_ms
+  end
+  if not is_known then
+    call('HSET', host_key, 'identity', ARGV[4])
+    if scope == 'fleet' then
+      call('ZADD', hosts_key, 'NX', FOREVER, host)
+    end
+  end
+  return reply
+end
+
+--@include run
