@@ -247,7 +247,7 @@ def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
         words, env=allocator.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
     ) as waiting:
         client = ports.store._ready_client()
-        while not any(one["cmd"].startswith("xread") for one in client.client_list()):
+        while not any(one["cmd"] in {"blpop", "xread"} for one in client.client_list()):
             assert waiting.poll() is None
             os.sched_yield()
         waiting.send_signal(signal.SIGINT)
