@@ -27,6 +27,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, end_at_once)
     open_closed_streams()
     status = status_of(sys.argv[1:])
+    _discard_talk_that_nobody_reads()
     if obeyed:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but Python's own end, which would show a traceback
     sys.exit(status)
@@ -93,6 +94,14 @@ def _discard_output() -> None:
 
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _discard_talk_that_nobody_reads() -> None:
+    """Send what standard error did not take nowhere: Python would try again at its end, and exit with 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _say(message: str, status: int) -> int:
