@@ -20,23 +20,31 @@ from allocator.api.limits import LimitMiddleware, Limits
 from allocator.api.routes import add_problem_schema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from allocator.client.aio import AsyncPortAllocator
+    from allocator.model.leases import Lease
 
 DESCRIPTION = """Port leases over HTTP. Errors are RFC 9457 problem details with a stable `type`. A lease's token
 comes and goes in the header `Allocator-Token`; it appears in no path, body, listing or log."""
 
 
-def create_app(allocator: AsyncPortAllocator, *, access: Access | None = None, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    allocator: AsyncPortAllocator,
+    *,
+    access: Access | None = None,
+    limits: Limits | None = None,
+    on_granted: Callable[[Lease], None] = lambda _: None,
+) -> FastAPI:
     """Return the API over an allocator, which the application closes at its end.
 
     Args:
         allocator: The connection to Redis, the pool that is meant where none is named, and which host is the own one.
         access: Who may call; None for whoever reaches the socket.
         limits: What a caller may ask for; None for the defaults.
+        on_granted: Told of each lease that was claimed on the own host, with its token: the agent looks after it then.
     """
-    claims = Claims(allocator)
+    claims = Claims(allocator, on_granted)
     counted = metrics.Metrics()
     hubs = events.Hubs(allocator.store, counted.count_event)
     sampled = samples.Samples(claims)

@@ -38,10 +38,12 @@ class Claims:
 
     Args:
         allocator: The connection, the pool that is meant where none is named, and which host is the own one.
+        on_granted: Told of each lease that was claimed on the own host, with its token.
     """
 
-    def __init__(self, allocator: AsyncPortAllocator) -> None:
+    def __init__(self, allocator: AsyncPortAllocator, on_granted: Callable[[Lease], None] = lambda _: None) -> None:
         self.allocator = allocator
+        self._on_granted = on_granted
         self._by_pool: OrderedDict[str, AsyncPortAllocator] = OrderedDict()
 
     @property
@@ -84,7 +86,9 @@ class Claims:
         """
         at = self.pool(pool)
         if host is None or host == self.host:
-            return await at.claim(plugin, wait=wait, **arguments), True
+            lease = await at.claim(plugin, wait=wait, **arguments)
+            self._on_granted(lease)
+            return lease, True
         elsewhere = await self._elsewhere(at, host)
         return await elsewhere.claim(plugin, wait=wait, **arguments), False
 

@@ -56,12 +56,12 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
 
-def run_server(application: FastAPI, listener: socket.socket, *, tls: tuple[Path, Path] | None = None) -> None:
-    """Serve an application on a listening socket until SIGINT or SIGTERM.
+def run_server(application: FastAPI, *listeners: socket.socket, tls: tuple[Path, Path] | None = None) -> None:
+    """Serve an application on listening sockets until SIGINT or SIGTERM.
 
     Args:
         application: What `create_app` made.
-        listener: A socket that listens already; it is closed at the end.
+        *listeners: Sockets that listen already; they are closed at the end.
         tls: Certificate chain and key, or None for plain HTTP.
     """
     settings = uvicorn.Config(
@@ -75,10 +75,14 @@ def run_server(application: FastAPI, listener: socket.socket, *, tls: tuple[Path
         ssl_certfile=None if tls is None else str(tls[0]),
         ssl_keyfile=None if tls is None else str(tls[1]),
     )
-    if listener.family in {socket.AF_INET, socket.AF_INET6}:
+    for listener in listeners:
+        if listener.family not in {socket.AF_INET, socket.AF_INET6}:
+            continue
         # Connections inherit it. asyncio sets it only on sockets whose protocol was named when they were made, and
         # without it the second half of every answer waits 40 ms for an acknowledgement.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     gc.freeze()  # what was imported and made until here stays: no collection has to look at it again
-    with listener:
-        Server(settings).run(sockets=[listener])
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
+        Server(settings).run(sockets=list(listeners))

@@ -21,6 +21,7 @@ _MODULES = {
     "renew": "leases",
     "release": "leases",
     "run": "running",
+    "agent": "agent",
     "ls": "views",
     "show": "views",
     "who": "views",

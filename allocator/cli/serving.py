@@ -79,7 +79,7 @@ def serve(
     start_logging()
     access = _access(settings, address)
     files = _tls_files(settings)
-    listener = _listener(address, port)
+    listener = tcp_listener(address, port)
     requests_per_s = int(rate)
     limits = Limits(requests_per_s=requests_per_s, burst=2 * requests_per_s)
     application = create_app(async_allocator(settings), access=access, limits=limits)
@@ -105,7 +105,8 @@ def _shown_address(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _is_loopback(address: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Return whether an address is reached from this machine only."""
     import ipaddress
 
     if address == "localhost":
@@ -121,7 +122,7 @@ def _access(settings: Settings, address: str) -> Access:
     from allocator.api.credentials import TokensFile
 
     if settings.tokens_file is None:
-        if not _is_loopback(address):
+        if not is_loopback(address):
             raise ConfigurationError(
                 f"without credentials this listens on loopback only, not on {shown(address)}; "
                 "give --tokens-file FILE, made by 'allocator token NAME --scope lease --file FILE'"
@@ -130,7 +131,7 @@ def _access(settings: Settings, address: str) -> Access:
     tokens = TokensFile(Path(settings.tokens_file))
     if tokens.load() == 0:
         talk(f"the tokens file {tokens.path} names no credential yet: every request is refused until it does")
-    if not _is_loopback(address) and settings.tls_cert is None:
+    if not is_loopback(address) and settings.tls_cert is None:
         talk("bearer tokens travel in clear text here; give --tls-cert and --tls-key unless a proxy does TLS")
     return Access(tokens)
 
@@ -156,7 +157,13 @@ def _tls_files(settings: Settings) -> tuple[Path, Path] | None:
     return files
 
 
-def _listener(address: str, port: int) -> socket.socket:
+def tcp_listener(address: str, port: int) -> socket.socket:
+    """Return a socket that listens there.
+
+    Raises:
+        HeldError: When another process has the port.
+        ConfigurationError: When the address cannot be listened on.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return socket.create_server((address, port), family=family, backlog=BACKLOG)

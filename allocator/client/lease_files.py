@@ -141,6 +141,24 @@ class LeaseFiles:
         found = [lease for lease in self._each(stem) if pool in {None, lease.pool} and host in {None, lease.host}]
         return sorted(found, key=lambda lease: (lease.pool, lease.host, lease.port))
 
+    def scan(self) -> dict[str, int]:
+        """Return the lease files by name, with the time of their last change in ns; nothing when there are none."""
+        found: dict[str, int] = {}
+        with contextlib.suppress(OSError), os.scandir(self.directory) as entries:
+            for entry in entries:
+                if entry.name.endswith(".json") and entry.name.count("@") >= 2:
+                    with contextlib.suppress(OSError):
+                        found[entry.name] = entry.stat().st_mtime_ns
+        return found
+
+    def read(self, name: str) -> Lease | None:
+        """Return the lease of a file that `scan` named, or None when it is gone.
+
+        Raises:
+            ConfigurationError: When it cannot be read or is no lease file.
+        """
+        return self._read(self.directory / name)
+
     def _each(self, stem: str) -> Iterator[Lease]:
         try:
             paths = list(self.directory.glob(f"{stem}@*.json"))

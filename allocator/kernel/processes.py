@@ -156,6 +156,17 @@ def process_table() -> dict[int, ProcessRow]:
     return {pid: row for pid in all_pids() if (row := _status(pid)) is not None}
 
 
+def with_descendants(root: int) -> list[int]:
+    """Return a process and those below it that are alive."""
+    table = process_table()
+    found, grown = {root}, True
+    while grown:
+        below = {pid for pid, row in table.items() if row.parent in found and pid not in found}
+        found |= below
+        grown = bool(below)
+    return [pid for pid in found if pid in table and table[pid].alive]
+
+
 def start_time_of(pid: int) -> int | None:
     """Return when a process started, a zombie as well (see `ProcessIdentity`), or None when there is none."""
     row = _status(pid)

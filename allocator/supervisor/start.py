@@ -12,14 +12,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.client.health import Health, Verdict
+from allocator.kernel.port_watch import Owner, PortWatch
+from allocator.kernel.probes import Answer, Probe
 from allocator.model.leases import error_line
 from allocator.model.states import LeaseState
 from allocator.supervisor.groups import StartOrder, WorkerGroup
-from allocator.supervisor.health import Health, Verdict
 from allocator.supervisor.mailbox import Command, Passed
 from allocator.supervisor.output import Output
-from allocator.supervisor.ports import SERVER_FAILED, Owner, PortWatch, says_in_use
-from allocator.supervisor.probes import Answer, Probe
+from allocator.supervisor.ports import SERVER_FAILED, says_in_use
 from allocator.supervisor.templates import filled_command, worker_environment
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from allocator.client.health import Health, Verdict
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.supervisor.health import Health, Verdict
 from allocator.supervisor.ports import says_in_use
 from allocator.supervisor.restarts import LONGEST_PAUSE_S, RestartMode, Restarts
 from allocator.supervisor.templates import check_command, filled_command

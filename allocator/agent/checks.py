@@ -1,0 +1,104 @@
+"""The health of one lease that asks for it by its label `health`: a path such as `/health`, or `tcp`.
+
+Blocks nothing: a question that is on its way is looked at again at the next step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allocator.client.health import Health, Verdict
+from allocator.kernel.port_watch import Owner, PortWatch
+from allocator.kernel.probes import Answer, Probe
+from allocator.kernel.processes import with_descendants
+from allocator.model.states import LeaseState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from allocator.model.leases import Lease
+
+LABEL = "health"
+CONNECT = "tcp"
+INTERVAL_S = 5.0
+PROBE_TIMEOUT_S = 2.0
+
+
+def asks_for_checks(labels: Mapping[str, str]) -> bool:
+    """Return whether a lease asks to be checked."""
+    asked = labels.get(LABEL, "")
+    return asked == CONNECT or (asked.startswith("/") and asked.isascii() and asked.isprintable() and " " not in asked)
+
+
+class Check:
+    """The checks of one lease.
+
+    Args:
+        lease: The lease; its label says what to ask, its pid whose the listening socket must be.
+        now: The caller's clock, in seconds.
+    """
+
+    def __init__(self, lease: Lease, now: float) -> None:
+        pid = lease.pid or 0
+        asked = lease.labels[LABEL]
+        self._path = None if asked == CONNECT else asked
+        self._number = lease.port
+        self._port = PortWatch(lease.port, lambda: with_descendants(pid))
+        self._probe: Probe | None = None
+        self._health = Health(now, INTERVAL_S, None)
+        if lease.state in {LeaseState.READY, LeaseState.DEGRADED}:
+            self._health.state = lease.state
+            self._health.ready_at = now
+
+    def __repr__(self) -> str:
+        return f"<Check of port {self._number}, {self._health.state}>"
+
+    @property
+    def due_at(self) -> float:
+        """When there is something to look at."""
+        return self._health.next_at if self._probe is None else 0.0
+
+    @property
+    def state(self) -> LeaseState:
+        """How the worker fares."""
+        return self._health.state
+
+    @property
+    def why(self) -> str:
+        """What was wrong last, or an empty string."""
+        return self._health.why
+
+    def step(self, now: float) -> bool:
+        """Go on; return whether the state is another one."""
+        if self._probe is None:
+            return now >= self._health.next_at and self._look(now)
+        answer = self._probe.advance()
+        if answer is None and now >= self._probe.deadline:
+            answer = self._probe.expired()
+        if answer is None:
+            return False
+        self.close()
+        return self._take(answer, now)
+
+    def close(self) -> None:
+        """Let go of a question on its way."""
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    def _look(self, now: float) -> bool:
+        seen = self._port.look()
+        if seen.owner is Owner.NOBODY or seen.address is None:
+            verdict = self._health.not_listening(now)
+            if seen.owner is Owner.STRANGER:
+                self._health.why = "another process listens on its port"
+            return verdict is Verdict.DEGRADED
+        try:
+            self._probe = Probe(seen.address, self._number, self._path, now + PROBE_TIMEOUT_S)
+        except OSError as error:
+            return self._take(Answer(False, f"it could not be asked: {error.strerror or error}"), now)
+        return False
+
+    def _take(self, answer: Answer, now: float) -> bool:
+        verdict = self._health.good(now) if answer.healthy else self._health.bad(now, answer.why)
+        return verdict in {Verdict.READY, Verdict.DEGRADED}

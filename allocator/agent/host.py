@@ -1,0 +1,256 @@
+"""The agent's core: one loop that reads lease files, renews, releases, checks and reaps; it runs no worker.
+
+It keeps nothing that the lease files and Redis do not have: killed, upgraded or rebooted, the next one reads both and
+goes on. A lease is released only when its process has surely ended; what this process cannot tell, it leaves alone.
+Commands need not speak to it: a lease file that appears is seen within `LOOK_S`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from allocator.agent.checks import Check, asks_for_checks
+from allocator.agent.exits import Exits
+from allocator.agent.tied import TiedLease, process_of
+from allocator.model.errors import AllocatorError, HeldError
+from allocator.protocol import endings, listing, pools
+from allocator.protocol import renew as renewing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from allocator.client.blocking import PortAllocator
+    from allocator.client.lease_files import LeaseFiles
+    from allocator.model.leases import Lease
+
+LOOK_S = 0.25
+"""How soon a new lease file is seen: one stat(2) of a directory each time."""
+
+SCAN_S = 30.0
+"""How often the files are read again although their directory did not change."""
+
+RETRY_S = 0.5
+LONGEST_REAP_S = 30.0
+
+log = logging.getLogger("allocator.agent")
+
+
+class HostAgent:
+    """Looks after the leases of one host.
+
+    Args:
+        allocator: The connection, and which host it is.
+        places: The lease files of each user whose leases it looks after.
+        on_step: Called after each round.
+        clock: The monotonic clock, in seconds.
+    """
+
+    def __init__(
+        self,
+        allocator: PortAllocator,
+        places: Sequence[LeaseFiles],
+        *,
+        on_step: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._allocator, self._places, self._on_step, self._clock = allocator, places, on_step, clock
+        self._tied: dict[tuple[LeaseFiles, str], TiedLease] = {}
+        self._seen: dict[tuple[LeaseFiles, str], int] = {}
+        self._changed_at: dict[LeaseFiles, int] = {}
+        self._exits = Exits()
+        self._scan_at = 0.0
+        self._retry_at = 0.0
+        self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
+        self._stopping = False
+
+    def __repr__(self) -> str:
+        return f"<HostAgent {self._allocator.session.host} with {len(self._tied)} leases>"
+
+    def take_over(self) -> int:
+        """Read all lease files once; return how many leases are tied to a process of this host."""
+        self._scan(self._clock())
+        return len(self._tied)
+
+    def run(self) -> None:
+        """Look after the leases until `stop`; they live on when it returns, for as long as their TTL."""
+        try:
+            while not self._stopping:
+                self.step()
+                for key in self._exits.wait(self._seconds_to_wait()):
+                    self._end(key)  # type: ignore[arg-type]  # keys of `_tied`
+        finally:
+            self._exits.close()
+
+    def stop(self) -> None:
+        """Let `run` return; from any thread or signal handler."""
+        self._stopping = True
+        self._exits.wake()
+
+    def look(self) -> None:
+        """Let a change of the lease files be seen at once; from any thread."""
+        self._exits.wake()
+
+    def step(self) -> None:
+        """Do one round: what is due now, and nothing that waits."""
+        now = self._clock()
+        if self._files_changed() or now >= self._scan_at:
+            self._scan(now)
+        if now >= self._retry_at:
+            try:
+                self._release_ended()
+                self._renew_due(now)
+                self._reap(now)
+            except AllocatorError as error:
+                self._retry_at = now + RETRY_S
+                log.warning("%s; the agent goes on trying", error)
+        self._check_health(now)
+        self._on_step()
+
+    def _seconds_to_wait(self) -> float:
+        due = [tied.check.due_at for tied in self._tied.values() if tied.check]
+        return max(0.02, min([LOOK_S, *(at - self._clock() for at in due)]))
+
+    # -- lease files --
+
+    def _files_changed(self) -> bool:
+        changed = False
+        for place in self._places:
+            try:
+                at = place.directory.stat().st_mtime_ns
+            except OSError:
+                at = 0
+            if self._changed_at.get(place) != at:
+                self._changed_at[place] = at
+                changed = True
+        return changed
+
+    def _scan(self, now: float) -> None:
+        self._scan_at = now + SCAN_S
+        found = {(place, name): at for place in self._places for name, at in place.scan().items()}
+        for key in self._seen.keys() - found.keys():
+            self._forget(key)  # somebody released it
+        for key, at in found.items():
+            if self._seen.get(key) != at:
+                self._read(key)
+        self._seen = found
+
+    def _read(self, key: tuple[LeaseFiles, str]) -> None:
+        place, name = key
+        try:
+            lease = place.read(name)
+            if lease is None or lease.pid is None or lease.host != self._allocator.session.host:
+                self._forget(key)
+                return
+            self._tie(TiedLease(lease, place, name))
+        except AllocatorError as error:
+            log.warning("%s", error)
+
+    def _tie(self, tied: TiedLease) -> None:
+        known = self._tied.get(tied.key)
+        if known and known.lease.token == tied.lease.token and _process(known.lease) == _process(tied.lease):
+            tied.renew_at, tied.changed = known.renew_at, known.changed
+            if dict(known.lease.labels) == dict(tied.lease.labels):
+                tied.check = known.check
+        process = process_of(tied.lease)
+        self._exits.remove(tied.key)
+        self._tied[tied.key] = tied
+        self._reap_at.setdefault(tied.lease.pool, 0.0)
+        if process is None or not self._exits.add(tied.key, process):
+            self._end(tied.key)
+        elif tied.check is None and asks_for_checks(tied.lease.labels):
+            tied.check = Check(tied.lease, self._clock())
+
+    def _forget(self, key: tuple[LeaseFiles, str]) -> None:
+        self._exits.remove(key)
+        tied = self._tied.pop(key, None)
+        if tied and tied.check:
+            tied.check.close()
+
+    def _end(self, key: tuple[LeaseFiles, str]) -> None:
+        self._exits.remove(key)
+        if key in self._tied:
+            self._tied[key].ended = True
+
+    # -- Redis --
+
+    def _release_ended(self) -> None:
+        for tied in [tied for tied in self._tied.values() if tied.ended]:
+            lease = tied.lease
+            if self._has_a_new_process(tied):
+                continue
+            try:
+                released = self._allocator.run(endings.release(self._allocator.session.context, [lease]))[0]
+            except HeldError as error:
+                log.warning("%s", error)
+                released = False
+            if released:
+                log.info("process %s has ended: released %s of %s", lease.pid, lease.address, lease.worker)
+            tied.files.remove(lease)
+            self._forget(tied.key)
+
+    def _has_a_new_process(self, tied: TiedLease) -> bool:
+        """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""
+        lease = tied.lease
+        known = tied.files.read(tied.name)
+        if known is None or known.token != lease.token or _process(known) != _process(lease):
+            self._seen.pop(tied.key, None)
+            self._scan_at = 0.0
+            self._forget(tied.key)
+            return True
+        rules = self._allocator.run(pools.pool_rules(self._allocator.session.context, lease.pool))
+        space = self._allocator.session.context.space(rules)
+        live = self._allocator.run(listing.port_view(lease.pool, space, lease.port)).lease
+        # Its file follows within a moment; if it does not, the lease ends by its TTL.
+        return live is not None and live.worker == lease.worker and _process(live) != _process(lease)
+
+    def _renew_due(self, now: float) -> None:
+        due = [tied for tied in self._tied.values() if now >= tied.renew_at and not tied.ended]
+        for rewrite in (False, True):
+            if chosen := [tied for tied in due if tied.changed is rewrite]:
+                self._renew(chosen, now, rewrite=rewrite)
+
+    def _renew(self, chosen: list[TiedLease], now: float, *, rewrite: bool) -> None:
+        leases = [tied.lease for tied in chosen]
+        outcomes = self._allocator.run(renewing.renew(self._allocator.session.context, leases, rewrite=rewrite))
+        for tied, outcome in zip(chosen, outcomes, strict=True):
+            if outcome.lost:
+                log.error("%s", outcome.lost)
+                tied.files.remove(tied.lease)
+                self._forget(tied.key)
+                continue
+            before = tied.lease
+            tied.confirm(outcome.lease, now)
+            if outcome.lease.fence != before.fence:
+                log.warning("re-asserted the lease of %s on %s", before.worker, before.address)
+                self._save(tied)
+
+    def _save(self, tied: TiedLease) -> None:
+        try:
+            tied.files.save(tied.lease)
+        except AllocatorError as error:
+            log.warning("%s", error)
+
+    def _reap(self, now: float) -> None:
+        for pool, at in self._reap_at.items():
+            if now >= at:
+                _, next_s = self._allocator.run(listing.reap(pool))
+                self._reap_at[pool] = now + max(LOOK_S, min(LONGEST_REAP_S, next_s or LONGEST_REAP_S))
+
+    # -- health --
+
+    def _check_health(self, now: float) -> None:
+        for tied in self._tied.values():
+            if tied.check is None or tied.ended or not tied.check.step(now):
+                continue
+            said = replace(tied.lease, state=tied.check.state)
+            tied.lease = replace(said, last_error=tied.check.why) if tied.check.why else said
+            tied.changed, tied.renew_at = True, now  # written with the next renewal, which is due now
+            log.info("%s on %s is %s", said.worker, said.address, said.state)
+            self._save(tied)
+
+
+def _process(lease: Lease) -> tuple[int | None, int | None]:
+    return lease.pid, lease.pid_started

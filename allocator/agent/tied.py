@@ -1,0 +1,71 @@
+"""One lease that is tied to a process: whose it is, and when it has to be renewed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from allocator.kernel.processes import ProcessIdentity, boot_id, identify, namespaces
+from allocator.model.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from allocator.agent.checks import Check
+    from allocator.client.lease_files import LeaseFiles
+    from allocator.model.leases import Lease
+
+RENEW_AFTER = 0.45
+"""After so much of its TTL a lease is renewed: before T1 of other holders, so that a missed call is made up for."""
+
+
+@dataclass(slots=True)
+class TiedLease:
+    """A lease under the agent's care.
+
+    Attributes:
+        lease: The lease, with its token.
+        files: Where its file lies.
+        name: The file's name.
+        renew_at: When it is to be renewed, by the agent's clock.
+        ended: Whether its process has ended, so that it is to be released.
+        changed: Whether it says something that Redis does not have yet.
+        check: Its health checks, or None.
+    """
+
+    lease: Lease
+    files: LeaseFiles
+    name: str
+    renew_at: float = 0.0
+    ended: bool = False
+    changed: bool = False
+    check: Check | None = None
+
+    @property
+    def key(self) -> tuple[LeaseFiles, str]:
+        """What it is known by."""
+        return self.files, self.name
+
+    def confirm(self, lease: Lease, now: float) -> None:
+        """Take in a renewal."""
+        self.lease = lease
+        self.changed = False
+        self.renew_at = now + lease.ttl_ms / 1_000 * RENEW_AFTER
+
+
+def process_of(lease: Lease) -> ProcessIdentity | None:
+    """Return the process that a lease is tied to, or None when it has surely ended.
+
+    Raises:
+        ConfigurationError: When this process cannot tell: the other runs in a pid namespace of its own, or is hidden.
+    """
+    here = boot_id()
+    if lease.boot is not None and here and lease.boot != here:
+        return None  # the machine was started again since
+    ours = namespaces().partition("-")[0]
+    if lease.namespaces is not None and lease.namespaces.partition("-")[0] != ours:
+        raise ConfigurationError(
+            f"the lease of {lease.worker} on {lease.address} is tied to process {lease.pid} of another pid namespace; "
+            "run an agent there"
+        )
+    if lease.pid_started is not None:
+        return ProcessIdentity(lease.pid or 0, lease.pid_started, here)
+    return identify(lease.pid or 0)

@@ -1,0 +1,199 @@
+"""`agent`: looks after this host's leases that are tied to processes, and serves the API to them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
+from allocator.cli.serving import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
+from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, InvalidInputError
+from allocator.model.names import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi import FastAPI
+
+    from allocator.agent.host import HostAgent
+    from allocator.cli.options import Desk
+    from allocator.client.lease_files import LeaseFiles
+    from allocator.model.leases import Lease
+
+BACKLOG = 512
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command()(agent)
+
+
+def agent(
+    socket_path: Annotated[
+        str | None, typer.Option("--socket", help="Serve the API there. [default: agent.sock in the state directory]")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="Serve the API on loopback as well: 127.0.0.1:8578.")
+    ] = None,
+    leases: Annotated[
+        list[str] | None, typer.Option("--leases", help="Look after the lease files of this directory as well.")
+    ] = None,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Renew every lease that is tied to a process of this host, and release it when the process has ended.
+
+    Claim with --pid to tie a lease to a process; with --label health=/health it is checked as well.
+
+    Example: allocator agent --listen 127.0.0.1:8578
+    """
+    from allocator.agent.host import HostAgent
+    from allocator.agent.notify import ServiceManager
+    from allocator.cli.logs import start_logging
+
+    start_logging()
+    with contextlib.ExitStack() as stack:
+        at = stack.enter_context(desk(pool, host, redis_url, config))
+        places = _places(at, leases)
+        stack.enter_context(_only_one(at.settings.state_dir / "agent.lock", at.host))
+        listeners = _listeners(stack, at, socket_path, listen)
+        manager = ServiceManager(os.environ, time.monotonic)
+        core = HostAgent(at.allocator, places, on_step=manager.beat)
+        count = core.take_over()
+        application = _application(at, core, places[0]) if listeners else None
+        where = ", ".join(_shown(listener) for listener in listeners) or "no socket"
+        said = f"looking after {count} leases of host {at.host}; the API is on {where}"
+        talk(said)
+        manager.ready(said)
+        try:
+            _run(core, application, listeners)
+        finally:
+            manager.stopping()
+
+
+def _places(at: Desk, directories: list[str] | None) -> list[LeaseFiles]:
+    from allocator.client.lease_files import LeaseFiles
+
+    for directory in directories or []:
+        if not Path(directory).is_dir():
+            raise InvalidInputError(f"{shown(directory)} is not a directory of lease files; make or correct it")
+    return [at.files, *(LeaseFiles(Path(directory)) for directory in directories or [])]
+
+
+@contextlib.contextmanager
+def _only_one(path: Path, host: str) -> Iterator[None]:
+    """Hold the lock of this state directory's agent."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise HeldError(f"an agent (pid {file.read().strip() or '?'}) looks after host {host} already") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _listeners(
+    stack: contextlib.ExitStack, at: Desk, socket_path: str | None, listen: str | None
+) -> list[socket.socket]:
+    try:
+        import fastapi  # noqa: F401  # whether it is there
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        if socket_path or listen:
+            raise ConfigurationError(
+                f"the API needs the package {error.name}; install it with: pip install 'portlease[server]'"
+            ) from None
+        return []
+    path = Path(socket_path) if socket_path else at.settings.state_dir / "agent.sock"
+    found = [stack.enter_context(_unix_listener(path))]
+    stack.callback(path.unlink, missing_ok=True)
+    if listen is not None:
+        address, port = listen_address(listen)
+        if not is_loopback(address):
+            raise ConfigurationError(
+                f"the agent listens on loopback only, not on {shown(address)}; 'allocator serve' serves other hosts"
+            )
+        found.append(stack.enter_context(tcp_listener(address, port)))
+    return found
+
+
+def _unix_listener(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        if path.is_socket():
+            path.unlink()  # of an agent that was killed: the lock says that none runs
+        listener.bind(str(path))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = error.strerror or str(error)
+        raise ConfigurationError(f"the socket {path} cannot be made ({why}); give another --socket") from None
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _shown(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    return f"unix:{name}" if isinstance(name, str) else f"http://{name[0]}:{name[1]}"
+
+
+def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
+    """Return the API, whose claims for processes of this host the agent looks after."""
+    from allocator.api.access import Access
+    from allocator.api.application import create_app
+
+    def granted(lease: Lease) -> None:
+        if lease.pid is not None:
+            try:
+                files.save(lease)
+            except AllocatorError as error:
+                talk(str(error))
+            core.look()
+
+    return create_app(async_allocator(at.settings), access=Access(hosts=[*LOOPBACK_NAMES]), on_granted=granted)
+
+
+def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.socket]) -> None:
+    """Run until a signal: the core in the main thread alone, or beside the server."""
+    if application is None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: core.stop())
+        core.run()
+        return
+    from allocator.api.serving import run_server
+
+    failures: list[BaseException] = []
+
+    def look_after() -> None:
+        try:
+            core.run()
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            failures.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=look_after, name="allocator-agent")
+    thread.start()
+    try:
+        run_server(application, *listeners)
+    finally:
+        core.stop()
+        thread.join()
+    if failures:
+        raise failures[0]

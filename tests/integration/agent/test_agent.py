@@ -1,0 +1,209 @@
+"""`allocator agent`: a lease that is tied to a process lives exactly as long as that process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from supervised import PYTHON_WORKER, Fleet, eventually, finish
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from allocator import Lease
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen]:
+    """A process that leases can be tied to."""
+    with subprocess.Popen(["sleep", "600"]) as one:
+        yield one
+        one.kill()
+
+
+def agent(fleet: Fleet, *words: str, **variables: str) -> subprocess.Popen:
+    """Start an agent and wait until it looks after its leases."""
+    started = fleet.spawn("agent", *words, variables=variables)
+    for line in started.stderr:
+        if "looking after" in line:
+            return started
+    raise AssertionError(f"the agent ended with {started.wait()}")
+
+
+def claim(fleet: Fleet, pid: int, *words: str, plugin: str = "email") -> int:
+    status, out, err = finish(fleet.spawn("claim", plugin, "--org", "org-1", "--pid", str(pid), *words))
+    assert status == 0, err
+    return int(out)
+
+
+def files(fleet: Fleet) -> list[Path]:
+    return sorted((fleet.state / "allocator/leases").glob("*@*@*.json"))
+
+
+def only(fleet: Fleet) -> Lease:
+    (lease,) = fleet.ports.leases()
+    return lease
+
+
+def test_a_lease_lives_beyond_its_ttl_while_its_process_does_and_ends_with_it(
+    fleet: Fleet, process: subprocess.Popen
+) -> None:
+    agent(fleet)
+    port = claim(fleet, process.pid, "--ttl", "1s")
+    fence, granted = only(fleet).fence, only(fleet).granted_at
+    eventually(lambda: only(fleet).expires_at > granted + 3)
+    assert (only(fleet).fence, only(fleet).port) == (fence, port)
+    process.kill()
+    process.wait()
+    eventually(lambda: not fleet.ports.leases())
+    eventually(lambda: not files(fleet))
+    assert fleet.events()[-1] == "released"
+
+
+def test_a_killed_agent_that_is_started_again_takes_everything_over(fleet: Fleet, process: subprocess.Popen) -> None:
+    first = agent(fleet)
+    claim(fleet, process.pid, "--ttl", "5m")
+    with subprocess.Popen(["sleep", "600"]) as other:
+        claim(fleet, other.pid, "--ttl", "5m", plugin="stripe")
+        before = {one.worker: (one.port, one.fence) for one in fleet.ports.leases()}
+        first.kill()
+        first.wait()
+        other.kill()
+    agent(fleet)
+    eventually(lambda: [one.plugin for one in fleet.ports.leases()] == ["email"])
+    assert (only(fleet).port, only(fleet).fence) == before[only(fleet).worker]
+
+
+def test_leases_of_an_earlier_boot_are_released_at_once(fleet: Fleet, process: subprocess.Popen) -> None:
+    claim(fleet, process.pid, "--ttl", "5m")
+    (path,) = files(fleet)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"boot": "00000000-0000-0000-0000-000000000000"}))
+    agent(fleet)
+    eventually(lambda: not files(fleet))
+    assert process.poll() is None
+
+
+def test_a_lease_that_redis_lost_is_re_asserted_on_its_port(fleet: Fleet, process: subprocess.Popen) -> None:
+    agent(fleet)
+    port = claim(fleet, process.pid, "--ttl", "1s")
+    client = fleet.ports.store._ready_client()
+    for key in client.scan_iter(match=f"alloc:{{{fleet.pool.name}}}:*"):
+        client.delete(key)
+    fleet.ports.apply_pool(fleet.pool)
+    eventually(lambda: [one.port for one in fleet.ports.leases()] == [port])
+    eventually(lambda: json.loads(files(fleet)[0].read_text())["fence"] == only(fleet).fence)
+
+
+def test_a_worker_that_claims_again_with_its_new_process_keeps_its_lease(
+    fleet: Fleet, process: subprocess.Popen
+) -> None:
+    agent(fleet)
+    port = claim(fleet, process.pid)
+    with subprocess.Popen(["sleep", "600"]) as newer:
+        assert claim(fleet, newer.pid) == port
+        fence = only(fleet).fence
+        process.kill()
+        process.wait()
+        claim(fleet, newer.pid, plugin="stripe")
+        eventually(lambda: len(fleet.ports.leases()) == 2)
+        newer.kill()
+    eventually(lambda: not fleet.ports.leases())
+    events = fleet.ports.store.newest_events(f"alloc:{{{fleet.pool.name}}}:events", 50)
+    assert [one["fence"] for _, one in events if one["type"] == "released"].count(str(fence)) == 1
+
+
+def test_a_lease_that_asks_for_it_is_checked(fleet: Fleet, tmp_path: Path) -> None:
+    agent(fleet)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    command = ["sh", "-c", f'port=$(cat {gate}); exec "$@" --port=$port', "sh", *PYTHON_WORKER[:-1]]
+    with subprocess.Popen([word.replace("{org}", "org-1") for word in command]) as worker:
+        port = claim(fleet, worker.pid, "--label", "health=/health")
+        assert only(fleet).state == "starting"
+        gate.write_text(f"{port}\n")
+        assert fleet.lease("ready").port == port
+        worker.kill()
+    eventually(lambda: not fleet.ports.leases())
+
+
+def test_it_serves_the_api_on_its_socket_and_looks_after_what_is_claimed_there(
+    fleet: Fleet, process: subprocess.Popen
+) -> None:
+    running = agent(fleet)
+    path = fleet.state / "allocator/agent.sock"
+    assert path.stat().st_mode & 0o077 == 0
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
+        body = {"plugin": "email", "org": "org-1", "pid": process.pid, "ttl_s": 1.0}
+        granted = client.post("/v1/leases", json=body)
+        assert granted.status_code == 201, granted.text
+        assert len(granted.headers["Allocator-Token"]) == 32
+        since = only(fleet).granted_at
+        eventually(lambda: only(fleet).expires_at > since + 2.5)
+        assert [one["port"] for one in client.get("/v1/leases").json()["leases"]] == [granted.json()["port"]]
+    process.kill()
+    process.wait()
+    eventually(lambda: not fleet.ports.leases())
+    running.send_signal(signal.SIGTERM)
+    assert finish(running)[0] == 0
+    assert not path.exists()
+
+
+def test_the_service_manager_hears_that_it_is_ready_lives_and_ends(fleet: Fleet) -> None:
+    path = fleet.state / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(path))
+        channel.settimeout(30)
+        running = fleet.spawn("agent", variables={"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"})
+        assert channel.recv(500).startswith(b"READY=1\nSTATUS=looking after 0 leases")
+        assert channel.recv(500) == b"WATCHDOG=1"
+        assert channel.recv(500) == b"WATCHDOG=1"
+        running.terminate()
+        while (said := channel.recv(500)) == b"WATCHDOG=1":
+            pass
+        assert said == b"STOPPING=1"
+    assert finish(running)[0] == 0
+
+
+def test_one_agent_at_a_time_and_what_cannot_be_right_is_one_line(fleet: Fleet) -> None:
+    first = agent(fleet)
+    status, _, err = finish(fleet.spawn("agent"))
+    assert (status, err) == (73, f"allocator: an agent (pid {first.pid}) looks after host web-1 already\n")
+    first.kill()
+    first.wait()
+    for words, expected, said in (
+        (("--listen", "0.0.0.0:0"), 78, "the agent listens on loopback only"),
+        (("--listen", "nowhere"), 78, "is not an address to listen on"),
+        (("--leases", "/nowhere"), 2, "'/nowhere' is not a directory of lease files"),
+        (("--socket", "/nowhere/a.sock"), 78, "cannot be made"),
+    ):
+        status, _, err = finish(fleet.spawn("agent", *words))
+        assert (status, said in err, len(err.splitlines())) == (expected, True, 1), err
+
+
+def test_a_broken_lease_file_stops_nobody(fleet: Fleet, process: subprocess.Popen) -> None:
+    port = claim(fleet, process.pid)
+    (fleet.state / "allocator/leases/p@web-1@99.json").write_text("{")
+    until = only(fleet).expires_at
+    agent(fleet)
+    eventually(lambda: only(fleet).expires_at > until)
+    assert only(fleet).port == port
+
+
+def test_it_works_on_when_redis_comes_later(fleet: Fleet, process: subprocess.Popen) -> None:
+    claim(fleet, process.pid, "--ttl", "5m")
+    running = agent(fleet, ALLOCATOR_REDIS_URL="redis://127.0.0.1:1", ALLOCATOR_CONNECT_TIMEOUT="200ms")
+    process.kill()
+    process.wait()
+    assert "goes on trying" in running.stderr.readline()
+    running.terminate()
+    assert finish(running)[0] == 0
+    assert len(fleet.ports.leases()) == 1
+    agent(fleet)
+    eventually(lambda: not fleet.ports.leases())
