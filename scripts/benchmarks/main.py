@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 import redis
 
-from benchmarks import api, commands, database, leases
+from benchmarks import api, commands, database, fleet, leases
 from benchmarks.servers import server
 from benchmarks.table import Row, at_least, at_most, between, plain
 
@@ -33,7 +33,13 @@ def measure(binary: str | None, *, quick: bool) -> tuple[list[str], list[Row], d
     figures["commands"] = commands.command_times(3 if quick else 15)
     figures["database"] = database.figures(binary, quick=quick)
     figures["api"] = api.figures(binary, quick=quick)
-    table = [*rows(figures), *database.rows(figures["database"]), *api.rows(figures["api"])]
+    figures["fleet"] = fleet.figures(binary, quick=quick)
+    table = [
+        *rows(figures),
+        *database.rows(figures["database"]),
+        *api.rows(figures["api"]),
+        *fleet.rows(figures["fleet"]),
+    ]
     return facts(info, place["pinned"], rounds, pairs), table, figures
 
 
@@ -127,8 +133,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--out", type=Path, help="write the table there, and the figures beside it as JSON")
     parser.add_argument("--server", help="the redis-server or valkey-server to measure")
+    parser.add_argument("--fleet", action="store_true", help="only what a whole fleet takes, printed")
     parser.add_argument("--database", action="store_true", help="only what the reconciler takes, printed")
     options = parser.parse_args()
+    if options.fleet:
+        print(*HEADINGS, *fleet.rows(fleet.figures(options.server, quick=options.quick)), sep="\n")
+        return
     if options.database:
         print(*HEADINGS, *database.rows(database.figures(options.server, quick=options.quick)), sep="\n")
         return

@@ -1,0 +1,152 @@
+"""Fifty hosts with 44 ports each, at random: what must be true at every moment, read from the event stream.
+
+`FLEET_SECONDS=60` makes each of them last a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from allocator import PoolSpec, PortAllocator, WorkerId
+from allocator.protocol import hosts, listing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOSTS = 50
+SECONDS = float(os.environ.get("FLEET_SECONDS", "6"))
+ROOT = Path(__file__).parents[2]
+LIMITS = {"max_per_org": 60, "max_per_plugin": 150, "max_instances": 25}
+ENDED = {"released", "declined", "expired", "superseded"}
+
+pytestmark = pytest.mark.xdist_group("fleet")
+
+
+def run_fleet(ports: PortAllocator, url: str, spec: PoolSpec, way: str) -> Iterator[dict[str, str]]:
+    """Yield every event of the pool while the fleet runs, draining hosts and taking them back meanwhile."""
+    stream, cursor, rng = f"alloc:{{{spec.name}}}:events", "0-0", random.Random(1)
+    script = Path(__file__).parent / "fleet_host.py"
+    words = [sys.executable, str(script), url, spec.name, str(HOSTS), str(SECONDS), way]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        ended, turn = False, 0
+        while True:
+            events = ports.store.read_events(stream, cursor, 5_000)
+            yield from (fields for _, fields in events)
+            cursor = events[-1][0] if events else cursor
+            if not events:
+                if ended:
+                    break
+                ended = process.poll() is not None
+                ports.store.wait_for_event(stream, cursor, 0.2)
+            turn += 1
+            name = f"host-{rng.randrange(HOSTS):02}"
+            known = {host.name for host in ports.hosts()} if turn % 20 == 0 else set()
+            if name in known and not ended:
+                drains = rng.random() < 0.3
+                ports.run(hosts.drain(spec.name, name) if drains else listing.cordon(spec.name, name, on=False))
+        out = process.stdout.read() if process.stdout else ""
+    assert (process.returncode, out) == (0, "")
+
+
+def close_everything(ports: PortAllocator, spec: PoolSpec) -> None:
+    """Reap until nothing is left that could still be told."""
+    for _ in range(10_000):
+        _, wait_s = ports.run(listing.reap(spec.name))
+        if wait_s is None:
+            return
+        ports.store.wait_for_event(f"alloc:{{{spec.name}}}:none", "0-0", min(wait_s, 0.2) or 0.001)
+    raise AssertionError("the reaper does not come to an end")
+
+
+def indexed(ports: PortAllocator, spec: PoolSpec) -> set[str]:
+    client = ports.store._ready_client()  # the index is read as it is
+    keys = client.scan_iter(match=f"alloc:{{{spec.name}}}:service:*", count=1_000)
+    return {member.decode() for key in keys for member in client.zrange(key, 0, -1)}
+
+
+class Books:
+    """What the events say is leased, held against the promises at every one of them."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        self.open: dict[tuple[str, str], str] = {}
+        self.counts: Counter[str] = Counter()
+        self.grants = 0
+
+    def enter(self, event: dict[str, str]) -> None:
+        kind, worker = event["type"], event.get("worker", "-")
+        place = (event["host"] if self.scope == "host" else "*", event["port"])
+        if kind in ENDED:
+            assert self.open.pop(place) == worker, event
+            self.count(worker, -1)
+        elif kind == "reasserted" and self.open.get(place) == worker:
+            pass  # it had run out, and its holder came before anybody saw that
+        elif kind in {"granted", "reasserted"}:
+            assert place not in self.open, event
+            assert worker not in self.open.values(), event
+            self.open[place] = worker
+            self.count(worker, 1)
+            self.grants += 1
+            if kind == "granted":
+                self.check_limits(worker)
+
+    def names(self, worker: str) -> tuple[tuple[str, str], ...]:
+        one = WorkerId.parse(worker)
+        service = f"{one.org}/{one.plugin}"
+        return ("max_per_org", one.org), ("max_per_plugin", one.plugin), ("max_instances", service)
+
+    def count(self, worker: str, step: int) -> None:
+        for _, name in self.names(worker):
+            self.counts[name] += step
+
+    def check_limits(self, worker: str) -> None:
+        for limit, name in self.names(worker):
+            assert self.counts[name] <= LIMITS[limit], (limit, name)
+
+
+@pytest.mark.parametrize("scope", ["host", "fleet"])
+def test_no_duplicates_and_no_limit_exceeded_at_any_moment(
+    ports: PortAllocator, redis_url: str, pool: PoolSpec, scope: str
+) -> None:
+    width = 44 if scope == "host" else 300
+    name = f"{pool.name}-{scope}"
+    spec = replace(pool, name=name, last=pool.first + width - 1, scope=scope, cooldown_ms=20, **LIMITS)
+    ports.apply_pool(spec)
+    books = Books(scope)
+    with PortAllocator.from_url(redis_url, pool=name, host="observer") as observer:
+        for event in run_fleet(observer, redis_url, spec, "limits"):
+            books.enter(event)
+        assert {f"{lease.host}:{lease.port}" for lease in observer.leases()} <= indexed(observer, spec)
+        close_everything(observer, spec)
+        assert indexed(observer, spec) == {f"{lease.host}:{lease.port}" for lease in observer.leases()}
+    assert books.grants > HOSTS
+
+
+def test_every_wait_is_served_in_order(ports: PortAllocator, redis_url: str, pool: PoolSpec) -> None:
+    """Thirty ports for fifty hosts that all wait: one line, served from its head."""
+    name = f"{pool.name}-line"
+    spec = replace(pool, name=name, last=pool.first + 29, scope="fleet", cooldown_ms=0)
+    ports.apply_pool(spec)
+    line: list[str] = []
+    passed_by: list[tuple[str, list[str]]] = []
+    with PortAllocator.from_url(redis_url, pool=name, host="observer") as observer:
+        for event in run_fleet(observer, redis_url, spec, "line"):
+            if event["type"] == "queued":
+                line.append(event["worker"])
+            elif event["type"] == "granted" and event["worker"] in line:
+                at = line.index(event["worker"])
+                passed_by.append((event["worker"], line[:at]))
+                del line[at]
+    served = {worker for worker, _ in passed_by}
+    assert len(passed_by) > 20
+    assert [(worker, one) for worker, before in passed_by for one in before if one in served] == []
