@@ -117,7 +117,7 @@ same client. Every rate is a ratio to it, taken in the same run with all cases t
 speed and load drop out as far as they can. Medians, with the quartiles as the spread. Server times are the server's
 own (`INFO commandstats`); those are absolute, so read them beside the bare script's.
 
-A claim runs 17 or 18 commands in its script and a release 10, a bare pair three in two. What they buy is the port's
+A claim runs 12 to 16 commands in its script and a release 8, a bare pair three in two. What they buy is the port's
 choice, the worker's uniqueness, the fence, the indexes, the event, and every check before the first write. So the
 ratio says most about how dear a round trip is: the nearer the server and the faster the client, the lower it is.
 """
