@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 from allocator.client.aio import AsyncPortAllocator
-from allocator.client.driving import UnseenKernel
 from allocator.client.session import Session
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
@@ -94,18 +93,8 @@ class Claims:
 
     async def _elsewhere(self, at: AsyncPortAllocator, host: str) -> AsyncPortAllocator:
         """Return an allocator that claims as another host, which stays the machine that it is known to be."""
-        own = at.session
-        known = await at.run(listing.host_identity(own.pool, host))
-        session = Session(
-            pool=own.pool,
-            host=host,
-            kernel=UnseenKernel(),
-            clock=own.clock,
-            rng=own.rng,
-            identity=known,
-        )
-        session.context.rules = own.context.rules
-        return AsyncPortAllocator(at.store, session)
+        identity = await at.run(listing.host_identity(at.session.pool, host))
+        return AsyncPortAllocator(at.store, at.session.as_host(host, identity))
 
     async def view(self, pool: str | None, host: str, port: int) -> PortView:
         """Return what Redis says of a port of a host; in a pool of scope `fleet`, of that port on any host."""

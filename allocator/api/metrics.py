@@ -24,7 +24,7 @@ from allocator.model.states import LIVE_STATES
 from allocator.protocol import listing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -140,29 +140,8 @@ class Metrics:
 
 
 @contextlib.contextmanager
-def watched_claim(request: Request, pool: str | None) -> Iterator[None]:
-    """Count a claim and take its time, for the metrics and for the page's samples."""
-    found: Metrics = request.app.state.metrics
-    label, began = claims_of(request).known_pool(pool), time.perf_counter()
-    outcome = "unexpected"
-    try:
-        with found.in_progress.labels(label).track_inprogress():
-            yield
-        outcome = "ok"
-    except AllocatorError as error:
-        outcome = kind_of(error).name
-        raise
-    finally:
-        seconds = time.perf_counter() - began
-        found.claims.labels(label, outcome).inc()
-        found.claim_seconds.labels(label).observe(seconds)
-        request.app.state.samples.on_claim(seconds, granted=outcome == "ok")
-
-
-@contextlib.contextmanager
-def watched_renewal(request: Request, pool: str | None) -> Iterator[None]:
-    """Count a renewal by what it came to."""
-    found: Metrics = request.app.state.metrics
+def _told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell what the block came to: `ok`, the kind of its AllocatorError, or `unexpected`."""
     outcome = "unexpected"
     try:
         yield
@@ -171,7 +150,31 @@ def watched_renewal(request: Request, pool: str | None) -> Iterator[None]:
         outcome = kind_of(error).name
         raise
     finally:
-        found.renewals.labels(claims_of(request).known_pool(pool), outcome).inc()
+        tell(outcome)
+
+
+@contextlib.contextmanager
+def watched_claim(request: Request, pool: str | None) -> Iterator[None]:
+    """Count a claim and take its time, for the metrics and for the page's samples."""
+    found: Metrics = request.app.state.metrics
+    label, began = claims_of(request).known_pool(pool), time.perf_counter()
+
+    def tell(outcome: str) -> None:
+        seconds = time.perf_counter() - began
+        found.claims.labels(label, outcome).inc()
+        found.claim_seconds.labels(label).observe(seconds)
+        request.app.state.samples.on_claim(seconds, granted=outcome == "ok")
+
+    with _told(tell), found.in_progress.labels(label).track_inprogress():
+        yield
+
+
+@contextlib.contextmanager
+def watched_renewal(request: Request, pool: str | None) -> Iterator[None]:
+    """Count a renewal by what it came to."""
+    found: Metrics = request.app.state.metrics
+    with _told(lambda outcome: found.renewals.labels(claims_of(request).known_pool(pool), outcome).inc()):
+        yield
 
 
 class RequestMetrics:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
-from allocator.client.driving import UnseenKernel, drive
+from allocator.client.driving import drive
 from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
@@ -358,17 +358,8 @@ class PortAllocator:
 
         Of that host's kernel nothing is seen: whoever starts the worker there finds out, and declines.
         """
-        own = self.session
-        session = Session(
-            pool=own.pool,
-            host=host,
-            kernel=UnseenKernel(),
-            clock=own.clock,
-            rng=own.rng,
-            identity=self.run(listing.host_identity(own.pool, host)),
-        )
-        session.context.rules = own.context.rules
-        return PortAllocator(self.store, session)
+        identity = self.run(listing.host_identity(self.session.pool, host))
+        return PortAllocator(self.store, self.session.as_host(host, identity))
 
     def claim_anywhere(
         self, plugin: str, *, spread: Spread | None = None, **arguments: Unpack[ClaimArguments]

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from allocator.client.driving import Kernel
+from allocator.client.driving import Kernel, UnseenKernel
 from allocator.client.policies import ClaimPatience
 from allocator.kernel.identity import default_address, default_host, host_identity
 from allocator.kernel.processes import boot_id, identify, namespaces
@@ -72,6 +72,19 @@ class Session:
             address = f"!{self.advertise}" if self.advertise else "" if self.identity else default_address()
             self._context = Context(self.host, identity, self.clock, new_token, address)
         return self._context
+
+    def as_host(self, host: str, identity: str) -> Session:
+        """Return the settings that claim for another host, whose kernel is not seen from here.
+
+        Args:
+            host: The other host.
+            identity: Which machine it is known to be.
+        """
+        other = Session(
+            pool=self.pool, host=host, kernel=UnseenKernel(), clock=self.clock, rng=self.rng, identity=identity
+        )
+        other.context.rules = self.context.rules
+        return other
 
     def request(
         self,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
-from allocator.model.tables import LIVE_ROW_STATES, STOPPED
+from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,31 +28,10 @@ if TYPE_CHECKING:
 READ_AT_ONCE = 2_000
 """Rows in memory while a table is walked."""
 
-_READ = (
-    "organization_id",
-    "plugin_id",
-    "instance",
-    "host",
-    "port",
-    "runtime_state",
-    "fence",
-    "pid",
-    "lease_expires_at",
-    "restart_count",
-    "last_error",
-)
-_FOLLOWS_LEASE = (
-    "host",
-    "port",
-    "runtime_state",
-    "fence",
-    "pid",
-    "lease_expires_at",
-    "restart_count",
-    "last_error",
-    "updated_at",
-    "stopped_at",
-)
+_WRITTEN_ONLY = {"pool", "created_at", "updated_at", "stopped_at"}
+_NEVER_REPLACED = {"pool", "organization_id", "plugin_id", "instance", "created_at"}
+_READ = tuple(column for column in COLUMNS if column not in _WRITTEN_ONLY)
+_FOLLOWS_LEASE = tuple(column for column in COLUMNS if column not in _NEVER_REPLACED)
 """What an upsert replaces; `created_at` and what others added stay."""
 
 

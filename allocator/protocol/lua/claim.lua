@@ -70,19 +70,8 @@ local function run()
     local counted = read('HMGET', space_key, 'watermark', 'due')
     fresh, next_due = counted[1], counted[2]
   end
-  local is_known = known[1] == ARGV[9] or (known[1] and string.sub(ARGV[9], 1, 1) == '-')
-  if known[1] and not is_known then
-    --@include other_host
-    if is_other_host(known[1], ARGV[9]) then
-      --@include lease_head
-      --@include live_lease
-      if has_live_lease(host, now) then
-        return { HOST_CONFLICT, match(known[1], '^%S+') or '-' }
-      end
-    else
-      is_known = keeps_address(known[1], ARGV[9])
-    end
-  end
+  local identity = ARGV[9]
+  --@include known_host
 
   if instance == 'auto' then
     --@include auto_instance
@@ -355,13 +344,7 @@ local function run()
       --@include wake
     end
   end
-  if not is_known then
-    call('HSET', host_key, 'identity', ARGV[9])
-    if scope == 'fleet' then
-      -- There the space is no host: the agenda has the host beside it, with nothing to visit.
-      call('ZADD', hosts_key, 'NX', FOREVER, host)
-    end
-  end
+  --@include name_host
   return { GRANTED, lease, ttl_ms, now_text }
 end
 

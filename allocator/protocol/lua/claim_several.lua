@@ -50,18 +50,8 @@ local function run()
   first, last, grace_ms = tonumber(first), tonumber(last), tonumber(grace_ms)
   --@include now
   local known = read('HMGET', host_key, 'identity', 'cordon')
-  local is_known = known[1] == ARGV[4]
-  if known[1] and not is_known then
-    --@include other_host
-    if is_other_host(known[1], ARGV[4]) then
-      --@include live_lease
-      if has_live_lease(host, now) then
-        return { HOST_CONFLICT, match(known[1], '^%S+') or '-' }
-      end
-    else
-      is_known = keeps_address(known[1], ARGV[4])
-    end
-  end
+  local identity = ARGV[4]
+  --@include known_host
 
   -- Where each of them is, or last was.
   local wanted_ports, mine, same = {}, {}, { SAME, whole(now) }
@@ -243,12 +233,7 @@ local function run()
     end
     reply[2 * i + 1], reply[2 * i + 2] = lease, ttl_ms
   end
-  if not is_known then
-    call('HSET', host_key, 'identity', ARGV[4])
-    if scope == 'fleet' then
-      call('ZADD', hosts_key, 'NX', FOREVER, host)
-    end
-  end
+  --@include name_host
   return reply
 end
 
