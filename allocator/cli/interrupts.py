@@ -11,18 +11,30 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 
 @contextmanager
-def interrupts_raised() -> Iterator[None]:
-    """Make Ctrl-C raise KeyboardInterrupt inside the block."""
+def interrupts_raised() -> Iterator[list[int]]:
+    """Make Ctrl-C raise KeyboardInterrupt inside the block.
+
+    Gives the list of those that came: one that falls into a destructor is told by Python and goes no further, so that a
+    block that would go on for ever has to look.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append(number)
+        raise KeyboardInterrupt
+
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield came
     finally:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, before)
 
 

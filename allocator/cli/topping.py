@@ -63,8 +63,8 @@ def top(
             columns, rows = terminal_size()
             print("\n".join(picture(at, columns, rows if sys.stdout.isatty() else 10_000, coloured=False)))
             return
-        with interrupts_raised(), _full_screen():
-            _watch(at, interval_s)
+        with interrupts_raised() as interrupts, _full_screen():
+            _watch(at, interval_s, interrupts)
 
 
 def terminal_size() -> tuple[int, int]:
@@ -92,8 +92,8 @@ def _full_screen() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def _watch(at: Desk, interval_s: float) -> None:
-    while True:
+def _watch(at: Desk, interval_s: float, interrupts: list[int]) -> None:
+    while not interrupts:
         began = time.monotonic()
         columns, rows = terminal_size()
         try:
@@ -105,6 +105,7 @@ def _watch(at: Desk, interval_s: float) -> None:
         left = max(0.0, interval_s - (time.monotonic() - began))
         if select.select([sys.stdin], [], [], left)[0] and sys.stdin.read(1) in {"q", "Q", "\x1b", ""}:
             return
+    raise KeyboardInterrupt
 
 
 def picture(at: Desk, columns: int, rows: int, *, coloured: bool) -> list[str]:

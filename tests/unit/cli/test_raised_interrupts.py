@@ -1,0 +1,31 @@
+"""Ctrl-C where a command must notice it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from allocator.cli.interrupts import interrupts_raised
+
+
+class Interrupted:
+    """Is interrupted while it is destroyed, where Python raises nothing further."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_is_raised_and_the_handler_before_is_back_afterwards() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts_raised():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_falls_into_a_destructor_is_told_all_the_same() -> None:
+    with interrupts_raised() as came:
+        Interrupted()
+        assert came == [signal.SIGINT]
