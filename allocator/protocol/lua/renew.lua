@@ -186,7 +186,8 @@ local function run()
       end
       scores[#scores + 1] = now + ttl_ms + grace_ms
       scores[#scores + 1] = port
-      if in_period < ttl_ms then
+      -- What another program put there is left alone, and stops no heartbeat.
+      if in_period < ttl_ms and type(redis.pcall('GET', worker_prefix .. args[at + 5])) ~= 'table' then
         local _, fence = grant_of(grants[i], port)
         write_place(args[at + 5], host, port, fence, ttl_ms)
       end

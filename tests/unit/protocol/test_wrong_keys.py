@@ -146,6 +146,18 @@ def test_a_pool_key_without_its_fields_says_to_apply_it_again(store):
         store.drive(read_pool("mine"))
 
 
+def test_a_renewal_that_remembers_the_place_anew_leaves_alone_what_is_no_place_and_goes_on(store):
+    context = make_context()
+    two_hours = 7_200_000  # the place is written anew once an hour: with this TTL at every renewal
+    lease = store.drive(claim(context, request(ttl_ms=two_hours)))
+    key = "alloc:{sdk-v2}:worker:org-1/email#0"
+    break_key(store.client, key, "set")
+    for rewrite in (False, True):
+        (outcome,) = store.drive(renew(context, [lease], rewrite=rewrite))
+        assert not outcome.lost
+        assert store.client.type(key) == b"set"
+
+
 def test_a_stranger_member_in_the_ports_is_named(store):
     context = make_context()
     store.drive(claim(context, request()))
