@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 
 from allocator.cli.interrupts import interrupts_raised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Ctrl-C is heeded: whoever runs the tests in the background of a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Interrupted:
@@ -29,3 +41,10 @@ def test_ctrl_c_that_falls_into_a_destructor_is_told_all_the_same() -> None:
     with interrupts_raised() as came:
         Interrupted()
         assert came == [signal.SIGINT]
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interrupts_raised() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert came == []
