@@ -47,8 +47,9 @@ local function run()
   --@include places
   local match, find = string.match, string.find
   local host, worker, token, ttl_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-  local ttl_ms, explicit, hint = tonumber(ttl_text), tonumber(ARGV[5]), tonumber(ARGV[6])
-  local host_key, space_key = base .. ':host:' .. host, base .. ':host:' .. space
+  local ttl_ms, explicit, hint = ttl_text + 0, ARGV[5] + 0, ARGV[6] + 0
+  local host_key = base .. ':host:' .. host
+  local space_key = space == host and host_key or base .. ':host:' .. space
   local org, plugin, instance = match(worker, '^([^/]+)/([^#]+)#(%w+)')
   local service = base .. ':service:' .. plugin .. ':' .. org
   local pool = read('HMGET', base, 'rules', 'fence', 'waiting')
@@ -57,18 +58,17 @@ local function run()
   end
   local last_fence = pool[2]
   --@include rules
-  if ttl_ms < tonumber(ttl_min_ms) or ttl_ms > tonumber(ttl_max_ms) or (scope == 'fleet') ~= (space == '*') then
+  if ttl_ms < ttl_min_ms + 0 or ttl_ms > ttl_max_ms + 0 or (scope == 'fleet') ~= (space == '*') then
     return { STALE_POOL }
   end
-  first, last, grace_ms = tonumber(first), tonumber(last), tonumber(grace_ms)
+  first, last, grace_ms = first + 0, last + 0, grace_ms + 0
   --@include now
 
-  -- Who this host is, whether it is cordoned, and how far its never-used ports are known.
-  local known = read('HMGET', host_key, 'identity', 'cordon', 'watermark', 'due')
-  local fresh, next_due = known[3], known[4]
+  -- Who this host is, whether it is cordoned, and when its space is due on the reaper's agenda.
+  local known = read('HMGET', host_key, 'identity', 'cordon', 'due')
+  local next_due = known[3]
   if space ~= host then
-    local counted = read('HMGET', space_key, 'watermark', 'due')
-    fresh, next_due = counted[1], counted[2]
+    next_due = read('HGET', space_key, 'due')
   end
   local identity = ARGV[9]
   --@include known_host
@@ -79,11 +79,11 @@ local function run()
   local place_key = worker_prefix .. worker
   -- Where the worker is, or last was. It may come back at once to the port that it released itself.
   local place = read('GET', place_key)
-  local sticky, sticky_grant, own_cooldown, superseded
+  local sticky, sticky_text, sticky_grant, own_cooldown, superseded
   if place then
     local place_host, place_port, place_fence = place_of(place, place_key)
     local place_space = scope == 'fleet' and '*' or place_host
-    local grant = read('HGET', base .. ':tokens:' .. place_space, place_port)
+    local grant = read('HGET', place_space == space and tokens_key or base .. ':tokens:' .. place_space, place_port)
     local is_released = grant and find(grant, '-' .. place_fence .. ' ', 1, true) == 1
     if not is_released then
       --@include lease_head
@@ -110,7 +110,7 @@ local function run()
       end
     end
     if place_host == host or scope == 'fleet' then
-      sticky, sticky_grant, own_cooldown = tonumber(place_port), grant, is_released
+      sticky, sticky_text, sticky_grant, own_cooldown = place_port + 0, place_port, grant, is_released
     end
   end
   if known[2] then
@@ -180,6 +180,7 @@ local function run()
     elseif hint > 0 and claimable(hint) then
       port = hint
     else
+      local spills = find(pool[1], ' spill=1', 1, true)
       pool = read('HMGET', base, 'dynamic', 'version', 'conventional:' .. plugin)
       local dynamic, version, conventional = parse_ranges(pool[1] or bad(base, 'has no field dynamic')), pool[2], pool[3]
       local complete = true
@@ -195,7 +196,7 @@ local function run()
 
       local function never_used()
         local steps = 0
-        local from, counted_for = match(fresh or '', '^(%d+) (%d+)$')
+        local from, counted_for = match(read('HGET', space_key, 'watermark') or '', '^(%d+) (%d+)$')
         from = counted_for == version and tonumber(from) or 0
         if from > last then
           return nil
@@ -248,16 +249,16 @@ local function run()
       end
 
       port = first_claimable(conventional) or never_used() or free_longest()
-        or (spill == '1' and first_claimable(read('HGET', base, 'reserved')))
+        or (spills and first_claimable(read('HGET', base, 'reserved')))
       if not port and complete then
         --@include next_port
-        return { EXHAUSTED, ms_until_next(first, last, dynamic, spill == '1', conventional or '', now) }
+        return { EXHAUSTED, ms_until_next(first, last, dynamic, spills, conventional or '', now) }
       end
     end
   end
 
   -- What is written without having been read: a write that fails would leave the rest half done.
-  local is_due = not next_due or next_due == FOREVER or tonumber(next_due) > now + ttl_ms
+  local is_due = not next_due or next_due == FOREVER or next_due + 0 > now + ttl_ms
   if is_due or not is_known then
     read('ZSCORE', hosts_key, space)
   end
@@ -296,16 +297,17 @@ local function run()
   end
 
   -- writes --
-  --@include events
   --@include lease_text
   if unseen then
     --@include service_key
+    --@include events
     --@include close
     for _, item in ipairs(unseen) do
       close_grant(item[1], item[2], item[3], item.parts[2], item.parts[4], item.parts[5])
     end
   end
   if more and more.sets then
+    --@include events
     --@include limits_closed
   end
   if forgotten then
@@ -326,12 +328,13 @@ local function run()
     call('DEL', lease_prefix .. superseded)
     call('ZADD', ports_key, now + grace_ms, superseded)
   end
-  local kind, state, extra, fence = GRANTED, ARGV[7], ARGV[8], whole(now_us)
+  local kind, state, extra, fence = GRANTED, ARGV[7], ARGV[8], clock[1] .. string.sub('00000' .. clock[2], -6)
   local now_text = string.sub(fence, 1, -4)
-  last_fence = tonumber(last_fence) or 0
-  if last_fence >= now_us then
-    fence = whole(last_fence + 1)
+  -- As text where that decides it: to write a number of 16 digits, or to read one, costs more than all the rest here.
+  if last_fence and (#last_fence ~= #fence or last_fence >= fence) then
+    fence = whole(math.max(tonumber(last_fence) or 0, now_us - 1) + 1)
   end
+  port = port == sticky and sticky_text or port .. ''
   --@include open
   if more then
     if more.sets then

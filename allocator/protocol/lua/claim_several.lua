@@ -152,7 +152,7 @@ local function run()
   local dynamic, looked, in_a_row = parse_ranges(pool[4] or bad(base, 'has no field dynamic')), 0, 0
   -- A port that belongs to another plugin is taken where that may be (spill).
   local own = ',' .. (pool[5] or '') .. ','
-  local spills = spill == '1' and ',' .. (pool[6] or '') .. ',' or ','
+  local spills = find(pool[1], ' spill=1', 1, true) and ',' .. (pool[6] or '') .. ',' or ','
   for page = math.max(first, look_from), missing > 0 and last or -1, PAGE do
     local ports = {}
     for port = page, math.min(last, page + PAGE - 1) do
@@ -224,7 +224,7 @@ local function run()
   local kind, state = GRANTED, ARGV[3]
   for i = 1, needed do
     local its_worker, token, extra, port = ARGV[HEAD + WORDS * i - 2], ARGV[HEAD + WORDS * i - 1], ARGV[HEAD + WORDS * i], chosen[i]
-    local worker, service = its_worker, service_key(its_worker)
+    local worker, service, place_key = its_worker, service_key(its_worker), worker_prefix .. its_worker
     last_fence = math.max(last_fence + 1, now_us)
     local fence = whole(last_fence)
     --@include open

@@ -189,7 +189,7 @@ local function run()
       -- What another program put there is left alone, and stops no heartbeat.
       if in_period < ttl_ms and type(redis.pcall('GET', worker_prefix .. args[at + 5])) ~= 'table' then
         local _, fence = grant_of(grants[i], port)
-        write_place(args[at + 5], host, port, fence, ttl_ms)
+        write_place(worker_prefix .. args[at + 5], host, port, fence, ttl_ms)
       end
     elseif code == REASSERTED then
       local kind, port, fence, token, worker = REASSERTED, ports[i], reply[2 * i + 1], args[at + 2], args[at + 5]
@@ -210,7 +210,7 @@ local function run()
         end
         tokens_key = own_tokens
       end
-      local service, is_due = service_key(worker), true
+      local service, place_key, is_due = service_key(worker), worker_prefix .. worker, true
       --@include open
       if has_limits then
         local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')

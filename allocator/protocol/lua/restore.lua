@@ -53,7 +53,7 @@ local function run()
       local fence = whole(ARGV[at + 3] - 1)
       redis.call('ZADD', ports_key, now + ttl_ms, port)
       redis.call('HSET', tokens_key, port, '-' .. fence .. ' ' .. NO_TOKEN .. ' ' .. host .. ' ' .. worker)
-      write_place(worker, host, port, fence, ttl_ms)
+      write_place(worker_prefix .. worker, host, port, fence, ttl_ms)
       record_event(RESTORED, host, port, worker, fence)
     end
   end

@@ -56,6 +56,17 @@ def test_a_lease_says_whose_processes_it_is_tied_to(store):
     assert shown == replace(lease, expires_at=shown.expires_at)
 
 
+@pytest.mark.parametrize("known", ["9", "1000000000000000", "9000000000000000"])
+def test_a_claim_s_fence_is_above_the_last_one_and_not_behind_the_clock(store, known):
+    take(store, make_context(), worker=STRIPE)
+    store.client.hset("alloc:{sdk-v2}", "fence", known)
+    seconds, _ = store.client.time()
+    lease = take(store, make_context())
+    assert lease.fence > int(known)
+    assert lease.fence >= seconds * 1_000_000
+    assert store.client.hget("alloc:{sdk-v2}", "fence") == str(lease.fence).encode()
+
+
 def test_what_a_holder_does_not_say_takes_no_room_in_redis(store):
     take(store, make_context())
     text = store.client.get("alloc:{sdk-v2}:lease:web-1:5556").decode()

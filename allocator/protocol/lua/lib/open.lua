@@ -1,11 +1,12 @@
 -- The start of a grant, the same for a claim and for a lease that is re-asserted. Not a function, for it stands on the
--- path of every claim. Needs kind, port, fence, token, host, worker, service, state, extra, ttl_ms, ttl_text, now,
--- now_text, grace_ms and is_due (whether the space is due on the reaper's agenda no sooner than this lease ends); leaves
+-- path of every claim. Needs kind, port, fence, token, host, worker, place_key, service, state, extra, ttl_ms, ttl_text,
+-- now, now_text, grace_ms and is_due (whether the space is due on the reaper's agenda no sooner than this lease ends); leaves
 -- the lease's text in `lease`.
 --
 -- The event, the service index and the score are their own checks, where nothing was written before them: what was
 -- written is taken back when the next cannot be.
-local event, member = record_event(kind, host, port, worker, fence), host .. ':' .. port
+local member = host .. ':' .. port
+local event = redis.pcall('XADD', events_key, '*', 'type', kind, 'host', host, 'port', port, 'worker', worker, 'fence', fence)
 local failed = event
 key_read = events_key
 if type(event) ~= 'table' then
@@ -28,7 +29,7 @@ local lease = lease_text(fence, state, worker, host, port, now_text, ttl_text, e
 call('HSET', base, 'fence', fence)
 call('SET', lease_prefix .. port, lease, 'PX', ttl_text)
 call('HSET', tokens_key, port, fence .. ' ' .. token .. ' ' .. host .. ' ' .. worker)
-write_place(worker, host, port, fence, ttl_ms)
+write_place(place_key, host, port, fence, ttl_ms)
 -- The reaper trims at each of its visits; this is for pools that only ever claim and release.
 if now % 64 == 0 then
   --@include trim

@@ -11,7 +11,7 @@ local function place_of(text, key)
   return host, port, fence
 end
 
-local function write_place(worker, host, port, fence, ttl_ms)
-  call('SET', worker_prefix .. worker, '{"host":"' .. host .. '","port":' .. port .. ',"fence":' .. fence .. '}',
+local function write_place(key, host, port, fence, ttl_ms)
+  call('SET', key, '{"host":"' .. host .. '","port":' .. port .. ',"fence":' .. fence .. '}',
     'PX', WORKER_MEMORY_MS + ttl_ms)
 end
