@@ -146,6 +146,8 @@ class ScriptedRedis:
                 self._age_scores(key, ms)
             elif suffix.startswith(":host:"):
                 self._age_host(key, ms)
+            elif suffix == "" and self.client.type(key) == b"hash":
+                self._age_visit(key, ms)
 
     def _age_text(self, key: str, ms: int) -> None:
         left, value = self.client.pttl(key), self.client.get(key)
@@ -177,6 +179,10 @@ class ScriptedRedis:
                 self.client.hset(key, field, f"{max(0, int(first) - ms)} {second}")
             elif field.startswith(b"strikes:"):
                 self.client.hset(key, field, f"{first} {int(second) - ms}")
+
+    def _age_visit(self, key: str, ms: int) -> None:
+        if due := self.client.hget(key, "reap_at"):
+            self.client.hset(key, "reap_at", max(0, int(due) - ms))
 
     def dump(self) -> dict[str, Any]:
         """Return all keys as path → value, ids of events left out; times are floats, everything else is not."""
@@ -211,7 +217,7 @@ class ScriptedRedis:
 
     @staticmethod
     def _field(state: dict[str, Any], path: str, value: str) -> None:
-        if path.endswith(" due"):
+        if path.endswith((" due", " reap_at")):
             state[path] = float(value)
         elif path.endswith(" reaped"):
             state[path] = float(value.split(maxsplit=1)[0])

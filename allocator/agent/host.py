@@ -34,6 +34,8 @@ SCAN_S = 30.0
 
 RETRY_S = 0.5
 LONGEST_REAP_S = 30.0
+REAP_SPREAD_S = 0.05
+"""The agents of a fleet share the reaper's visits: each waits at random, longer by this for every host there is."""
 
 log = logging.getLogger("allocator.agent")
 
@@ -223,6 +225,8 @@ class HostAgent:
                 continue
             before = tied.lease
             tied.confirm(outcome.lease, now)
+            if outcome.reap_due:
+                self._reap_at[before.pool] = now
             if outcome.lease.fence != before.fence:
                 log.warning("re-asserted the lease of %s on %s", before.worker, before.address)
                 self._save(tied)
@@ -236,8 +240,10 @@ class HostAgent:
     def _reap(self, now: float) -> None:
         for pool, at in self._reap_at.items():
             if now >= at:
-                _, next_s = self._allocator.run(listing.reap(pool))
-                self._reap_at[pool] = now + max(LOOK_S, min(LONGEST_REAP_S, next_s or LONGEST_REAP_S))
+                reaped = self._allocator.run(listing.reap(pool))
+                wait_s = LONGEST_REAP_S if reaped.next_s is None else max(LOOK_S, reaped.next_s)
+                wait_s += self._allocator.session.rng.uniform(0.0, REAP_SPREAD_S * reaped.spaces)
+                self._reap_at[pool] = now + min(LONGEST_REAP_S, wait_s)
 
     # -- health --
 

@@ -73,6 +73,21 @@ class HostView:
         return "cordoned" if self.cordoned else "open"
 
 
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What a visit of the reaper came to.
+
+    Attributes:
+        closed: How many leases it closed.
+        next_s: After how many seconds the next may be due; None when none is.
+        spaces: How many spaces the pool has.
+    """
+
+    closed: int
+    next_s: float | None
+    spaces: int
+
+
 def spaces(pool: str) -> Operation[list[str]]:
     """Return the spaces of a pool (its hosts, or `*` in fleet scope), in alphabetical order."""
     found: list[str] = []
@@ -207,12 +222,12 @@ def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
     return code == Reply.CHANGED
 
 
-def reap(pool: str, *, most: int = REAP_BATCH) -> Operation[tuple[int, float | None]]:
-    """Make ends known that nobody has met: events, service index.
-
-    Returns:
-        How many leases were closed, and after how many seconds the next may be due (None: none is).
-    """
+def reap(pool: str, *, most: int = REAP_BATCH) -> Operation[Reaped]:
+    """Make ends known that nobody has met: events, service index."""
     reply = decode.words((yield ScriptCall("reap", script_keys(pool), (most,))))
     wait_ms = decode.number(reply[2])
-    return int(decode.number(reply[1])), None if wait_ms < 0 else wait_ms / 1_000
+    return Reaped(
+        closed=int(decode.number(reply[1])),
+        next_s=None if wait_ms < 0 else wait_ms / 1_000,
+        spaces=int(decode.number(reply[3])),
+    )

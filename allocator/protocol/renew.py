@@ -1,4 +1,8 @@
-"""Renew: extend leases in batches, say what changed about them, re-assert those that Redis lost."""
+"""Renew: extend leases in batches, say what changed about them, re-assert those that Redis lost.
+
+A heartbeat that has nothing new to say asks `keep`, which is told no more than what proves the leases; only about those
+that were not extended is `renew` asked, with all that it takes to decide.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +38,14 @@ class RenewOutcome:
         reasserted: Whether Redis had lost it and has it again.
         lost: Why it is lost, or None.
         draining: Whether its host is to be emptied: its holder stops the worker and releases it.
+        reap_due: Whether the pool asks for a visit of its reaper, from whoever renews just now.
     """
 
     lease: Lease
     reasserted: bool = False
     lost: LeaseLostError | None = None
     draining: bool = False
+    reap_due: bool = False
 
 
 def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
@@ -72,6 +78,44 @@ def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -
 def _renew_batch(
     context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool
 ) -> Operation[list[RenewOutcome]]:
+    outcomes: dict[int, RenewOutcome] = {}
+    if not rewrite:
+        for ttl_ms in sorted({lease.ttl_ms for lease in leases}):
+            members = [i for i, lease in enumerate(leases) if lease.ttl_ms == ttl_ms]
+            kept = yield from _kept(context, pool, host, [leases[i] for i in members], ttl_ms)
+            outcomes |= {members[at]: outcome for at, outcome in kept.items()}
+    left = [i for i in range(len(leases)) if i not in outcomes]
+    if left:
+        decided = yield from _decided(context, pool, host, [leases[i] for i in left], rewrite=rewrite)
+        outcomes.update(zip(left, decided, strict=True))
+    return [outcomes[i] for i in range(len(leases))]
+
+
+def _kept(
+    context: Context, pool: PoolSpec, host: str, leases: list[Lease], ttl_ms: int
+) -> Operation[dict[int, RenewOutcome]]:
+    """Extend leases that are alive; return what became of those, by their place in the list."""
+    args: list[str | int] = [host, ttl_ms, *(lease.port for lease in leases)]
+    args += [f"{lease.fence} {_token(lease)} " for lease in leases]
+    sent_at = context.clock()
+    reply = decode.words((yield ScriptCall("keep", script_keys(pool.name, space_of(pool, host)), tuple(args))))
+    if decode.text(reply[0]) == Reply.NO_POOL:
+        return {}
+    now_ms, draining, reap_due, *left = (decode.number(word) for word in reply)
+    expires_at, deadline = (now_ms + ttl_ms) / 1_000, sent_at + ttl_ms / 1_000
+    return {
+        i: RenewOutcome(
+            replace(lease, expires_at=expires_at, deadline=deadline), draining=draining > 0, reap_due=reap_due > 0
+        )
+        for i, lease in enumerate(leases)
+        if i + 1 not in left
+    }
+
+
+def _decided(
+    context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool
+) -> Operation[list[RenewOutcome]]:
+    """Extend leases and write what is new about them, or re-assert them, or learn that they are lost."""
     call = _call(context, pool, host, leases, rewrite=rewrite)
     for _ in range(3):
         sent_at = context.clock()
@@ -89,21 +133,21 @@ def _renew_batch(
     ]
 
 
+def _token(lease: Lease) -> str:
+    if not lease.token:
+        raise InvalidInputError(
+            f"the lease of {lease.worker} on {lease.address} has no token; only its holder can renew it"
+        )
+    return lease.token
+
+
 def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool) -> ScriptCall:
-    here = host == context.host
-    args: list[str | int] = [
-        host,
-        context.full_identity if here else "-",
-    ]
+    args: list[str | int] = [host, context.full_identity if host == context.host else "-"]
     mode = "set" if rewrite else "keep"
     for lease in leases:
-        if not lease.token:
-            raise InvalidInputError(
-                f"the lease of {lease.worker} on {lease.address} has no token; only its holder can renew it"
-            )
         args += (
             lease.port,
-            lease.token,
+            _token(lease),
             lease.fence,
             pool.check_ttl_ms(lease.ttl_ms) if rewrite else lease.ttl_ms,
             str(lease.worker),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import multiprocessing
+import random
 import secrets
 import statistics
 import sys
@@ -14,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 from redis.crc import key_slot
 
+from allocator.client.heartbeats import T1, T1_SPREAD
+from allocator.model.leases import Lease
+from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
+from allocator.model.states import LeaseState
 from allocator.protocol.keys import pool_key, script_keys
+from allocator.protocol.listing import reap
 from allocator.protocol.pools import apply_pool
+from allocator.protocol.renew import renew
 from allocator.protocol.scripts import script
 from benchmarks.leases import Bench
 from benchmarks.servers import server
@@ -27,10 +35,12 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 PORTS = 44
-TTL_MS, PERIOD_S = 30_000, 15.0
-POPULATE_TTL_MS = 3_600_000
+TTL_MS = 30_000
+PERIOD_S = TTL_MS / 1_000 * (T1 - T1_SPREAD / 2)
+"""How often a holder renews on average: see `HeartbeatPlan`."""
+POPULATE_TTL_MS = 60_000
 """Leases live this long until the first heartbeat, so that none runs out while the fleet is made."""
-STORM_AFTER_S, STORM_WATCHED_S = 8.0, 15.0
+STORM_AFTER_S, STORM_WATCHED_S = 12.0, 35.0
 SLOW_US = 5_000
 PROBE_PERIOD_S = 0.005
 PIPELINE = 400
@@ -50,23 +60,24 @@ class Fleet:
         self.redis: Any = Redis.from_url(url, protocol=2)
         self.pool = PoolSpec(name=pool, first=5_556, last=5_556 + PORTS, cooldown_ms=0)
         self.hosts = hosts
-        self.held: list[list[tuple[str, str, str, str]]] = []
+        self.held: list[list[tuple[int, str, int, WorkerId]]] = []
+        self.rng = random.Random(hosts)
+        self.beats, self.closed, self.closed_at = 0, 0, 0.0
 
     def populate(self) -> None:
         """Claim every port of every host but one, which the probe takes."""
         self.bench.run(apply_pool(self.pool))
         sha1, pipeline = script("claim").sha1, self.redis.pipeline(transaction=False)
         self.redis.script_load(script("claim").source)
-        self.redis.script_load(script("renew").source)
-        self.redis.script_load(script("reap").source)
-        batch: list[tuple[int, str, str]] = []
+        batch: list[tuple[int, WorkerId, str]] = []
         for host in range(self.hosts):
             self.held.append([])
             for number in range(PORTS):
-                worker, token = f"org-{host % 997}/plugin-{number % 13}#{host}", secrets.token_hex(16)
+                worker = WorkerId(f"org-{host % 997}", f"plugin-{number % 13}", host // 997 * PORTS + number)
+                token = secrets.token_hex(16)
                 args = (
                     f"host-{host}",
-                    worker,
+                    str(worker),
                     token,
                     POPULATE_TTL_MS,
                     0,
@@ -82,19 +93,45 @@ class Fleet:
             if len(batch) >= PIPELINE or host == self.hosts - 1:
                 for (of_host, worker, token), reply in zip(batch, pipeline.execute(), strict=True):
                     text = reply[1].decode()
+                    if reply[0] != b"granted":
+                        raise SystemExit(f"a claim was answered {reply[0]!r}: {text}")
                     port, fence = text.split('"port":')[1].split(",")[0], text.split('"fence":')[1].split(",")[0]
-                    self.held[of_host].append((port, token, fence, worker))
+                    self.held[of_host].append((int(port), token, int(fence), worker))
                 batch.clear()
 
     def beat(self, host: int, ttl_ms: int = TTL_MS) -> None:
-        """Renew all leases of a host in one call, and reap as a holder does."""
-        words: list[object] = [f"host-{host}", "-"]
-        for port, token, fence, worker in self.held[host]:
-            words += (port, token, fence, ttl_ms, worker, "keep", "ready", "")
-        pipeline = self.redis.pipeline(transaction=False)
-        pipeline.evalsha(script("renew").sha1, 2, *script_keys(self.pool.name, f"host-{host}"), *words)
-        pipeline.evalsha(script("reap").sha1, 2, *script_keys(self.pool.name), 64)
-        pipeline.execute()
+        """Do what a holder's heartbeat does: renew all leases of a host, and reap where the answer asks for it."""
+        leases = [self._lease(host, ttl_ms, *one) for one in self.held[host]]
+        outcomes = self.bench.run(renew(self.bench.context, leases))
+        self.beats += 1
+        if any(outcome.lost or outcome.reasserted for outcome in outcomes):
+            raise SystemExit(f"host-{host} did not renew all its leases; is this machine too busy to measure on?")
+        if outcomes[0].reap_due and (closed := self.bench.run(reap(self.pool.name)).closed):
+            self.closed += closed
+            self.closed_at = time.perf_counter()
+
+    def _lease(self, host: int, ttl_ms: int, port: int, token: str, fence: int, worker: WorkerId) -> Lease:
+        return Lease(
+            pool=self.pool.name,
+            host=f"host-{host}",
+            port=port,
+            worker=worker,
+            state=LeaseState.READY,
+            fence=fence,
+            ttl_ms=ttl_ms,
+            granted_at=0.0,
+            expires_at=0.0,
+            token=token,
+        )
+
+    def next_beat_s(self) -> float:
+        """Return after how many seconds a host that renewed renews again: as `HeartbeatPlan` decides."""
+        return TTL_MS / 1_000 * self.rng.uniform(T1 - T1_SPREAD, T1)
+
+    def network_bytes(self) -> int:
+        """Return how many bytes the server has read and written."""
+        info = self.redis.info("stats")
+        return int(info["total_net_input_bytes"]) + int(info["total_net_output_bytes"])
 
     def cpu_s(self) -> float:
         """Return the processor time that the server has used, in seconds."""
@@ -139,41 +176,64 @@ def probing(url: str, pool: str) -> Iterator[list[float]]:
         process.join()
 
 
-def heartbeats(fleets: list[Fleet], seconds: float, first: int = 0) -> float:
-    """Renew every host from `first` on once in a period, evenly; return the seconds that it took."""
-    began, each = time.perf_counter(), [(fleet, host) for host in range(first, fleets[0].hosts) for fleet in fleets]
-    pace = PERIOD_S / len(each)
-    for number in range(int(seconds / pace)):
-        fleet, host = each[number % len(each)]
-        fleet.beat(host)
-        ahead = began + (number + 1) * pace - time.perf_counter()
-        if ahead > 0:
-            time.sleep(ahead)
-    return time.perf_counter() - began
+def heartbeats(fleets: list[Fleet], seconds: float, first: int = 0) -> None:
+    """Renew every host from `first` on when it is due, as holders do that run on their own."""
+    now = began = time.perf_counter()
+    due = [
+        (began + fleet.rng.uniform(0, fleet.next_beat_s()), at, host)
+        for at, fleet in enumerate(fleets)
+        for host in range(first, fleet.hosts)
+    ]
+    heapq.heapify(due)
+    while now < began + seconds:
+        when, at, host = due[0]
+        if when > now:
+            time.sleep(when - now)
+        fleets[at].beat(host)
+        now = time.perf_counter()
+        heapq.heapreplace(due, (max(when, now - PERIOD_S) + fleets[at].next_beat_s(), at, host))
 
 
 def steady(fleets: list[Fleet], urls: list[str], seconds: float) -> dict[str, Any]:
-    """Return what heartbeats take, and claims beside them."""
+    """Return what heartbeats take, and claims beside them; by the beat, so that a slow client tells no lower figure."""
     for fleet in fleets:
         for host in range(fleet.hosts):
             fleet.beat(host)
         fleet.slow_calls()
-    before = [fleet.cpu_s() for fleet in fleets]
+        fleet.beats = 0
+    before = [(fleet.cpu_s(), fleet.network_bytes()) for fleet in fleets]
+    began = time.perf_counter()
     with probing(urls[0], fleets[0].pool.name) as times:
-        took = heartbeats(fleets, seconds)
-    cpu = [(fleet.cpu_s() - used) / took for fleet, used in zip(fleets, before, strict=True)]
-    return {"cpu": cpu, "took_s": took, "claims_ms": quantiles(times), "slow": sum(f.slow_calls() for f in fleets)}
+        heartbeats(fleets, seconds)
+    took_s = time.perf_counter() - began
+    rate = [fleet.hosts / PERIOD_S / fleet.beats for fleet in fleets]
+    return {
+        "cpu": [(fleet.cpu_s() - used) * per for fleet, (used, _), per in zip(fleets, before, rate, strict=True)],
+        "network": [
+            (fleet.network_bytes() - was) * per for fleet, (_, was), per in zip(fleets, before, rate, strict=True)
+        ],
+        "kept_up": sum(fleet.beats for fleet in fleets) * PERIOD_S / took_s / sum(fleet.hosts for fleet in fleets),
+        "claims_ms": quantiles(times),
+        "slow": sum(fleet.slow_calls() for fleet in fleets),
+    }
 
 
 def storm(fleet: Fleet, url: str) -> dict[str, Any]:
     """Let half of the hosts' leases run out at one moment; return what claims and calls took meanwhile."""
-    at = time.perf_counter() + STORM_AFTER_S
+    began = time.perf_counter()
     for host in range(fleet.hosts // 2):
-        fleet.beat(host, max(100, int((at - time.perf_counter()) * 1_000)))
+        fleet.beat(host, max(100, int((began + STORM_AFTER_S - time.perf_counter()) * 1_000)))
     fleet.slow_calls()
+    fleet.closed = 0
     with probing(url, fleet.pool.name) as times:
-        heartbeats([fleet], STORM_WATCHED_S, fleet.hosts // 2)
-    return {"claims_ms": quantiles(times), "slow": fleet.slow_calls()}
+        heartbeats([fleet], began + STORM_WATCHED_S - time.perf_counter(), fleet.hosts // 2)
+    return {
+        "claims_ms": quantiles(times),
+        "slow": fleet.slow_calls(),
+        "gone": fleet.hosts // 2 * PORTS,
+        "told": fleet.closed,
+        "told_s": fleet.closed_at - began - STORM_AFTER_S,
+    }
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -188,9 +248,12 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     with server(binary) as place:
         fleet = Fleet(place["unix"], "fleet", hosts)
         fleet.redis.config_set("slowlog-log-slower-than", SLOW_US)
+        empty = fleet.redis.info("memory")["used_memory"]
         fleet.populate()
+        bytes_per_lease = (fleet.redis.info("memory")["used_memory"] - empty) / hosts / PORTS
         one = steady([fleet], [place["unix"]], seconds)
         gone = storm(fleet, place["unix"])
+    one["bytes_per_lease"] = bytes_per_lease
     return {"hosts": hosts, "one": one, "storm": gone, "cluster": _cluster(hosts, seconds)}
 
 
@@ -222,10 +285,19 @@ def rows(found: dict[str, Any]) -> list[Row]:
     busiest = max(three["cpu"])
     return [
         Row(f"{what}: one server", f"{one['cpu'][0]:.1%} of a core", "", "≤ 15 %", one["cpu"][0] <= 0.15),
+        Row(f"{what}: read and written", f"{one['network'][0] / 1e6:.1f} MB a second", "", "", None),
+        Row(f"{what}: memory for a lease", f"{one['bytes_per_lease']:,.0f} bytes", "", "", None),
         _claims(f"{what}: claims beside them, 99th percentile", one["claims_ms"]),
         _slow(f"{what}: calls over 5 ms", one["slow"]),
         _claims("half of the hosts' leases run out at once: claims, 99th percentile", gone["claims_ms"]),
         _slow("half of the hosts' leases run out at once: calls over 5 ms", gone["slow"]),
+        Row(
+            "half of the hosts' leases run out at once: all of these ends are told after",
+            f"{gone['told_s']:.1f} s",
+            f"{gone['told']:,} of {gone['gone']:,}",
+            "",
+            None,
+        ),
         Row(f"{what}: Cluster of 3, the busiest node", f"{busiest:.1%} of a core", "", "", None),
         _slow(f"{what}: Cluster of 3, calls over 5 ms", three["slow"]),
     ]

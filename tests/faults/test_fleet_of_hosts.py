@@ -61,7 +61,7 @@ def run_fleet(ports: PortAllocator, url: str, spec: PoolSpec, way: str) -> Itera
 def close_everything(ports: PortAllocator, spec: PoolSpec) -> None:
     """Reap until nothing is left that could still be told."""
     for _ in range(10_000):
-        _, wait_s = ports.run(listing.reap(spec.name))
+        wait_s = ports.run(listing.reap(spec.name)).next_s
         if wait_s is None:
             return
         ports.store.wait_for_event(f"alloc:{{{spec.name}}}:none", "0-0", min(wait_s, 0.2) or 0.001)

@@ -68,7 +68,7 @@ def test_sixty_four_processes_never_share_a_port(
     ]
     for lease in claimed:
         ports.release(lease)
-    while ports.run(listing.reap(pool.name))[0]:
+    while ports.run(listing.reap(pool.name)).closed:
         pass
     assert ports.leases() == []
     left = {key.decode().rpartition("}")[2].split(":")[1:2][0] for key in keys_of(ports, pool) if b"}:" in key}

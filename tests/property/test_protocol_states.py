@@ -101,6 +101,8 @@ class Protocol(RuleBasedStateMachine):
                    b"created": {b"unchanged"}, b"changed": {b"unchanged"}, b"reasserted": {b"renewed"}}  # fmt: skip
         if script in {"inspect", "reap"}:
             return True
+        if script == "keep" and len(first) > 1:  # the reaper may have become due meanwhile
+            return bool((first[1], first[3:]) == (second[1], second[3:]))
         at = {"renew": 1}.get(script, 0)
         codes = list(zip(first[at::2], second[at::2], strict=True)) if script in {"renew", "release", "decline"} else [
             (first[0], second[0])
@@ -336,7 +338,7 @@ class Protocol(RuleBasedStateMachine):
         try:
             self.store.advance(140 * MINUTE)
             for _ in range(50):
-                _, wait = self.store.drive(reap("p"))
+                wait = self.store.drive(reap("p")).next_s
                 if wait is None:
                     break
             assert wait is None

@@ -23,7 +23,7 @@ local function run()
   for i = 1, #pairs_before, 2 do
     before[pairs_before[i]] = pairs_before[i + 1]
   end
-  local kept = { fence = true, version = true, waiting = true, counting = true, recovery = true }
+  local kept = { fence = true, version = true, waiting = true, counting = true, recovery = true, reap_at = true }
   local version = tonumber(before['version']) or 0
   local changed, after, stale = false, {}, {}
   for i = 3, #ARGV, 2 do

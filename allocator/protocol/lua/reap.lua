@@ -7,8 +7,10 @@
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used: the agenda names the spaces)
 -- ARGV  1 how many leases to close at most (64 or fewer)
 -- Replies
---       reaped, how many were closed, ms until the next space is due (-1: none is)
+--       reaped, how many were closed, ms until the next space is due (-1: none is), how many spaces the pool has
 -- Events  expired
+-- Holders call it when a renewal says so (`reap_at` of the pool, see keep): so a fleet calls it as often as it has
+-- something to do, whatever its size.
 -- Loops   at most 16 spaces and 64 closed leases a call; a page is 64 ports beside those of equal score
 
 --@include replies
@@ -16,6 +18,8 @@
 
 local SPACES = 16
 local PAGE = 64
+-- Spaces that are due are visited together, not each in a call of its own; and an end is told in so much time.
+local GATHERED_MS, LATEST_MS = 250, 1000
 
 local function run()
   --@include keys
@@ -97,7 +101,10 @@ local function run()
   if next_due and next_due ~= FOREVER then
     wait = math.max(0, tonumber(next_due) - now)
   end
-  return { REAPED, #closing, whole(wait) }
+  if pool[1] then
+    call('HSET', base, 'reap_at', whole(math.min(now + LATEST_MS, (tonumber(next_due) or now) + GATHERED_MS)))
+  end
+  return { REAPED, #closing, whole(wait), call('ZCARD', hosts_key) }
 end
 
 --@include run

@@ -1,4 +1,5 @@
--- renew: extends a batch of leases, sets what changed, and re-asserts a lease that Redis lost.
+-- renew: extends a batch of leases, sets what changed, and re-asserts a lease that Redis lost. A heartbeat that has
+-- nothing to set asks `keep` first, and this script about the leases that are left.
 --
 -- Safe because a lease is extended only while the port's last grant has this token. It is re-asserted, with a new
 -- fence, only if its holder did not end it, no newer lease has the port or the worker, and the last grant of the port
@@ -22,7 +23,6 @@
 --@include base
 
 local HEAD, WORDS = 2, 8
--- A worker's place is written anew once an hour, so that it never runs out under a lease that is kept.
 local PLACE_PERIOD_MS = 3600000
 
 local function run()
@@ -186,10 +186,9 @@ local function run()
       end
       scores[#scores + 1] = now + ttl_ms + grace_ms
       scores[#scores + 1] = port
-      -- What another program put there is left alone, and stops no heartbeat.
-      if in_period < ttl_ms and type(redis.pcall('GET', worker_prefix .. args[at + 5])) ~= 'table' then
-        local _, fence = grant_of(grants[i], port)
-        write_place(worker_prefix .. args[at + 5], host, port, fence, ttl_ms)
+      if in_period < ttl_ms then
+        local grant = grants[i]
+        --@include place_anew
       end
     elseif code == REASSERTED then
       local kind, port, fence, token, worker = REASSERTED, ports[i], reply[2 * i + 1], args[at + 2], args[at + 5]

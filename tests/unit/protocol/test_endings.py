@@ -13,7 +13,7 @@ from allocator.model.pools import PoolSpec
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import script_keys
-from allocator.protocol.listing import leases, port_view, reap
+from allocator.protocol.listing import Reaped, leases, port_view, reap
 from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.steps import ScriptCall
@@ -172,15 +172,15 @@ def test_a_retired_port_is_forgotten_when_it_comes_back(store):
 def test_the_reaper_makes_an_expiry_known_once(store):
     context = make_context()
     lease = take(store, context)
-    assert store.drive(reap("sdk-v2"))[0] == 0
+    assert store.drive(reap("sdk-v2")).closed == 0
     store.advance(40 * SECOND)
-    assert store.drive(reap("sdk-v2"))[0] == 1
+    assert store.drive(reap("sdk-v2")).closed == 1
     event = store.events("sdk-v2")[-1]
     assert event == {
         "type": "expired", "host": "web-1", "port": "5556", "worker": "org-1/email#0", "fence": str(lease.fence),
     }  # fmt: skip
     before = store.dump()
-    assert store.drive(reap("sdk-v2")) == (0, None)
+    assert store.drive(reap("sdk-v2")) == Reaped(closed=0, next_s=None, spaces=1)
     assert_same_state(before, store.dump())
 
 
@@ -189,14 +189,14 @@ def test_the_reaper_leaves_live_leases_and_says_when_to_come_again(store):
     take(store, context)
     lease = take(store, context, STRIPE, ttl_ms=120_000)
     store.advance(40 * SECOND)
-    closed, wait = store.drive(reap("sdk-v2"))
-    assert closed == 1
-    assert 70 < wait <= 80
+    reaped = store.drive(reap("sdk-v2"))
+    assert reaped.closed == 1
+    assert 70 < reaped.next_s <= 80
     assert not store.drive(renew(context, [lease]))[0].lost
 
 
 def test_the_reaper_has_nothing_to_do_in_an_empty_pool(store):
-    assert store.drive(reap("nothing")) == (0, None)
+    assert store.drive(reap("nothing")) == Reaped(closed=0, next_s=None, spaces=0)
     assert store.key_names() == []
 
 
@@ -211,9 +211,9 @@ def test_200_leases_that_expire_at_one_millisecond_are_all_closed(store):
     store.advance(60 * SECOND)
     closed = []
     for _ in range(2_000):  # the next visit is due a millisecond later
-        count, wait = store.drive(reap("wide"))
-        closed.append(count)
-        if wait is None:
+        reaped = store.drive(reap("wide"))
+        closed.append(reaped.closed)
+        if reaped.next_s is None:
             break
     assert sum(closed) == 200
     assert max(closed) == 64
@@ -227,12 +227,13 @@ def test_the_reaper_visits_many_hosts(store):
     store.advance(40 * SECOND)
     total = 0
     for _ in range(20):
-        count, wait = store.drive(reap("sdk-v2"))
-        total += count
-        if wait is None:
+        reaped = store.drive(reap("sdk-v2"))
+        total += reaped.closed
+        if reaped.next_s is None:
             break
     assert total == 40
-    assert wait is None
+    assert reaped.next_s is None
+    assert reaped.spaces == 40
 
 
 def test_the_reapers_cursor_does_not_miss_a_lease_that_came_after(store):
@@ -240,7 +241,7 @@ def test_the_reapers_cursor_does_not_miss_a_lease_that_came_after(store):
     for round_ in range(5):
         take(store, context, WorkerId("o", "p", round_), ttl_ms=1_000 * (round_ + 1))
         store.advance(30 * SECOND)
-        assert store.drive(reap("sdk-v2"))[0] == 1
+        assert store.drive(reap("sdk-v2")).closed == 1
 
 
 def test_the_reaper_goes_on_when_the_grace_of_the_pool_shrank(store):
@@ -248,11 +249,45 @@ def test_the_reaper_goes_on_when_the_grace_of_the_pool_shrank(store):
     context = make_context()
     take(store, context, pool="p")
     store.advance(40 * SECOND)
-    assert store.drive(reap("p"))[0] == 1
+    assert store.drive(reap("p")).closed == 1
     store.drive(apply_pool(PoolSpec(name="p", first=7001, last=7009, grace_ms=0)))
     take(store, context, STRIPE, pool="p")
     store.advance(40 * SECOND)
-    assert store.drive(reap("p"))[0] == 1
+    assert store.drive(reap("p")).closed == 1
+
+
+def test_renewals_ask_for_the_reaper_until_it_came_and_again_when_it_has_something_to_do(store):
+    here, there = make_context(), make_context("web-2", machine="m2")
+    lease, other = take(store, here, ttl_ms=60_000), take(store, there, STRIPE)
+    asked = []
+    for _ in range(3):
+        (outcome,) = store.drive(renew(here, [lease]))
+        asked.append(outcome.reap_due)
+        if outcome.reap_due:
+            store.drive(reap("sdk-v2"))
+    assert asked == [True, False, False]
+    store.advance(40 * SECOND)
+    (outcome,) = store.drive(renew(here, [lease]))
+    assert outcome.reap_due
+    assert store.drive(reap("sdk-v2")).closed == 1
+    assert store.events("sdk-v2")[-1]["worker"] == str(other.worker)
+
+
+def test_spaces_that_are_due_one_after_the_other_are_visited_together(store):
+    contexts = [make_context(f"web-{i}", machine=f"m{i}") for i in range(30)]
+    held = [take(store, context, WorkerId("o", "p", i), ttl_ms=30_000) for i, context in enumerate(contexts)]
+    store.advance(25 * SECOND)
+    for context, lease in zip(contexts, held, strict=True):
+        store.drive(renew(context, [lease]))
+    for i in range(30):  # the agenda does not know of renewals: each is due, and is found to live
+        store.client.zadd("alloc:{sdk-v2}:hosts", {f"web-{i}": store.now_ms() - 300 + i})
+    visits = 0
+    for context, lease in zip(contexts, held, strict=True):
+        if store.drive(renew(context, [lease]))[0].reap_due:
+            store.drive(reap("sdk-v2"))
+            visits += 1
+    assert visits == 2
+    assert store.client.zcount("alloc:{sdk-v2}:hosts", 0, store.now_ms()) == 0
 
 
 def test_a_claim_of_an_expired_port_leaves_the_reaper_nothing(store):
@@ -260,7 +295,7 @@ def test_a_claim_of_an_expired_port_leaves_the_reaper_nothing(store):
     take(store, context)
     store.advance(40 * SECOND)
     take(store, context, STRIPE, port=5556)
-    assert store.drive(reap("sdk-v2"))[0] == 0
+    assert store.drive(reap("sdk-v2")).closed == 0
     assert store.event_types("sdk-v2").count("expired") == 1
 
 
@@ -279,5 +314,5 @@ def test_the_reaper_leaves_a_lease_that_lives_past_its_score(store):
     lease = take(store, context)
     store.client.zadd("alloc:{sdk-v2}:ports:web-1", {"5556": store.now_ms() - 1_000})
     store.client.zadd("alloc:{sdk-v2}:hosts", {"web-1": store.now_ms() - 1_000})
-    assert store.drive(reap("sdk-v2"))[0] == 0
+    assert store.drive(reap("sdk-v2")).closed == 0
     assert not store.drive(renew(context, [lease]))[0].lost

@@ -156,7 +156,7 @@ def test_an_expired_lease_that_was_reaped_is_re_asserted_all_the_same(store):
     context = make_context()
     lease = take(store, context)
     store.advance(40 * SECOND)
-    assert store.drive(reap("sdk-v2"))[0] == 1
+    assert store.drive(reap("sdk-v2")).closed == 1
     (outcome,) = again(store, context, lease)
     assert outcome.reasserted
     assert [each.port for each in live(store)] == [5556]
@@ -361,3 +361,81 @@ def test_two_leases_of_one_worker_in_a_batch_are_not_both_re_asserted(store):
     assert first.lost
     assert second.reasserted
     assert [lease.port for lease in live(store)] == [5590]
+
+
+def raw_keep(store, lease, proof, *, space="web-1"):
+    return store.run(ScriptCall("keep", script_keys(lease.pool, space), (lease.host, HOUR, lease.port, proof)))
+
+
+@pytest.mark.parametrize(
+    "proof", ["", " ", "{fence}", "{fence} ", "{fence} {half}", "{fence}  ", "{token} ", "%d+ %x+ "]
+)
+def test_a_heartbeat_without_the_whole_proof_extends_nothing(store, proof):
+    lease = take(store, make_context())
+    before = store.dump()
+    given = proof.format(fence=lease.fence, token=lease.token, half=lease.token[:16])
+    assert raw_keep(store, lease, given)[3:] == [1]
+    assert_same_state(before, store.dump())
+
+
+@pytest.mark.parametrize("end", [release, decline])
+def test_a_heartbeat_extends_nothing_that_has_ended(store, end):
+    context = make_context()
+    lease = take(store, context)
+    store.drive(end(context, [lease]))
+    before = store.dump()
+    assert raw_keep(store, lease, f"{lease.fence} {lease.token} ")[3:] == [1]
+    assert_same_state(before, store.dump())
+
+
+def test_a_heartbeat_extends_those_that_live_and_names_those_that_do_not(store):
+    context = make_context()
+    held = [take(store, context, WorkerId("o", "p", i), ttl_ms=60_000) for i in range(4)]
+    store.client.delete("alloc:{sdk-v2}:lease:web-1:" + str(held[1].port))
+    store.calls.clear()
+    outcomes = again(store, context, *held, replace(held[2], token="f" * 32))
+    assert [call.script for call in store.calls] == ["keep", "renew"]
+    assert [outcome.reasserted for outcome in outcomes] == [False, True, False, False, False]
+    assert [bool(outcome.lost) for outcome in outcomes] == [False, False, False, False, True]
+    assert [lease.port for lease in live(store)] == [lease.port for lease in held]
+
+
+def test_leases_of_different_ttls_each_get_their_own(store):
+    context = make_context()
+    held = [take(store, context, WorkerId("o", "p", i), ttl_ms=10_000 * (i + 1)) for i in range(3)]
+    store.advance(5 * SECOND)
+    outcomes = again(store, context, *held)
+    for lease, outcome in zip(held, outcomes, strict=True):
+        left = store.client.pttl(f"alloc:{{sdk-v2}}:lease:web-1:{lease.port}")
+        assert lease.ttl_ms - 1_000 < left <= lease.ttl_ms
+        assert outcome.lease.port == lease.port
+        assert outcome.lease.deadline == 1_000.0 + lease.ttl_ms / 1_000
+
+
+def test_the_place_of_a_worker_whose_lease_is_kept_never_runs_out(store):
+    context = make_context()
+    lease = take(store, context, ttl_ms=2 * HOUR)  # written anew once an hour: with this TTL at every renewal
+    place = "alloc:{sdk-v2}:worker:org-1/email#0"
+    store.client.pexpire(place, 5_000)
+    again(store, context, lease)
+    assert store.client.pttl(place) > 24 * HOUR
+
+
+def test_a_heartbeat_of_a_lease_that_is_gone_leaves_its_workers_newer_place_alone(store):
+    context, elsewhere = make_context(), make_context("web-2", machine="m2")
+    older = take(store, context, ttl_ms=2 * HOUR)
+    store.client.delete("alloc:{sdk-v2}:lease:web-1:5556")
+    newer = take(store, elsewhere, ttl_ms=2 * HOUR)
+    (outcome,) = again(store, context, older)
+    assert "org-1/email#0 has web-2:" in str(outcome.lost)
+    assert take(store, elsewhere, token=newer.token).address == newer.address
+
+
+def test_a_heartbeat_learns_that_its_host_is_draining(store):
+    from allocator.protocol.hosts import drain
+
+    context = make_context()
+    lease = take(store, context)
+    store.drive(drain("sdk-v2", "web-1"))
+    (outcome,) = again(store, context, lease)
+    assert outcome.draining

@@ -173,6 +173,7 @@ def test_a_stranger_member_in_the_ports_is_named(store):
     "script",
     [
         "claim",
+        "keep",
         "renew",
         "release",
         "decline",
