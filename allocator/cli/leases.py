@@ -74,7 +74,13 @@ def claim(
     ports: Annotated[
         str | None, typer.Option("--ports", help="Several ports, all or none: http,debug,metrics.")
     ] = None,
-    adjacent: Annotated[bool, typer.Option("--adjacent", help="With --ports: one after the other.")] = False,
+    adjacent: Annotated[
+        bool,
+        typer.Option(
+            "--adjacent",
+            help="With --ports: one after the other. Others may get ports before one who waits for these.",
+        ),
+    ] = False,
     any_host: Annotated[bool, typer.Option("--any-host", help="On the host with most free ports.")] = False,
     spread: Annotated[
         str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")

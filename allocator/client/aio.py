@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
+from allocator.client.beating import HeartbeatTask
 from allocator.client.driving import drive_async
-from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
+from allocator.client.heartbeats import HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
+from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, HeldError
 from allocator.protocol import claim as claiming
 from allocator.protocol import endings, hosts, listing, pools, renew
@@ -46,9 +48,7 @@ class AsyncPortAllocator:
         self.store = store
         self.session = session
         self.recorder = recorder
-        self._plan: HeartbeatPlan[asyncio.Event] = HeartbeatPlan(session)
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._heartbeats = HeartbeatTask(session, self.run)
 
     @classmethod
     def from_url(
@@ -75,7 +75,8 @@ class AsyncPortAllocator:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"<AsyncPortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._plan.held)}>"
+        held = len(self._heartbeats.held)
+        return f"<AsyncPortAllocator pool {self.session.pool} host {self.session.host} holding {held}>"
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive one operation of the protocol to its end."""
@@ -113,10 +114,14 @@ class AsyncPortAllocator:
         tokens = [self.session.context.new_token() for _ in names]
         named_workers(request.worker, names)
 
-        async def attempt() -> list[Lease]:
-            return await self.run(claim_several(self.session.context, request, names, adjacent=adjacent, tokens=tokens))
-
         patience = self.session.patience(wait, any_port=True)
+
+        def once(asked: ClaimRequest) -> Operation[list[Lease]]:
+            return claim_several(self.session.context, asked, names, adjacent=adjacent, tokens=tokens)
+
+        async def attempt() -> list[Lease]:
+            return await self.run(claim_in_turn(self.session, request, once, patience, adjacent=adjacent))
+
         return dict(zip(names, await self._retried(attempt, patience, request.pool), strict=True))
 
     async def release_all(self, *leases: Lease) -> int:
@@ -124,23 +129,10 @@ class AsyncPortAllocator:
         return sum(await self.run(endings.release(self.session.context, leases)))
 
     async def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
-        """Claim at once, or in line behind those who wait already."""
-        try:
-            return await self.run(claiming.claim(self.session.context, request))
-        except AllocatorError as error:
-            if not patience.waits_after(error):
-                raise
-        from allocator.protocol.waiting import claim_in_line
+        def once(asked: ClaimRequest) -> Operation[Lease]:
+            return claiming.claim(self.session.context, asked)
 
-        return await self.run(
-            claim_in_line(
-                self.session.context,
-                request,
-                deadline=patience.deadline,
-                rng=self.session.rng,
-                worth_retrying=patience.worth_retrying,
-            )
-        )
+        return await self.run(claim_in_turn(self.session, request, once, patience))
 
     async def _retried(self, attempt: Callable[[], Awaitable[T]], patience: ClaimPatience, pool: str) -> T:
         """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""
@@ -193,50 +185,21 @@ class AsyncPortAllocator:
 
     def keep(self, lease: Lease) -> HeldLease[asyncio.Event]:
         """Keep a claimed lease alive by heartbeats until `let_go`; needs a running event loop."""
-        held = HeldLease(lease, asyncio.Event(), asyncio.Event())
-        self._plan.add(held)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._beat(), name="allocator-heartbeats")
-        self._wake.set()
-        return held
+        return self._heartbeats.add(lease)
 
     def update(self, held: HeldLease[asyncio.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
         """Set the state of a held lease or what it says of its worker; the heartbeat task writes them at once."""
-        held.set(**words)
-        self._plan.touch()
-        self._wake.set()
+        self._heartbeats.update(held, **words)
 
     async def let_go(self, held: HeldLease[asyncio.Event], *, declined: bool = False) -> None:
         """End a held lease; see `PortAllocator.let_go`."""
-        self._plan.remove(held)
+        self._heartbeats.remove(held)
         if held.lost.is_set():
             return
         try:
             await (self.decline if declined else self.release)(held.lease)
         except AllocatorError as error:
             log.warning("the lease of %s on %s ends by its TTL: %s", held.worker, held.lease.address, error)
-
-    async def _beat(self) -> None:
-        while True:
-            self._wake.clear()
-            seconds = self._plan.seconds_to_wait()
-            if seconds != 0.0:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), seconds)
-                continue
-            batch = self._plan.held
-            sent = [held.lease for held in batch]
-            rewrite = any(held.rewrite for held in batch)
-            try:
-                outcomes = await self.run(renew.renew(self.session.context, sent, rewrite=rewrite))
-            except AllocatorError as error:
-                self._plan.fail(error)
-                continue
-            with contextlib.suppress(AllocatorError):
-                await self.run(listing.reap(self.session.pool))
-            still = {id(held) for held in self._plan.held}
-            kept = [i for i, held in enumerate(batch) if id(held) in still]
-            self._plan.confirm([batch[i] for i in kept], [sent[i] for i in kept], [outcomes[i] for i in kept])
 
     async def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
         """Extend leases by their TTL from now; see `PortAllocator.renew`."""
@@ -297,10 +260,7 @@ class AsyncPortAllocator:
 
     async def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
-        for held in self._plan.held:
+        for held in self._heartbeats.held:
             await self.let_go(held)
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._heartbeats.close()
         await self.store.close()

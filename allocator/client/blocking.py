@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
+from allocator.client.beating import HeartbeatThread
 from allocator.client.driving import drive
-from allocator.client.heartbeats import HeartbeatPlan, HeldLease, log
+from allocator.client.heartbeats import HeldLease, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
+from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
 from allocator.model.names import WorkerId
 from allocator.protocol import claim as claiming
@@ -22,6 +23,7 @@ from allocator.protocol.several import claim_several, named_workers
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from allocator.client.policies import ClaimPatience
@@ -51,10 +53,7 @@ class PortAllocator:
         self.store = store
         self.session = session
         self.recorder = recorder
-        self._plan: HeartbeatPlan[threading.Event] = HeartbeatPlan(session)
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._heartbeats = HeartbeatThread(session, self.run)
 
     @classmethod
     def from_url(
@@ -95,7 +94,7 @@ class PortAllocator:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<PortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._plan.held)}>"
+        return f"<PortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._heartbeats.held)}>"
 
     def run(self, operation: Operation[T]) -> T:
         """Drive one operation of the protocol to its end."""
@@ -149,7 +148,8 @@ class PortAllocator:
             names: What the ports are called; the first is the worker's own, the others' leases are those of
                 `org/plugin+name#instance`. Give them back with one `release_all`.
             adjacent: Whether the ports have to follow each other.
-            wait: For how many seconds to try again; None for not at all. It stands behind those who wait in line.
+            wait: For how many seconds to wait in line; None for not at all. Who waits for a block of adjacent ports
+                stands behind those who wait for one before it, and holds back nobody else.
             **arguments: See `ClaimArguments`; no port, hint or token.
 
         Returns:
@@ -162,10 +162,14 @@ class PortAllocator:
         tokens = [self.session.context.new_token() for _ in names]
         named_workers(request.worker, names)
 
-        def attempt() -> list[Lease]:
-            return self.run(claim_several(self.session.context, request, names, adjacent=adjacent, tokens=tokens))
-
         patience = self.session.patience(wait, any_port=True)
+
+        def once(asked: ClaimRequest) -> Operation[list[Lease]]:
+            return claim_several(self.session.context, asked, names, adjacent=adjacent, tokens=tokens)
+
+        def attempt() -> list[Lease]:
+            return self.run(claim_in_turn(self.session, request, once, patience, adjacent=adjacent))
+
         return dict(zip(names, self._retried(attempt, patience, request.pool), strict=True))
 
     def release_all(self, *leases: Lease) -> int:
@@ -173,23 +177,10 @@ class PortAllocator:
         return sum(self.run(endings.release(self.session.context, leases)))
 
     def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
-        """Claim at once, or in line behind those who wait already."""
-        try:
-            return self.run(claiming.claim(self.session.context, request))
-        except AllocatorError as error:
-            if not patience.waits_after(error):
-                raise
-        from allocator.protocol.waiting import claim_in_line
+        def once(asked: ClaimRequest) -> Operation[Lease]:
+            return claiming.claim(self.session.context, asked)
 
-        return self.run(
-            claim_in_line(
-                self.session.context,
-                request,
-                deadline=patience.deadline,
-                rng=self.session.rng,
-                worth_retrying=patience.worth_retrying,
-            )
-        )
+        return self.run(claim_in_turn(self.session, request, once, patience))
 
     def _retried(self, attempt: Callable[[], T], patience: ClaimPatience, pool: str) -> T:
         """Try again as the policy says, woken by the events of the pool; an attempt that succeeds costs nothing."""
@@ -241,21 +232,11 @@ class PortAllocator:
 
     def keep(self, lease: Lease) -> HeldLease[threading.Event]:
         """Keep a claimed lease alive by heartbeats until `let_go`."""
-        held = HeldLease(lease, threading.Event(), threading.Event())
-        with self._wake:
-            self._plan.add(held)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="allocator-heartbeats", daemon=True)
-                self._thread.start()
-            self._wake.notify()
-        return held
+        return self._heartbeats.add(lease)
 
     def update(self, held: HeldLease[threading.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
         """Set the state of a held lease or what it says of its worker; the heartbeat thread writes them at once."""
-        with self._wake:
-            held.set(**words)
-            self._plan.touch()
-            self._wake.notify()
+        self._heartbeats.update(held, **words)
 
     def let_go(self, held: HeldLease[threading.Event], *, declined: bool = False) -> None:
         """End a held lease. A Redis that does not answer is logged: the lease then ends by its TTL.
@@ -264,40 +245,13 @@ class PortAllocator:
             held: The lease.
             declined: Whether the kernel refused its port, which then goes into quarantine.
         """
-        with self._wake:
-            self._plan.remove(held)
+        self._heartbeats.remove(held)
         if held.lost.is_set():
             return
         try:
             (self.decline if declined else self.release)(held.lease)
         except AllocatorError as error:
             log.warning("the lease of %s on %s ends by its TTL: %s", held.worker, held.lease.address, error)
-
-    def _beat(self) -> None:
-        while True:
-            with self._wake:
-                while not self._closed and (seconds := self._plan.seconds_to_wait()) != 0.0:
-                    self._wake.wait(seconds)
-                if self._closed:
-                    return
-                batch = self._plan.held
-                sent = [held.lease for held in batch]
-                rewrite = any(held.rewrite for held in batch)
-            try:
-                outcomes = self.run(renew.renew(self.session.context, sent, rewrite=rewrite))
-            except AllocatorError as error:
-                with self._wake:
-                    self._plan.fail(error)
-            else:
-                self._reap()
-                with self._wake:
-                    still = {id(held) for held in self._plan.held}
-                    kept = [i for i, held in enumerate(batch) if id(held) in still]
-                    self._plan.confirm([batch[i] for i in kept], [sent[i] for i in kept], [outcomes[i] for i in kept])
-
-    def _reap(self) -> None:
-        with contextlib.suppress(AllocatorError):
-            self.run(listing.reap(self.session.pool))
 
     def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
         """Extend leases by their TTL from now.
@@ -406,11 +360,7 @@ class PortAllocator:
 
     def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
-        for held in self._plan.held:
+        for held in self._heartbeats.held:
             self.let_go(held)
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join()
+        self._heartbeats.close()
         self.store.close()

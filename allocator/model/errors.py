@@ -114,11 +114,13 @@ class LimitError(ExhaustedError):
     """A limit of the pool is reached: for the organisation, the plugin, or the instances of both.
 
     Attributes:
+        kind: Which limit: `org`, `plugin` or `instances`.
         holders: Some of the workers that count, as `org/plugin#instance`.
     """
 
-    def __init__(self, message: str, *, holders: tuple[str, ...] = (), **data: object) -> None:
+    def __init__(self, message: str, *, kind: str, holders: tuple[str, ...] = (), **data: object) -> None:
         super().__init__(message, **data)  # type: ignore[arg-type]  # the base's keywords, passed through
+        self.kind = kind
         self.holders = holders
 
 

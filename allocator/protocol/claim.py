@@ -319,9 +319,12 @@ def _limited(pool: PoolSpec, request: ClaimRequest, reply: list[Any], data: dict
         "instances": f"max_instances: {worker.org}/{worker.plugin} may have {most} workers",
     }.get(kind, kind)
     some = f" ({', '.join(holders)}{', …' if len(holders) < int(live) else ''})" if holders else ""
+    waiting = int(decode.number(reply[5]))
+    others = f", and {waiting} {'waits' if waiting == 1 else 'wait'} for the next" if waiting else ""
     return LimitError(
-        f"a limit of pool {pool.name} is reached: {limit}, and there are {live}{some}; "
+        f"a limit of pool {pool.name} is reached: {limit}, and there are {live}{some}{others}; "
         "release one, wait with --wait 30s, or raise it with 'allocator pool apply FILE'",
+        kind=kind,
         holders=holders,
         **data,
     )

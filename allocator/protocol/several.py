@@ -71,7 +71,7 @@ def claim_several(
         listening: frozenset[int] = yield ReadListeners(pool.first, pool.last)
         sent_at = context.clock()
         words: list[str | int] = [context.host, ttl_ms, str(request.state), context.full_identity]
-        words += [written_ports(listening), int(adjacent), look_from]
+        words += [written_ports(listening), int(adjacent), look_from, request.ticket]
         for worker, token in zip(workers, tokens, strict=True):
             words += [str(worker), token, decode.extra_members(request.holder_words())]
         keys = script_keys(pool.name, context.space(pool))

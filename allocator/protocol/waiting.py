@@ -7,11 +7,10 @@ line itself only when it is near the front, or now and then: a thousand waiters 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from allocator.model.errors import AllocatorError, HeldError, LimitError
 from allocator.protocol import decode
-from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.keys import script_keys, waiter_keys
 from allocator.protocol.pools import pool_rules
 from allocator.protocol.replies import Reply
@@ -21,8 +20,10 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from allocator.model.leases import Lease
+    from allocator.protocol.claim import ClaimRequest
     from allocator.protocol.context import Context
+
+T = TypeVar("T")
 
 ALIVE_MS = 1_800
 """A waiter that is silent for so long is passed by: under the 2 s that a dead one may hold up the line."""
@@ -30,6 +31,10 @@ REFRESH_S = 0.95
 LOOK_SLACK_S = 0.01
 FRONT = 4
 """So many in front ask the line whenever they wake; those behind less often, the farther back the less."""
+
+
+BLOCK = -1
+"""The port that somebody says to wait for who waits for a block of adjacent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +45,67 @@ class Seat:
         place: Its score, by which it is found again.
         ahead: How many are ahead that it may not overtake.
         look_s: After how many seconds one of those in front may be found gone, or None.
+        held: How many are ahead, on whatever host, whom the same thing holds back.
     """
 
     place: str
     ahead: int
     look_s: float | None
+    held: int = 0
+
+    @property
+    def behind(self) -> int:
+        """How far it is from the front of the line that it waits in, whichever that is."""
+        return max(self.ahead, self.held)
 
 
-def join(context: Context, request: ClaimRequest, ticket: str, condition: str, seat: Seat | None) -> Operation[Seat]:
+@dataclass(frozen=True, slots=True)
+class Wish(Generic[T]):
+    """What somebody waits for.
+
+    Attributes:
+        request: What it asks for.
+        attempt: Makes the operation that asks for it once.
+        adjacent: Whether it is a block of adjacent ports.
+    """
+
+    request: ClaimRequest
+    attempt: Callable[[ClaimRequest], Operation[T]]
+    adjacent: bool = False
+
+    @property
+    def port(self) -> int:
+        """The only port that will do; 0 for any, -1 for a block."""
+        return BLOCK if self.adjacent else self.request.port or 0
+
+    @property
+    def condition(self) -> str:
+        """What it waits for, as the line calls it."""
+        return "block" if self.adjacent else "one" if self.request.port else "any"
+
+    def condition_after(self, error: AllocatorError) -> str:
+        """What it waits for after an attempt that failed: something else than a port must not keep others from one."""
+        if isinstance(error, LimitError):
+            return error.kind
+        if isinstance(error, HeldError) and (
+            self.request.port is None or (error.holder is not None and error.holder.worker == self.request.worker)
+        ):
+            return "worker"
+        return self.condition
+
+
+def join(context: Context, wish: Wish[T], ticket: str, condition: str, seat: Seat | None) -> Operation[Seat]:
     """Take a place in line, or keep it."""
+    request = wish.request
     pool = yield from pool_rules(context, request.pool)
     place = seat.place if seat else ""
-    args = (ticket, "join", context.host, str(request.worker), request.priority, place, request.port or 0, condition)
+    args = (ticket, "join", context.host, str(request.worker), request.priority, place, wish.port, condition)
     reply = decode.words((yield ScriptCall("wait", script_keys(pool.name, context.space(pool)), args)))
     if decode.text(reply[0]) == Reply.NO_POOL:
         yield from pool_rules(context, request.pool, fresh=True)
         return seat or Seat("", 1, None)
-    look_ms = decode.number(reply[3])
-    return Seat(
-        decode.text(reply[1]), int(decode.number(reply[2])), look_ms / 1_000 + LOOK_SLACK_S if look_ms >= 0 else None
-    )
+    ahead, look_ms, held = (decode.number(word) for word in reply[2:5])
+    return Seat(decode.text(reply[1]), int(ahead), look_ms / 1_000 + LOOK_SLACK_S if look_ms >= 0 else None, int(held))
 
 
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
@@ -70,18 +116,18 @@ def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[Non
 
 def claim_in_line(
     context: Context,
-    request: ClaimRequest,
+    wish: Wish[T],
     *,
     deadline: float,
     rng: random.Random,
     worth_retrying: Callable[[BaseException], bool],
-) -> Operation[Lease]:
-    """Lease a port when it is this caller's turn.
+) -> Operation[T]:
+    """Lease what somebody waits for when it is their turn.
 
     Args:
         context: Who calls.
-        request: What it asks for.
-        deadline: Until when it waits, in seconds of its monotonic clock.
+        wish: What they wait for.
+        deadline: Until when they wait, in seconds of their monotonic clock.
         rng: The source of jitter.
         worth_retrying: Whether another attempt may succeed after an error.
 
@@ -89,10 +135,10 @@ def claim_in_line(
         AllocatorError: The last one, when no port was had in time or none can be had by waiting.
     """
     ticket = context.new_token()[:16]
-    token = request.token or context.new_token()  # the same at each attempt: one whose answer was lost is found again
-    asked = replace(request, ticket=ticket, token=token)
+    # The same token at each attempt: one whose answer was lost is found again.
+    asked = replace(wish.request, ticket=ticket, token=wish.request.token or context.new_token())
     try:
-        return (yield from _in_line(context, asked, ticket, deadline, rng, worth_retrying))
+        return (yield from _in_line(context, replace(wish, request=asked), ticket, deadline, rng, worth_retrying))
     except AllocatorError:
         yield from leave(context, asked, ticket)
         raise
@@ -100,44 +146,52 @@ def claim_in_line(
 
 def _in_line(
     context: Context,
-    request: ClaimRequest,
+    wish: Wish[T],
     ticket: str,
     deadline: float,
     rng: random.Random,
     worth_retrying: Callable[[BaseException], bool],
-) -> Operation[Lease]:
-    condition = "one" if request.port else "any"
+) -> Operation[T]:
+    condition = wish.condition
     seat: Seat | None = None
     woken = True
     last: AllocatorError | None = None
     while True:
-        pause_s = REFRESH_S * rng.uniform(0.9, 1.0)
-        if seat is None or woken or seat.ahead < FRONT or rng.random() < FRONT / seat.ahead:
-            seat = yield from join(context, request, ticket, condition, seat)
-            if seat.look_s is not None:
-                pause_s = min(pause_s, seat.look_s)
-        if seat.ahead == 0 or last is None:
+        retry_after = None
+        if woken and seat and seat.ahead:  # there is room for it now: what is left is the line here
+            condition = wish.condition
+        if seat is None or woken or _asks_now(seat, rng):
+            seat = yield from join(context, wish, ticket, condition, seat)
+        if last is None or (seat.ahead == 0 and (woken or seat.held == 0)):
             try:
-                return (yield from claim(context, request))
+                return (yield from wish.attempt(wish.request))
             except AllocatorError as error:
                 if not worth_retrying(error):
                     raise
-                last = error
-                condition = "limited" if _held_back(request, error) else "one" if request.port else "any"
-                if error.retry_after is not None:
-                    pause_s = min(pause_s, error.retry_after + rng.uniform(0.0, LOOK_SLACK_S))
-                if condition == "limited":  # say so at once: nobody else shall wait for it
-                    seat = yield from join(context, request, ticket, condition, seat)
+                last, retry_after = error, error.retry_after
+            before, condition = condition, wish.condition_after(last)
+            if condition != before:  # say so at once: nobody else shall wait for it
+                seat = yield from join(context, wish, ticket, condition, seat)
+                if seat.behind == 0:  # what held it back may have ended before it said so
+                    continue
         left_s = deadline - context.clock()
         if left_s <= 0:
             raise last
-        waiter, turn = waiter_keys(request.pool, ticket)
-        said = f"{request.port or 0} {condition} {request.worker}"
-        woken = yield AwaitTurn(waiter, said, turn, ALIVE_MS, min(pause_s, left_s))
+        waiter, turn = waiter_keys(wish.request.pool, ticket)
+        said = f"{wish.port} {condition} {wish.request.worker}"
+        pause_s = min(left_s, _pause_s(seat, retry_after, rng))
+        woken = yield AwaitTurn(waiter, said, turn, ALIVE_MS, pause_s)
 
 
-def _held_back(request: ClaimRequest, error: AllocatorError) -> bool:
-    """Return whether a claim waits for something else than a port: it must not keep others from one."""
-    if isinstance(error, HeldError):
-        return request.port is None or (error.holder is not None and error.holder.worker == request.worker)
-    return isinstance(error, LimitError)
+def _pause_s(seat: Seat, retry_after: float | None, rng: random.Random) -> float:
+    pause_s = REFRESH_S * rng.uniform(0.9, 1.0)
+    if seat.look_s is not None:
+        pause_s = min(pause_s, seat.look_s)
+    if retry_after is not None:
+        pause_s = min(pause_s, retry_after + rng.uniform(0.0, LOOK_SLACK_S))
+    return pause_s
+
+
+def _asks_now(seat: Seat, rng: random.Random) -> bool:
+    """Return whether a waiter that nobody told to look asks the line all the same: seldom when it is far behind."""
+    return seat.behind < FRONT or rng.random() < FRONT / seat.behind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -155,3 +156,71 @@ def test_waiting_survives_a_redis_that_forgot_everything(ports: PortAllocator, s
     ports.let_go(held[1])
     waiter.join(30)
     assert [lease.port for lease in served] == [held[1].port]
+
+
+def test_waits_for_several_ports_and_for_one_are_served_in_the_order_in_which_they_came(
+    redis_url: str, small: PoolSpec, ports: PortAllocator
+) -> None:
+    held = [ports.claim("email", org="first", instance=number) for number in range(2)]
+    served: list[int] = []
+
+    async def scenario() -> None:
+        async with AsyncPortAllocator.from_url(redis_url, pool=small.name, host="web-1") as line:
+
+            async def wait(number: int) -> None:
+                if number % 2:
+                    leases = [await line.claim("email", org="waiter", instance=number, wait=30)]
+                else:
+                    both = await line.claim_ports("email", ["http", "debug"], org="waiter", instance=number, wait=30)
+                    leases = list(both.values())
+                served.append(number)
+                for lease in leases:
+                    await line.release(lease)
+
+            tasks = []
+            for number in range(8):
+                tasks.append(asyncio.create_task(wait(number)))
+                await asyncio.to_thread(until, lambda count=number + 1: len(queued(ports, small)) == count)
+            for lease in held:
+                await asyncio.to_thread(ports.release, lease)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert served == list(range(8))
+
+
+def test_those_whom_a_limit_holds_back_are_served_in_order_over_all_hosts(
+    redis_url: str, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    ports.apply_pool(replace(pool, max_per_org=1))
+    held = ports.claim("email", org="o")
+    served: list[int] = []
+
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            hosts = [
+                await stack.enter_async_context(
+                    AsyncPortAllocator.from_url(redis_url, pool=pool.name, host=f"web-{number}")
+                )
+                for number in range(2, 5)
+            ]
+
+            async def wait(number: int) -> None:
+                line = hosts[number % 3]
+                lease = await line.claim("email", org="o", instance=number, wait=30)
+                served.append(number)
+                await line.release(lease)
+
+            tasks = []
+            for number in range(1, 10):
+                tasks.append(asyncio.create_task(wait(number)))
+                await asyncio.to_thread(until, lambda count=number: held_back(ports, pool) == count)
+            await asyncio.to_thread(ports.release, held)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert served == list(range(1, 10))
+
+
+def held_back(ports: PortAllocator, pool: PoolSpec) -> int:
+    return int(ports.store._ready_client().zcard(f"alloc:{{{pool.name}}}:held:org:o"))  # no other way

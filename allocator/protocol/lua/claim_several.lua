@@ -6,13 +6,13 @@
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 host  2 ttl_ms  3 state  4 identity  5 ports that strangers have bound on this host, as ranges
---       6 whether they have to be adjacent (0, 1)  7 from which port on to look (0: from the first), then for each port
---       worker, token, extra JSON members; the worker itself first
+--       6 whether they have to be adjacent (0, 1)  7 from which port on to look (0: from the first)
+--       8 ticket of a waiter ('': a newcomer), then for each port worker, token, extra JSON members; the worker itself first
 -- Replies
 --       granted   now_ms, then for each port: lease, remaining_ms
 --       same      now_ms, then for each port: lease, remaining_ms     these tokens hold them already
 --       held      lease, remaining_ms, now_ms            one of the workers has a live lease under another token
---       exhausted -1 · again the port to look on from · queued · limited · recovering · cordoned · host_conflict
+--       exhausted ms until enough may be free, at the soonest (-1: unknown) · again the port to look on from · queued · limited · recovering · cordoned · host_conflict
 --       machine · no_pool · stale_pool                   as in claim
 -- Events  granted for each; before them expired, for leases whose end nobody had seen
 -- Loops   16 ports; the ports of the pool in pages of 256, at most 4,096 a call; the line of waiters and limits as in claim
@@ -20,9 +20,10 @@
 --@include replies
 --@include base
 
-local HEAD, WORDS = 7, 3
+local HEAD, WORDS = 8, 3
 local PAGE, LOOKED_AT = 256, 4096
 local QUEUE_SEEN = 64
+local QUEUE_WOKEN = 16
 local LIMIT_PAGE, HOLDERS_NAMED = 512, 5
 
 local function run()
@@ -33,7 +34,7 @@ local function run()
   --@include ranges
   local match, find = string.match, string.find
   local host, ttl_text, adjacent, look_from = ARGV[1], ARGV[2], ARGV[6] == '1', tonumber(ARGV[7])
-  local ttl_ms, explicit, superseded = tonumber(ttl_text), 0, nil
+  local ttl_ms, explicit, superseded = tonumber(ttl_text), adjacent and -1 or 0, nil
   local host_key, needed = base .. ':host:' .. host, (#ARGV - HEAD) / WORDS
   local worker = ARGV[HEAD + 1]
   local org, plugin = match(worker, '^([^/]+)/([^#]+)#')
@@ -99,12 +100,13 @@ local function run()
   end
   local avoid, more = ARGV[5], {}
   if tonumber(pool[3] or 0) > now then
-    local ticket = ''
+    local ticket = ARGV[8]
     --@include queue
     if ahead > 0 then
       return { QUEUED, ahead }
     end
     avoid = avoid .. wanted
+    more.ticket = seat and ticket
   end
   if find(pool[1], ' more=1', 1, true) then
     local all = needed
@@ -191,7 +193,9 @@ local function run()
     end
   end
   if missing > 0 then
-    return { EXHAUSTED, -1 }
+    local usable = adjacent and 1 or missing
+    local coming = read('ZRANGEBYSCORE', ports_key, '(' .. whole(now), FOREVER, 'WITHSCORES', 'LIMIT', usable - 1, 1)
+    return { EXHAUSTED, coming[2] and whole(coming[2] - now) or '-1' }
   end
 
   -- Grants on these ports whose end nobody has seen, and the types of what is only written.
@@ -232,6 +236,12 @@ local function run()
       --@include limits_kept
     end
     reply[2 * i + 1], reply[2 * i + 2] = lease, ttl_ms
+  end
+  if more.ticket then
+    call('ZREM', base .. ':waiters:' .. space, more.ticket)
+    call('DEL', base .. ':waiter:' .. more.ticket, base .. ':turn:' .. more.ticket)
+    local turns = 1
+    --@include wake
   end
   --@include name_host
   return reply

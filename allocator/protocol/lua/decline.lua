@@ -8,7 +8,7 @@
 -- Replies
 --       for each lease a code and its detail: declined <fence> · already '' · not_yours <the holder's lease>
 -- Events  declined
--- Loops   the batch, which the client keeps to 256 leases
+-- Loops   the batch, which the client keeps to 256 leases; four lines for each lease, 64 waiters each
 
 --@include replies
 --@include base
@@ -19,6 +19,7 @@ local function run()
   --@include keys
   local kind = DECLINED
   local space_key, strikes = base .. ':host:' .. space, {}
+  local waiting = tonumber(read('HGET', base, 'waiting') or 0)
   local function free_at(port, now)
     local count, at = string.match(read('HGET', space_key, 'strikes:' .. port) or '', '^(%d+) (%d+)$')
     count = count and now - at < PEACE_MS and tonumber(count) or 0
@@ -28,6 +29,13 @@ local function run()
   --@include endings
   for _, strike in ipairs(strikes) do
     call('HSET', space_key, 'strikes:' .. strike[1], strike[2])
+  end
+  if waiting > now then
+    local freed = {}
+    for i = 1, #ended do
+      freed[i] = ended[i][5]
+    end
+    --@include wake_held
   end
   return reply
 end

@@ -11,7 +11,7 @@
 -- Events  expired
 -- Holders call it when a renewal says so (`reap_at` of the pool, see keep): so a fleet calls it as often as it has
 -- something to do, whatever its size.
--- Loops   at most 16 spaces and 64 closed leases a call; a page is 64 ports beside those of equal score
+-- Loops   at most 16 spaces and 64 closed leases a call, four lines of 64 waiters for each; a page is 64 ports beside those of equal score
 
 --@include replies
 --@include base
@@ -25,7 +25,7 @@ local function run()
   --@include keys
   --@include now
   --@include grants
-  local pool = read('HMGET', base, 'rules', 'version')
+  local pool = read('HMGET', base, 'rules', 'version', 'waiting')
   local grace_ms = tonumber(string.match(pool[1] or '', ' grace_ms=(%d+) ')) or 0
   local version = pool[2] or '0'
   local most = math.min(tonumber(ARGV[1]), PAGE)
@@ -94,6 +94,13 @@ local function run()
     local due = item.next_at and whole(item.next_at) or FOREVER
     call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version, 'due', due)
     call('ZADD', hosts_key, due, item.space)
+  end
+  if tonumber(pool[3] or 0) > now then
+    local freed = {}
+    for i, item in ipairs(closing) do
+      freed[i] = item.worker
+    end
+    --@include wake_held
   end
   --@include trim
   local next_due = call('ZRANGE', hosts_key, 0, 0, 'WITHSCORES')[2]

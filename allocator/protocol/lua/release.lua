@@ -8,7 +8,7 @@
 -- Replies
 --       for each lease a code and its detail: released <fence> · already '' · not_yours <the holder's lease>
 -- Events  released
--- Loops   the batch, which the client keeps to 256 leases; 16 waiters
+-- Loops   the batch, which the client keeps to 256 leases; 16 waiters; four lines for each lease, 64 waiters each
 
 --@include replies
 --@include base
@@ -26,9 +26,13 @@ local function run()
     return now + cooldown_ms
   end
   --@include endings
-  if pool[2] and #ended > 0 then
-    local turns = #ended
+  if tonumber(pool[2] or 0) > now and #ended > 0 then
+    local turns, freed = #ended, {}
     --@include wake
+    for i = 1, #ended do
+      freed[i] = ended[i][5]
+    end
+    --@include wake_held
   end
   return reply
 end

@@ -6,12 +6,14 @@
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 ticket  2 mode (join: also keeps the place; leave)  3 host  4 worker  5 priority (0 to 9, the highest first)
---       6 the place that it had ('': none)  7 the only port that will do (0: any)  8 condition (any; one; limited)
+--       6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of adjacent ones)
+--       8 condition: what it waits for (any, one, block), or what else holds it back (org, plugin, instances, worker)
 -- Replies
---       queued  place, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none)
+--       queued  place, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none),
+--               how many are ahead among those whom the same thing holds back, on whatever host
 --       left · no_pool
 -- Events  queued, with the ticket's priority, when it joins (the port is 0, the fence '-')
--- Loops   the first 64 of the line
+-- Loops   the first 64 of the line, and of the line of those whom the same thing holds back
 
 --@include replies
 --@include base
@@ -33,6 +35,7 @@ local function run()
   if not pool[1] then
     return { NO_POOL }
   end
+  local more = {}
   --@include queue
   local place, look_ms = read('ZSCORE', line, ticket), -1
   local joins, leaves = not place, ARGV[2] == 'leave'
@@ -44,7 +47,14 @@ local function run()
   end
   read('HGET', space_key, 'seq')
   read('XLEN', events_key)
-  read('GET', waiter)
+  --@include held_back
+  -- The line that it stood in because of something else than ports, and the one that it stands in now.
+  local said_condition, said_worker = string.match(read('GET', waiter) or '', '^%-?%d+ (%l+) (%S+)$')
+  local left_key, held = said_condition and held_key(said_condition, said_worker), not leaves and held_key(ARGV[8], worker)
+  local held_ahead = 0
+  if held then
+    read('ZCARD', held)
+  end
 
   -- writes --
   --@include events
@@ -58,6 +68,16 @@ local function run()
     call('DEL', waiter, base .. ':turn:' .. ticket)
     local turns = 1
     --@include wake
+  end
+  if left_key and left_key ~= held then
+    redis.pcall('ZREM', left_key, ticket)
+    local next_in_line = held_before(left_key, said_condition, '')[1]
+    if next_in_line then
+      local ticket = next_in_line
+      --@include tell
+    end
+  end
+  if leaves then
     return { LEFT }
   end
   if joins then
@@ -70,14 +90,23 @@ local function run()
   end
   call('SET', waiter, ARGV[7] .. ' ' .. ARGV[8] .. ' ' .. worker, 'PX', ALIVE_MS)
   call('PEXPIRE', line, LINE_MEMORY_MS)
+  if held then
+    call('ZADD', held, 'NX', whole((PRIORITIES - tonumber(ARGV[5])) * PLACES + now), ticket)
+    call('PEXPIRE', held, LINE_MEMORY_MS)
+    local others, gone = held_before(held, ARGV[8], ticket)
+    held_ahead = #others
+    for i = 1, #gone do
+      call('ZREM', held, gone[i])
+    end
+  end
   if (tonumber(pool[2]) or 0) < now + WAITING_MS / 2 then
     call('HSET', base, 'waiting', whole(now + WAITING_MS))
   end
   if joins then
     -- One that joined behind none must not miss a port that was given back just before.
-    return { QUEUED, place, call('ZRANK', line, ticket) == 0 and 0 or ahead, look_ms }
+    return { QUEUED, place, call('ZRANK', line, ticket) == 0 and 0 or ahead, look_ms, held_ahead }
   end
-  return { QUEUED, place, ahead, look_ms }
+  return { QUEUED, place, ahead, look_ms, held_ahead }
 end
 
 --@include run

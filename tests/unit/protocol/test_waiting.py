@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
-from scripted_redis import error_of, make_context
+from dataclasses import replace
 
-from allocator.model.errors import ExhaustedError, HeldError
+import pytest
+from scripted_redis import MINUTE, error_of, make_context
+
+from allocator.model.errors import ExhaustedError, HeldError, LimitError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
+from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import waiter_keys
+from allocator.protocol.listing import reap
 from allocator.protocol.pools import apply_pool
-from allocator.protocol.waiting import join, leave
+from allocator.protocol.several import claim_several
+from allocator.protocol.waiting import Wish, join, leave
 
 POOL = "p"
 
@@ -31,8 +35,12 @@ def asked(number, *, org="o", port=None, priority=0, ticket="", plugin="p"):
 
 def stand(store, context, number, **words):
     """Join the line; the ticket is the number."""
-    condition = words.pop("condition", "one" if words.get("port") else "any")
-    return store.drive(join(context, asked(number, **words), ticket(number), condition, None))
+    condition = words.pop("condition", None) or wish(number, **words).condition
+    return store.drive(join(context, wish(number, **words), ticket(number), condition, None))
+
+
+def wish(number, *, adjacent=False, **words):
+    return Wish(asked(number, **words), lambda request: claim(make_context(), request), adjacent)
 
 
 def ticket(number):
@@ -123,7 +131,7 @@ def test_one_that_comes_back_in_time_has_its_place_again(store, full):
     stand(store, context, 11)
     die(store, 10)
     stand(store, context, 12)  # takes it out
-    again = store.drive(join(context, asked(10), ticket(10), "any", first))
+    again = store.drive(join(context, wish(10), ticket(10), "any", first))
     assert (again.place, again.ahead) == (first.place, 0)
     store.drive(release(context, [held[0]]))
     assert isinstance(try_claim(store, context, 11), ExhaustedError)
@@ -162,7 +170,7 @@ def test_who_waits_for_any_port_comes_before_a_newcomer_for_a_certain_one(store,
 
 def test_who_is_held_back_by_a_limit_holds_back_nobody(store, full):
     context, held = full
-    stand(store, context, 10, condition="limited")
+    stand(store, context, 10, condition="org")
     store.drive(release(context, [held[0]]))
     assert told(store, 10)
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
@@ -183,3 +191,154 @@ def test_without_waiters_nothing_of_the_line_is_left_in_the_way(store, full):
     store.client.hset(f"alloc:{{{POOL}}}", "waiting", store.now_ms() - 1)
     store.drive(release(context, held))
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
+
+
+# --- several ports ---
+
+
+def try_several(store, context, number, count=2, *, adjacent=False, newcomer=False):
+    names = [f"n{at}" for at in range(count)]
+    request = asked(number, ticket="" if newcomer else ticket(number))
+    tokens = [context.new_token() for _ in names]
+    return error_of(lambda: store.drive(claim_several(context, request, names, adjacent=adjacent, tokens=tokens)))
+
+
+def test_who_waits_for_two_ports_gets_both_before_a_newcomer_gets_one(store, full):
+    context, held = full
+    assert [stand(store, context, number).ahead for number in (10, 11)] == [0, 1]
+    store.drive(release(context, [held[0]]))
+    assert told(store, 10)
+    shortage = try_several(store, context, 10)
+    assert isinstance(shortage, ExhaustedError)
+    assert 0 < shortage.retry_after <= 35  # when the lease that is in the way can have run out
+    assert isinstance(error_of(lambda: store.drive(claim(context, asked(99)))), ExhaustedError)
+    assert isinstance(try_several(store, context, 99, newcomer=True), ExhaustedError)
+    assert isinstance(try_claim(store, context, 11), ExhaustedError)
+    store.drive(release(context, [held[1]]))
+    assert try_several(store, context, 10) is None
+    assert told(store, 11)
+    assert stand(store, context, 11).ahead == 0
+
+
+def test_who_waits_for_a_block_keeps_nobody_but_the_next_who_does(store, full):
+    context, held = full
+    assert stand(store, context, 10, adjacent=True).ahead == 0
+    assert stand(store, context, 11, adjacent=True).ahead == 1
+    assert stand(store, context, 12).ahead == 0
+    store.drive(release(context, [held[0]]))
+    assert [told(store, number) for number in (10, 11, 12)] == [True, True, True]
+    assert try_claim(store, context, 12) is None
+    store.drive(release(context, [held[1]]))
+    assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
+    store.client.delete(*store.client.keys("alloc:*:lease:*"), *store.client.keys("alloc:*:ports:*"))
+    assert isinstance(try_several(store, context, 98, adjacent=True, newcomer=True), ExhaustedError)
+    assert isinstance(try_several(store, context, 11, adjacent=True), ExhaustedError)
+    assert try_several(store, context, 10, adjacent=True) is None
+
+
+# --- those whom a limit holds back, over all hosts ---
+
+
+@pytest.fixture
+def limited(store):
+    """A pool whose organisations may have one lease, which o has on web-1; and a caller on another host."""
+    store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7009, cooldown_ms=0, max_per_org=1)))
+    here, there = make_context("web-1"), make_context("web-2", machine="m2")
+    return here, there, store.drive(claim(here, asked(0)))
+
+
+def test_the_end_of_a_lease_tells_the_first_whom_the_limit_held_back_on_whatever_host(store, limited):
+    here, there, held = limited
+    assert [stand(store, there, number, condition="org").held for number in (10, 11)] == [0, 1]
+    assert stand(store, there, 12, org="other", condition="org").held == 0
+    store.drive(release(here, [held]))
+    assert [told(store, number) for number in (10, 11, 12)] == [True, False, False]
+    assert try_claim(store, there, 10) is None
+
+
+@pytest.mark.parametrize("end", ["decline", "expire"])
+def test_a_lease_that_ends_otherwise_tells_them_too(store, limited, end):
+    here, there, held = limited
+    stand(store, there, 10, condition="org")
+    if end == "decline":
+        store.drive(decline(here, [held]))
+    else:
+        store.advance(MINUTE)
+        stand(store, there, 10, condition="org")
+        store.drive(reap(POOL))
+    assert told(store, 10)
+
+
+def test_nobody_takes_the_room_of_one_who_waits_for_the_limit(store, limited):
+    here, there, held = limited
+    for number in (10, 11):
+        stand(store, there, number, condition="org")
+    store.drive(release(here, [held]))
+    newcomer = error_of(lambda: store.drive(claim(here, asked(99))))
+    assert isinstance(newcomer, LimitError)
+    assert "there are 0, and 2 wait for the next; release one" in str(newcomer)
+    assert isinstance(try_claim(store, there, 11), LimitError)
+    assert error_of(lambda: store.drive(claim(here, asked(1, org="other")))) is None
+    assert try_claim(store, there, 10) is None
+
+
+def test_a_grant_tells_the_next_whom_the_limit_holds_back(store, limited):
+    _here, there, _held = limited
+    for number in (10, 11):
+        stand(store, there, number, condition="org")
+    store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7009, cooldown_ms=0, max_per_org=3)))
+    assert try_claim(store, there, 10) is None
+    assert told(store, 11)
+    assert try_claim(store, there, 11) is None
+
+
+def test_who_no_longer_waits_for_the_limit_keeps_no_room_and_tells_the_next(store, limited):
+    here, there, held = limited
+    for number in (10, 11):
+        stand(store, there, number, condition="org")
+    store.drive(leave(there, asked(10), ticket(10)))
+    assert told(store, 11)
+    stand(store, there, 11)  # it found that there is no port where it is
+    store.drive(release(here, [held]))
+    assert error_of(lambda: store.drive(claim(here, asked(99)))) is None
+
+
+def test_a_higher_priority_comes_first_among_those_whom_a_limit_holds_back(store, limited):
+    here, there, held = limited
+    assert stand(store, there, 10, condition="org").held == 0
+    assert stand(store, here, 11, condition="org", priority=5).held == 0
+    store.drive(release(here, [held]))
+    assert [told(store, number) for number in (10, 11)] == [False, True]
+
+
+def test_a_worker_that_starts_again_in_place_needs_no_room(store, limited):
+    here, there, held = limited
+    stand(store, there, 10, condition="org")
+    request = replace(asked(0), supersede_fence=held.fence)
+    assert error_of(lambda: store.drive(claim(here, request))) is None
+
+
+def test_a_worker_that_has_a_lease_elsewhere_is_told_when_it_ends(store, limited):
+    here, there, held = limited
+    stand(store, there, 0, condition="worker")
+    store.drive(release(here, [held]))
+    assert told(store, 0)
+
+
+def test_limits_of_a_plugin_and_of_a_service_have_lines_of_their_own(store):
+    store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7009, max_per_plugin=1)))
+    here, there = make_context("web-1"), make_context("web-2", machine="m2")
+    held = store.drive(claim(here, asked(0)))
+    stand(store, there, 10, org="x", condition="plugin")
+    stand(store, there, 11, org="x", plugin="q", condition="plugin")
+    stand(store, there, 12, condition="instances")
+    store.drive(release(here, [held]))
+    assert [told(store, number) for number in (10, 11, 12)] == [True, False, True]
+
+
+@pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])
+def test_nothing_of_a_line_is_left_when_its_waiter_has_gone(store, limited, condition):
+    _here, there, _held = limited
+    stand(store, there, 10, condition=condition)
+    store.drive(leave(there, asked(10), ticket(10)))
+    assert not store.client.keys("alloc:*:held:*")

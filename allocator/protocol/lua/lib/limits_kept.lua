@@ -4,6 +4,9 @@ for _, it in ipairs(more.gone) do
     call('SREM', it[1], it[2])
   end
 end
+for _, ticket in ipairs(more.next) do
+  --@include tell
+end
 for _, set in ipairs(more.sets) do
   call('SADD', set, space .. ':' .. port)
 end

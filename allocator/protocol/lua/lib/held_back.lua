@@ -1,0 +1,32 @@
+-- The lines, over all hosts of the pool, of those whom something else than ports holds back: a limit of the organisation
+-- (org), of the plugin (plugin) or of both (instances), or a lease that their worker has already (worker). Each is a zset
+-- of tickets, by priority and then by who came first; a waiter is in it for as long as it says so of itself.
+local HELD_SEEN = 64
+
+-- The line of that kind that a worker stands in, or would; nil where the word is none of these kinds.
+local function held_key(kind, worker)
+  if kind == 'org' then
+    return base .. ':held:org:' .. (string.match(worker, '^[^/]+') or '')
+  elseif kind == 'plugin' then
+    return base .. ':held:plugin:' .. (string.match(worker, '^[^/]+/([^+#]+)') or '')
+  elseif kind == 'instances' then
+    return base .. ':held:instances:' .. (string.match(worker, '^[^#]+') or '')
+  elseif kind == 'worker' then
+    return base .. ':held:worker:' .. worker
+  end
+end
+
+-- Those of a line who are there, in order, up to `ticket`, which is left out; and those who are not there any more.
+local function held_before(key, kind, ticket)
+  local found, gone = {}, {}
+  for _, other in ipairs(redis.pcall('ZRANGE', key, 0, HELD_SEEN - 1)) do
+    if other == ticket then
+      break
+    end
+    local waiter = redis.pcall('GET', base .. ':waiter:' .. other)
+    local is_there = type(waiter) == 'string' and string.match(waiter, '^%-?%d+ (%l+) ') == kind
+    local list = is_there and found or gone
+    list[#list + 1] = other
+  end
+  return found, gone
+end
