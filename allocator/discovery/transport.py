@@ -19,6 +19,9 @@ from allocator.model.errors import InvalidInputError
 from allocator.model.names import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
     from allocator.model.endpoints import Endpoint
 
 SUFFIX = ".plugin"
@@ -72,6 +75,37 @@ def _addressed(request: httpx.Request, endpoint: Endpoint) -> httpx.Request:
     )
 
 
+class _Offer:
+    """A request's turn with one worker: whether that refused the connection is taken in at the end of a `with` block.
+
+    Args:
+        service: Whose worker.
+        is_last: Whether a refusal is the caller's error, and not the next worker's turn.
+    """
+
+    def __init__(self, service: Service, *, is_last: bool) -> None:
+        self._service, self._is_last = service, is_last
+        self._endpoint = service.pick()
+
+    def __enter__(self) -> Endpoint:
+        return self._endpoint
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            self._service.restore(self._endpoint)
+        elif isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            self._service.eject(self._endpoint)
+            return not self._is_last
+        return False
+
+
+def _offers(service: Service) -> Iterator[_Offer]:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        yield _Offer(service, is_last=attempt == MAX_ATTEMPTS)
+
+
 class PluginTransport(httpx.BaseTransport):
     """For `httpx.Client(transport=PluginTransport(…))`.
 
@@ -102,18 +136,10 @@ class PluginTransport(httpx.BaseTransport):
         service = self._router.service(request.url)
         if service is None:
             return self._inner.handle_request(request)
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            endpoint = service.pick()
-            try:
-                response = self._inner.handle_request(_addressed(request, endpoint))
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                service.eject(endpoint)
-                if attempt == MAX_ATTEMPTS:
-                    raise
-            else:
-                service.restore(endpoint)
-                return response
-        raise AssertionError("the last attempt returns or raises")
+        for offer in _offers(service):
+            with offer as endpoint:
+                return self._inner.handle_request(_addressed(request, endpoint))
+        raise AssertionError("the last offer returns or raises")
 
     def close(self) -> None:
         """Stop following the pool and close the connections."""
@@ -143,18 +169,10 @@ class AsyncPluginTransport(httpx.AsyncBaseTransport):
             return await self._inner.handle_async_request(request)
         if not service.known:
             await asyncio.to_thread(lambda: service.endpoints)
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            endpoint = service.pick()
-            try:
-                response = await self._inner.handle_async_request(_addressed(request, endpoint))
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                service.eject(endpoint)
-                if attempt == MAX_ATTEMPTS:
-                    raise
-            else:
-                service.restore(endpoint)
-                return response
-        raise AssertionError("the last attempt returns or raises")
+        for offer in _offers(service):
+            with offer as endpoint:
+                return await self._inner.handle_async_request(_addressed(request, endpoint))
+        raise AssertionError("the last offer returns or raises")
 
     async def aclose(self) -> None:
         """Stop following the pool and close the connections."""

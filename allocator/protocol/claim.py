@@ -122,7 +122,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         granted = _leased(pool, reply, token, sent_at)
         if pool.durability == "replica" and not copies:
             yield from release(context, [granted])
-            raise _not_copied(granted)
+            raise not_copied(granted)
         return granted if request.bound_already else (yield from _proven(context, granted))
     if code is Reply.SAME:
         same = _leased(pool, reply, token, sent_at)
@@ -143,7 +143,7 @@ def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[
         if request.bound_already:
             listening -= {request.port}
         sent_at = context.clock()
-        reply, copies = yield from _asked(_call(context, pool, request, token, ttl_ms, listening))
+        reply, copies = yield from asked(_call(context, pool, request, token, ttl_ms, listening))
         code = Reply(decode.text(reply[0]))
         if code in {Reply.NO_POOL, Reply.STALE_POOL}:
             pool = yield from pool_rules(context, request.pool, fresh=True)
@@ -154,7 +154,7 @@ def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[
     raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
 
 
-def _asked(call: ScriptCall) -> Operation[tuple[list[Any], int]]:
+def asked(call: ScriptCall) -> Operation[tuple[list[Any], int]]:
     """Return the reply to a claim, and how many replicas have what it wrote."""
     answer: Any = yield call
     if not call.replicas:
@@ -163,7 +163,8 @@ def _asked(call: ScriptCall) -> Operation[tuple[list[Any], int]]:
     return decode.words(reply), int(decode.number(copies))
 
 
-def _not_copied(lease: Lease) -> StoreUnavailableError:
+def not_copied(lease: Lease) -> StoreUnavailableError:
+    """Return the error for a grant that was given back because no replica has it."""
     return StoreUnavailableError(
         f"port {lease.port} on {lease.host} was granted, but no replica confirmed that it has the grant; it was given "
         f'back: look after the replicas of Redis, or set durability = "none" in pool {lease.pool}',

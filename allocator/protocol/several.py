@@ -6,12 +6,12 @@ The first name's port is the worker's own. They are claimed in one script, and p
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
 from allocator.model.names import check_name, shown
 from allocator.protocol import decode
-from allocator.protocol.claim import refusal, written_ports
+from allocator.protocol.claim import asked, not_copied, refusal, written_ports
 from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import script_keys
 from allocator.protocol.pools import pool_rules
@@ -67,15 +67,14 @@ def claim_several(
     pool = yield from pool_rules(context, request.pool)
     look_from = 0
     for _ in range(MAX_ROUNDS):
-        ttl_ms = pool.check_ttl_ms(request.ttl_ms)
         listening: frozenset[int] = yield ReadListeners(pool.first, pool.last)
         sent_at = context.clock()
-        words: list[str | int] = [context.host, ttl_ms, str(request.state), context.full_identity]
-        words += [written_ports(listening), int(adjacent), look_from, request.ticket]
+        words: list[str | int] = [context.host, pool.check_ttl_ms(request.ttl_ms), str(request.state)]
+        words += [context.full_identity, written_ports(listening), int(adjacent), look_from, request.ticket]
         for worker, token in zip(workers, tokens, strict=True):
             words += [str(worker), token, decode.extra_members(request.holder_words())]
-        keys = script_keys(pool.name, context.space(pool))
-        reply = decode.words((yield ScriptCall("claim_several", keys, tuple(words))))
+        keys, copies_wanted = script_keys(pool.name, context.space(pool)), int(pool.durability == "replica")
+        reply, copies = yield from asked(ScriptCall("claim_several", keys, tuple(words), replicas=copies_wanted))
         code = Reply(decode.text(reply[0]))
         if code in {Reply.NO_POOL, Reply.STALE_POOL}:
             pool = yield from pool_rules(context, request.pool, fresh=True)
@@ -89,21 +88,27 @@ def claim_several(
         raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
     if code not in {Reply.GRANTED, Reply.SAME}:
         raise (yield from refusal(context, pool, request, code, reply))
+    leases = _leased(pool.name, reply, tokens, sent_at)
+    if code is Reply.SAME:
+        return leases
+    if copies < copies_wanted:
+        yield from release(context, leases)
+        raise not_copied(leases[0])
+    return (yield from _proven(context, leases))
+
+
+def _leased(pool: str, reply: list[Any], tokens: Sequence[str], sent_at: float) -> list[Lease]:
     now_ms = decode.number(reply[1])
     leases = []
     for i, token in enumerate(tokens):
         remaining_ms = decode.number(reply[2 * i + 3])
+        deadline = sent_at + remaining_ms / 1_000
         leases.append(
             decode.lease(
-                pool.name,
-                reply[2 * i + 2],
-                remaining_ms=remaining_ms,
-                now_ms=now_ms,
-                token=token,
-                deadline=sent_at + remaining_ms / 1_000,
+                pool, reply[2 * i + 2], remaining_ms=remaining_ms, now_ms=now_ms, token=token, deadline=deadline
             )
         )
-    return leases if code is Reply.SAME else (yield from _proven(context, leases))
+    return leases
 
 
 def _proven(context: Context, leases: list[Lease]) -> Operation[list[Lease]]:

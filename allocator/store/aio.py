@@ -10,7 +10,6 @@ from allocator.store.blocking import (
     Event,
     connection_options,
     decode_events,
-    pipeline_client,
     sentinel_connection_options,
 )
 from allocator.store.opening import Opening
@@ -30,6 +29,10 @@ T = TypeVar("T")
 
 class AsyncStore(Opening):
     """A connection to Redis for one event loop, made when it is first used."""
+
+    def __init__(self, connect: Callable[[], Any], *, shown_url: str, timeout_s: float = 5.0) -> None:
+        super().__init__(connect, shown_url=shown_url, timeout_s=timeout_s)
+        self._nodes: dict[str, Any] = {}
 
     @staticmethod
     def _client_for(address: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
@@ -51,7 +54,7 @@ class AsyncStore(Opening):
         """Run a script, and wait on the same connection until replicas have what it wrote."""
         from redis.exceptions import NoScriptError
 
-        client = pipeline_client(await self._ready_client(), step.keys[0])
+        client = await self._pipeline_client(step.keys[0])
         lua, wait_ms = script(step.script), int(self._timeout_s * 500)
         for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
             pipeline = client.pipeline(transaction=False)
@@ -64,6 +67,23 @@ class AsyncStore(Opening):
             if isinstance(one, Exception):
                 raise one
         return found
+
+    async def _pipeline_client(self, key: str) -> Any:  # noqa: ANN401  # as above
+        """Return the client whose pipelines go over one connection to the server that has `key`.
+
+        A node of the async Cluster client has none of its own, and may send each command over another connection.
+        """
+        client = await self._ready_client()
+        if not hasattr(client, "get_node_from_key"):
+            return client
+        await client.exists(key)  # follows the key where a failover or a moved slot took it; a pipeline would not
+        node = client.get_node_from_key(key)
+        if node.name not in self._nodes:
+            from redis.asyncio import ConnectionPool, Redis
+
+            pool = ConnectionPool(node.connection_class, **node.connection_kwargs)
+            self._nodes[node.name] = Redis.from_pool(pool)
+        return self._nodes[node.name]
 
     async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
         from redis.exceptions import NoScriptError
@@ -191,6 +211,8 @@ class AsyncStore(Opening):
 
     async def close(self) -> None:
         """Close the connection."""
+        for name in list(self._nodes):
+            await self._nodes.pop(name).aclose()
         if self._client is not None:
             await self._client.aclose()
             self._client = None

@@ -43,7 +43,7 @@ class Store(Opening):
         """Run a script, and wait on the same connection until replicas have what it wrote."""
         from redis.exceptions import NoScriptError
 
-        client = pipeline_client(self._ready_client(), step.keys[0])
+        client = self._pipeline_client(step.keys[0])
         lua, wait_ms = script(step.script), int(self._timeout_s * 500)
         for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
             pipeline = client.pipeline(transaction=False)
@@ -56,6 +56,14 @@ class Store(Opening):
             if isinstance(one, Exception):
                 raise one
         return found
+
+    def _pipeline_client(self, key: str) -> Any:  # noqa: ANN401  # as above
+        """Return the client whose pipelines go over one connection to the server that has `key`."""
+        client = self._ready_client()
+        if not hasattr(client, "get_node_from_key"):
+            return client
+        client.exists(key)  # follows the key where a failover or a moved slot took it; a pipeline would not
+        return client.get_node_from_key(key).redis_connection
 
     def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
         from redis.exceptions import NoScriptError
@@ -189,22 +197,6 @@ class Store(Opening):
         if self._client is not None:
             self._client.close()
             self._client = None
-
-
-def pipeline_client(client: Any, key: str) -> Any:  # noqa: ANN401  # one of several client classes
-    """Return the client whose pipelines go over one connection to the server that has `key`.
-
-    Raises:
-        ConfigurationError: When there is none.
-    """
-    if not hasattr(client, "get_node_from_key"):
-        return client
-    node = client.get_node_from_key(key)
-    if getattr(node, "redis_connection", None) is None:
-        raise ConfigurationError(
-            'waiting for a replica is not possible with asyncio on a Cluster; use PortAllocator, or durability "none"'
-        )
-    return node.redis_connection
 
 
 def decode_events(rows: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
-from servers import Server, wait_until
+from servers import Server, cluster, wait_until
 
-from allocator import LeaseLostError, PoolSpec, PortAllocator, RecoveringError, StoreUnavailableError
+from allocator import (
+    AsyncPortAllocator,
+    LeaseLostError,
+    PoolSpec,
+    PortAllocator,
+    RecoveringError,
+    StoreUnavailableError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +94,8 @@ def test_a_claim_that_no_replica_confirms_is_given_back(server: Server) -> None:
         ports.apply_pool(durable)
         with pytest.raises(StoreUnavailableError, match="no replica confirmed"):
             ports.claim("email", org="o")
+        with pytest.raises(StoreUnavailableError, match="no replica confirmed"):
+            ports.claim_ports("email", ["http", "debug"], org="o")
         assert ports.leases() == []
         with Server("--replicaof", f"127.0.0.1 {server.port}") as replica:
             wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "no replica")
@@ -95,10 +106,6 @@ def test_a_claim_that_no_replica_confirms_is_given_back(server: Server) -> None:
 
 
 def test_the_async_allocator_waits_for_the_replica_as_well(server: Server) -> None:
-    import asyncio
-
-    from allocator import AsyncPortAllocator
-
     async def scenario() -> None:
         async with AsyncPortAllocator.from_url(server.url, pool="durable", host="web-1", timeout=1) as ports:
             await ports.apply_pool(PoolSpec(name="durable", first=14_720, last=14_729, durability="replica"))
@@ -106,3 +113,49 @@ def test_the_async_allocator_waits_for_the_replica_as_well(server: Server) -> No
                 await ports.claim("email", org="o")
 
     asyncio.run(scenario())
+
+
+def test_on_a_cluster_both_allocators_wait_for_the_replica_of_the_node_that_has_the_pool() -> None:
+    durable = PoolSpec(name="durable", first=14_720, last=14_729, durability="replica", cooldown_ms=0)
+    with cluster() as nodes, contextlib.ExitStack() as stack:
+        url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+        owner = next(node for node in nodes if node.client().cluster("KEYSLOT", "alloc:{durable}") in slots_of(node))
+
+        async def claim(number: int) -> int:
+            async with AsyncPortAllocator.from_url(url, pool="durable", host="web-1", timeout=2) as ports:
+                return (await ports.claim("email", org="o", instance=number)).port
+
+        with PortAllocator.from_url(url, pool="durable", host="web-1", timeout=2) as ports:
+            ports.apply_pool(durable)
+            for attempt in (lambda: ports.claim("email", org="o").port, lambda: asyncio.run(claim(1))):
+                with pytest.raises(StoreUnavailableError, match="no replica confirmed"):
+                    attempt()
+            assert ports.leases() == []
+            replica = stack.enter_context(Server("--cluster-enabled", "yes")).ready()
+            follow(replica, owner)
+            for attempt in (lambda: ports.claim("email", org="o").port, lambda: asyncio.run(claim(1))):
+                client = replica.client()
+                client.execute_command("READONLY")
+                assert client.exists(f"alloc:{{durable}}:lease:web-1:{attempt()}")
+
+
+def slots_of(node: Server) -> range:
+    mine = node.client().execute_command("CLUSTER", "MYID").decode()
+    for first, last, *owners in node.client().execute_command("CLUSTER", "SLOTS"):
+        if owners[0][2].decode() == mine:
+            return range(first, last + 1)
+    raise AssertionError("no slots")
+
+
+def follow(replica: Server, owner: Server) -> None:
+    """Make a node of the Cluster the replica of another."""
+    client = replica.client()
+    client.execute_command("CLUSTER", "MEET", "127.0.0.1", owner.port)
+    owners_id = owner.client().execute_command("CLUSTER", "MYID").decode()
+
+    def follows() -> bool:
+        client.execute_command("CLUSTER", "REPLICATE", owners_id)
+        return True
+
+    wait_until(follows, "the replica does not know its primary")
+    wait_until(lambda: client.info("replication")["master_link_status"] == "up", "no replica")
