@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,13 @@ def free_port() -> int:
                 continue
             return port
     raise RuntimeError("no free port")
+
+
+def installed(binary: str) -> str | None:
+    """Return the path of a program, also where servers are installed and a user's PATH does not look."""
+    return shutil.which(
+        binary, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    )
 
 
 class Server:

@@ -11,7 +11,7 @@ import typer
 
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import check_name
+from allocator.model.names import check_name, check_plugin
 
 
 class ExportFormat(StrEnum):
@@ -53,9 +53,10 @@ def export(
     from allocator.discovery.exporting import Exporter
     from allocator.discovery.formats import FORMATS
 
-    for kind, name in (("organisation", org), ("plugin", plugin)):
-        if name is not None:
-            check_name(kind, name)
+    if org is not None:
+        check_name("organisation", org)
+    if plugin is not None:
+        check_plugin(plugin)
     if out is None and (watch or command):
         raise InvalidInputError("--watch and --exec go with a file; add --out FILE")
 

@@ -10,7 +10,7 @@ from allocator.cli.leases import OrgOption, seconds
 from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import check_name
+from allocator.model.names import check_name, check_plugin
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
@@ -41,7 +41,7 @@ def resolve(
 
     Example: curl "http://$(allocator resolve email --org org-123)/health"
     """
-    check_name("plugin", plugin)
+    check_plugin(plugin)
     check_name("organisation", org)
     wait_s = seconds(wait, "wait")
     if watch and (every_one or wait is not None or prefer_local):

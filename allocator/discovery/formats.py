@@ -45,27 +45,33 @@ def nginx(services: Services) -> str:
 
 
 def haproxy(services: Services) -> str:
-    """Return a `backend` section for each service, for one more `-f FILE`."""
+    """Return a `backend` section for each service, for one more `-f FILE`; `email+debug` is called `email:debug`."""
     lines = [f"# {HEAD}"]
     for name, endpoints in services.items():
-        lines += ["", f"backend {service_name(name)}", "    balance roundrobin", "    option redispatch"]
+        backend = service_name(name).replace("+", ":")  # haproxy refuses a `+`; no name has a colon
+        lines += ["", f"backend {backend}", "    balance roundrobin", "    option redispatch"]
         lines += [f"    server {one.host}:{one.port} {one} check" for one in endpoints]
     return _text(lines)
 
 
 def traefik(services: Services) -> str:
-    """Return routers and services for Traefik's file provider, as YAML; the `Host` of each is `plugin.org.plugin`."""
+    """Return routers and services for Traefik's file provider, as YAML; the `Host` of each is `plugin.org.plugin`.
+
+    A further port (`email+debug`) has no name that a host can have: it is a service without a router.
+    """
     if not services:
         return _text([f"# {HEAD}", "http: {}"])
     routers, balancers = [], []
     for name, endpoints in services.items():
         quoted = json.dumps(service_name(name))
-        rule = json.dumps(f"Host(`{'.'.join(name)}.plugin`)")
-        routers += [f"    {quoted}:", f"      rule: {rule}", f"      service: {quoted}"]
+        if "+" not in name[0]:
+            rule = json.dumps(f"Host(`{'.'.join(name)}.plugin`)")
+            routers += [f"    {quoted}:", f"      rule: {rule}", f"      service: {quoted}"]
         servers = [f"          - url: {json.dumps(f'http://{one}')}" for one in endpoints]
         balancers += [f"    {quoted}:", "      loadBalancer:"]
         balancers += ["        servers:", *servers] if servers else ["        servers: []"]
-    return _text([f"# {HEAD}", "http:", "  routers:", *routers, "  services:", *balancers])
+    routers = ["  routers:", *routers] if routers else []
+    return _text([f"# {HEAD}", "http:", *routers, "  services:", *balancers])
 
 
 def envoy(services: Services) -> str:
@@ -141,10 +147,13 @@ def plain_json(services: Services) -> str:
 def hosts(services: Services) -> str:
     """Return lines as in `/etc/hosts`: each worker's address with the name `plugin.org.plugin`.
 
-    A host that advertises a name in place of an address cannot stand there and is left out.
+    A host that advertises a name in place of an address cannot stand there and is left out; so is a further port
+    (`email+debug`), whose name no host can have.
     """
     lines = [f"# {HEAD}"]
     for name, endpoints in services.items():
+        if "+" in name[0]:
+            continue
         addresses = dict.fromkeys(one.address for one in endpoints if _is_address(one.address))
         lines += [f"{address}\t{'.'.join(name)}.plugin" for address in addresses]
     return _text(lines)

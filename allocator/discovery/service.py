@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from allocator.discovery.directory import Directory
 from allocator.model.errors import NoWorkerError
-from allocator.model.names import check_name
+from allocator.model.names import check_name, check_plugin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ class Service:
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
-        self.plugin = check_name("plugin", plugin)
+        self.plugin = check_plugin(plugin)
         self.org = check_name("organisation", org)
         self._owned: PortAllocator | None = None
         if directory is None:

@@ -1,6 +1,6 @@
 """Fifty hosts with 44 ports each, at random: what must be true at every moment, read from the event stream.
 
-`FLEET_SECONDS=60` makes each of them last a minute.
+`FLEET_SECONDS=60` makes each of them last a minute; `-s` shows how much happened in it.
 """
 
 from __future__ import annotations
@@ -82,9 +82,11 @@ class Books:
         self.open: dict[tuple[str, str], str] = {}
         self.counts: Counter[str] = Counter()
         self.grants = 0
+        self.kinds: Counter[str] = Counter()
 
     def enter(self, event: dict[str, str]) -> None:
         kind, worker = event["type"], event.get("worker", "-")
+        self.kinds[kind] += 1
         place = (event["host"] if self.scope == "host" else "*", event["port"])
         if kind in ENDED:
             assert self.open.pop(place) == worker, event
@@ -129,6 +131,7 @@ def test_no_duplicates_and_no_limit_exceeded_at_any_moment(
         assert {f"{lease.host}:{lease.port}" for lease in observer.leases()} <= indexed(observer, spec)
         close_everything(observer, spec)
         assert indexed(observer, spec) == {f"{lease.host}:{lease.port}" for lease in observer.leases()}
+    print(f"{scope} scope: {books.grants:,} grants, {dict(books.kinds)}")
     assert books.grants > HOSTS
 
 
@@ -148,5 +151,6 @@ def test_every_wait_is_served_in_order(ports: PortAllocator, redis_url: str, poo
                 passed_by.append((event["worker"], line[:at]))
                 del line[at]
     served = {worker for worker, _ in passed_by}
+    print(f"line: {len(passed_by):,} waits served")
     assert len(passed_by) > 20
     assert [(worker, one) for worker, before in passed_by for one in before if one in served] == []

@@ -15,13 +15,15 @@
 --       exhausted ms until enough may be free, at the soonest (-1: unknown) · again the port to look on from · queued · limited · recovering · cordoned · host_conflict
 --       machine · no_pool · stale_pool                   as in claim
 -- Events  granted for each; before them expired, for leases whose end nobody had seen
--- Loops   16 ports; the ports of the pool in pages of 256, at most 4,096 a call; the line of waiters and limits as in claim
+-- Loops   16 ports; the ports of the pool in pages of 256, about 4,096 a call, and those of other plugins; the line of waiters and limits as in claim
 
 --@include replies
 --@include base
 
 local HEAD, WORDS = 8, 3
 local PAGE, LOOKED_AT = 256, 4096
+-- The port to look on from is told with so many more in the round that takes ports of other plugins too.
+local MOST_PORTS = 65536
 local QUEUE_SEEN = 64
 local QUEUE_WOKEN = 16
 local LIMIT_PAGE, HOLDERS_NAMED = 512, 5
@@ -151,45 +153,59 @@ local function run()
   for i = 1, needed do
     missing = missing - (chosen[i] and 1 or 0)
   end
-  local dynamic, looked, in_a_row = parse_ranges(pool[4] or bad(base, 'has no field dynamic')), 0, 0
-  -- A port that belongs to another plugin is taken where that may be (spill).
+  -- Then the dynamic ports; and where that may be, and nothing else is left, those of other plugins (spill).
+  local dynamic, looked = parse_ranges(pool[4] or bad(base, 'has no field dynamic')), 0
   local own = ',' .. (pool[5] or '') .. ','
-  local spills = find(pool[1], ' spill=1', 1, true) and ',' .. (pool[6] or '') .. ',' or ','
-  for page = math.max(first, look_from), missing > 0 and last or -1, PAGE do
-    local ports = {}
-    for port = page, math.min(last, page + PAGE - 1) do
-      ports[#ports + 1] = port
-    end
-    for at, score in ipairs(read('ZMSCORE', ports_key, unpack(ports))) do
-      local port = ports[at]
-      local usable = tonumber(score or 0) <= now and not taken[port] and not within(strangers, port)
-      if usable and not within(dynamic, port) then
-        local text = ',' .. port .. ','
-        usable = find(own, text, 1, true) or find(spills, text, 1, true)
+  local others = find(pool[1], ' spill=1', 1, true) and ',' .. (pool[6] or '') .. ',' or ','
+  for round = look_from > MOST_PORTS and 2 or 1, adjacent and others ~= ',,' and others ~= ',' and 2 or 1 do
+    local in_a_row = 0
+    for page = math.max(first, look_from - (round - 1) * MOST_PORTS), missing > 0 and last or -1, PAGE do
+      local ports = {}
+      for port = page, math.min(last, page + PAGE - 1) do
+        ports[#ports + 1] = port
       end
-      in_a_row = usable and in_a_row + 1 or 0
-      if adjacent and in_a_row == needed then
-        for i = 1, needed do
-          chosen[i] = port - needed + i
+      for at, score in ipairs(read('ZMSCORE', ports_key, unpack(ports))) do
+        local port = ports[at]
+        local usable = tonumber(score or 0) <= now and not taken[port] and not within(strangers, port)
+        if usable and not within(dynamic, port) then
+          local text = ',' .. port .. ','
+          usable = find(own, text, 1, true) or (round == 2 and find(others, text, 1, true))
         end
-        missing = 0
-      elseif usable and not adjacent then
-        for i = 1, needed do
-          if not chosen[i] then
-            chosen[i], taken[port], missing = port, true, missing - 1
-            break
+        in_a_row = usable and in_a_row + 1 or 0
+        if adjacent and in_a_row == needed then
+          for i = 1, needed do
+            chosen[i] = port - needed + i
+          end
+          missing = 0
+        elseif usable and not adjacent then
+          for i = 1, needed do
+            if not chosen[i] then
+              chosen[i], taken[port], missing = port, true, missing - 1
+              break
+            end
           end
         end
+        if missing == 0 then
+          break
+        end
       end
+      looked = looked + #ports
       if missing == 0 then
         break
+      elseif looked >= LOOKED_AT and page + PAGE <= last then
+        return { AGAIN, (round - 1) * MOST_PORTS + page + PAGE - needed }
       end
     end
-    looked = looked + #ports
-    if missing == 0 then
-      break
-    elseif looked >= LOOKED_AT and page + PAGE <= last then
-      return { AGAIN, page + PAGE - needed }
+    look_from = 0
+  end
+  if missing > 0 and not adjacent then
+    for port in string.gmatch(others, '%d+') do
+      for i = 1, missing > 0 and needed or 0 do
+        if not chosen[i] then
+          missing = missing - (take(i, tonumber(port)) and 1 or 0)
+          break
+        end
+      end
     end
   end
   if missing > 0 then

@@ -193,6 +193,8 @@ def test_several_ports_are_claimed_and_released_together(allocator: Allocator) -
     assert f"PORT_DEBUG={ports['debug']}\n" in shell
     assert set(json.loads(allocator(*words, "--format", "json").out)) == set(ports)
     assert allocator("renew", "o/email").code == 0
+    debugging = allocator("resolve", "email+debug", "--org", "o")
+    assert (debugging.code, "its only worker is starting" in debugging.err) == (75, True)
     assert allocator("release", ports["http"]).code == 0
     assert json.loads(allocator("ls", "--format", "json").out) == []
     for wrong in (("--ports", ""), ("--ports", "a,a"), ("--adjacent",), ("--ports", "a", "--port", "5556")):

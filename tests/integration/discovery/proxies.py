@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from servers import free_port, wait_until
+from servers import free_port, installed, wait_until
 
 NGINX = """
 daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/nginx.log;
@@ -48,19 +48,15 @@ frontend all
 """
 
 
-PLACES = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin", "/sbin"])
-"""Servers are installed where the PATH of a user who is not root does not look."""
-
-
 @functools.cache
 def install(package: str, binary: str) -> str:
     """Return the path of a proxy, installed from the distribution where that is possible."""
-    found = shutil.which(binary, path=PLACES)
+    found = installed(binary)
     if found is None and os.getuid() == 0 and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
         words = ["apt-get", "install", "-y", "-q", "--no-install-recommends", package]
         subprocess.run(words, env=environment, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-        found = shutil.which(binary, path=PLACES)
+        found = installed(binary)
     if found is None:
         pytest.skip(f"{binary} is not installed, and cannot be installed here")
     return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import installed
 
 from allocator import ConfigurationError, Endpoint, WorkerId
 from allocator.discovery.formats import FORMATS, service_name
@@ -90,13 +90,36 @@ def test_no_two_services_have_one_name():
     assert service_name(("a.b", "c")) != service_name(("a", "b.c"))
 
 
-@pytest.mark.skipif(not shutil.which("nginx"), reason="nginx is not installed")
+FURTHER = {
+    ("email", "o"): (endpoint("10.0.0.5", 5556),),
+    ("email+debug", "o"): (endpoint("10.0.0.5", 5557, plugin="email+debug"),),
+}
+
+
+def test_a_further_port_of_a_worker_breaks_nobodys_file():
+    assert "backend email:debug.o\n" in FORMATS["haproxy"](FURTHER)
+    assert "Host(`email.o.plugin`)" in FORMATS["traefik"](FURTHER)
+    assert "+debug.o.plugin" not in FORMATS["traefik"](FURTHER)
+    assert FORMATS["hosts"](FURTHER).splitlines()[1:] == ["10.0.0.5\temail.o.plugin"]
+    assert "EMAIL_DEBUG__O=10.0.0.5:5557\n" in FORMATS["env"](FURTHER)
+
+
+@pytest.mark.skipif(not installed("haproxy"), reason="haproxy is not installed")
+def test_haproxy_loads_what_is_exported_with_a_further_port(tmp_path: Path):
+    rest = "defaults\n mode http\n timeout connect 1s\n timeout client 1s\n timeout server 1s\nlisten any\n bind :1\n"
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(rest + FORMATS["haproxy"](FURTHER))
+    done = subprocess.run([installed("haproxy"), "-c", "-f", config], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not installed("nginx"), reason="nginx is not installed")
 def test_nginx_loads_what_is_exported_even_where_a_service_has_no_worker(tmp_path: Path):
     exported = tmp_path / "workers.conf"
-    exported.write_text(FORMATS["nginx"](SERVICES))
+    exported.write_text(FORMATS["nginx"](SERVICES | FURTHER))
     server = "server { listen 127.0.0.1:1; location / { proxy_pass http://stripe.org-123; } }"
     config = tmp_path / "nginx.conf"
     config.write_text(f"pid {tmp_path}/pid; error_log stderr; events {{}}\nhttp {{ include {exported}; {server} }}\n")
-    words = ["nginx", "-t", "-c", str(config), "-p", str(tmp_path)]
+    words = [installed("nginx"), "-t", "-c", str(config), "-p", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert "syntax is ok" in done.stderr, done.stderr

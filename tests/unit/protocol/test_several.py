@@ -115,10 +115,23 @@ def test_a_block_is_found_far_into_a_wide_pool_and_past_strangers(store):
 def test_conventional_ports_and_bands_of_others_are_left_alone_or_spilled_into(store):
     store.drive(apply_pool(rules(conventional={"email": (7001,), "x": (7002,)}, bands={"stripe": (7003, 7008)})))
     context = make_context()
-    assert [lease.port for lease in several(store, context)] == [7001, 7002, 7009]
+    first = several(store, context)
+    assert [lease.port for lease in first] == [7001, 7009, 7010]
+    assert isinstance(error_of(lambda: several(store, context, NAMES[:2], number=1)), ExhaustedError)
+    assert [lease.port for lease in several(store, context, NAMES[:1], number=1)] == [7002]
     store.drive(apply_pool(rules(conventional={"x": (7001, 7002)}, bands={"stripe": (7003, 7008)}, spill=False)))
     context.rules.clear()
-    assert isinstance(error_of(lambda: several(store, context, number=1)), ExhaustedError)
+    store.drive(release(context, first))
+    assert isinstance(error_of(lambda: several(store, context, number=2)), ExhaustedError)
+
+
+def test_ports_of_other_plugins_come_last_the_highest_first_and_into_a_block_only_where_no_other_is(store):
+    store.drive(apply_pool(rules(conventional={"x": (7001, 7002, 7003), "y": (7008,)})))
+    context = make_context()
+    assert [lease.port for lease in several(store, context, adjacent=True)] == [7004, 7005, 7006]
+    assert [lease.port for lease in several(store, context, number=1)] == [7007, 7009, 7010]
+    assert [lease.port for lease in several(store, context, NAMES[:2], number=2)] == [7008, 7003]
+    assert [lease.port for lease in several(store, context, NAMES[:2], number=3, adjacent=True)] == [7001, 7002]
 
 
 def test_a_port_that_the_kernel_refuses_is_declined_and_the_others_are_given_back(store, scope):
