@@ -164,9 +164,13 @@ def drain(
     with desk(pool, None, redis_url, config) as at:
         at.allocator.run(hosts.drain(at.pool, name))
         left = at.allocator.leases(host=name)
-        talk(f"host {name} is draining: {len(left)} leases" if left else f"host {name} is empty")
+        talk(f"host {name} is draining: {_leases(len(left))}" if left else f"host {name} is empty")
         if left and not no_wait:
             _wait_until_empty(at, name, timeout_s)
+
+
+def _leases(count: int) -> str:
+    return f"{count} lease{'s' if count != 1 else ''}"
 
 
 def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
@@ -178,13 +182,13 @@ def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
     before: list[Lease] | None = None
     while left := at.allocator.leases(host=name):
         if before and len(left) < len(before):
-            talk(f"{len(left)} leases left on {name}")
+            talk(f"{_leases(len(left))} left on {name}")
         before = left
         wait_s = min(DRAIN_LOOK_S, deadline - time.monotonic())
         if wait_s <= 0:
             shown = ", ".join(f"{lease.worker} on port {lease.port}" for lease in left[:5])
             raise ExhaustedError(
-                f"host {name} still has {len(left)} leases after {timeout_s:g} s ({shown}"
+                f"host {name} still has {_leases(len(left))} after {timeout_s:g} s ({shown}"
                 f"{', …' if len(left) > 5 else ''}); they end when their workers do, or by their TTL",
                 host=name,
             )

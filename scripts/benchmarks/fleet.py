@@ -285,6 +285,13 @@ def rows(found: dict[str, Any]) -> list[Row]:
     busiest = max(three["cpu"])
     return [
         Row(f"{what}: one server", f"{one['cpu'][0]:.1%} of a core", "", "≤ 15 %", one["cpu"][0] <= 0.15),
+        Row(
+            "leases that one node carries at half of a core, by that figure",
+            f"{hosts * PORTS * 0.5 / one['cpu'][0]:,.0f}",
+            f"the holders sent {one['kept_up']:.0%} of the heartbeats in time",
+            "",
+            None,
+        ),
         Row(f"{what}: read and written", f"{one['network'][0] / 1e6:.1f} MB a second", "", "", None),
         Row(f"{what}: memory for a lease", f"{one['bytes_per_lease']:,.0f} bytes", "", "", None),
         _claims(f"{what}: claims beside them, 99th percentile", one["claims_ms"]),
