@@ -30,6 +30,9 @@ local function run()
     after[ARGV[i]] = ARGV[i + 1]
     changed = changed or before[ARGV[i]] ~= ARGV[i + 1]
   end
+  if not after['rules'] or #ARGV % 2 == 1 then
+    error({ err = WRONG_WORDS }, 0)
+  end
   for field in pairs(before) do
     if not after[field] and not kept[field] then
       stale[#stale + 1] = field

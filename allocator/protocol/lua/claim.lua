@@ -51,6 +51,9 @@ local function run()
   local host_key = base .. ':host:' .. host
   local space_key = space == host and host_key or base .. ':host:' .. space
   local org, plugin, instance = match(worker, '^([^/]+)/([^#]+)#(%w+)')
+  if not (instance and find(ttl_text, '^%d+$') and #ARGV > 10) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local service = base .. ':service:' .. plugin .. ':' .. org
   local pool = read('HMGET', base, 'rules', 'fence', 'waiting')
   if not pool[1] then

@@ -39,7 +39,10 @@ local function run()
   local ttl_ms, explicit, superseded = tonumber(ttl_text), adjacent and -1 or 0, nil
   local host_key, needed = base .. ':host:' .. host, (#ARGV - HEAD) / WORDS
   local worker = ARGV[HEAD + 1]
-  local org, plugin = match(worker, '^([^/]+)/([^#]+)#')
+  local org, plugin = match(worker or '', '^([^/]+)/([^#]+)#')
+  if not (plugin and find(ttl_text, '^%d+$') and look_from and needed % 1 == 0) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local service = base .. ':service:' .. plugin .. ':' .. org
   local pool = read('HMGET', base, 'rules', 'fence', 'waiting', 'dynamic', 'conventional:' .. plugin, 'reserved')
   if not pool[1] then

@@ -12,6 +12,9 @@
 
 local function run()
   --@include keys
+  if #ARGV < 2 then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local host_key = base .. ':host:' .. ARGV[1]
   local known = read('HMGET', host_key, 'identity', 'cordon')
   local on = ARGV[2] == 'on'

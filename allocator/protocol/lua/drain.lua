@@ -15,7 +15,7 @@
 local function run()
   --@include keys
   --@include lease_head
-  local host = ARGV[1]
+  local host = ARGV[1] or error({ err = WRONG_WORDS }, 0)
   local host_key = base .. ':host:' .. host
   local known = read('HMGET', host_key, 'identity', 'drain')
   if not known[1] then

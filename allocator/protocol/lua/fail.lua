@@ -13,6 +13,9 @@
 local function run()
   --@include keys
   --@include grants
+  if #ARGV < 3 then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local grant = read('HGET', tokens_key, ARGV[1])
   local ended, fence, token, host, worker
   if grant then

@@ -21,7 +21,7 @@ local function run()
   --@include now
   --@include lease_head
   --@include live_lease
-  local host = ARGV[1]
+  local host = ARGV[1] or error({ err = WRONG_WORDS }, 0)
   local host_key = base .. ':host:' .. host
   local is_space = space == host
   if not read('HGET', host_key, 'identity') and not read('ZSCORE', hosts_key, host) then

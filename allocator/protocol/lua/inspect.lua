@@ -20,6 +20,9 @@
 local function run()
   --@include keys
   local what = ARGV[1]
+  if (what == 'hosts' or what == 'ports') and not (tonumber(ARGV[2]) and tonumber(ARGV[3])) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   if what == 'pool' then
     return read('HGETALL', base)
   elseif what == 'hosts' then

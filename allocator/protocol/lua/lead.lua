@@ -22,6 +22,9 @@ local function run()
   --@include fences
   local leader_key, proof_key = base .. ':leader', base .. ':tokens:!leader'
   local token, ttl_text = ARGV[2], ARGV[3]
+  if #ARGV < 5 or not string.find(ttl_text, '^%d+$') or string.find(ARGV[4], '"', 1, true) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local leader, proof = read('GET', leader_key), read('GET', proof_key)
   local fence, holder
   if leader then

@@ -18,6 +18,9 @@ local PORTS_A_HOST = 512
 local function run()
   --@include keys
   --@include now
+  if #ARGV < 4 or not (string.find(ARGV[1], '^%d+$') and string.find(ARGV[2], '^%d+$')) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local count = math.min(tonumber(ARGV[2]), HOSTS_A_CALL)
   local hosts = read('ZRANGE', hosts_key, ARGV[1], tonumber(ARGV[1]) + count - 1)
   if #hosts == 0 then

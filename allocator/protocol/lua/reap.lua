@@ -28,7 +28,7 @@ local function run()
   local pool = read('HMGET', base, 'rules', 'version', 'waiting')
   local grace_ms = tonumber(string.match(pool[1] or '', ' grace_ms=(%d+) ')) or 0
   local version = pool[2] or '0'
-  local most = math.min(tonumber(ARGV[1]), PAGE)
+  local most = math.min(tonumber(ARGV[1]) or error({ err = WRONG_WORDS }, 0), PAGE)
   local closing, agenda = {}, {}
 
   for _, due in ipairs(read('ZRANGEBYSCORE', hosts_key, '-inf', whole(now), 'LIMIT', 0, SPACES)) do

@@ -16,6 +16,9 @@
 local function run()
   --@include keys
   --@include now
+  if #ARGV < 2 then
+    error({ err = WRONG_WORDS }, 0)
+  end
   if not read('HGET', base, 'rules') then
     return { NO_POOL }
   end

@@ -23,6 +23,7 @@
 --@include base
 
 local HEAD, WORDS = 2, 8
+local TTL_DIGITS = 12
 local PLACE_PERIOD_MS = 3600000
 
 local function run()
@@ -45,10 +46,17 @@ local function run()
   local host = args[1]
   local host_key = base .. ':host:' .. host
   local count = (#args - HEAD) / WORDS
+  if count < 1 or count % 1 ~= 0 then
+    error({ err = WRONG_WORDS }, 0)
+  end
 
   local ports, lease_keys = {}, {}
   for i = 1, count do
-    local port = args[HEAD + (i - 1) * WORDS + 1]
+    local at = HEAD + (i - 1) * WORDS
+    local port = args[at + 1]
+    if #args[at + 4] > TTL_DIGITS or not find(args[at + 4], '^[1-9]%d*$') then
+      error({ err = WRONG_WORDS }, 0)
+    end
     ports[i], lease_keys[i] = port, lease_prefix .. port
   end
   local grants = read('HMGET', tokens_key, unpack(ports))

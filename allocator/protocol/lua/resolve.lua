@@ -25,6 +25,9 @@ local function run()
   --@include keys
   --@include lease_head
   --@include now
+  if #ARGV < 4 or (ARGV[3] == 'all' and not tonumber(ARGV[4])) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local prefix, all, preferred = ARGV[2] .. '/' .. ARGV[1] .. '#', ARGV[3] == 'all', ARGV[4]
   local service = base .. ':service:' .. ARGV[1] .. ':' .. ARGV[2]
   local fleet = string.find(read('HGET', base, 'rules') or '', ' scope=fleet ', 1, true)

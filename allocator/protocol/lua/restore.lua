@@ -23,6 +23,10 @@ local function run()
   --@include now
   --@include places
   --@include written_types
+  local ttl_ms = tonumber(ARGV[1])
+  if not ttl_ms or (#ARGV - 1) % WORDS ~= 0 then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local pool = read('HMGET', base, 'rules', 'fence')
   if not pool[1] then
     return { NO_POOL }
@@ -33,6 +37,9 @@ local function run()
   read('HLEN', tokens_key)
   for at = 2, #ARGV, WORDS do
     local port, worker = ARGV[at + 1], ARGV[at + 2]
+    if not string.find(ARGV[at + 3], '^%d+$') then
+      error({ err = WRONG_WORDS }, 0)
+    end
     local known = seen[port] or seen[worker] or read('HEXISTS', tokens_key, port) == 1
       or read('GET', worker_prefix .. worker) or read('GET', lease_prefix .. port)
     reply[#reply + 1] = known and ALREADY or RESTORED
@@ -44,7 +51,6 @@ local function run()
 
   -- writes --
   --@include events
-  local ttl_ms = tonumber(ARGV[1])
   redis.call('HSET', base, 'fence', whole(newest))
   for i, code in ipairs(reply) do
     if code == RESTORED then

@@ -30,6 +30,10 @@ local function run()
   --@include keys
   --@include now
   local ticket, host, worker, explicit = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[7] or 0)
+  if #ARGV < 2 or (ARGV[2] ~= 'leave' and not (#ARGV > 7 and explicit and string.find(ARGV[5], '^%d$')
+      and (ARGV[6] == '' or tonumber(ARGV[6])))) then
+    error({ err = WRONG_WORDS }, 0)
+  end
   local line, waiter, space_key = base .. ':waiters:' .. space, base .. ':waiter:' .. ticket, base .. ':host:' .. space
   local pool = read('HMGET', base, 'rules', 'waiting')
   if not pool[1] then

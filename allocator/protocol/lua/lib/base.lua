@@ -1,6 +1,7 @@
 -- Checked reads and numbers. A read that meets a key of the wrong type (see run), or a field that is no number, stops
 -- the script with one sentence that names the key (`ALLOC …`), before anything was written.
 local FOREVER = 'inf'
+local WRONG_WORDS = 'ALLOC a script was called with other words than portlease sends; nothing was changed'
 
 local call, key_read = redis.call, nil
 

@@ -7,6 +7,9 @@ for i = 1, #ARGV, 2 do
   ports[#ports + 1] = ARGV[i]
 end
 local count = #ports
+if count == 0 or #ARGV % 2 == 1 then
+  error({ err = WRONG_WORDS }, 0)
+end
 local grants = read('HMGET', tokens_key, unpack(ports))
 local reply, ended, seen = {}, {}, count > 1 and {}
 for i = 1, count do
