@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 settings.register_profile("quick", max_examples=15, deadline=None)
 settings.register_profile("default", max_examples=60, deadline=None)
+settings.register_profile("long", max_examples=20_000, deadline=None)
 settings.load_profile(os.environ.get("ALLOCATOR_TEST_PROFILE", "default"))
 
 FIRST_PORT = 10_000

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from allocator.kernel.sockets import listeners, listening_ports, prove_port
+from allocator.protocol.decode import WRONG_SHAPES, unreadable
 from allocator.protocol.steps import AwaitTurn, DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall, Step
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel) -> T:
             except Exception as error:  # noqa: BLE001  # the operation decides: it may have something to undo
                 step = operation.throw(error)
             else:
-                step = operation.send(answer)
+                step = _next_step(operation, step, answer)
     except StopIteration as end:
         result: T = end.value
         return result
@@ -110,7 +111,16 @@ async def drive_async(operation: Operation[T], store: AsyncCaller, kernel: Kerne
             except Exception as error:  # noqa: BLE001  # as above
                 step = operation.throw(error)
             else:
-                step = operation.send(answer)
+                step = _next_step(operation, step, answer)
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def _next_step(operation: Operation[T], step: Step, answer: object) -> Step:
+    try:
+        return operation.send(answer)
+    except WRONG_SHAPES as error:
+        if isinstance(step, ScriptCall):
+            raise unreadable(f"the script {step.script}") from error
+        raise

@@ -6,13 +6,22 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import HOLDER_WORDS, Lease
-from allocator.model.names import WorkerId, shown
+from allocator.model.leases import HOLDER_WORDS, Lease, error_line
+from allocator.model.names import WorkerId, check_name, check_port, shown
 from allocator.model.states import LeaseState
 from allocator.protocol.keys import pool_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+WRONG_SHAPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a reply raises that no script of ours, and no Redis, would give."""
+
+MAX_TIME_MS = 32_503_680_000_000
+"""The year 3000: a time beyond it was not written by us, and calendars end soon after."""
+
+MAX_NUMBER = 2**63 - 1
+"""The largest fence and pid that Redis, SQL and the kernel can all hold."""
 
 _NUMBERS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
 _TEXTS = frozenset({"boot", "namespaces", "last_error"})
@@ -38,6 +47,30 @@ def number(value: object) -> float:
         raise ConfigurationError(
             f"Redis answered {shown(text(value))} where a number belongs; is another program writing under alloc:?"
         ) from None
+
+
+def time_ms(value: object) -> float:
+    """Return one word of a reply as a time of the server, in milliseconds.
+
+    Raises:
+        ConfigurationError: When it is none, or lies beyond the year 3000.
+    """
+    found = number(value)
+    if 0 <= found <= MAX_TIME_MS:
+        return found
+    raise ConfigurationError(f"Redis answered {shown(text(value))} where a time belongs; is its clock right?")
+
+
+def unreadable(what: str) -> ConfigurationError:
+    """Return the error for a reply of the wrong shape.
+
+    Args:
+        what: What was asked for.
+    """
+    return ConfigurationError(
+        f"Redis answered {what} in a form that portlease does not know; is it a Redis or Valkey, "
+        "and is another program writing under alloc:?"
+    )
 
 
 def words(reply: object) -> list[Any]:
@@ -80,23 +113,30 @@ def lease(
         fields = json.loads(raw)
         return Lease(
             pool=pool,
-            host=str(fields["host"]),
-            port=int(fields["port"]),
+            host=check_name("host", fields["host"]),
+            port=check_port(fields["port"]),
             worker=WorkerId.parse(fields["worker"]),
             state=LeaseState(fields["state"]),
-            fence=int(fields["fence"]),
-            ttl_ms=int(fields["ttl_ms"]),
-            granted_at=int(fields["granted_at"]) / 1_000,
-            expires_at=(now_ms + remaining_ms) / 1_000,
+            fence=_bounded(fields["fence"]),
+            ttl_ms=_bounded(fields["ttl_ms"], MAX_TIME_MS),
+            granted_at=_bounded(fields["granted_at"], MAX_TIME_MS) / 1_000,
+            expires_at=_bounded(now_ms + remaining_ms, MAX_TIME_MS) / 1_000,
             **holder_words(fields),
             token=token,
             deadline=deadline,
         )
-    except (ValueError, TypeError, KeyError, AttributeError, InvalidInputError):
+    except (*WRONG_SHAPES, InvalidInputError):
         raise ConfigurationError(
             f"{f'key {key}' if key else f'a lease key of {pool_key(pool)}'} holds {shown(raw)}, which is no lease; "
             "another program wrote it: move or delete that key"
         ) from None
+
+
+def _bounded(value: float | str, most: int = MAX_NUMBER) -> int:
+    number = int(value)
+    if 0 <= number <= most:
+        return number
+    raise ValueError(value)
 
 
 def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,9 +147,9 @@ def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: value for name in HOLDER_WORDS if (value := fields.get(name)) is not None}
     for name in _NUMBERS & given.keys():
-        given[name] = int(given[name])
+        given[name] = _bounded(given[name])
     for name in _TEXTS & given.keys():
-        given[name] = str(given[name])
+        given[name] = error_line(str(given[name]))
     if "labels" in given:
         given["labels"] = {str(key): str(word) for key, word in given["labels"].items()}
     return given

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import InvalidInputError
+from allocator.model.names import check_port
 from allocator.protocol import decode
 from allocator.protocol.context import space_of
 from allocator.protocol.keys import FLEET_SPACE, lease_key, script_keys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 PAGE = 256
 HOSTS_PAGE = 1_000
+MAX_HOST_PAGES = 1_000
 MAX_PAGES = 100_000
 """Bounds a listing of ports that are renewed (and so move ahead) while it goes on."""
 REAP_BATCH = 64
@@ -91,11 +93,12 @@ class Reaped:
 def spaces(pool: str) -> Operation[list[str]]:
     """Return the spaces of a pool (its hosts, or `*` in fleet scope), in alphabetical order."""
     found: list[str] = []
-    while True:
+    for _ in range(MAX_HOST_PAGES):
         reply = decode.words((yield ScriptCall("inspect", script_keys(pool), ("hosts", len(found), HOSTS_PAGE))))
         found += [decode.text(name) for name in reply[::2]]
         if len(reply) < 2 * HOSTS_PAGE:
-            return sorted(set(found))
+            break
+    return sorted(set(found))
 
 
 def ports(pool: str, space: str) -> Operation[list[PortView]]:
@@ -129,7 +132,7 @@ def _view(pool: str, space: str, row: list[Any], now_ms: float) -> PortView:
     if lease_text:
         key = lease_key(pool, space, decode.text(port_text))
         lease = decode.lease(pool, lease_text, remaining_ms=decode.number(remaining_ms), now_ms=now_ms, key=key)
-    return PortView(int(decode.number(port_text)), claimable_in_ms, lease)
+    return PortView(check_port(decode.text(port_text)), claimable_in_ms, lease)
 
 
 def newest_event(pool: str) -> Operation[str]:

@@ -125,7 +125,7 @@ def _decided(
         pool = yield from pool_rules(context, pool.name, fresh=True)
     else:
         raise ConfigurationError(f"pool {pool.name} vanishes as soon as it is made; is Redis being emptied?")
-    now_ms = decode.number(reply[0])
+    now_ms = decode.time_ms(reply[0])
     draining = len(reply) > 2 * len(leases) + 1
     return [
         replace(_outcome(lease, decode.text(reply[2 * i + 1]), reply[2 * i + 2], now_ms, sent_at), draining=draining)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from allocator.protocol.decode import WRONG_SHAPES
 from allocator.protocol.scripts import script
 from allocator.store.blocking import (
     Event,
@@ -15,7 +16,7 @@ from allocator.store.blocking import (
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
-from allocator.store.translate import client_errors, is_transient, translate
+from allocator.store.translate import client_errors, is_transient, misread, translate
 from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ class AsyncStore(Opening):
             left_s = self._timeout_s - (time.monotonic() - began)
             if not is_transient(error) or left_s <= 0:
                 raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
+        except UnicodeEncodeError:  # an argument that is no text
+            raise
+        except WRONG_SHAPES as error:
+            raise misread(key) from error
         if self._reconnects:
             self._client = None
         from tenacity import AsyncRetrying
@@ -116,6 +121,10 @@ class AsyncStore(Opening):
             return await AsyncRetrying(**transient_policy(left_s))(again)
         except client_errors() as error:
             raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
+        except UnicodeEncodeError:  # an argument that is no text
+            raise
+        except WRONG_SHAPES as error:
+            raise misread(key) from error
 
     async def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
         if self._client is None:

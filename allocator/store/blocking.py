@@ -6,11 +6,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.model.errors import ConfigurationError
+from allocator.protocol.decode import WRONG_SHAPES
 from allocator.protocol.scripts import script
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
-from allocator.store.translate import client_errors, is_transient, translate
+from allocator.store.translate import client_errors, is_transient, misread, translate
 from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
@@ -85,6 +86,10 @@ class Store(Opening):
             left_s = self._timeout_s - (monotonic() - began)
             if not is_transient(error) or left_s <= 0:
                 raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
+        except UnicodeEncodeError:  # an argument that is no text
+            raise
+        except WRONG_SHAPES as error:
+            raise misread(key) from error
         if self._reconnects:
             self._client = None
         from tenacity import Retrying
@@ -93,6 +98,10 @@ class Store(Opening):
             return Retrying(**transient_policy(left_s))(attempt)
         except client_errors() as error:
             raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
+        except UnicodeEncodeError:  # an argument that is no text
+            raise
+        except WRONG_SHAPES as error:
+            raise misread(key) from error
 
     def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
         if self._client is None:

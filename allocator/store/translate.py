@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
+from allocator.protocol.decode import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +15,10 @@ _FORBIDDEN = ("NOPERM", "ACL failure", "The user executing the script can't")
 """How a server begins to say that an ACL rule forbids it: outside of scripts, and inside those of Redis 7.0."""
 
 _SCRIPT_SENTENCE = "ALLOC "
+
+MAX_WORDS = 800
+"""As much of a server's error is shown, in characters: a sentence of ours with the longest key, and room to spare."""
+
 _TRANSIENT_CODES = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "NOREPLICAS", "UNBLOCKED",
                     "MOVED", "ASK", "CROSSSLOT")  # fmt: skip
 
@@ -99,7 +104,16 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | 
     return ConfigurationError(f"{where} refused a command of portlease ({text}); is it Redis 6.2+ or Valkey 7.2+?")
 
 
+def misread(key: str | None) -> AllocatorError:
+    """Return the error for an answer of the wrong shape.
+
+    Args:
+        key: The one key that was read, when it was no script that read it.
+    """
+    return unreadable(key or "a command")
+
+
 def _words(error: BaseException) -> Iterator[str]:
-    text = " ".join(str(error).split())
-    if text:
+    printable = "".join(character if character.isprintable() else " " for character in str(error)[:MAX_WORDS])
+    if text := " ".join(printable.split()):
         yield text.rstrip(".")

@@ -1,4 +1,4 @@
-"""Whatever a script is called with, and whatever its keys hold: a reply of the list, or one line and nothing written."""
+"""Whatever a script is called with, whatever its keys hold: a reply of its list, or one line and nothing written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from fuzzing import AWKWARD, any_text, examples
+from fuzzing import any_text, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scripted_redis import ScriptedRedis, ServerProcess, make_context, valkey_binary
@@ -136,7 +136,9 @@ def breakages(draw: st.DrawFn) -> tuple[Any, ...]:
     """Something that another program wrote under our prefix."""
     key = BASE + draw(st.sampled_from(SUFFIXES))
     value = draw(any_text(max_size=20)).encode(errors="surrogatepass")
-    kind = draw(st.sampled_from(["string", "list", "set", "hash", "zset", "stream", "field", "field", "member", "delete"]))
+    kind = draw(
+        st.sampled_from(["string", "list", "set", "hash", "zset", "stream", "field", "field", "member", "delete"])
+    )
     if kind in {"field", "hash"}:
         return kind, key, draw(st.sampled_from(FIELDS)), value
     if kind in {"member", "zset"}:
@@ -211,8 +213,27 @@ def test_every_script_is_tried() -> None:
     assert sorted(FORMS) == script_names()
 
 
+def leased(*words: str) -> tuple[str, ...]:
+    """Return what is said of one lease in `renew`, with these words in place of its last ones."""
+    first = ("100", TOKENS[0], "1", "30000", "org-1/email#0", "set", "ready", "")
+    return (*first[: len(first) - len(words)], *words)
+
+
+HERE = script_keys(POOL, "web-1")
+GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3", "org-2/stripe#0", "set", "ready", "")
+
+
 @given(call=calls(), breakage=st.none() | breakages())
-@examples(1_500)
+@example(call=("renew", HERE, GOOD_THEN_BAD_TTL), breakage=None)
+@example(call=("renew", HERE, ("web-1", IDENTITY, *leased()[:-3])), breakage=None)
+@example(call=("restore", HERE, ("x", "web-1", "110", "org-9/a#0", "1")), breakage=None)
+@example(call=("restore", HERE, ("1000", "web-1", "110", "org-9/a#0", "x")), breakage=None)
+@example(call=("apply", HERE, ("apply", "me")), breakage=None)
+@example(call=("apply", HERE, ("apply", "me", "rules", RULES.rules, "dynamic")), breakage=None)
+@example(call=("wait", HERE, (TOKENS[1], "join", "web-1", "o/p#0", "x", "", "0", "any")), breakage=None)
+@example(call=("claim", HERE, ("web-1", "nobody", TOKENS[5], "1e3", "0", "0", "ready", "")), breakage=None)
+@example(call=("index", (HERE[1], HERE[0]), ("done",)), breakage=None)
+@examples(1_000)
 def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_sentence(
     store: ScriptedRedis, call: Any, breakage: Any
 ) -> None:
@@ -220,14 +241,16 @@ def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_s
     furnish(store)
     if breakage:
         broken(store.client, breakage)
-    words = tuple(word.encode(errors="surrogatepass") for word in args)
-    before = state(store)
+    words: Any = tuple(word.encode(errors="surrogatepass") for word in args)
+    before, reply = state(store), None
     try:
-        reply = store.run(ScriptCall(name, keys, words))  # type: ignore[arg-type]  # bytes go as they are
-    except redis.ResponseError as error:
-        assert_is_our_sentence(error, (call, breakage))
-        after = state(store)
-        changed = {key for key in before | after if before.get(key) != after.get(key)}
-        assert not changed, (call, breakage, str(error), changed)
-    else:
+        reply = store.run(ScriptCall(name, keys, words))
+    except redis.ResponseError as answered:
+        error = answered
+    if reply is not None:
         assert_is_a_reply(name, reply, (call, breakage))
+        return
+    assert_is_our_sentence(error, (call, breakage))
+    after = state(store)
+    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    assert not changed, (call, breakage, str(error), changed)

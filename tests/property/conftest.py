@@ -1,6 +1,6 @@
 """Profiles of Hypothesis, and the servers that the state machine is run on.
 
-`ALLOCATOR_TEST_PROFILE=quick` is for a change under way; `default` for every run of the tests; `thorough` for a night.
+`ALLOCATOR_TEST_PROFILE=quick` is for a change under way; `default` for every run of the tests; `long` for a night.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SERVERS_ARE_SLOW = {
 }
 settings.register_profile("quick", max_examples=8, stateful_step_count=25, **_SERVERS_ARE_SLOW)
 settings.register_profile("default", max_examples=30, stateful_step_count=40, **_SERVERS_ARE_SLOW)
-settings.register_profile("thorough", max_examples=500, stateful_step_count=80, **_SERVERS_ARE_SLOW)
+settings.register_profile("long", max_examples=500, stateful_step_count=80, **_SERVERS_ARE_SLOW)
 PROFILE = os.environ.get("ALLOCATOR_TEST_PROFILE", "default")
 
 
