@@ -17,6 +17,7 @@ from pathlib import Path
 
 from allocator.model.errors import ConfigurationError
 from allocator.model.names import check_name
+from allocator.model.reading import read_text
 
 TOKEN_PREFIX = "plt_"  # noqa: S105  # what every token begins with, so that secret scanners can find a leaked one
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -98,7 +99,7 @@ class TokensFile:
             about = self.path.stat()
             stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
             if stamp != self._stamp:
-                self._known = _parse(self.path, self.path.read_text(encoding="utf-8"))
+                self._known = _parse(self.path, read_text(self.path))
                 self._stamp = stamp
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not text"

@@ -53,9 +53,10 @@ def apply(
     Example: allocator pool apply pool.toml
     """
     from allocator.model.files import parse_pool
+    from allocator.model.reading import MAX_FILE_BYTES, read_text
 
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read(MAX_FILE_BYTES) if file == "-" else read_text(Path(file))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"the pool file {file} cannot be read ({reason}); check its name and rights") from None

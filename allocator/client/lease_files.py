@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,18 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
+from allocator.model.reading import read_text
 from allocator.model.states import LeaseState
-from allocator.protocol.decode import holder_words
+from allocator.protocol.decode import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_FILE_NAME = 255
 """Longest name of a file in bytes, on every file system that matters; a pool and a host can have 128 each."""
+
+
+_TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,10 @@ class LeaseFiles:
             try:
                 os.link(temporary, path)  # unlike a rename it spares what is there
             except FileExistsError:
-                known = path.read_text(encoding="ascii")
+                known = _token_in(path)
                 if known:
                     return known, False
-                temporary.replace(path)  # a machine that lost its power left an empty one
+                temporary.replace(path)  # a machine that lost its power left an empty one, or half of one
             return token, True
 
     def end_claim(self, pool: str, host: str, worker: WorkerId) -> bool:
@@ -171,18 +176,18 @@ class LeaseFiles:
 
     def _read(self, path: Path) -> Lease | None:
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = json.loads(read_text(path, only_regular=True))
             return Lease(
                 pool=check_name("pool", fields["pool"]),
                 host=check_name("host", fields["host"]),
                 port=check_port(fields["port"]),
                 worker=WorkerId.parse(fields["worker"]),
                 state=LeaseState(fields["state"]),
-                fence=int(fields["fence"]),
-                ttl_ms=int(fields["ttl_ms"]),
-                granted_at=float(fields["granted_at"]),
-                expires_at=float(fields["expires_at"]),
-                token=str(fields["token"]),
+                fence=bounded(fields["fence"]),
+                ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
+                granted_at=_moment(fields["granted_at"]),
+                expires_at=_moment(fields["expires_at"]),
+                token=_token(fields["token"]),
                 **holder_words(fields),
             )
         except FileNotFoundError:
@@ -191,8 +196,26 @@ class LeaseFiles:
             raise ConfigurationError(
                 f"the lease file {path} cannot be read ({error.strerror}); mend its rights or delete it"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidInputError):
+        except (*WRONG_SHAPES, InvalidInputError):
             raise ConfigurationError(f"the file {path} is not a lease file; delete it") from None
+
+
+def _token(text: str) -> str:
+    if _TOKEN.fullmatch(text):
+        return text
+    raise ValueError
+
+
+def _token_in(path: Path) -> str | None:
+    """Return the token that an unfinished claim left, or None when what stands there is none."""
+    with contextlib.suppress(ValueError):
+        return _token(read_text(path, only_regular=True))
+    return None
+
+
+def _moment(value: float) -> float:
+    bounded(value * 1_000, MAX_TIME_MS)
+    return float(value)
 
 
 def _stem(pool: str, host: str) -> str:

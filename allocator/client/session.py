@@ -19,7 +19,7 @@ from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_address, check_labels, check_name, check_port
-from allocator.model.pools import SDK_V2
+from allocator.model.pools import MAX_DURATION_MS, SDK_V2
 from allocator.model.settings import state_directory
 from allocator.protocol.claim import ClaimRequest
 from allocator.protocol.context import Context
@@ -192,10 +192,10 @@ def ttl_in_ms(ttl: float) -> int:
     """Return a TTL in seconds as milliseconds.
 
     Raises:
-        InvalidInputError: When it is not above 0.
+        InvalidInputError: When it is not above 0, or longer than any pool allows.
     """
-    if not 0 < ttl < float("inf"):
-        raise InvalidInputError(f"a TTL of {ttl} s is not valid; give more than 0 seconds")
+    if not 0 < ttl <= MAX_DURATION_MS / 1_000:
+        raise InvalidInputError(f"a TTL of {ttl} s is not valid; give more than 0 seconds, and at most 30 days")
     return max(1, round(ttl * 1_000))
 
 

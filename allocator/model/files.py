@@ -35,7 +35,6 @@ email = 10
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path  # noqa: TC003  # Pydantic reads the annotation
 from typing import Literal, TypeVar
 
@@ -45,6 +44,7 @@ from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port, shown
 from allocator.model.pools import PoolSpec
+from allocator.model.reading import toml_of
 from allocator.model.tables import TableNames
 
 M = TypeVar("M", bound=BaseModel)
@@ -178,9 +178,7 @@ def parse_toml(path: Path | str, text: str, model: type[M]) -> M:
         ConfigurationError: When it is no TOML or does not fit; it names the file and the first wrong field.
     """
     try:
-        return model.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}; write it as TOML") from None
+        return model.model_validate(toml_of(path, text))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"

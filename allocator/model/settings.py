@@ -16,6 +16,7 @@ from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_address, check_name
 from allocator.model.pools import SDK_V2
+from allocator.model.reading import read_text
 from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _from_file(named: str | None, environ: Mapping[str, str]) -> _File:
 
 def _read(path: Path, *, must_exist: bool) -> _File | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None

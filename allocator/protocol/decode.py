@@ -117,10 +117,10 @@ def lease(
             port=check_port(fields["port"]),
             worker=WorkerId.parse(fields["worker"]),
             state=LeaseState(fields["state"]),
-            fence=_bounded(fields["fence"]),
-            ttl_ms=_bounded(fields["ttl_ms"], MAX_TIME_MS),
-            granted_at=_bounded(fields["granted_at"], MAX_TIME_MS) / 1_000,
-            expires_at=_bounded(now_ms + remaining_ms, MAX_TIME_MS) / 1_000,
+            fence=bounded(fields["fence"]),
+            ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
+            granted_at=bounded(fields["granted_at"], MAX_TIME_MS) / 1_000,
+            expires_at=bounded(now_ms + remaining_ms, MAX_TIME_MS) / 1_000,
             **holder_words(fields),
             token=token,
             deadline=deadline,
@@ -132,7 +132,12 @@ def lease(
         ) from None
 
 
-def _bounded(value: float | str, most: int = MAX_NUMBER) -> int:
+def bounded(value: float | str, most: int = MAX_NUMBER) -> int:
+    """Return a number of a lease as a whole one.
+
+    Raises:
+        ValueError: When it is none, or not from 0 to `most`; OverflowError and TypeError alike.
+    """
     number = int(value)
     if 0 <= number <= most:
         return number
@@ -147,7 +152,7 @@ def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {name: value for name in HOLDER_WORDS if (value := fields.get(name)) is not None}
     for name in _NUMBERS & given.keys():
-        given[name] = _bounded(given[name])
+        given[name] = bounded(given[name])
     for name in _TEXTS & given.keys():
         given[name] = error_line(str(given[name]))
     if "labels" in given:

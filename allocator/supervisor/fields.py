@@ -15,6 +15,7 @@ from allocator.client.policies import MAX_DECLINES
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_name, shown
+from allocator.model.reading import read_text
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, WorkerSpec, check_path
 from allocator.supervisor.templates import check_command
@@ -212,7 +213,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         ConfigurationError: When it cannot be read, or a line has another form; it names the file and the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigurationError(f"the environment file {path} cannot be read ({why}); correct --env-file") from None

@@ -20,11 +20,11 @@ Every field of `fields.FIELDS` may stand in a worker; what the command line says
 from __future__ import annotations
 
 import re
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
 from allocator.model.names import shown
+from allocator.model.reading import read_text, toml_of
 from allocator.supervisor.fields import convert, spec_of
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.replicas import replicated
@@ -108,15 +108,13 @@ def _beside(procfile: Path, value: object) -> object:
 
 def _tables(path: Path) -> tuple[str, list[dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
+        text = read_text(path)
     except FileNotFoundError:
         raise ConfigurationError(f"the procfile {path} does not exist; correct --procfile") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: {error}; write it as TOML") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigurationError(f"the procfile {path} cannot be read ({why})") from None
+    content = toml_of(path, text)
     other = next((key for key in content if key != "worker"), None)
     if other is not None:
         raise ConfigurationError(

@@ -227,6 +227,8 @@ GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3",
 @example(call=("renew", HERE, GOOD_THEN_BAD_TTL), breakage=None)
 @example(call=("renew", HERE, ("web-1", IDENTITY, *leased()[:-3])), breakage=None)
 @example(call=("restore", HERE, ("x", "web-1", "110", "org-9/a#0", "1")), breakage=None)
+@example(call=("restore", HERE, ("1e400", "web-1", "110", "org-9/a#0", "1")), breakage=None)
+@example(call=("lead", HERE, ("take", TOKENS[0], "0", "me", "0")), breakage=None)
 @example(call=("restore", HERE, ("1000", "web-1", "110", "org-9/a#0", "x")), breakage=None)
 @example(call=("apply", HERE, ("apply", "me")), breakage=None)
 @example(call=("apply", HERE, ("apply", "me", "rules", RULES.rules, "dynamic")), breakage=None)

@@ -16,13 +16,15 @@
 --@include replies
 --@include base
 
+local TTL_DIGITS = 12
+
 local function run()
   --@include keys
   --@include now
   --@include fences
   local leader_key, proof_key = base .. ':leader', base .. ':tokens:!leader'
   local token, ttl_text = ARGV[2], ARGV[3]
-  if #ARGV < 5 or not string.find(ttl_text, '^%d+$') or string.find(ARGV[4], '"', 1, true) then
+  if #ARGV < 5 or #ttl_text > TTL_DIGITS or not string.find(ttl_text, '^%d+$') or string.find(ARGV[4], '"', 1, true) then
     error({ err = WRONG_WORDS }, 0)
   end
   local leader, proof = read('GET', leader_key), read('GET', proof_key)
@@ -38,6 +40,8 @@ local function run()
     if not is_mine then
       return { ALREADY }
     end
+  elseif tonumber(ttl_text) == 0 then
+    error({ err = WRONG_WORDS }, 0)
   elseif leader and not is_mine then
     return { HELD, holder, redis.call('PTTL', leader_key) }
   end

@@ -16,6 +16,7 @@
 --@include base
 
 local WORDS = 4
+local TTL_DIGITS = 12
 local NO_TOKEN = '00000000000000000000000000000000'
 
 local function run()
@@ -24,7 +25,7 @@ local function run()
   --@include places
   --@include written_types
   local ttl_ms = tonumber(ARGV[1])
-  if not ttl_ms or (#ARGV - 1) % WORDS ~= 0 then
+  if not string.find(ARGV[1] or '', '^%d+$') or #ARGV[1] > TTL_DIGITS or (#ARGV - 1) % WORDS ~= 0 then
     error({ err = WRONG_WORDS }, 0)
   end
   local pool = read('HMGET', base, 'rules', 'fence')
