@@ -101,7 +101,7 @@ class TokensFile:
             if stamp != self._stamp:
                 self._known = _parse(self.path, read_text(self.path))
                 self._stamp = stamp
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
             raise ConfigurationError(f"the tokens file {self.path} cannot be read ({why}); mend it") from None
         return len(self._known)

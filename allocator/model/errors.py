@@ -19,6 +19,19 @@ EXIT_EXHAUSTED = 75
 EXIT_CONFIGURATION = 78
 
 
+MAX_MESSAGE = 1_500
+"""Longest message in characters: the longest sentence of ours, with the longest names twice in it."""
+
+
+def _one_line(message: str) -> str:
+    """Return a message fit for one line of any terminal: a path, or what another program says, may hold anything."""
+    if len(message) > MAX_MESSAGE:
+        message = message[: MAX_MESSAGE - 1] + "…"
+    if message.isprintable():
+        return message
+    return "".join(character if character.isprintable() else "?" for character in message)
+
+
 class AllocatorError(Exception):
     """Base of every error that portlease raises on purpose.
 
@@ -41,7 +54,7 @@ class AllocatorError(Exception):
         worker: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_one_line(message))
         self.host = host
         self.port = port
         self.worker = worker

@@ -79,8 +79,16 @@ class SettingsFile(BaseModel):
     database: DatabaseTable = DatabaseTable()
 
     def given(self) -> dict[str, str]:
-        """Return the settings that the file gives."""
-        return {name: value for name, value in self.model_dump(exclude={"database"}).items() if value is not None}
+        """Return the settings that the file gives.
+
+        Raises:
+            InvalidInputError: When one holds a control character, which no variable or argument would have kept.
+        """
+        found = {name: value for name, value in self.model_dump(exclude={"database"}).items() if value is not None}
+        for name, value in found.items():
+            if not value.isprintable():
+                raise InvalidInputError(f"{name} holds a control character; delete it")
+        return found
 
     def table_names(self) -> TableNames:
         """Return what the file calls the table of workers and its columns.

@@ -53,7 +53,6 @@ def toml_of(path: Path | str, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        said = "".join(character if character.isprintable() else "?" for character in str(error))
-        raise ConfigurationError(f"{path}: {said}; write it as TOML") from None
+        raise ConfigurationError(f"{path}: {error}; write it as TOML") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, a thousand arrays in each other
         raise ConfigurationError(f"{path}: a number is too long or the nesting too deep; shorten it") from None

@@ -149,6 +149,8 @@ def _command(value: object) -> list[str]:
             raise InvalidInputError(f"{shown(str(value))} is not a command ({error}); close its quotes") from None
     if not words:
         raise InvalidInputError("the command is empty; give the words of a command")
+    if any("\0" in word for word in words):
+        raise InvalidInputError(f"{shown(str(value))} holds a null character, which no command can be given; delete it")
     check_command(words)
     return words
 
@@ -157,6 +159,8 @@ def _port_arg(value: object) -> str:
     text = _text(value)
     if not text:
         raise InvalidInputError("the port's option is empty; give for example --port")
+    if "\0" in text:
+        raise InvalidInputError(f"{shown(text)} holds a null character; delete it")
     check_command([text])
     return text
 
