@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "plugin_runners.sqlite3"
 FORMS = "postgresql://[user[:password]@]host[:port]/database or sqlite:////path/to/file"
+_USERINFO = re.compile(r"^([^:/@?#]*:)(//[^:/@?#]*(?::|(?=@)))?(.*)@", re.DOTALL)
+"""The scheme, the user where one can be told apart, and all before the last '@', which may be a password."""
 _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",
@@ -47,6 +49,8 @@ def parse_database_url(text: str, *, password: str | None = None) -> URL:
     scheme = text.partition(":")[0].lower()
     if scheme not in _DRIVERS:
         raise ConfigurationError(f"{shown(scheme[:20])} is not a database that portlease knows; write {FORMS}")
+    if not text.isprintable():
+        raise ConfigurationError(f"the database URL {redacted(text)} has a control character; correct it")
     try:
         url = make_url(text)
         url = url.set(drivername=_DRIVERS[scheme])
@@ -61,6 +65,6 @@ def parse_database_url(text: str, *, password: str | None = None) -> URL:
 
 def redacted(text: str) -> str:
     """Return a URL as it may be shown: without its password, on one line."""
-    hidden = re.sub(r"(://[^:/@?#]*):.*@", r"\1:***@", text)
+    hidden = _USERINFO.sub(lambda found: f"{found[1]}{found[2] or ''}{'***' if found[3] else ''}@", text)
     hidden = re.sub(r"(?i)((?:^|[?&])[^=&]*pass[^=&]*=)[^&]*", r"\1***", hidden)
     return "".join(character if character.isprintable() else "?" for character in hidden)[:200]

@@ -182,7 +182,7 @@ def _place(topology: Topology, place: str, url: str) -> dict[str, object]:
             raise ConfigurationError(
                 f"{_quoted(url)} names no Unix socket; write unix:///path/to/socket with three slashes"
             )
-        return {"path": unquote(place)}
+        return {"path": _plain(unquote(place), url)}
     authority, _, path = place.partition("/")
     parts = [unquote(part) for part in path.split("/")] if path else []
     default_port = DEFAULT_SENTINEL_PORT if topology is Topology.SENTINEL else DEFAULT_PORT
@@ -193,7 +193,7 @@ def _place(topology: Topology, place: str, url: str) -> dict[str, object]:
             raise ConfigurationError(
                 f"{_quoted(url)} does not name the Sentinels' service; write redis+sentinel://host:26379/service"
             )
-        fields["service"] = parts.pop(0)
+        fields["service"] = _plain(parts.pop(0), url)
     elif topology is Topology.STANDALONE and len(nodes) > 1:
         raise ConfigurationError(
             f"{_quoted(url)} names several servers; write redis+sentinel:// or redis+cluster:// for them"
@@ -204,6 +204,12 @@ def _place(topology: Topology, place: str, url: str) -> dict[str, object]:
     if parts:
         fields["database"] = _database(parts[0], topology, url)
     return fields
+
+
+def _plain(text: str, url: str) -> str:
+    if text.isprintable():
+        return text
+    raise ConfigurationError(f"{_quoted(url)} has a control character in a name, as %00 is; correct it")
 
 
 def _node(text: str, default_port: int, url: str) -> tuple[str, int]:

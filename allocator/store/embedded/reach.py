@@ -6,6 +6,7 @@ The rule of this file: a socket is only trusted in a directory that belongs to t
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import sys
@@ -76,7 +77,7 @@ class Conversation:
                 return b""
             got += more
         first, _, rest = got.partition(b"\r\n")
-        if not first.startswith(b"$"):
+        if not re.fullmatch(rb"\$[0-9]{1,8}", first):
             return first
         size = int(first[1:])
         while len(rest) < size:
