@@ -97,3 +97,32 @@ def accepted(call: Callable[[], Any]) -> Any:
     except AllocatorError as error:
         check_refusal(error)
         return error
+
+
+_STATE_OF_ALL_KEYS = """
+local found = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  found[#found + 1] = key
+  found[#found + 1] = redis.sha1hex(redis.call('DUMP', key) or '')
+  found[#found + 1] = redis.call('PEXPIRETIME', key)
+end
+return found
+"""
+
+
+def state_of_all_keys(client: Any) -> dict[bytes, tuple[bytes, int]]:
+    """Return what a server's keys hold and until when, those that have run out left out."""
+    found = client.eval(_STATE_OF_ALL_KEYS, 0)
+    seconds, microseconds = client.time()
+    now_ms = seconds * 1_000 + microseconds // 1_000
+    rows = {found[at]: (found[at + 1], found[at + 2]) for at in range(0, len(found), 3)}
+    return {key: value for key, value in rows.items() if value[1] < 0 or value[1] > now_ms}
+
+
+def changed_keys(client: Any, before: dict[bytes, tuple[bytes, int]]) -> set[bytes]:
+    """Return which keys hold something else than before, those left out whose time has come since."""
+    after = state_of_all_keys(client)
+    seconds, microseconds = client.time()
+    now_ms = seconds * 1_000 + microseconds // 1_000
+    over = {key for key, value in before.items() if 0 <= value[1] <= now_ms}
+    return {key for key in before | after if key not in over and before.get(key) != after.get(key)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LOOPBACK_NAMES = ("127.0.0.1", "::1", "[::1]", "localhost")
 BACKLOG = 2_048
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
 ListenOption = Annotated[
     str | None, typer.Option("--listen", help="Address and port. [default: 127.0.0.1:8577; ALLOCATOR_LISTEN]")
@@ -96,7 +98,7 @@ def listen_address(text: str) -> tuple[str, int]:
     """
     address, colon, number = text.rpartition(":")
     bare = address.removeprefix("[").removesuffix("]") or "0.0.0.0"  # noqa: S104  # what ':port' asks for
-    if not colon or not number.isascii() or not number.isdecimal() or int(number[:6]) > 65_535 or "/" in address:
+    if not colon or not _PORT.fullmatch(number) or int(number) > 65_535 or "/" in address:
         raise ConfigurationError(f"{shown(text)} is not an address to listen on; write it like 127.0.0.1:8577")
     return bare, int(number)
 
@@ -167,6 +169,8 @@ def tcp_listener(address: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    except UnicodeError:
+        raise ConfigurationError(f"{shown(address)} is no address and no host name; correct --listen") from None
     except OSError as error:
         from allocator.client.driving import describe_listener
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from fuzzing import any_text, examples
+from fuzzing import any_text, changed_keys, examples, state_of_all_keys
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scripted_redis import ScriptedRedis, ServerProcess, make_context, valkey_binary
@@ -86,16 +86,6 @@ FIELDS = (
     "conventional:email", "limit:org:org-1", "limit:plugin:email", "identity", "watermark", "due", "reaped", "cordon",
     "drain", "seq", "strikes:100", "100", "102",
 )  # fmt: skip
-
-STATE_OF_ALL_KEYS = """
-local found = {}
-for _, key in ipairs(redis.call('KEYS', '*')) do
-  found[#found + 1] = key
-  found[#found + 1] = redis.sha1hex(redis.call('DUMP', key) or '')
-  found[#found + 1] = redis.call('PEXPIRETIME', key)
-end
-return found
-"""
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +177,6 @@ def furnish(store: ScriptedRedis) -> None:
     store.run(ScriptCall("lead", keys, ("take", TOKENS[0], "60000", "somebody", "0")))
 
 
-def state(store: ScriptedRedis) -> dict[bytes, tuple[bytes, int]]:
-    found = store.client.eval(STATE_OF_ALL_KEYS, 0)
-    now = store.now_ms()
-    rows = {found[at]: (found[at + 1], found[at + 2]) for at in range(0, len(found), 3)}
-    return {key: value for key, value in rows.items() if value[1] < 0 or value[1] > now}
-
-
 def assert_is_our_sentence(error: redis.ResponseError, call: Any) -> None:
     text = str(error)
     assert "\n" not in text, (call, text)
@@ -244,7 +227,7 @@ def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_s
     if breakage:
         broken(store.client, breakage)
     words: Any = tuple(word.encode(errors="surrogatepass") for word in args)
-    before, reply = state(store), None
+    before, reply = state_of_all_keys(store.client), None
     try:
         reply = store.run(ScriptCall(name, keys, words))
     except redis.ResponseError as answered:
@@ -253,6 +236,5 @@ def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_s
         assert_is_a_reply(name, reply, (call, breakage))
         return
     assert_is_our_sentence(error, (call, breakage))
-    after = state(store)
-    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    changed = changed_keys(store.client, before)
     assert not changed, (call, breakage, str(error), changed)
