@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import string
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
@@ -126,3 +129,21 @@ def changed_keys(client: Any, before: dict[bytes, tuple[bytes, int]]) -> set[byt
     now_ms = seconds * 1_000 + microseconds // 1_000
     over = {key for key, value in before.items() if 0 <= value[1] <= now_ms}
     return {key for key in before | after if key not in over and before.get(key) != after.get(key)}
+
+
+def run(words: list[str], given: str = "[pool]\n") -> tuple[int, str, str]:
+    """Run a command in this process as `main` does; return its exit code and what it wrote to both outputs."""
+    from allocator.__main__ import status_of
+
+    out, talk = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(talk),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("sys.stdin", io.StringIO(given))
+        try:
+            code = status_of(words)
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+    return code, out.getvalue(), talk.getvalue()

@@ -12,6 +12,7 @@ import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import ValidationError
 from starlette.responses import Response as PlainResponse
 
 from allocator.api.access import Reader
@@ -174,7 +175,8 @@ async def history(
         rows = await at.store.newest_events(stream_key, HISTORY_PAGE, before_id=before)
         for identifier, fields in reversed(rows):
             if fields.get("host") == host and fields.get("port") == str(port):
-                found.append(EventBody.model_validate(as_json(identifier, fields)))
+                with contextlib.suppress(ValidationError):  # another program's entry
+                    found.append(EventBody.model_validate(as_json(identifier, fields)))
         if len(rows) < HISTORY_PAGE or len(found) >= limit:
             break
         before = f"({rows[0][0]}"

@@ -12,12 +12,14 @@ import contextlib
 import itertools
 import json
 import logging
+import re
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from allocator.model.errors import AllocatorError, InvalidInputError
 from allocator.model.leases import written_time
 from allocator.model.names import WorkerId
+from allocator.protocol.decode import event_time
 from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ within a millisecond, a thousand within a second."""
 SLICE = 10
 """Listeners woken in one turn of the event loop: about 1 ms of it. The slices of a round are spread over its time."""
 RETRY_S = 0.5
+
+_WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
+_TYPE = re.compile(r"[a-z_]{1,40}", re.ASCII)
+"""What may stand in a frame by itself; what another program wrote into the stream goes into its JSON only."""
 
 log = logging.getLogger("allocator.api")
 
@@ -77,12 +83,12 @@ def identifier_of(position: Position) -> str:
 def as_json(identifier: str, fields: Fields) -> dict[str, object]:
     """Return an event for programs: its fields, with numbers as numbers and the worker in its parts."""
     shown: dict[str, object] = {
-        "id": identifier,
-        "at": written_time(int(identifier.partition("-")[0]) / 1_000),
         **fields,
+        "id": identifier,
+        "at": written_time(event_time(identifier)),
     }
     for name in ("port", "fence"):
-        if fields.get(name, "").isdecimal():
+        if _WHOLE.fullmatch(fields.get(name, "")):
             shown[name] = int(fields[name])
     with contextlib.suppress(InvalidInputError):
         worker = WorkerId.parse(fields.get("worker", ""))
@@ -93,7 +99,8 @@ def as_json(identifier: str, fields: Fields) -> dict[str, object]:
 def event_of(identifier: str, fields: Fields) -> PoolEvent:
     """Return an event of the stream as it is sent."""
     body = json.dumps(as_json(identifier, fields), separators=(",", ":"))
-    frame = f"id: {identifier}\nevent: {fields.get('type', 'event')}\ndata: {body}\n\n"
+    kind = fields.get("type", "")
+    frame = f"id: {identifier}\nevent: {kind if _TYPE.fullmatch(kind) else 'event'}\ndata: {body}\n\n"
     return PoolEvent(position_of(identifier), fields, frame.encode())
 
 

@@ -34,6 +34,11 @@ def write_lease(lease: Lease, form: Format) -> None:
             print(f"export {name}={shlex.quote(value)}" if form is Format.SHELL else f"{name}={value}")
 
 
+def printable(line: str) -> str:
+    """Return a line without what would move the cursor or end it: another program may have written a part of it."""
+    return line if line.isprintable() else "".join(one if one.isprintable() else "?" for one in line)
+
+
 def write_json(value: object) -> None:
     """Write one JSON value: indented on a terminal, on one line into a pipe."""
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None), flush=True)
@@ -51,7 +56,7 @@ def write_rows(headings: Sequence[str], rows: Sequence[Sequence[object]], form: 
     ]
     widths = [max(len(row[column]) for row in texts) for column in range(len(headings))]
     for row in texts:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(printable("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()))
 
 
 def _cell(value: object) -> str:

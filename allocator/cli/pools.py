@@ -111,6 +111,7 @@ def history(
     """
     from allocator.model.leases import written_time
     from allocator.model.pool_changes import differences
+    from allocator.protocol.decode import event_time
     from allocator.protocol.keys import history_key
 
     check_name("pool", name)
@@ -128,8 +129,16 @@ def history(
                 if first_known
                 else "; ".join(f"{rule}: {old} -> {new}" for rule, old, new in differences(before, pool))
             )
-            at_time = written_time(int(identifier.partition("-")[0]) / 1_000)
-            rows.append((int(fields["version"]), at_time, fields.get("by", "-"), changes or None))
+            at_time = written_time(event_time(identifier))
+            version = fields.get("version", "")
+            rows.append(
+                (
+                    int(version) if version.isdecimal() and len(version) < 19 else None,
+                    at_time,
+                    fields.get("by", "-"),
+                    changes or None,
+                )
+            )
             before = pool
         write_rows(("VERSION", "AT", "BY", "CHANGES"), rows, form)
 

@@ -18,9 +18,11 @@ import typer
 from allocator.cli.interrupts import interrupts_raised
 from allocator.cli.leases import seconds
 from allocator.cli.options import ConfigOption, Desk, PoolOption, RedisOption, desk
+from allocator.cli.output import printable
 from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, InvalidInputError
 from allocator.model.states import LeaseState
+from allocator.protocol.decode import event_time
 from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
@@ -194,8 +196,8 @@ def _fit(text: str, width: int) -> str:
 def _event_lines(at: Desk, columns: int) -> list[str]:
     lines = []
     for identifier, fields in at.allocator.store.newest_events(events_key(at.pool), EVENTS)[::-1]:
-        clock = time.strftime("%H:%M:%S", time.localtime(int(identifier.partition("-")[0]) / 1_000))
+        clock = time.strftime("%H:%M:%S", time.localtime(event_time(identifier)))
         what = f"{fields.get('type', '?')} {fields.get('state', '')}".strip()
         place = f"{fields.get('host')}:{fields.get('port')}"
-        lines.append(f"{clock}  {what.ljust(16)}  {place}  {fields.get('worker')}"[:columns])
+        lines.append(printable(f"{clock}  {what.ljust(16)}  {place}  {fields.get('worker')}")[:columns])
     return lines

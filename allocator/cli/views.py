@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.options import ConfigOption, Desk, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
-from allocator.cli.output import write_json, write_rows
+from allocator.cli.output import printable, write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port
+from allocator.protocol.decode import event_time
 from allocator.protocol.pools import check_pool
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _write_facts(facts: dict[str, object], form: ListFormat) -> None:
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        print(f"{name.ljust(width)}  {'-' if value is None else value}")
+        print(printable(f"{name.ljust(width)}  {'-' if value is None else value}"))
 
 
 def who(
@@ -181,14 +182,16 @@ def events(
 
 
 def _write_event(identifier: str, fields: dict[str, str], form: ListFormat) -> None:
-    moment = int(identifier.partition("-")[0]) / 1_000
+    moment = event_time(identifier)
     if form is ListFormat.JSON:
         from allocator.model.leases import written_time
 
-        write_json({"id": identifier, "at": written_time(moment), **fields})
+        write_json({**fields, "id": identifier, "at": written_time(moment)})
         return
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
     rest = {name: value for name, value in fields.items() if name not in {"type", "host", "port", "worker"}}
     tail = " ".join(f"{name}={value}" for name, value in rest.items())
     place = f"{fields.get('host')}:{fields.get('port')}"
-    print(f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}", flush=True)
+    print(
+        printable(f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}"), flush=True
+    )

@@ -61,6 +61,11 @@ def time_ms(value: object) -> float:
     raise ConfigurationError(f"Redis answered {shown(text(value))} where a time belongs; is its clock right?")
 
 
+def event_time(identifier: str) -> float:
+    """Return when an event happened, by its id, in Unix seconds; another program's id may hold any number."""
+    return min(int(identifier.partition("-")[0]), MAX_TIME_MS) / 1_000
+
+
 def unreadable(what: str) -> ConfigurationError:
     """Return the error for a reply of the wrong shape.
 

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.model.errors import ConfigurationError
-from allocator.protocol.decode import WRONG_SHAPES
+from allocator.protocol.decode import WRONG_SHAPES, text
 from allocator.protocol.scripts import script
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
@@ -211,7 +211,7 @@ class Store(Opening):
 def decode_events(rows: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
     """Return stream entries as text."""
     return [
-        (identifier.decode(), {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()})
+        (identifier.decode(), {text(name): text(value) for name, value in fields.items()})
         for identifier, fields in rows
         if fields
     ]

@@ -5,19 +5,16 @@ The commands run in this process, as `main` runs them. Those that would serve fo
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from fuzzing import argument_text, changed_keys, examples, state_of_all_keys
+from fuzzing import argument_text, changed_keys, examples, run, state_of_all_keys
 from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.main import get_command
 
-from allocator.__main__ import status_of
 from allocator.cli.app import _MODULES, _application
 
 if TYPE_CHECKING:
@@ -146,22 +143,6 @@ def surroundings(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
         finally:
             run(["embedded", "stop"])
             os.chdir(before)
-
-
-def run(words: list[str]) -> tuple[int, str, str]:
-    """Run a command as `main` does; return its exit code and what it wrote."""
-    out, talk = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(talk),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr("sys.stdin", io.StringIO("[pool]\n"))
-        try:
-            code = status_of(words)
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-    return code, out.getvalue(), talk.getvalue()
 
 
 def test_every_command_is_tried() -> None:
