@@ -131,14 +131,8 @@ def history(
             )
             at_time = written_time(event_time(identifier))
             version = fields.get("version", "")
-            rows.append(
-                (
-                    int(version) if version.isdecimal() and len(version) < 19 else None,
-                    at_time,
-                    fields.get("by", "-"),
-                    changes or None,
-                )
-            )
+            known = int(version) if version.isdecimal() and len(version) < 19 else None
+            rows.append((known, at_time, fields.get("by", "-"), changes or None))
             before = pool
         write_rows(("VERSION", "AT", "BY", "CHANGES"), rows, form)
 

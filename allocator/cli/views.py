@@ -192,6 +192,5 @@ def _write_event(identifier: str, fields: dict[str, str], form: ListFormat) -> N
     rest = {name: value for name, value in fields.items() if name not in {"type", "host", "port", "worker"}}
     tail = " ".join(f"{name}={value}" for name, value in rest.items())
     place = f"{fields.get('host')}:{fields.get('port')}"
-    print(
-        printable(f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}"), flush=True
-    )
+    line = f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}"
+    print(printable(line), flush=True)
