@@ -17,7 +17,7 @@ from allocator.model.pools import SDK_V2
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, ROW_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.engine import Dialect
 
@@ -41,6 +41,20 @@ class UtcTime(TypeDecorator[float]):
         moment = datetime.fromtimestamp(value, tz=UTC)
         has_zone = isinstance(self.impl_instance, sa.DateTime) and self.impl_instance.timezone
         return moment if has_zone and dialect.name != "sqlite" else moment.replace(tzinfo=None)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+        """Return what reads a value; SQLite's columns hold what they are given, and what is no moment is unknown."""
+        read: Callable[[Any], Any] | None = super().result_processor(dialect, coltype)
+        if read is None or dialect.name != "sqlite":
+            return read
+
+        def read_what_is_there(value: object) -> Any:  # noqa: ANN401  # as the base's
+            try:
+                return read(value)
+            except (ValueError, TypeError, OverflowError):
+                return None
+
+        return read_what_is_there
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:  # noqa: ARG002  # the base's
         """Return the moment as Unix seconds."""

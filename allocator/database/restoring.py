@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 UNFIT_SHOWN = 20
 
 
+MAX_FENCE = 2**53 - 1
+"""The largest that the scripts count exactly; one beyond it would keep all later ones from growing."""
+
+
 @dataclass(slots=True)
 class Restored:
     """What became of the rows.
@@ -81,8 +85,10 @@ def _remembered(pool: PoolSpec, row: Row) -> Remembered | None:
     worker = row.key.worker
     if worker is None or row.port is None or row.port not in pool:
         return None
+    if row.fence is not None and not 0 <= row.fence <= MAX_FENCE:
+        return None
     try:
         host = check_name("host", row.host or "")
     except InvalidInputError:
         return None
-    return Remembered(worker, host, row.port, row.fence or 1)
+    return Remembered(worker, host, row.port, row.fence or 1)  # the restored one is one below

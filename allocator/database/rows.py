@@ -138,12 +138,17 @@ class Rows:
         by_bytes = sa.collate(host, "BINARY" if connection.dialect.name == "sqlite" else "C")
         query = self._select.where(self._is_live, host.is_not(None), port.is_not(None)).order_by(by_bytes, port)
         for found in connection.execution_options(yield_per=READ_AT_ONCE).execute(query):
-            yield _row(found)
+            row = _row(found)
+            if row.host is not None and row.port is not None:
+                yield row
 
     def unclaimed(self, connection: Connection) -> list[Row]:
         """Return the live rows that lack a host, a port or a fence, so that they were written by hand, by port."""
         host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
         by_hand = sa.or_(host.is_(None), port.is_(None), fence.is_(None))
+        if connection.dialect.name == "sqlite":  # whose columns hold what they are given
+            types = ((host, "text"), (port, "integer"), (fence, "integer"))
+            by_hand = sa.or_(by_hand, *(sa.func.typeof(column) != kind for column, kind in types))
         query = self._select.where(self._is_live, by_hand).order_by(port)
         return [_row(found) for found in connection.execute(query)]
 
@@ -359,6 +364,21 @@ class Rows:
 
 
 def _row(found: Sequence[Any]) -> Row:
+    """Return a row as it is read; SQLite's columns hold what they are given, and a word of another type is unknown."""
     org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error = found
-    key = RowKey(str(org), str(plugin), int(instance or 0))
-    return Row(key, host, port, str(state), fence, pid, expires_at, restarts or 0, error)
+    key = RowKey(_text(org) or "", _text(plugin) or "", 0 if instance is None else instance)
+    its_host = host if isinstance(host, str) else None
+    counts = _whole(restarts) or 0
+    return Row(
+        key, its_host, _whole(port), _text(state) or "", _whole(fence), _whole(pid), expires_at, counts, _text(error)
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
