@@ -218,6 +218,14 @@ GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3",
 @example(call=("wait", HERE, (TOKENS[1], "join", "web-1", "o/p#0", "x", "", "0", "any")), breakage=None)
 @example(call=("claim", HERE, ("web-1", "nobody", TOKENS[5], "1e3", "0", "0", "ready", "")), breakage=None)
 @example(call=("index", (HERE[1], HERE[0]), ("done",)), breakage=None)
+@example(
+    call=("renew", HERE, ("web-2", IDENTITY, "110", TOKENS[0], "0", "1000", "org-1/email#0", "keep", "ready", "")),
+    breakage=("string", f"{BASE}:host:web-1", b"", None),
+)
+@example(
+    call=("claim_several", HERE, ("web-2", "30000", "ready", IDENTITY, "", "0", "0", "org-9/a#0", TOKENS[5], "")),
+    breakage=("string", f"{BASE}:host:web-1", b"", None),
+)
 @examples(1_000)
 def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_sentence(
     store: ScriptedRedis, call: Any, breakage: Any

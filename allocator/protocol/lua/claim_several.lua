@@ -221,6 +221,7 @@ local function run()
   --@include service_key
   --@include written_types
   read('ZCARD', ports_key)
+  read('HLEN', base .. ':host:' .. space)
   local unseen = {}
   for i, grant in ipairs(read('HMGET', tokens_key, unpack(chosen))) do
     if grant and not find(grant, '^[-~!]') then

@@ -130,6 +130,7 @@ local function run()
     end
     --@include service_key
     --@include written_types
+    read('HLEN', base .. ':host:' .. space)
     read('ZCARD', service_key(worker))
     if has_limits then
       local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
