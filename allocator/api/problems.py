@@ -104,7 +104,12 @@ def problem(
     **members: Any,  # noqa: ANN401  # JSON values
 ) -> JSONResponse:
     """Return a problem as a response; members that are None are left out."""
-    body = {"type": TYPE_PREFIX + kind.name, "title": kind.title, "status": kind.status, "detail": detail}
+    body = {
+        "type": TYPE_PREFIX + kind.name,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": errors.on_one_line(detail),
+    }
     given = {name: value for name, value in members.items() if value is not None}
     return JSONResponse(
         body | given,

@@ -23,7 +23,7 @@ MAX_MESSAGE = 1_500
 """Longest message in characters: the longest sentence of ours, with the longest names twice in it."""
 
 
-def _one_line(message: str) -> str:
+def on_one_line(message: str) -> str:
     """Return a message fit for one line of any terminal: a path, or what another program says, may hold anything."""
     if len(message) > MAX_MESSAGE:
         message = message[: MAX_MESSAGE - 1] + "…"
@@ -54,7 +54,7 @@ class AllocatorError(Exception):
         worker: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(_one_line(message))
+        super().__init__(on_one_line(message))
         self.host = host
         self.port = port
         self.worker = worker

@@ -226,6 +226,7 @@ GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3",
     call=("claim_several", HERE, ("web-2", "30000", "ready", IDENTITY, "", "0", "0", "org-9/a#0", TOKENS[5], "")),
     breakage=("string", f"{BASE}:host:web-1", b"", None),
 )
+@example(call=("release", HERE, ("100", TOKENS[0])), breakage=("string", f"{BASE}:ports:web-1", b"", None))
 @examples(1_000)
 def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_sentence(
     store: ScriptedRedis, call: Any, breakage: Any
