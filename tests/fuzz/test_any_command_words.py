@@ -152,7 +152,7 @@ def test_every_command_is_tried() -> None:
 @given(words=command_lines())
 @example(words=["serve", "--listen", "127.0.0.1:000000999999"])
 @example(words=["serve", "--listen", "x" * 64 + ":0"])
-@examples(400)
+@examples(200)
 def test_any_words_end_with_a_known_code_and_a_refusal_changes_nothing(
     surroundings: redis.Redis, words: list[str]
 ) -> None:
@@ -170,7 +170,7 @@ def test_any_words_end_with_a_known_code_and_a_refusal_changes_nothing(
 @given(
     words=st.lists(st.one_of(st.sampled_from(sorted({word for line in COMMANDS for word in line})), TEXT), max_size=5)
 )
-@examples(100)
+@examples(40)
 def test_any_words_at_all_end_with_a_known_code(surroundings: redis.Redis, words: list[str]) -> None:
     if words[:1] in (["run"], ["agent"], ["serve"]) or "--install-completion" in words:
         return

@@ -77,7 +77,7 @@ A_FRAME = [(1, {b"type": b"a\nevent: granted\ndata: {}\n\n", b"id": b"7", b"at":
 @example(entries=TOO_LATE)
 @example(entries=NO_TEXT)
 @example(entries=A_FRAME)
-@examples(60)
+@examples(25)
 def test_commands_print_any_event_on_a_line(ports: PortAllocator, client: redis.Redis, entries: Any) -> None:
     identifiers = written(client, STREAM, entries)
     code, out, talk = run(["events"])
@@ -94,7 +94,7 @@ def test_commands_print_any_event_on_a_line(ports: PortAllocator, client: redis.
 @example(entries=TOO_LATE)
 @example(entries=NO_TEXT)
 @example(entries=[(1, {name.encode(): value.encode() for name, value in SPEC.as_fields().items()})])
-@examples(40)
+@examples(20)
 def test_the_history_of_a_pool_is_printed_or_refused(ports: PortAllocator, client: redis.Redis, entries: Any) -> None:
     written(client, HISTORY, entries)
     code, out, talk = run(["pool", "history", SPEC.name])
@@ -107,7 +107,7 @@ def test_the_history_of_a_pool_is_printed_or_refused(ports: PortAllocator, clien
 @example(entries=TOO_LATE)
 @example(entries=NO_TEXT)
 @example(entries=A_FRAME)
-@examples(40)
+@examples(20)
 def test_the_hub_and_the_history_of_a_port_go_on_behind_any_event(
     redis_url: str, ports: PortAllocator, client: redis.Redis, entries: Any
 ) -> None:
@@ -136,7 +136,7 @@ def test_the_hub_and_the_history_of_a_port_go_on_behind_any_event(
 @given(entries=ENTRIES)
 @example(entries=TOO_LATE)
 @example(entries=NO_TEXT)
-@examples(40)
+@examples(20)
 def test_the_directory_and_the_reconcilers_watch_go_on_behind_any_event(
     ports: PortAllocator, client: redis.Redis, entries: Any
 ) -> None:
@@ -160,7 +160,7 @@ IDENTIFIERS = st.from_regex(r"[0-9]{1,20}-[0-9]{1,20}", fullmatch=True)
 
 
 @given(identifier=IDENTIFIERS, fields=st.dictionaries(any_text(), any_text()))
-@examples(150)
+@examples(80)
 def test_any_fields_make_one_frame(identifier: str, fields: dict[str, str]) -> None:
     frame = accepted(lambda: event_of(identifier, fields))
     assert isinstance(frame, AllocatorError) or frame.frame.count(b"\n") == 4

@@ -141,7 +141,7 @@ def read_pool(content: bytes) -> PoolSpec | AllocatorError:
 @example(content=b"x = " + b"9" * 5_000)
 @example(content=b"x = " + b"[" * 5_000)
 @example(content=b"[pool]\nname = '\x1b[31m'\nfirst = 1\nlast = 2\n")
-@examples(700)
+@examples(150)
 def test_a_pool_file_is_a_pool_that_reads_back_or_is_refused(content: bytes) -> None:
     pool = read_pool(content)
     if isinstance(pool, PoolSpec):
@@ -152,7 +152,7 @@ def test_a_pool_file_is_a_pool_that_reads_back_or_is_refused(content: bytes) -> 
 @given(content=garbled(SETTINGS, [*NAMES, "database"]))
 @example(content=b'database_url = "\\u0000"')
 @example(content=b'tokens_file = "\\u0000"')
-@examples(400)
+@examples(200)
 def test_a_settings_file_is_settings_or_is_refused_without_its_secrets(directory: Path, content: bytes) -> None:
     file = directory / "allocator.toml"
     file.write_bytes(content)
@@ -167,7 +167,7 @@ def test_a_settings_file_is_settings_or_is_refused_without_its_secrets(directory
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = 'sh'\ndirectory = \"a\\u0000\"")
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = \"a\\u0000\"")
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = ['sh', \"a\\u0000\"]")
-@examples(400)
+@examples(200)
 def test_a_procfile_is_workers_or_is_refused(directory: Path, content: bytes) -> None:
     file = directory / "procfile.toml"
     file.write_bytes(content)
@@ -185,7 +185,7 @@ def test_a_tokens_file_is_credentials_or_is_refused(directory: Path, content: by
 
 
 @given(content=garbled(VARIABLES))
-@examples(300)
+@examples(150)
 def test_a_file_of_variables_is_variables_or_is_refused(directory: Path, content: bytes) -> None:
     file = directory / "variables"
     file.write_bytes(content)

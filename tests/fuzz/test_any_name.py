@@ -61,7 +61,7 @@ def store() -> Iterator[ScriptedRedis]:
 
 @given(text=NAME)
 @example(text="a\n")
-@examples(500)
+@examples(80)
 def test_a_name_is_one_plain_word_or_is_refused(text: str) -> None:
     name = accepted(lambda: check_name("pool", text))
     if isinstance(name, AllocatorError):
@@ -74,7 +74,7 @@ def test_a_name_is_one_plain_word_or_is_refused(text: str) -> None:
 
 @given(text=WORDS)
 @example(text="o/p#00001")
-@examples(500)
+@examples(80)
 def test_a_worker_reads_back_as_it_is_written_or_is_refused(text: str) -> None:
     worker = accepted(lambda: WorkerId.parse(text))
     if not isinstance(worker, AllocatorError):
@@ -84,7 +84,7 @@ def test_a_worker_reads_back_as_it_is_written_or_is_refused(text: str) -> None:
 
 
 @given(text=any_text(max_size=60), number=st.one_of(st.integers(), st.booleans()))
-@examples(500)
+@examples(80)
 def test_addresses_ports_durations_and_tokens_are_right_or_are_refused(text: str, number: int) -> None:
     address = accepted(lambda: check_address(text))
     assert isinstance(address, AllocatorError) or accepted(lambda: check_address(address)) == address
@@ -102,7 +102,7 @@ def test_addresses_ports_durations_and_tokens_are_right_or_are_refused(text: str
 
 @given(seconds=st.floats() | st.integers())
 @example(seconds=1e300)
-@examples(200)
+@examples(80)
 def test_a_ttl_is_right_or_is_refused(seconds: float) -> None:
     ttl_ms = accepted(lambda: ttl_in_ms(seconds))
     if not isinstance(ttl_ms, AllocatorError):
@@ -110,20 +110,20 @@ def test_a_ttl_is_right_or_is_refused(seconds: float) -> None:
 
 
 @given(labels=st.dictionaries(NAME, any_text(max_size=300), max_size=20))
-@examples(200)
+@examples(80)
 def test_labels_are_right_or_are_refused(labels: dict[str, str]) -> None:
     kept = accepted(lambda: check_labels(labels))
     assert isinstance(kept, AllocatorError) or json.loads(json.dumps(kept)) == kept
 
 
 @given(table=NAME, schema=st.none() | NAME, columns=st.dictionaries(NAME | st.sampled_from(["port", "host"]), NAME))
-@examples(200)
+@examples(80)
 def test_names_of_tables_are_right_or_are_refused(table: str, schema: str | None, columns: dict[str, str]) -> None:
     accepted(lambda: TableNames.checked(table, schema, columns))
 
 
 @given(text=any_text(max_size=2_000))
-@examples(200)
+@examples(80)
 def test_a_reason_becomes_one_line(text: str) -> None:
     line = error_line(text)
     assert len(line) <= 500
@@ -133,7 +133,7 @@ def test_a_reason_becomes_one_line(text: str) -> None:
 @given(org=NAME, plugin=NAME, instance=st.integers(0, 99_999), pool=NAME, host=NAME)
 @example(org="o.", plugin="p", instance=0, pool="p", host="h")
 @example(org="a" * 128, plugin="b" * 128, instance=99_999, pool="c" * 128, host="d" * 128)
-@examples(150)
+@examples(60)
 def test_names_that_are_accepted_come_back_from_redis_events_and_files(
     store: ScriptedRedis,
     tmp_path_factory: pytest.TempPathFactory,
@@ -170,7 +170,7 @@ def test_names_that_are_accepted_come_back_from_redis_events_and_files(
 
 
 @given(fields=st.dictionaries(st.sampled_from(["org", "plugin", "instance"]), any_json(), max_size=3))
-@examples(150)
+@examples(60)
 def test_a_worker_of_anything_but_names_is_refused(fields: dict[str, Any]) -> None:
     values = {"org": "o", "plugin": "p", "instance": 0} | fields
     if isinstance(values["org"], str) and isinstance(values["plugin"], str):

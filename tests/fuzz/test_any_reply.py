@@ -191,13 +191,13 @@ ANSWERS = st.lists(st.one_of(REPLIES, nearly_right(), nearly_right(), pool_field
 
 @given(replies=ANSWERS, name=st.sampled_from(sorted(OPERATIONS)))
 @example(name="renew", replies=[[9_223_372_036_854_775_807, b"renewed", b"", b"renewed", b""]])
-@examples(700)
+@examples(400)
 def test_any_reply_is_read_or_refused_in_one_line(name: str, replies: list[Any]) -> None:
     check_shown(accepted(lambda: drive(OPERATIONS[name](), AnswersAnything(replies), UnseenKernel())))
 
 
 @given(replies=ANSWERS, name=st.sampled_from(sorted(OPERATIONS)))
-@examples(100)
+@examples(60)
 def test_asyncio_reads_or_refuses_any_reply_as_well(name: str, replies: list[Any]) -> None:
     with asyncio.Runner() as runner:
         accepted(lambda: runner.run(drive_async(OPERATIONS[name](), AnswersAnythingLater(replies), UnseenKernel())))
@@ -272,7 +272,7 @@ TIMEOUT_S = 0.05
 @given(answer=answers_on_the_wire(), call=st.sampled_from(sorted(CALLS)))
 @example(answer=b"$2147483647\r\nabc", call="leases")
 @example(answer=b"*2147483647\r\n", call="leases")
-@examples(40)
+@examples(15)
 def test_any_bytes_from_a_server_are_an_answer_or_an_error_in_one_line(
     stranger: SaysAnything, answer: bytes, call: str
 ) -> None:
@@ -284,7 +284,7 @@ def test_any_bytes_from_a_server_are_an_answer_or_an_error_in_one_line(
 
 
 @given(answer=answers_on_the_wire())
-@examples(30)
+@examples(10)
 def test_any_bytes_from_a_server_are_an_answer_or_an_error_for_asyncio_too(
     stranger: SaysAnything, answer: bytes
 ) -> None:

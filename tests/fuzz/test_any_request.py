@@ -113,7 +113,7 @@ def filled(path: str, parts: list[str]) -> str:
     body=BODIES,
 )
 @example(operation=("POST", "/v1/leases"), parts=[], query={}, headers={}, body=b"[" * 100_000)
-@examples(150)
+@examples(80)
 def test_any_request_is_answered_and_a_refused_one_changes_nothing(
     http: httpx.Client, client: redis.Redis, operation: Any, parts: Any, query: Any, headers: Any, body: bytes
 ) -> None:
@@ -130,7 +130,7 @@ CREDENTIALS = st.text("".join(map(chr, range(33, 127))), min_size=1, max_size=60
 
 
 @given(authorization=CREDENTIALS | st.sampled_from(["Bearer", "Basic eDp5"]))
-@examples(40)
+@examples(15)
 def test_any_credential_but_a_right_one_is_refused(url: str, client: redis.Redis, authorization: str) -> None:
     before = state_of_all_keys(client)
     for words in (authorization, f"Bearer {authorization}"):
@@ -150,7 +150,7 @@ POSITIONS = st.one_of(
 @given(position=POSITIONS, in_header=st.booleans())
 @example(position="9999999999999999999-9999999999999999999", in_header=False)
 @example(position="18446744073709551616-0", in_header=True)
-@examples(40)
+@examples(15)
 def test_a_stream_from_any_position_begins_or_is_refused(http: httpx.Client, position: str, in_header: bool) -> None:
     text = position.encode(errors="replace").decode()
     plain = text.encode("ascii", "replace").decode()
@@ -173,7 +173,7 @@ WIRE = st.lists(
 
 
 @given(said=WIRE)
-@examples(40)
+@examples(15)
 def test_any_bytes_on_the_wire_leave_the_server_answering(url: str, http: httpx.Client, said: bytes) -> None:
     place = urlsplit(url)
     wire = socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=5)

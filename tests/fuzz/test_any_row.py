@@ -102,7 +102,7 @@ def put(table: Table, row: dict[str, Any]) -> None:
                    "runtime_state": "ready"}])  # fmt: skip
 @example(strange=[{"organization_id": "o", "plugin_id": "p", "instance": 0, "host": b"a", "port": 1, "fence": "x",
                    "runtime_state": "ready", "lease_expires_at": "x"}])  # fmt: skip
-@examples(40)
+@examples(20)
 def test_a_pass_over_any_rows_ends_in_order_and_names_no_other(
     database: Database, ports: PortAllocator, reconciler: Reconciler, strange: list[dict[str, Any]]
 ) -> None:

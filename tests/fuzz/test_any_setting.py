@@ -65,7 +65,7 @@ def urls(draw: st.DrawFn, schemes: st.SearchStrategy[str], pieces: st.SearchStra
 @given(url=urls(REDIS_SCHEMES, PIECES))
 @example(url=("unix:///%00", False))
 @example(url=("redis+sentinel://%00/x", False))
-@examples(500)
+@examples(200)
 def test_a_redis_url_is_an_address_or_is_refused_without_its_secret(url: tuple[str, bool]) -> None:
     text, _ = url
     address = accepted(lambda: parse_store_url(text, environ={}))
@@ -81,7 +81,7 @@ def test_a_redis_url_is_an_address_or_is_refused_without_its_secret(url: tuple[s
 @given(path=any_text(max_size=150).map(lambda text: text.replace("?", "").replace("#", "").replace("@", "")))
 @example(path="%00")
 @example(path="x" * 10_000)
-@examples(60)
+@examples(20)
 def test_a_unix_socket_of_any_name_is_away_or_refused(tmp_path_factory: pytest.TempPathFactory, path: str) -> None:
     def ask() -> object:
         with PortAllocator.from_url(f"unix://{tmp_path_factory.getbasetemp()}/{path}", host="h", timeout=0.05) as ports:
@@ -92,7 +92,7 @@ def test_a_unix_socket_of_any_name_is_away_or_refused(tmp_path_factory: pytest.T
 
 @given(url=urls(SQL_SCHEMES, SQL_PIECES))
 @example(url=("postgresql://%00", False))
-@examples(400)
+@examples(150)
 def test_a_database_url_is_read_or_is_refused_without_its_secret(url: tuple[str, bool]) -> None:
     text, _ = url
     found = accepted(lambda: parse_database_url(text))
@@ -105,7 +105,7 @@ def test_a_database_url_is_read_or_is_refused_without_its_secret(url: tuple[str,
 @given(url=urls(st.just("postgresql"), SQL_PIECES.filter(lambda piece: "." not in piece)), path=any_text(max_size=30))
 @example(url=("postgresql://", False), path="\0")
 @example(url=("postgresql://127.0.0.1:1/db?connect_timeout=x", False), path="x")
-@examples(40)
+@examples(15)
 def test_a_database_of_any_name_is_opened_or_refused(
     tmp_path_factory: pytest.TempPathFactory, url: tuple[str, bool], path: str
 ) -> None:
@@ -137,7 +137,7 @@ VARIABLES = st.dictionaries(
 
 @given(environ=VARIABLES, flags=st.dictionaries(st.sampled_from(NAMES), st.none() | argument_text(), max_size=4))
 @example(environ={"ALLOCATOR_CONNECT_TIMEOUT": "999999999999d"}, flags={})
-@examples(400)
+@examples(150)
 def test_any_variables_and_flags_are_settings_or_are_refused(environ: dict[str, str], flags: dict[str, str]) -> None:
     settings = accepted(lambda: load_settings(flags, environ))
     if isinstance(settings, Settings):
@@ -168,7 +168,7 @@ def path_of(server: EmbeddedServer, name: str) -> Path:
     )
 )
 @example(what=[("log", "pipe", b"")])
-@examples(12)
+@examples(8)
 def test_what_stands_in_the_state_directory_is_refused_in_one_line_or_is_no_hindrance(states: Path, what: Any) -> None:
     server = EmbeddedServer(states / str(next(_numbers)), timeout_s=5.0)
     server.data_dir.mkdir(mode=0o700, parents=True)
@@ -241,7 +241,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
 )
 @example(answer=b"$x\r\n")
 @example(answer=b"$-5\r\n")
-@examples(60)
+@examples(20)
 def test_whoever_has_the_embedded_servers_socket_is_told_from_it_in_one_line(talker: Any, answer: bytes) -> None:
     from time import monotonic
 
