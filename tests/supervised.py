@@ -36,6 +36,12 @@ WORKERS = [
     pytest.param(PYTHON_WORKER, id="python"),
     pytest.param(NODE_WORKER, id="node", marks=pytest.mark.skipif(not shutil.which("node"), reason="needs node")),
 ]
+LEAVE = {
+    "setsid": 'setsid "$@" & exec sleep 600',
+    "a daemon": '(setsid "$@" &) & exec sleep 600',
+    "a daemon without its environment": '(env -i PATH="$PATH" setsid "$@" &) & exec sleep 600',
+}
+"""How a worker's listener leaves the process group of its first process."""
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 
 

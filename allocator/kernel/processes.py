@@ -167,6 +167,17 @@ def with_descendants(root: int) -> list[int]:
     return [pid for pid in found if pid in table and table[pid].alive]
 
 
+def children_of(pid: int) -> list[int]:
+    """Return the children that a process's main thread started or was given; none where the kernel does not tell.
+
+    Who is given a child whose parent ended is its main thread. Source: Linux, `find_new_reaper` in kernel/exit.c.
+    """
+    try:
+        return [int(word) for word in _text(pid, f"task/{pid}/children").split()]
+    except OSError:
+        return []
+
+
 def start_time_of(pid: int) -> int | None:
     """Return when a process started, a zombie as well (see `ProcessIdentity`), or None when there is none."""
     row = _status(pid)

@@ -1,7 +1,8 @@
 """The processes of one supervisor: it adopts what its workers leave behind, and takes in what has ended.
 
 A process whose parent ends is given to init; as a "subreaper" the supervisor is given it instead, and so finds the
-listener that a wrapper left behind. It must never wait for a child that a worker's own thread waits for.
+listener that a wrapper left behind, or a daemon that left the worker's process group. It must never wait for a child
+that a worker's own thread waits for.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Self
 
-from allocator.kernel.processes import process_table
+from allocator.kernel.processes import children_of, process_table, start_time_of
+from allocator.store.embedded.process import is_embedded_server
 from allocator.supervisor.guard import Guard
 
 if TYPE_CHECKING:
@@ -23,6 +27,12 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+MARK = "ALLOCATOR_SUPERVISION"
+"""The variable that every process of this supervisor's workers inherits, and no other process has."""
+
+LOOK_S = 0.02
+MOST_ENDED = 100
+"""How often what was left behind is looked for again, while it forks faster than it is ended."""
 
 
 class Children:
@@ -30,13 +40,15 @@ class Children:
 
     Args:
         orphans_end: Whether workers are ended when the supervisor is killed.
+        of_one: Whether there is only one worker, so that whatever is adopted is its.
     """
 
-    def __init__(self, *, orphans_end: bool) -> None:
-        self.orphans_end = orphans_end
-        self.guard = Guard()
+    def __init__(self, *, orphans_end: bool, of_one: bool) -> None:
+        self.orphans_end, self.of_one = orphans_end, of_one
+        self.mark = secrets.token_hex(16)
+        self.guard = Guard(f"{MARK}={self.mark}")
         self.starting = threading.Lock()
-        """Held while a process is started, so that it is known before anybody asks whose it is."""
+        """Held while a process is started, and while it is asked whose one is."""
         self._own: set[int] = set()
 
     def __enter__(self) -> Self:
@@ -45,8 +57,8 @@ class Children:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._end_adopted()
         self.guard.__exit__(*exc_info)
-        self.take_in()
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
@@ -57,7 +69,8 @@ class Children:
         """Return what a new child does before it becomes its command: it is tied to the supervisor's life."""
         if not self.orphans_end:
             return lambda: None
-        parent, writer = os.getpid(), self.guard.ready()
+        with self.starting:
+            parent, writer = os.getpid(), self.guard.ready()
 
         def tie() -> None:
             if _LIBC is not None:
@@ -82,8 +95,36 @@ class Children:
             self.guard.forget(pid)
 
     def is_adopted(self, pid: int, parent: int) -> bool:
-        """Return whether a process came to the supervisor from a parent that ended."""
-        return parent == os.getpid() and pid not in self._own and pid != self.guard.pid
+        """Return whether a process came to the supervisor from a parent that ended: one of its workers'.
+
+        To be asked with `starting` held. The embedded server, which any command may start, is nobody's.
+        """
+        if parent != os.getpid() or pid in self._own or pid == self.guard.pid:
+            return False
+        return not is_embedded_server(pid)
+
+    def watch_strays(self) -> None:
+        """Tell the guard what was adopted: it could not find those that cleared their environment."""
+        if not self.orphans_end or self.guard.pid is None:
+            return
+        with self.starting:
+            adopted = [pid for pid in children_of(os.getpid()) if self.is_adopted(pid, os.getpid())]
+        started = {pid: start_time_of(pid) for pid in adopted}
+        self.guard.watch({(pid, at) for pid, at in started.items() if at is not None})
+
+    def _end_adopted(self) -> None:
+        """End what workers left behind that could be said to be no worker's in particular, and take it in."""
+        for _ in range(MOST_ENDED):
+            with self.starting:
+                table = process_table()
+                adopted = [pid for pid, row in table.items() if self.is_adopted(pid, row.parent)]
+            for pid in adopted:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if not any(table[pid].alive for pid in adopted):
+                break
+            time.sleep(LOOK_S)
+        self.take_in()
 
     def take_in(self) -> None:
         """Wait for adopted processes that have ended, so that no zombie stays."""

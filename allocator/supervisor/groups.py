@@ -2,8 +2,9 @@
 
 A signal goes to the group, because a worker is often a shell with the real server below it: the shell dies of the
 signal and leaves the server behind. What belongs to a worker is its process group, all descendants of its first
-process, and what the supervisor adopted that was started with the worker's environment. The first process is not
-waited for until the others are gone: while it is a zombie, the kernel gives its number to nobody else.
+process, and what the supervisor adopted that was started with the worker's environment, or that it adopted at all when
+it has no other worker. The first process is not waited for until the others are gone: while it is a zombie, the kernel
+gives its number to nobody else.
 """
 
 from __future__ import annotations
@@ -129,19 +130,26 @@ class WorkerGroup:
         """Return the living processes of the worker."""
         if self._process.returncode is not None:
             return []
-        table = process_table()
-        found = {self.pid}
-        for pid, row in table.items():
-            if row.group == self.pid or (
-                self._children.is_adopted(pid, row.parent) and has_variable(pid, *self._marker)
-            ):
-                found.add(pid)
+        with self._children.starting:
+            table = process_table()
+            found = {self.pid} | {
+                pid
+                for pid, row in table.items()
+                if row.group == self.pid or (self._children.is_adopted(pid, row.parent) and self._is_mine(pid))
+            }
         grown = True
         while grown:
             below = {pid for pid, row in table.items() if row.parent in found and pid not in found}
             found |= below
             grown = bool(below)
         return [pid for pid in found if pid in table and table[pid].alive]
+
+    def _is_mine(self, adopted: int) -> bool:
+        return self._children.of_one or has_variable(adopted, *self._marker)
+
+    def watch_strays(self) -> None:
+        """Let the guard know what has left the group; short enough to be done at every check."""
+        self._children.watch_strays()
 
     def signal(self, number: int) -> None:
         """Send a signal to every process of the worker."""

@@ -1,8 +1,12 @@
-"""The guard: a small shell that ends the workers' process groups when the supervisor was killed.
+"""The guard: a small shell that ends the workers' processes when the supervisor was killed.
 
 The kernel's parent-death signal reaches a worker's first process only; a listener two processes below it would live
-on with its port. The guard reads from a pipe that only the supervisor holds open: when the pipe ends without the
-groups having been forgotten, it kills them. It must never end a group that was forgotten.
+on with its port. The guard reads from a pipe that only the supervisor holds open: when the pipe ends without a word of
+farewell, it kills the groups that were not forgotten, whatever was started with the supervision's mark in its
+environment, and the strays that it was told of. It must never end a group that was forgotten.
+
+It is not the workers' parent, so that they are the supervisor's own children, and a shell, because it only waits: a
+second interpreter would cost nine megabytes.
 """
 
 from __future__ import annotations
@@ -15,26 +19,60 @@ from typing import Self
 
 _SCRIPT = """
 trap '' HUP INT QUIT TERM TSTP PIPE
-groups=' '
-while read -r word group; do
+mark=$1 groups=' ' strays=' ' farewell=''
+while read -r word what; do
     case $word in
-        add) groups="$groups$group " ;;
-        forget) groups="${groups%% $group *} ${groups#* $group }" ;;
+        add) groups="$groups$what " ;;
+        forget) groups="${groups%% $what *} ${groups#* $what }" ;;
+        stray) strays="$strays$what " ;;
+        farewell) farewell=yes ;;
     esac
 done
+[ -z "$farewell" ] || exit 0
 for group in $groups; do kill -s KILL -- "-$group"; done
+for stray in $strays; do
+    pid=${stray%:*}
+    read -r line < "/proc/$pid/stat" || continue
+    set -- ${line##*) }
+    [ "${20}" != "${stray#*:}" ] || kill -s KILL "$pid"
+done
+if printf 'a\\0b' | grep -qzxF b; then
+    marked() { grep -lzxF -e "$mark" /proc/[0-9]*/environ; }
+else
+    marked() {
+        for file in /proc/[0-9]*/environ; do
+            tr '\\0' '\\n' < "$file" | grep -qxF -e "$mark" && echo "$file"
+        done
+    }
+fi
+tries=0
+while [ $tries -lt 100 ]; do
+    found=$(marked)
+    [ -n "$found" ] || break
+    for file in $found; do pid=${file#/proc/}; kill -s KILL "${pid%/environ}"; done
+    tries=$((tries + 1))
+    sleep 0.02
+done
 """
-"""Groups are kept between single spaces; a group is forgotten once and only after it was added."""
+"""Groups are kept between single spaces; a group is forgotten once and only after it was added. A stray is its pid and
+its start time, the 20th field of proc_pid_stat(5) after the name. A process that forks faster than it is seen is looked
+for again. Not every grep knows `-z` (BusyBox)."""
 
 
 class Guard:
-    """The guard of one supervisor; it is started with the first worker, and again when somebody ended it."""
+    """The guard of one supervisor; it is started with the first worker, and again when somebody ended it.
 
-    def __init__(self) -> None:
+    Args:
+        mark: `NAME=value`, which only this supervisor's workers have in their environment.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._writer = -1
         self._groups: set[int] = set()
+        self._strays: set[tuple[int, int]] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -69,11 +107,18 @@ class Guard:
             self._groups.discard(group)
             self._say("forget", group)
 
+    def watch(self, strays: set[tuple[int, int]]) -> None:
+        """Note processes, by pid and start time, that left their group; those that are known already cost nothing."""
+        with self._lock:
+            for pid, started in strays - self._strays:
+                self._say("stray", f"{pid}:{started}")
+            self._strays = strays
+
     def _start(self) -> None:
         self._close()
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT],
+            ["/bin/sh", "-c", _SCRIPT, "allocator-guard", self._mark],
             stdin=reader,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -82,23 +127,24 @@ class Guard:
         os.close(reader)
         for group in self._groups:
             self._say("add", group)
+        for pid, started in self._strays:
+            self._say("stray", f"{pid}:{started}")
 
-    def _say(self, word: str, group: int) -> None:
+    def _say(self, word: str, what: object = "") -> None:
         if self._writer >= 0:
             with contextlib.suppress(BrokenPipeError):
-                os.write(self._writer, announcement(word, group))
+                os.write(self._writer, announcement(word, what))
 
     def _close(self) -> None:
         if self._process is None:
             return
-        for group in self._groups:
-            self._say("forget", group)
+        self._say("farewell")
         os.close(self._writer)
         self._writer = -1
         self._process.wait()
         self._process = None
 
 
-def announcement(word: str, group: int) -> bytes:
+def announcement(word: str, what: object) -> bytes:
     """Return a line for the guard; written in one piece, for it is far shorter than a pipe's atomic size."""
-    return f"{word} {group}\n".encode()
+    return f"{word} {what}\n".encode()

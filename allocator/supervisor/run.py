@@ -58,7 +58,7 @@ def run_workers(allocator: PortAllocator, specs: Sequence[WorkerSpec], supervisi
     Raises:
         AllocatorError: What ended the only worker; of several it is said, and its exit code counts as a status.
     """
-    with Signals() as signals, Children(orphans_end=supervision.orphans_end) as children:
+    with Signals() as signals, Children(orphans_end=supervision.orphans_end, of_one=len(specs) == 1) as children:
         crew = _Crew(allocator, specs, supervision, children, signals)
         crew.start()
         crew.attend()

@@ -17,6 +17,7 @@ from allocator.kernel.port_watch import Owner, PortWatch
 from allocator.kernel.probes import Answer, Probe
 from allocator.model.leases import error_line
 from allocator.model.states import LeaseState
+from allocator.supervisor.children import MARK
 from allocator.supervisor.groups import StartOrder, WorkerGroup
 from allocator.supervisor.mailbox import Command, Passed
 from allocator.supervisor.output import Output
@@ -113,7 +114,8 @@ class WorkerStart:
         self._group = WorkerGroup(
             StartOrder(
                 command=filled_command(spec.command, spec.port_argument, held.lease),
-                environment=worker_environment(spec.environment, held.lease, with_token=spec.pass_token),
+                environment=worker_environment(spec.environment, held.lease, with_token=spec.pass_token)
+                | {MARK: children.mark},
                 marker=("ALLOCATOR_FENCE", str(held.lease.fence)),
                 directory=spec.directory,
                 capture=spec.captured,
@@ -203,6 +205,7 @@ class WorkerStart:
             self._take(answer, now)
 
     def _look(self, now: float) -> None:
+        self._group.watch_strays()
         seen = self._port.look()
         if seen.owner is Owner.WORKER and seen.address is not None:
             self._stranger_since = None

@@ -39,6 +39,8 @@ LOG_LIMIT_BYTES = 1_048_576
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 """All that the server gets of the environment: it outlives the command, and what it has could be read for long."""
 
+_SERVERS = ("valkey", "redis")
+
 
 class FileLock:
     """An flock on a file of its own, given back when closed; the file stays for ever.
@@ -275,6 +277,14 @@ def end_abandoned_servers(lock: Path, deadline: float) -> None:
                 wait_for_exit(watch, deadline)
 
 
+def is_embedded_server(pid: int) -> bool:
+    """Return whether a process is an embedded server of this user."""
+    with suppress(OSError):
+        name = Path(f"/proc/{pid}/comm").read_text()
+        return name.startswith(_SERVERS) and any(True for _ in _locks_of(Path(f"/proc/{pid}/fd")))
+    return False
+
+
 def _signal(watch: int) -> None:
     with suppress(ProcessLookupError):
         signal.pidfd_send_signal(watch, signal.SIGTERM)
@@ -285,7 +295,7 @@ def _servers_with_locks() -> Iterator[tuple[int, os.stat_result, str]]:
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile, or somebody else's
             name = (entry / "comm").read_text()
-            if name.startswith(("valkey", "redis")) and entry.stat().st_uid == os.geteuid():
+            if name.startswith(_SERVERS) and entry.stat().st_uid == os.geteuid():
                 yield from ((int(entry.name), found, link) for found, link in _locks_of(entry / "fd"))
 
 

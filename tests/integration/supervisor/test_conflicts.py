@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,22 +12,6 @@ from supervised import WORKERS, Fleet, eventually, finish
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-LISTEN_FIRST = (
-    # Stands for a stranger that comes between claim and bind: it forks away, takes the port, and stays.
-    "import os, socket, subprocess, sys\n"
-    "port, marker = sys.argv[1], sys.argv[2]\n"
-    "if not os.path.exists(marker):\n"
-    "    open(marker, 'w').close()\n"
-    "    take = 'import socket, sys, time; s = socket.create_server((\"\", int(sys.argv[1]))); print(1, flush=True);'\n"
-    "    take += 'time.sleep(600)'\n"
-    "    other = subprocess.Popen([sys.executable, '-c', take, port], stdout=subprocess.PIPE, env=dict(),\n"
-    "                             stderr=subprocess.DEVNULL, start_new_session=True)\n"
-    "    other.stdout.readline()\n"
-    "    open(marker, 'w').write(str(other.pid))\n"
-    "    os._exit(int(sys.argv[3]))\n"
-    "print('serving on', port, flush=True)\n"
-)
 
 
 def test_a_port_that_is_in_use_is_declined_and_another_one_is_tried(fleet: Fleet) -> None:
@@ -109,9 +92,13 @@ def test_too_many_strangers_in_a_row_end_it(fleet: Fleet) -> None:
 
 
 def test_a_stranger_on_the_port_of_a_worker_that_restarts_costs_it_that_port(fleet: Fleet, tmp_path: Path) -> None:
-    marker = tmp_path / "stranger"
-    command = [sys.executable, "-c", LISTEN_FIRST, "{port}", str(marker), "3"]
-    status, out, err = finish(fleet.run(command=command))
-    os.kill(int(marker.read_text()), 9)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    fails_first = f"[ $PORT != {fleet.pool.first} ] || {{{{ cat {gate}; exit 3; }}}}; echo serving on $PORT"
+    process = fleet.run(command=["sh", "-c", fails_first])
+    fleet.started_lease(process)
+    with socket.create_server(("", fleet.pool.first)):
+        gate.open("w").close()
+        status, out, err = finish(process)
     assert (status, out) == (0, f"serving on {fleet.pool.first + 1}\n")
     assert "trying another" in err

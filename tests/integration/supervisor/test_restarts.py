@@ -7,9 +7,9 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from supervised import NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, needs_node
+from supervised import LEAVE, NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
 
-from allocator.kernel.processes import process_group_members
+from allocator.kernel.processes import process_group_members, process_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +107,18 @@ def test_a_killed_supervisor_leaves_no_listening_orphan(fleet: Fleet, command: l
     process.kill()
     process.wait()
     eventually(lambda: not process_group_members(lease.pid), "the worker outlived its supervisor")
+    assert not fleet.listening()
+
+
+@pytest.mark.parametrize("how", LEAVE)
+def test_a_killed_supervisor_leaves_no_listener_that_left_the_process_group(fleet: Fleet, how: str) -> None:
+    process = fleet.run(command=["sh", "-c", LEAVE[how], "sh", *PYTHON_WORKER])
+    lease = fleet.lease()
+    listener = fleet.listener(lease.port)
+    assert process_table()[listener].group != lease.pid
+    process.kill()
+    process.wait()
+    eventually(lambda: not is_running(listener), "the listener outlived its supervisor")
     assert not fleet.listening()
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from supervised import PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
+from supervised import LEAVE, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
 
 from allocator.kernel.processes import process_group_members, process_table
 
@@ -111,14 +111,17 @@ def test_a_listener_that_survives_its_shell_is_ended_before_the_port_is_released
     assert fleet.ports.leases() == []
 
 
-def test_a_listener_that_left_the_process_group_is_ended_as_well(fleet: Fleet) -> None:
-    process = fleet.run(
-        "--restart", "never", command=["sh", "-c", 'setsid "$@" & exec sleep 600', "sh", *PYTHON_WORKER]
-    )
+@pytest.mark.parametrize("how", LEAVE)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_listener_that_left_the_process_group_is_ended_as_well(fleet: Fleet, how: str, stopped: bool) -> None:
+    process = fleet.run("--restart", "never", command=["sh", "-c", LEAVE[how], "sh", *PYTHON_WORKER])
     lease = fleet.lease()
     listener = fleet.listener(lease.port)
     assert process_table()[listener].group != lease.pid
-    os.kill(lease.pid, signal.SIGKILL)
+    if stopped:
+        process.terminate()
+    else:
+        os.kill(lease.pid, signal.SIGKILL)
     finish(process)
     assert not is_running(listener)
     assert not fleet.listening()
