@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from allocator.agent.checks import Check, asks_for_checks
 from allocator.agent.exits import Exits
 from allocator.agent.tied import TiedLease, process_of
+from allocator.client.superseding import end_of_an_earlier_boot
 from allocator.model.errors import AllocatorError, HeldError
 from allocator.protocol import endings, listing, pools
 from allocator.protocol import renew as renewing
@@ -66,6 +67,7 @@ class HostAgent:
         self._scan_at = 0.0
         self._retry_at = 0.0
         self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
+        self._looked_back: set[str] = set()
         self._stopping = False
 
     def __repr__(self) -> str:
@@ -103,6 +105,7 @@ class HostAgent:
         if now >= self._retry_at:
             try:
                 self._release_ended()
+                self._release_earlier_boots()
                 self._renew_due(now)
                 self._reap(now)
             except AllocatorError as error:
@@ -192,6 +195,14 @@ class HostAgent:
                 log.info("process %s has ended: released %s of %s", lease.pid, lease.address, lease.worker)
             tied.files.remove(lease)
             self._forget(tied.key)
+
+    def _release_earlier_boots(self) -> None:
+        """Release, once for each pool, what this host still has from before it was started again: those of `run`."""
+        for pool in self._reap_at.keys() - self._looked_back:
+            for lease in self._allocator.run(listing.leases(pool, self._allocator.session.host)):
+                if end_of_an_earlier_boot(self._allocator, lease):
+                    log.info("the machine was started again: released %s of %s", lease.address, lease.worker)
+            self._looked_back.add(pool)
 
     def _has_a_new_process(self, tied: TiedLease) -> bool:
         """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from allocator.cli.interrupts import ignore_interrupts, interrupts_raised
 from allocator.client.session import new_token
+from allocator.client.superseding import claim_over_the_dead
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
 from allocator.protocol.several import named_workers
 
@@ -89,7 +90,9 @@ def _claim_anew(
     try:
         with interrupts_raised():
             token, mine = at.files.begin_claim(at.pool, at.host, worker, new_token())
-            lease = at.allocator.claim(worker.plugin, wait=wait_s, record=record, **arguments | {"token": token})
+            lease = claim_over_the_dead(
+                at.allocator, worker.plugin, wait_s, record=record, **arguments | {"token": token}
+            )
             at.files.save(lease)
             ignore_interrupts()
     except StoreUnavailableError:

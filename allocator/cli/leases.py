@@ -41,6 +41,13 @@ InstanceOption = Annotated[
     str, typer.Option("--instance", help="Which worker of this plugin and organisation; auto: the lowest free number.")
 ]
 PortOption = Annotated[str | None, typer.Option("--port", help="The only port that will do.")]
+PortsOption = Annotated[str | None, typer.Option("--ports", help="Several ports, all or none: http,debug,metrics.")]
+AdjacentOption = Annotated[
+    bool,
+    typer.Option(
+        "--adjacent", help="With --ports: one after the other. Others may get ports before one who waits for these."
+    ),
+]
 TtlOption = Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")]
 WaitOption = Annotated[str | None, typer.Option("--wait", help="How long to wait for a free port.")]
 PriorityOption = Annotated[str, typer.Option("--priority", help="With --wait: 0 to 9, the highest is served first.")]
@@ -71,16 +78,8 @@ def claim(
     pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
     token: TokenOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
-    ports: Annotated[
-        str | None, typer.Option("--ports", help="Several ports, all or none: http,debug,metrics.")
-    ] = None,
-    adjacent: Annotated[
-        bool,
-        typer.Option(
-            "--adjacent",
-            help="With --ports: one after the other. Others may get ports before one who waits for these.",
-        ),
-    ] = False,
+    ports: PortsOption = None,
+    adjacent: AdjacentOption = False,
     any_host: Annotated[bool, typer.Option("--any-host", help="On the host with most free ports.")] = False,
     spread: Annotated[
         str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")

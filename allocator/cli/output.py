@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from allocator.cli.options import Format, ListFormat
-from allocator.model.names import environment_name
+from allocator.model.names import environment_name, port_variable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,5 +75,5 @@ def write_named(leases: Mapping[str, Lease], form: Format) -> None:
         return
     write_lease(next(iter(leases.values())), form)
     for name, lease in leases.items():
-        variable = "PORT_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+        variable = port_variable(name)
         print(f"export {variable}={lease.port}" if form is Format.SHELL else f"{variable}={lease.port}")

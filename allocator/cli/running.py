@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from allocator.cli.leases import (  # noqa: TC001  # Typer reads the annotations
+    AdjacentOption,
     InstanceOption,
     LabelOption,
     PortOption,
+    PortsOption,
     PriorityOption,
     TtlOption,
     WaitOption,
@@ -36,6 +38,8 @@ def run(
     org: Annotated[str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")] = None,
     instance: InstanceOption = "0",
     port: PortOption = None,
+    ports: PortsOption = None,
+    adjacent: AdjacentOption = False,
     ttl: TtlOption = None,
     wait: WaitOption = None,
     priority: PriorityOption = "0",
@@ -76,6 +80,7 @@ def run(
 
     Its environment has PORT, <PLUGIN>_PLUGIN_PORT, HAY_WORKER_PORT, ALLOCATOR_HOST and ALLOCATOR_FENCE.
     {port}, {host}, {org}, {plugin} and {instance} in its words are filled in; write a literal brace twice.
+    With --ports http,debug it has PORT_HTTP and PORT_DEBUG too, and {port.http} and {port.debug}.
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
@@ -99,6 +104,8 @@ def run(
         "port_arg": port_arg,
         "pass_token": pass_token or None,
         "listen_fd": listen_fd or None,
+        "ports": ports,
+        "adjacent": adjacent or None,
     }
     own = {"plugin": plugin, "command": command, "port": port}
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
@@ -106,7 +113,7 @@ def run(
     specs = _specs(given, own, instance, replicas, procfile, orphans_end=orphans_end)
     with desk(pool, host, redis_url, config) as at:
         at.allocator.session.on_lost = _policy(at, policy)
-        supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk)
+        supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk, files=at.files)
         status = run_workers(at.allocator, specs, supervision)
     raise typer.Exit(status)
 

@@ -238,20 +238,21 @@ class PortAllocator:
         """Set the state of a held lease or what it says of its worker; the heartbeat thread writes them at once."""
         self._heartbeats.update(held, **words)
 
-    def let_go(self, held: HeldLease[threading.Event], *, declined: bool = False) -> None:
-        """End a held lease. A Redis that does not answer is logged: the lease then ends by its TTL.
+    def let_go(self, *held: HeldLease[threading.Event], declined: bool = False) -> None:
+        """End held leases in one step. A Redis that does not answer is logged: they then end by their TTL.
 
         Args:
-            held: The lease.
-            declined: Whether the kernel refused its port, which then goes into quarantine.
+            *held: The leases; those that are lost are only forgotten.
+            declined: Whether the kernel refused their ports, which then go into quarantine.
         """
-        self._heartbeats.remove(held)
-        if held.lost.is_set():
-            return
+        for one in held:
+            self._heartbeats.remove(one)
+        leases = [one.lease for one in held if not one.lost.is_set()]
         try:
-            (self.decline if declined else self.release)(held.lease)
+            self.run((endings.decline if declined else endings.release)(self.session.context, leases))
         except AllocatorError as error:
-            log.warning("the lease of %s on %s ends by its TTL: %s", held.worker, held.lease.address, error)
+            for lease in leases:
+                log.warning("the lease of %s on %s ends by its TTL: %s", lease.worker, lease.address, error)
 
     def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
         """Extend leases by their TTL from now.

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from allocator.kernel.processes import ProcessIdentity, boot_id, has_variable, is_alive, namespaces
 from allocator.kernel.sockets import listeners, listening_ports
-from allocator.model.errors import HeldError
+from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
 from allocator.model.names import environment_name
+from allocator.protocol.claim import ClaimRequest, claim
 
 if TYPE_CHECKING:
     from allocator.client.arguments import ClaimArguments
@@ -28,7 +29,12 @@ _POLL_S = 0.02
 
 
 def claim_over_the_dead(
-    allocator: PortAllocator, plugin: str, wait: float | None, **arguments: Unpack[ClaimArguments]
+    allocator: PortAllocator,
+    plugin: str,
+    wait: float | None,
+    *,
+    record: bool = False,
+    **arguments: Unpack[ClaimArguments],
 ) -> Lease:
     """Claim as `PortAllocator.claim` does, and supersede this worker's own lease when its processes are dead.
 
@@ -36,7 +42,7 @@ def claim_over_the_dead(
         HeldError: As `claim`; also when the dead supervisor's worker still listens on the port.
     """
     try:
-        return allocator.claim(plugin, **arguments)
+        return allocator.claim(plugin, record=record, **arguments)
     except HeldError as error:
         holder = error.holder
         if holder is None or not is_proven_dead(holder, allocator.session.host):
@@ -48,11 +54,36 @@ def claim_over_the_dead(
                     f"{error}; its supervisor is dead, but its worker still listens there", holder=holder
                 ) from None
         else:
-            return allocator.claim(plugin, wait=wait, **arguments | {"supersede_fence": holder.fence})
+            return allocator.claim(plugin, wait=wait, record=record, **arguments | {"supersede_fence": holder.fence})
     except Exception:
         if not wait:
             raise
-    return allocator.claim(plugin, wait=wait, **arguments)
+    return allocator.claim(plugin, wait=wait, record=record, **arguments)
+
+
+def end_of_an_earlier_boot(allocator: PortAllocator, lease: Lease) -> bool:
+    """End a lease of this host from before the machine was started again; return whether this call did.
+
+    Its token went with its processes. Only the machine that the pool knows by this host's name may do that: Redis
+    refuses others.
+
+    Args:
+        allocator: Of that host.
+        lease: As it stands in Redis.
+    """
+    if lease.host != allocator.session.host or not boot_id() or lease.boot in {None, boot_id()}:
+        return False
+    context = allocator.session.context
+    request = ClaimRequest(
+        pool=lease.pool, worker=lease.worker, port=lease.port, supersede_fence=lease.fence, bound_already=True
+    )
+    try:
+        mine = allocator.run(claim(context, request))
+    except StoreUnavailableError:
+        raise
+    except AllocatorError:  # its worker has claimed again, or the host is cordoned: then it ends by its TTL
+        return False
+    return allocator.release(mine)
 
 
 def is_proven_dead(lease: Lease, host: str) -> bool:

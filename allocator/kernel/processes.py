@@ -167,6 +167,15 @@ def with_descendants(root: int) -> list[int]:
     return [pid for pid in found if pid in table and table[pid].alive]
 
 
+def ancestors_of(pid: int) -> list[int]:
+    """Return the processes that a process descends from, its parent first, as far as they may be seen."""
+    found: list[int] = []
+    while (row := _status(pid)) is not None and row.parent > 0 and row.parent not in found:
+        pid = row.parent
+        found.append(pid)
+    return found
+
+
 def children_of(pid: int) -> list[int]:
     """Return the children that a process's main thread started or was given; none where the kernel does not tell.
 

@@ -154,6 +154,11 @@ class WorkerId:
         return cls(org, plugin, int(number) if mark else 0)
 
 
+def port_variable(name: str) -> str:
+    """Return the name of the variable of one of a worker's several ports: `debug` gives `PORT_DEBUG`."""
+    return "PORT_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
 def environment_name(plugin: str) -> str:
     """Return the name of a plugin's port variable: `email` gives `EMAIL_PLUGIN_PORT`, `custom-1` gives `CUSTOM_1_…`."""
     return re.sub(r"[^A-Z0-9]", "_", plugin.upper()) + "_PLUGIN_PORT"

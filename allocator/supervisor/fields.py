@@ -16,9 +16,9 @@ from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_name, shown
 from allocator.model.reading import read_text
+from allocator.protocol.several import named_workers
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, WorkerSpec, check_path
-from allocator.supervisor.templates import check_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,6 +58,8 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
         command=values["command"],
         environment=environment,
         wait_s=values.get("wait"),
+        ports=values.get("ports", ()),
+        adjacent=values.get("adjacent", False),
         directory=values.get("directory"),
         port_argument=values.get("port_arg"),
         stop_path=values.get("stop_path"),
@@ -151,7 +153,6 @@ def _command(value: object) -> list[str]:
         raise InvalidInputError("the command is empty; give the words of a command")
     if any("\0" in word for word in words):
         raise InvalidInputError(f"{shown(str(value))} holds a null character, which no command can be given; delete it")
-    check_command(words)
     return words
 
 
@@ -161,8 +162,13 @@ def _port_arg(value: object) -> str:
         raise InvalidInputError("the port's option is empty; give for example --port")
     if "\0" in text:
         raise InvalidInputError(f"{shown(text)} holds a null character; delete it")
-    check_command([text])
     return text
+
+
+def _ports(value: object) -> tuple[str, ...]:
+    names = [_text(word) for word in value] if isinstance(value, list) else _text(value).split(",")
+    named_workers(WorkerId("any", "any"), names)
+    return tuple(names)
 
 
 def _restart(value: object) -> RestartMode:
@@ -256,6 +262,8 @@ FIELDS: dict[str, Callable[[object], Any]] = {
     "instance": _whole(0, MAX_INSTANCE, "an instance"),
     "replicas": _whole(1, MOST_REPLICAS, "a number of replicas"),
     "port": _port,
+    "ports": _ports,
+    "adjacent": _yes,
     "ttl": _duration("TTL", at_least_s=0.001),
     "wait": _duration("wait"),
     "priority": _whole(0, 9, "a priority"),

@@ -10,10 +10,11 @@ gives its number to nobody else.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from allocator.kernel.processes import has_variable, process_table
@@ -52,7 +53,7 @@ class StartOrder:
         marker: A variable of that environment and its value, which only this worker's processes have.
         directory: Where it runs, or None for the supervisor's directory.
         capture: Which of `stdout` and `stderr` are read by the supervisor.
-        listening: The socket that it is given, or None.
+        listening: The sockets that it is given, by the names of their ports.
     """
 
     command: Sequence[str]
@@ -60,7 +61,7 @@ class StartOrder:
     marker: tuple[str, str]
     directory: Path | None = None
     capture: frozenset[str] = frozenset()
-    listening: socket.socket | None = None
+    listening: Mapping[str, socket.socket] = field(default_factory=dict)
 
 
 class WorkerGroup:
@@ -179,17 +180,17 @@ class WorkerGroup:
 
 
 def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
-    """Return what a child does that is given a socket: it becomes its command itself, for only it knows its pid."""
-    listening = order.listening
-    environment = dict(order.environment) | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "port"}
+    """Return what a child does that is given sockets: it becomes its command itself, for only it knows its pid."""
+    descriptors = [listening.fileno() for listening in order.listening.values()]
+    above = FIRST_PASSED_SOCKET + len(descriptors)  # where none is overwritten before it was passed on
+    names = ":".join(name or "port" for name in order.listening)
+    environment = dict(order.environment) | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
 
     def become() -> None:
         tie()
-        assert listening is not None  # noqa: S101  # told by the caller
-        if listening.fileno() == FIRST_PASSED_SOCKET:
-            os.set_inheritable(FIRST_PASSED_SOCKET, True)
-        else:
-            os.dup2(listening.fileno(), FIRST_PASSED_SOCKET)
+        spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in descriptors]
+        for at, spare in enumerate(spares):
+            os.dup2(spare, FIRST_PASSED_SOCKET + at)
         os.execvpe(order.command[0], list(order.command), environment | {"LISTEN_PID": str(os.getpid())})  # noqa: S606
 
     return become

@@ -29,6 +29,7 @@ from allocator.supervisor.fields import convert, spec_of
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.replicas import replicated
 from allocator.supervisor.spec import check_spec
+from allocator.supervisor.templates import check_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,13 +81,18 @@ def _specs(place: _Place, values: Mapping[str, Any], environ: Mapping[str, str])
         specs = replicated(spec_of(values, environ), values.get("replicas", 1))
     except InvalidInputError as error:
         raise ConfigurationError(f"{place.of(None)}: {error}") from None
+    first = specs[0]
+    for field, words in (("command", first.command), ("port_arg", [first.port_argument or ""])):
+        try:
+            check_command(words, first.ports)
+        except InvalidInputError as error:
+            raise ConfigurationError(f"{place.of(field)}: {error}") from None
     try:
-        for spec in specs[:1]:
-            check_spec(spec)
+        check_spec(first)
     except CommandError as error:
         raise CommandError(f"{place.of('command')}: {error}", error.status) from None
     except InvalidInputError as error:
-        raise ConfigurationError(f"{place.of('command')}: {error}") from None
+        raise ConfigurationError(f"{place.of(None)}: {error}") from None
     return specs
 
 

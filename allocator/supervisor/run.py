@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from allocator.client.blocking import PortAllocator
+    from allocator.client.lease_files import LeaseFiles
     from allocator.supervisor.spec import WorkerSpec
 
 SETTLED_S = 2.0
@@ -37,11 +38,13 @@ class Supervision:
         together: Whether they are several: their lines carry their names, and SIGHUP restarts them one by one.
         orphans_end: Whether they are ended when the supervisor is killed.
         talk: Says one line to the person who watches.
+        files: Where a hook of this user leaves its leases, to be taken over.
     """
 
     together: bool
     orphans_end: bool
     talk: Callable[[str], None] = lambda _: None  # a default, not a function of this module
+    files: LeaseFiles | None = None
 
 
 def run_workers(allocator: PortAllocator, specs: Sequence[WorkerSpec], supervision: Supervision) -> int:
@@ -78,7 +81,14 @@ class _Crew:
     ) -> None:
         self._supervision, self._signals, self._children = supervision, signals, children
         self._workers = [
-            Worker(allocator, spec, children, supervision.talk, prefix=_prefix(spec) if supervision.together else None)
+            Worker(
+                allocator,
+                spec,
+                children,
+                supervision.talk,
+                files=supervision.files,
+                prefix=_prefix(spec) if supervision.together else None,
+            )
             for spec in specs
         ]
         self._statuses: dict[int, int] = {}

@@ -36,6 +36,8 @@ class WorkerSpec:
         wait_s: For how long to wait for a port when none is free, in seconds.
         command: The words of its command, templates included.
         environment: What its environment starts from.
+        ports: The names of its ports when it has several, its own first; empty for one.
+        adjacent: Whether they have to follow each other.
         directory: Where it runs, or None for the supervisor's directory.
         port_argument: An option that is added to the command with the port as its value, or None.
         pass_token: Whether the environment has the lease's token.
@@ -56,6 +58,8 @@ class WorkerSpec:
     command: Sequence[str]
     environment: Mapping[str, str]
     wait_s: float | None = None
+    ports: tuple[str, ...] = ()
+    adjacent: bool = False
     directory: Path | None = None
     port_argument: str | None = None
     pass_token: bool = False
@@ -85,8 +89,12 @@ def check_spec(spec: WorkerSpec) -> None:
     """
     if not spec.command:
         raise InvalidInputError("there is no command to run; give one after --")
-    check_command(spec.command)
-    check_command([spec.port_argument or ""])
+    check_command(spec.command, spec.ports)
+    check_command([spec.port_argument or ""], spec.ports)
+    if spec.explicit_port and spec.ports:
+        raise InvalidInputError("several ports cannot be one explicit port; omit the port or the names of the ports")
+    if spec.adjacent and not spec.ports:
+        raise InvalidInputError("only several ports can be adjacent; name them, for example http,debug")
     for what, path in (("health", spec.health_path), ("stop", spec.stop_path)):
         if path is not None:
             check_path(what, path)

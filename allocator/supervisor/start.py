@@ -26,12 +26,11 @@ from allocator.supervisor.templates import filled_command, worker_environment
 
 if TYPE_CHECKING:
     import socket
-    import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from allocator.client.blocking import PortAllocator
-    from allocator.client.heartbeats import HeldLease
+    from allocator.model.errors import LeaseLostError
     from allocator.supervisor.children import Children
+    from allocator.supervisor.held import HeldPorts
     from allocator.supervisor.mailbox import Mailbox
     from allocator.supervisor.spec import WorkerSpec
 
@@ -55,9 +54,9 @@ class Ended:
 
     Attributes:
         status: What it exited with, 128 + n for signal n.
-        refused: Whether the kernel refused it the port.
+        refused: The port that the kernel refused it, or None.
         asked: What it was told to do when it ended, or None when it ended by itself or was given up.
-        lost: Whether its lease was lost.
+        lost: Why one of its leases was lost, or None.
         was_well: Whether it had been healthy for a minute.
         given_up: Whether it was ended because it was not healthy.
         left: The processes that could not be ended.
@@ -66,9 +65,9 @@ class Ended:
     """
 
     status: int
-    refused: bool
+    refused: int | None
     asked: Command | None
-    lost: bool
+    lost: LeaseLostError | None
     was_well: bool
     given_up: bool
     left: list[int]
@@ -85,12 +84,11 @@ class WorkerStart:
     """One start.
 
     Args:
-        allocator: Keeps the lease.
-        held: The lease.
+        held: Its leases.
         spec: What to start.
         children: The supervisor's processes.
         mailbox: What the worker is told.
-        listening: The socket to pass, or None.
+        listening: The sockets to pass, one for each port, or none.
         prefix: What stands before each line of its output, or None.
         on_ready: Called once it is ready.
         talk: Says one line to the person who watches.
@@ -98,28 +96,27 @@ class WorkerStart:
 
     def __init__(
         self,
-        allocator: PortAllocator,
-        held: HeldLease[threading.Event],
+        held: HeldPorts,
         spec: WorkerSpec,
         children: Children,
         mailbox: Mailbox,
         *,
-        listening: socket.socket | None = None,
+        listening: Sequence[socket.socket] = (),
         prefix: str | None = None,
         on_ready: Callable[[float], None] = lambda _: None,
         talk: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._allocator, self._held, self._spec, self._mailbox = allocator, held, spec, mailbox
+        self._held, self._spec, self._mailbox = held, spec, mailbox
         self._on_ready, self._talk = on_ready, talk
         self._group = WorkerGroup(
             StartOrder(
-                command=filled_command(spec.command, spec.port_argument, held.lease),
-                environment=worker_environment(spec.environment, held.lease, with_token=spec.pass_token)
+                command=filled_command(spec.command, spec.port_argument, held.own.lease, held.ports),
+                environment=worker_environment(spec.environment, held.own.lease, held.ports, with_token=spec.pass_token)
                 | {MARK: children.mark},
-                marker=("ALLOCATOR_FENCE", str(held.lease.fence)),
+                marker=("ALLOCATOR_FENCE", str(held.own.lease.fence)),
                 directory=spec.directory,
                 capture=spec.captured,
-                listening=listening,
+                listening=dict(zip(held.ports, listening, strict=False)),
             ),
             children,
         )
@@ -132,7 +129,7 @@ class WorkerStart:
         self._given_up = ""
 
     def __repr__(self) -> str:
-        return f"<WorkerStart {self._held.worker} on {self._held.lease.address}, {self._health.state}>"
+        return f"<WorkerStart {self._held.worker} on {self._held.where}, {self._health.state}>"
 
     @property
     def pid(self) -> int:
@@ -153,9 +150,9 @@ class WorkerStart:
         how = self._given_up or (f"ended by signal {-code}" if code < 0 else f"exit code {code}")
         return Ended(
             status=status,
-            refused=self._was_refused(status),
+            refused=self._refused(status),
             asked=self._asked,
-            lost=self._held.lost.is_set(),
+            lost=self._held.lost,
             was_well=self._health.was_well(time.monotonic()),
             given_up=bool(self._given_up),
             left=left,
@@ -166,15 +163,15 @@ class WorkerStart:
     # -- while it runs --
 
     def _watch(self) -> None:
-        while not (self._group.has_ended() or self._held.lost.is_set() or self._asked or self._given_up):
+        while not (self._group.has_ended() or self._held.lost or self._asked or self._given_up):
             self._wait()
             for order in self._mailbox.take():
                 if isinstance(order, Passed):
                     self._group.signal(order.number)
                 elif order is not Command.LOOK:
                     self._asked = order
-            if self._held.draining.is_set() and not self._asked:
-                self._talk(f"host {self._held.host} is draining: stopping {self._held.worker}")
+            if self._held.draining and not self._asked:
+                self._talk(f"host {self._held.own.host} is draining: stopping {self._held.worker}")
                 self._asked = Command.STOP
             if not self._asked:
                 self._check(time.monotonic())
@@ -245,7 +242,7 @@ class WorkerStart:
 
     def _say(self, **words: object) -> None:
         with contextlib.suppress(ValueError):  # it is draining: no other state follows
-            self._allocator.update(self._held, **words)
+            self._held.update(**words)
 
     def _drop_probe(self) -> None:
         if self._probe is not None:
@@ -310,16 +307,23 @@ class WorkerStart:
         finally:
             probe.close()
 
-    def _was_refused(self, status: int) -> bool:
-        if self._asked or self._held.lost.is_set() or self._health.ready_at is not None:
-            return False
+    def _refused(self, status: int) -> int | None:
+        """Return the port that it could not have because somebody else listens there, or None."""
+        if self._asked or self._held.lost or self._health.ready_at is not None:
+            return None
         if self._stranger_since is not None and self._given_up:
-            return True
+            return self._held.port
         if not status:
-            return False
-        if says_in_use(self._output.last_errors, self._held.port):
-            return True
-        return status == SERVER_FAILED and self._port.look().owner is Owner.STRANGER
+            return None
+        ports = list(self._held.ports.values())
+        said = [port for port in ports if says_in_use(self._output.last_errors, port)]
+        if len(said) == 1:
+            return said[0]
+        if not said and status != SERVER_FAILED:
+            return None
+        # It did not say which of several, or only by its status that it could not listen: the kernel knows.
+        taken = (port for port in ports if PortWatch(port, self._group.members).look().owner is Owner.STRANGER)
+        return next(taken, said[0] if said else None)
 
     def _with_last_lines(self, how: str) -> str:
         lines = error_line(b"\n".join(self._output.last_errors).decode("utf-8", "replace"))

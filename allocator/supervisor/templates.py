@@ -1,4 +1,4 @@
-"""The words of a worker's command: `{port}` and its like, and a literal brace as `{{` or `}}`."""
+"""The words of a worker's command: `{port}` and its like, `{port.debug}`, and a literal brace as `{{` or `}}`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import environment_name, shown
+from allocator.model.names import environment_name, port_variable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,22 +17,29 @@ NAMES = ("port", "host", "org", "plugin", "instance")
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
-def check_command(command: Sequence[str]) -> None:
+def check_command(command: Sequence[str], ports: Sequence[str] = ()) -> None:
     """Check the templates in a command before anything is claimed.
+
+    Args:
+        command: The words of the command.
+        ports: The names of the worker's ports, when it has several.
 
     Raises:
         InvalidInputError: When a template has an unknown name or a brace stands alone.
     """
-    _fill(command, dict.fromkeys(NAMES, ""))
+    _fill(command, dict.fromkeys((*NAMES, *(f"port.{name}" for name in ports)), ""))
 
 
-def filled_command(command: Sequence[str], port_argument: str | None, lease: Lease) -> list[str]:
+def filled_command(
+    command: Sequence[str], port_argument: str | None, lease: Lease, ports: Mapping[str, int]
+) -> list[str]:
     """Return the command with the lease's values in place of the templates.
 
     Args:
         command: The words of the command.
         port_argument: One more word: with a template in it as it is, else an option that gets `=PORT`; None for none.
         lease: Whose values.
+        ports: Its ports by name.
     """
     words = list(command)
     if port_argument is not None:
@@ -45,7 +52,8 @@ def filled_command(command: Sequence[str], port_argument: str | None, lease: Lea
             "org": lease.org,
             "plugin": lease.plugin,
             "instance": str(lease.instance),
-        },
+        }
+        | {f"port.{name}": str(port) for name, port in ports.items() if name},
     )
 
 
@@ -56,7 +64,7 @@ def _fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
             return text[0]
         if match[1] is None or match[1] not in values:
             raise InvalidInputError(
-                f"{shown(text)} in the command is not a template; use {{{'}, {'.join(NAMES)}}}, "
+                f"{shown(text)} in the command is not a template; use {{{'}, {'.join(values)}}}, "
                 "or write a literal brace twice"
             )
         return values[match[1]]
@@ -64,12 +72,15 @@ def _fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
     return [_PART.sub(replacement, word) for word in command]
 
 
-def worker_environment(base: Mapping[str, str], lease: Lease, *, with_token: bool = False) -> dict[str, str]:
+def worker_environment(
+    base: Mapping[str, str], lease: Lease, ports: Mapping[str, int], *, with_token: bool = False
+) -> dict[str, str]:
     """Return the environment of a worker: `base`, the port under its usual names, host and fence.
 
     Args:
         base: What it starts from; the supervisor's own secrets are left out.
         lease: Whose values.
+        ports: Its ports by name.
         with_token: Whether the lease's token is in it too.
     """
     environment = {name: value for name, value in base.items() if name not in _SECRETS}
@@ -81,6 +92,7 @@ def worker_environment(base: Mapping[str, str], lease: Lease, *, with_token: boo
         "ALLOCATOR_HOST": lease.host,
         "ALLOCATOR_FENCE": str(lease.fence),
     }
+    environment |= {port_variable(name): str(number) for name, number in ports.items() if name}
     if with_token and lease.token:
         environment["ALLOCATOR_TOKEN"] = lease.token
     return environment

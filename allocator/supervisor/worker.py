@@ -7,21 +7,21 @@ gets another one. Each worker lives in a thread of its own; it is told things th
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import threading
 import time
-from enum import Enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.client.driving import describe_listener
-from allocator.client.superseding import claim_over_the_dead
 from allocator.kernel.processes import start_time_of
 from allocator.kernel.sockets import prove_port
-from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
+from allocator.model.errors import AllocatorError, HeldError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.protocol.endings import fail
+from allocator.supervisor.acquiring import acquire
+from allocator.supervisor.held import HeldPorts
 from allocator.supervisor.listening import listening_socket
 from allocator.supervisor.mailbox import Command, Mailbox, Passed
 from allocator.supervisor.restarts import Restarts
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.client.blocking import PortAllocator
-    from allocator.client.heartbeats import HeldLease
+    from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
     from allocator.supervisor.children import Children
     from allocator.supervisor.spec import WorkerSpec
@@ -42,12 +42,17 @@ STOPPED_BEFORE_START = 143
 """What a worker that was stopped before it had a port exits with, as if SIGTERM had ended it."""
 
 
-class _Outcome(Enum):
-    """What becomes of a port once its worker does not run on it any more."""
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What becomes of the ports once their worker does not run on them any more.
 
-    OVER = "over"
-    IN_USE = "in use"
-    LEFT_BEHIND = "left behind"
+    Attributes:
+        declined: The port that goes into quarantine, or None.
+        in_use: Whether that is because another process has it: other ports are then tried.
+    """
+
+    declined: int | None = None
+    in_use: bool = False
 
 
 CLAIM_GRACE_S = 1.0
@@ -62,6 +67,7 @@ class Worker:
         spec: What to run.
         children: The supervisor's processes.
         talk: Says one line to the person who watches.
+        files: Where a hook of this user leaves its leases.
         prefix: What stands before each line of its output, or None.
     """
 
@@ -72,6 +78,7 @@ class Worker:
         children: Children,
         talk: Callable[[str], None],
         *,
+        files: LeaseFiles | None = None,
         prefix: str | None = None,
     ) -> None:
         self.id = WorkerId(spec.claim["org"], spec.plugin, spec.claim.get("instance", 0))
@@ -80,7 +87,7 @@ class Worker:
         self.over = threading.Event()
         """Set when it has ended for good."""
         self._allocator, self._spec, self._children, self._talk = allocator, spec, children, talk
-        self._prefix = prefix
+        self._files, self._prefix = files, prefix
         self._mailbox = Mailbox()
         self._restarts = Restarts(spec.restart, spec.max_restarts, allocator.session.rng)
         self._status = STOPPED_BEFORE_START
@@ -132,15 +139,14 @@ class Worker:
             "see 'allocator doctor'"
         )
 
-    def _claim(self) -> Lease | None:
-        """Claim a port; None when it was told to stop meanwhile."""
-        found: list[Lease] = []
+    def _claim(self) -> dict[str, Lease] | None:
+        """Claim its ports; None when it was told to stop meanwhile."""
+        found: list[dict[str, Lease]] = []
         errors: list[BaseException] = []
 
         def claim() -> None:
-            arguments = self._spec.claim | {"holder_pid": os.getpid()}
             try:
-                found.append(claim_over_the_dead(self._allocator, self._spec.plugin, self._spec.wait_s, **arguments))
+                found.append(acquire(self._allocator, self._spec, self._files))
             except BaseException as error:  # noqa: BLE001  # raised again below, in the worker's own thread
                 errors.append(error)
             self._mailbox.send(Command.LOOK)
@@ -152,35 +158,35 @@ class Worker:
             stopped = self._told_to_stop(None, but_not=Command.RESTART)
         claiming.join(CLAIM_GRACE_S)
         if stopped:
-            for lease in found:
+            for leases in found:
                 with contextlib.suppress(AllocatorError):
-                    self._allocator.release(lease)
+                    self._allocator.release_all(*leases.values())
             return None
         if errors:
             raise errors[0]
         return found[0]
 
-    def _serve(self, lease: Lease) -> bool:
-        """Run the worker on a port; return False when the kernel refused it the port."""
-        held = self._allocator.keep(lease)
-        outcome = _Outcome.OVER
+    def _serve(self, leases: dict[str, Lease]) -> bool:
+        """Run the worker on its ports; return False when the kernel refused it one of them."""
+        held = HeldPorts(self._allocator, leases)
+        outcome = _Outcome(declined=held.port)
         try:
             outcome = self._run_on(held)
         finally:
-            self._allocator.let_go(held, declined=outcome is not _Outcome.OVER)
-        if outcome is _Outcome.IN_USE:
-            self._explain_decline(held)
-        return outcome is not _Outcome.IN_USE
+            held.let_go(declined=outcome.declined)
+        if outcome.in_use:
+            self._explain_decline(held, outcome)
+        return not outcome.in_use
 
-    def _run_on(self, held: HeldLease[threading.Event]) -> _Outcome:
+    def _run_on(self, held: HeldPorts) -> _Outcome:
         with contextlib.ExitStack() as stack:
-            listening = None
-            if self._spec.listen:
-                listening = listening_socket(held.port)
-                if listening is None:
-                    return _Outcome.IN_USE
-                stack.enter_context(listening)
-            self._talk(f"{held.worker} runs on {held.lease.address}")
+            listening: list[socket.socket] = []
+            for port in held.ports.values() if self._spec.listen else ():
+                passed = listening_socket(port)
+                if passed is None:
+                    return _Outcome(declined=port, in_use=True)
+                listening.append(stack.enter_context(passed))
+            self._talk(f"{held.worker} runs on {held.where}")
             while True:
                 ended = self._start(held, listening)
                 self.ready.clear()
@@ -188,29 +194,29 @@ class Worker:
                 outcome = self._outcome(held, ended)
                 if outcome is not None:
                     return outcome
-                if listening is None and not prove_port(held.port):
-                    return _Outcome.IN_USE
+                for port in () if listening else held.ports.values():
+                    if not prove_port(port):
+                        return _Outcome(declined=port, in_use=True)
 
-    def _outcome(self, held: HeldLease[threading.Event], ended: Ended) -> _Outcome | None:
-        """Return what the end of one start means for the port; None when the worker is to be started again."""
+    def _outcome(self, held: HeldPorts, ended: Ended) -> _Outcome | None:
+        """Return what the end of one start means for the ports; None when the worker is to be started again."""
         if ended.left:
             self._talk(f"{held.worker}: process {ended.left[0]} cannot be ended; port {held.port} is quarantined")
-            return _Outcome.LEFT_BEHIND
+            return _Outcome(declined=held.port)
         if ended.lost:
-            raise held.error or LeaseLostError(f"the lease of {held.worker} is lost")
+            raise ended.lost
         if ended.asked in {Command.STOP, Command.KILL}:
-            return _Outcome.OVER
+            return _Outcome()
         if ended.refused:
-            return _Outcome.IN_USE
-        return None if self._is_to_start_again(held, ended) else _Outcome.OVER
+            return _Outcome(declined=ended.refused, in_use=True)
+        return None if self._is_to_start_again(held, ended) else _Outcome()
 
-    def _start(self, held: HeldLease[threading.Event], listening: socket.socket | None) -> Ended:
+    def _start(self, held: HeldPorts, listening: list[socket.socket]) -> Ended:
         def on_ready(after_s: float) -> None:
             self.ready.set()
-            self._talk(f"{held.worker} is ready on {held.lease.address} ({after_s:.1f} s)")
+            self._talk(f"{held.worker} is ready on {held.where} ({after_s:.1f} s)")
 
         start = WorkerStart(
-            self._allocator,
             held,
             self._spec,
             self._children,
@@ -221,19 +227,19 @@ class Worker:
             talk=self._talk,
         )
         started = start_time_of(start.pid)
-        self._allocator.update(held, pid=start.pid, pid_started=started, restarts=self._restarts.total)
+        held.update(pid=start.pid, pid_started=started, restarts=self._restarts.total)
         return start.run()
 
-    def _is_to_start_again(self, held: HeldLease[threading.Event], ended: Ended) -> bool:
+    def _is_to_start_again(self, held: HeldPorts, ended: Ended) -> bool:
         """Say how it ended, and wait until it is to be started again; return False when it is not."""
         if ended.asked is Command.RESTART:
             self._restarts.total += 1
-            self._allocator.update(held, state=LeaseState.STARTING)
+            held.update(state=LeaseState.STARTING)
             return True
         pause_s = self._restarts.pause_s(self._status, was_well=ended.was_well)
         if ended.failed:
-            self._allocator.update(held, last_error=ended.why)
-        if pause_s is None or held.draining.is_set():
+            held.update(last_error=ended.why)
+        if pause_s is None or held.draining:
             if ended.failed:
                 self._record(held, ended.why)
                 if self._restarts.in_a_row:
@@ -241,26 +247,27 @@ class Worker:
                     self._talk(f"{held.worker} failed {times} times in a row and is given up: {ended.how}")
             return False
         self._restarts.total += 1
-        self._allocator.update(held, state=LeaseState.STARTING)
+        held.update(state=LeaseState.STARTING)
         self._talk(f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s")
         return not self._told_to_stop(pause_s)
 
-    def _record(self, held: HeldLease[threading.Event], why: str) -> None:
+    def _record(self, held: HeldPorts, why: str) -> None:
         """Write why the worker failed before its lease ends: in the lease, and in an event that outlives it."""
         with contextlib.suppress(AllocatorError):
-            self._allocator.renew(held.lease, rewrite=True)
-            self._allocator.run(fail(self._allocator.session.context, held.lease, why))
+            self._allocator.renew(held.own.lease, rewrite=True)
+            self._allocator.run(fail(self._allocator.session.context, held.own.lease, why))
 
-    def _explain_decline(self, held: HeldLease[threading.Event]) -> None:
-        who = describe_listener(held.port) or "another process"
+    def _explain_decline(self, held: HeldPorts, outcome: _Outcome) -> None:
+        port = outcome.declined or held.port
+        who = describe_listener(port) or "another process"
         if self._spec.explicit_port:
             raise HeldError(
-                f"port {held.port} on {held.host} is in use by {who}; end it or omit --port",
-                host=held.host,
-                port=held.port,
+                f"port {port} on {held.own.host} is in use by {who}; end it or omit --port",
+                host=held.own.host,
+                port=port,
                 worker=str(held.worker),
             )
-        self._talk(f"{held.worker}: port {held.port} is in use by {who}; trying another")
+        self._talk(f"{held.worker}: port {port} is in use by {who}; trying another")
 
     def _told_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
         """Wait for orders while no process runs; return whether it was told to stop."""

@@ -7,11 +7,14 @@ import os
 import signal
 import socket
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
+
+from allocator import PortAllocator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +91,23 @@ def test_leases_of_an_earlier_boot_are_released_at_once(fleet: Fleet, process: s
     agent(fleet)
     eventually(lambda: not files(fleet))
     assert process.poll() is None
+
+
+def test_leases_of_an_earlier_boot_that_only_redis_knows_are_released_at_once(
+    fleet: Fleet, process: subprocess.Popen
+) -> None:
+    """Those of `run` have no lease file: the token went with the supervisor."""
+    earlier = {"boot": "00000000-0000-0000-0000-000000000000", "holder_pid": 1, "holder_started": 1}
+    gone = fleet.ports.claim("email", org="org-1", ttl=300)
+    fleet.ports.renew(replace(gone, **earlier), rewrite=True)
+    kept = fleet.ports.claim("stripe", org="org-1", ttl=300, holder_pid=process.pid)
+    with PortAllocator.from_url(fleet.redis_url, pool=fleet.pool.name, host="web-2") as other_host:
+        elsewhere = other_host.claim("slack", org="org-1", ttl=300)
+        other_host.renew(replace(elsewhere, **earlier), rewrite=True)
+    agent(fleet)
+    eventually(lambda: len(fleet.ports.leases()) == 2)
+    assert {one.fence for one in fleet.ports.leases()} == {kept.fence, elsewhere.fence}
+    assert fleet.ports.claim("email", org="org-1").port == gone.port
 
 
 def test_a_lease_that_redis_lost_is_re_asserted_on_its_port(fleet: Fleet, process: subprocess.Popen) -> None:

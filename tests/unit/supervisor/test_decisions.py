@@ -98,9 +98,10 @@ def test_an_error_in_use_counts_for_the_workers_own_port_only() -> None:
 def test_a_word_with_its_braces_doubled_stays_as_it_was(words: list[str]) -> None:
     doubled = [word.replace("{", "{{").replace("}", "}}") for word in words]
     check_command(doubled)
-    assert filled_command(doubled, None, LEASE) == words
+    assert filled_command(doubled, None, LEASE, {}) == words
 
 
 def test_the_ports_option_is_added_or_filled_in() -> None:
-    assert filled_command(["w", "{org}-{instance}"], "--port", LEASE) == ["w", "o-3", "--port=5556"]
-    assert filled_command(["w"], "-p{port}", LEASE) == ["w", "-p5556"]
+    assert filled_command(["w", "{org}-{instance}"], "--port", LEASE, {}) == ["w", "o-3", "--port=5556"]
+    assert filled_command(["w"], "-p{port}", LEASE, {}) == ["w", "-p5556"]
+    assert filled_command(["w", "{port.debug}"], None, LEASE, {"http": 5556, "debug": 9229}) == ["w", "9229"]
