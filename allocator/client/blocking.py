@@ -361,7 +361,6 @@ class PortAllocator:
 
     def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
-        for held in self._heartbeats.held:
-            self.let_go(held)
+        self.let_go(*self._heartbeats.held)
         self._heartbeats.close()
         self.store.close()

@@ -13,7 +13,7 @@ from typing import Any
 import hiredis
 import redis
 
-from benchmarks import api, commands, database, fleet, leases
+from benchmarks import api, commands, database, fleet, leases, supervisor
 from benchmarks.servers import server
 from benchmarks.table import Row, at_least, at_most, between, plain
 
@@ -34,11 +34,13 @@ def measure(binary: str | None, *, quick: bool) -> tuple[list[str], list[Row], d
     figures["database"] = database.figures(binary, quick=quick)
     figures["api"] = api.figures(binary, quick=quick)
     figures["fleet"] = fleet.figures(binary, quick=quick)
+    figures["supervisor"] = supervisor.figures(binary, quick=quick)
     table = [
         *rows(figures),
         *database.rows(figures["database"]),
         *api.rows(figures["api"]),
         *fleet.rows(figures["fleet"]),
+        *supervisor.rows(figures["supervisor"]),
     ]
     return facts(info, place["pinned"], rounds, pairs), table, figures
 
@@ -135,7 +137,11 @@ def main() -> None:
     parser.add_argument("--server", help="the redis-server or valkey-server to measure")
     parser.add_argument("--fleet", action="store_true", help="only what a whole fleet takes, printed")
     parser.add_argument("--database", action="store_true", help="only what the reconciler takes, printed")
+    parser.add_argument("--supervisor", action="store_true", help="only what looking after workers costs, printed")
     options = parser.parse_args()
+    if options.supervisor:
+        print(*HEADINGS, *supervisor.rows(supervisor.figures(options.server, quick=options.quick)), sep="\n")
+        return
     if options.fleet:
         print(*HEADINGS, *fleet.rows(fleet.figures(options.server, quick=options.quick)), sep="\n")
         return
