@@ -45,9 +45,9 @@ LEAVE = {
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 
 
-def eventually(condition: Callable[[], object], what: str = "it never came true") -> object:
+def eventually(condition: Callable[[], object], what: str = "it never came true", within_s: float = WAIT_S) -> object:
     """Wait until a condition is true and return its value."""
-    pause, deadline = threading.Event(), time.monotonic() + WAIT_S
+    pause, deadline = threading.Event(), time.monotonic() + within_s
     while time.monotonic() < deadline:
         if value := condition():
             return value
