@@ -120,6 +120,10 @@ class Fleet:
     def listening(self) -> frozenset[int]:
         return listening_ports(self.pool.first, self.pool.last)
 
+    def processes_of(self, fence: int) -> list[int]:
+        """Return the processes that were started under a lease, wherever they went."""
+        return [pid for pid in all_pids() if has_variable(pid, "ALLOCATOR_FENCE", str(fence))]
+
     def events(self) -> list[str]:
         stream = f"alloc:{{{self.pool.name}}}:events"
         return [fields["type"] for _, fields in self.ports.store.newest_events(stream, 1_000)]

@@ -94,17 +94,26 @@ def _places(at: Desk, directories: list[str] | None) -> list[LeaseFiles]:
 @contextlib.contextmanager
 def _only_one(path: Path, host: str) -> Iterator[None]:
     """Hold the lock of this state directory's agent."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a+", encoding="ascii") as file:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the agent's lock {path} cannot be made ({(error.strerror or str(error)).lower()}); make room or access "
+            "there, or give another state directory with ALLOCATOR_STATE_DIR"
+        ) from None
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise HeldError(f"an agent (pid {file.read().strip() or '?'}) looks after host {host} already") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            pid = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "?"
+            raise HeldError(f"an agent (pid {pid}) looks after host {host} already") from None
+        with contextlib.suppress(OSError):  # the lock is what counts: on a full disk there is no room for whose it is
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _listeners(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from allocator.kernel.processes import has_variable, process_table
 from allocator.model.errors import AllocatorError
+from allocator.model.names import shown
 
 if TYPE_CHECKING:
     import socket
@@ -93,11 +94,11 @@ class WorkerGroup:
                 children.started(self._process.pid)
         except FileNotFoundError as error:
             raise CommandError(
-                f"the command {order.command[0]} does not exist; check its name and PATH", 127
+                f"the command {shown(order.command[0])} does not exist; check its name and PATH", 127
             ) from error
         except (OSError, subprocess.SubprocessError) as error:
             why = getattr(error, "strerror", None) or error
-            raise CommandError(f"the command {order.command[0]} cannot be run ({why})", 126) from error
+            raise CommandError(f"the command {shown(order.command[0])} cannot be run ({why})", 126) from error
         self.pid = self._process.pid
         try:
             self._pidfd: int | None = os.pidfd_open(self.pid)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from allocator.client.policies import MAX_DECLINES
 from allocator.model.errors import InvalidInputError
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_MAX_RESTARTS = 10
 """With full jitter from 0.5 s to 30 s a crash loop is given up after about a minute."""
 
-Orphans = Literal["kill", "keep"]
+LONGEST_SHEBANG = 256
+"""As much of a script's first line as the kernel reads. Source: execve(2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +113,31 @@ def _check_program(spec: WorkerSpec) -> None:
     if "{" in name:
         return
     here = spec.directory if spec.directory is not None and "/" in name else None
-    found = shutil.which(str(here / name) if here else name, path=spec.environment.get("PATH"))
-    if found:
-        return
-    if name and (here / name if here else Path(name)).exists():
-        raise CommandError(f"the command {name} cannot be run; make it executable", 126)
-    raise CommandError(f"the command {shown(name)} does not exist; check its name and PATH", 127)
+    place = str(here / name) if here else name
+    found = shutil.which(place, path=spec.environment.get("PATH"))
+    if found is None:
+        with contextlib.suppress(OSError):  # a name that no file system takes
+            if name and Path(place).exists():
+                raise CommandError(f"the command {shown(name)} cannot be run; make it executable", 126)
+        raise CommandError(f"the command {shown(name)} does not exist; check its name and PATH", 127)
+    interpreter = _interpreter(Path(found))
+    if interpreter is not None and shutil.which(interpreter) is None:
+        raise CommandError(
+            f"the command {shown(name)} cannot be run: its interpreter {shown(interpreter)} does not exist; "
+            "correct its first line",
+            127,
+        )
+
+
+def _interpreter(program: Path) -> str | None:
+    """Return the interpreter that the first line of a script names, or None for another program."""
+    try:
+        with program.open("rb") as file:
+            head = file.read(LONGEST_SHEBANG)
+    except OSError:  # it may be run and not read
+        return None
+    words = head.partition(b"\n")[0][2:].split() if head.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else None
 
 
 def check_path(what: str, path: str) -> str:

@@ -21,6 +21,7 @@ from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.protocol.endings import fail
 from allocator.supervisor.acquiring import acquire
+from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts
 from allocator.supervisor.listening import listening_socket
 from allocator.supervisor.mailbox import Command, Mailbox, Passed
@@ -172,6 +173,9 @@ class Worker:
         outcome = _Outcome(declined=held.port)
         try:
             outcome = self._run_on(held)
+        except CommandError:  # nothing was started
+            outcome = _Outcome()
+            raise
         finally:
             held.let_go(declined=outcome.declined)
         if outcome.in_use:

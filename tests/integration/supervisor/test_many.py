@@ -115,6 +115,8 @@ def test_a_mistake_in_a_procfile_names_file_line_and_field_before_any_claim(
 BAD_RUNS = {
     "no such command": (["--", "/nowhere/worker"], 127, "does not exist"),
     "no rights": (["--", "./plain"], 126, "make it executable"),
+    "no interpreter": (["--", "./script"], 127, "its interpreter '/nowhere/sh' does not exist"),
+    "a name without end": (["--", "x" * 10_000], 127, "does not exist"),
     "unknown template": (["--", "true", "{prot}"], 2, "'{prot}' in the command is not a template"),
     "a brace alone": (["--", "true", "{"], 2, "is not a template"),
     "a health path": (["--health", "health", "--", "true"], 2, "'health' is not a health path"),
@@ -134,6 +136,8 @@ BAD_RUNS = {
 def test_what_cannot_be_run_is_refused_in_one_line_before_any_claim(fleet: Fleet, tmp_path: Path, name: str) -> None:
     words, expected, said = BAD_RUNS[name]
     (tmp_path / "plain").write_text("not executable")
+    (tmp_path / "script").write_text("#!/nowhere/sh -e\necho\n")
+    (tmp_path / "script").chmod(0o755)
     (tmp_path / "bad.env").write_text("A=1\nno assignment\n")
     status, _, err = finish(fleet.spawn("run", "email", "--org", "org-1", *words))
     assert (status, said in err, len(err.splitlines())) == (expected, True, 1), err

@@ -86,6 +86,15 @@ def test_it_exits_as_the_command_did(fleet: Fleet) -> None:
     assert fleet.ports.leases() == []
 
 
+def test_a_program_that_the_kernel_refuses_to_start_costs_no_port(fleet: Fleet, tmp_path: Path) -> None:
+    (tmp_path / "worker").write_text("neither a binary nor a script")
+    (tmp_path / "worker").chmod(0o755)
+    status, _, err = finish(fleet.run(command=["./worker"]))
+    assert status == 126
+    assert "'./worker' cannot be run (Exec format error)" in err
+    assert fleet.events()[-1] == "released"
+
+
 def test_output_is_passed_through_byte_for_byte(fleet: Fleet) -> None:
     write = "import sys; sys.stdout.buffer.write(b'o\\xff\\n\\nx'); sys.stderr.buffer.write(b'e\\xfe')"
     process = fleet.run(command=[sys.executable, "-c", write], text=False)
@@ -187,3 +196,49 @@ def test_node_takes_a_passed_socket(fleet: Fleet) -> None:
     command.insert(1, WORKERS[1].values[0][0].replace("npx", "runner.mjs"))
     fleet.run("--listen-fd", "--health", "/health", command=command)
     assert fleet.lease().port == fleet.pool.first
+
+
+MANY = (
+    "import os, signal, socket, sys, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "for number in range(300):\n"
+    "    if os.fork() == 0:\n"
+    "        if number % 2: os.setsid()\n"
+    "        if number % 5 == 0 and os.fork(): os._exit(0)\n"
+    "        time.sleep(600)\n"
+    "server = socket.create_server(('', int(sys.argv[1])))\n"
+    "time.sleep(600)"
+)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_of_a_worker_that_forked_hundreds_and_ignores_sigterm(
+    fleet: Fleet, ending: signal.Signals
+) -> None:
+    process = fleet.run("--stop-timeout", "200ms", command=[sys.executable, "-S", "-c", MANY, "{port}"])
+    fence = fleet.lease().fence
+    assert len(fleet.processes_of(fence)) > 300
+    process.send_signal(ending)
+    process.wait()
+    eventually(lambda: not fleet.processes_of(fence))
+    assert not fleet.listening()
+
+
+def test_a_worker_that_closes_its_streams_is_looked_after_like_any_other(fleet: Fleet) -> None:
+    closing = "import os, socket, sys, time; os.close(1); os.close(2)\n"
+    closing += "server = socket.create_server(('', int(sys.argv[1])))\nwhile True: server.accept()"
+    process = fleet.run(command=[sys.executable, "-S", "-c", closing, "{port}"])
+    before = fleet.lease()
+    os.kill(before.pid, signal.SIGKILL)
+    eventually(lambda: fleet.lease().restarts == 1)
+    assert fleet.lease().port == before.port
+    process.terminate()
+    assert finish(process)[0] == 143
+
+
+def test_of_two_supervisors_at_once_one_runs_the_worker(fleet: Fleet) -> None:
+    both = [fleet.run(), fleet.run()]
+    fleet.lease()
+    ended = eventually(lambda: [one for one in both if one.poll() is not None])
+    assert [finish(one)[0] for one in ended] == [73]
+    assert len(fleet.ports.leases()) == 1
