@@ -28,11 +28,11 @@ from allocator.model.reading import read_text, toml_of
 from allocator.supervisor.fields import convert, spec_of
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.replicas import replicated
-from allocator.supervisor.spec import check_spec
+from allocator.supervisor.spec import check_ports, check_spec
 from allocator.supervisor.templates import check_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from allocator.supervisor.spec import WorkerSpec
@@ -82,9 +82,14 @@ def _specs(place: _Place, values: Mapping[str, Any], environ: Mapping[str, str])
     except InvalidInputError as error:
         raise ConfigurationError(f"{place.of(None)}: {error}") from None
     first = specs[0]
-    for field, words in (("command", first.command), ("port_arg", [first.port_argument or ""])):
+    checks: dict[str, Callable[[], None]] = {
+        "command": lambda: check_command(first.command, first.ports),
+        "port_arg": lambda: check_command([first.port_argument or ""], first.ports),
+        "ports" if first.ports else "adjacent": lambda: check_ports(first),
+    }
+    for field, check in checks.items():
         try:
-            check_command(words, first.ports)
+            check()
         except InvalidInputError as error:
             raise ConfigurationError(f"{place.of(field)}: {error}") from None
     try:

@@ -94,10 +94,7 @@ def check_spec(spec: WorkerSpec) -> None:
         raise InvalidInputError("there is no command to run; give one after --")
     check_command(spec.command, spec.ports)
     check_command([spec.port_argument or ""], spec.ports)
-    if spec.explicit_port and spec.ports:
-        raise InvalidInputError("several ports cannot be one explicit port; omit the port or the names of the ports")
-    if spec.adjacent and not spec.ports:
-        raise InvalidInputError("only several ports can be adjacent; name them, for example http,debug")
+    check_ports(spec)
     for what, path in (("health", spec.health_path), ("stop", spec.stop_path)):
         if path is not None:
             check_path(what, path)
@@ -106,6 +103,18 @@ def check_spec(spec: WorkerSpec) -> None:
     if spec.listen and not sys.platform.startswith(("linux", "darwin", "freebsd")):
         raise InvalidInputError("sockets cannot be passed on this system; omit --listen-fd")
     _check_program(spec)
+
+
+def check_ports(spec: WorkerSpec) -> None:
+    """Check that a worker asks for nothing of several ports that they cannot be.
+
+    Raises:
+        InvalidInputError: When it does.
+    """
+    if spec.explicit_port and spec.ports:
+        raise InvalidInputError("several ports cannot be one explicit port; omit the port or the names of the ports")
+    if spec.adjacent and not spec.ports:
+        raise InvalidInputError("only several ports can be adjacent; name them, for example http,debug")
 
 
 def _check_program(spec: WorkerSpec) -> None:

@@ -91,6 +91,10 @@ MISTAKES = {
         'plugin = "e"\norg = "o"\ncommand = "true"\nhealth = "h"',
         "p.toml:5: health: 'h' is not a health path",
     ),
+    "adjacent alone": (
+        'plugin = "e"\norg = "o"\ncommand = "true"\nadjacent = true',
+        "p.toml:5: adjacent: only several ports can be adjacent",
+    ),
     "no TOML": ("plugin = x\n", "p.toml: Invalid value (at line 2"),
     "twice the same": (
         'plugin = "e"\norg = "o"\ncommand = "true"\n[[worker]]\nplugin = "e"\norg = "o"\ncommand = "true"',
