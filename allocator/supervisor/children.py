@@ -17,7 +17,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from allocator.kernel.processes import children_of, process_table, start_time_of
+from allocator.kernel.processes import children_of, has_variable, process_table, start_time_of
 from allocator.store.embedded.process import is_embedded_server
 from allocator.supervisor.guard import Guard
 
@@ -44,7 +44,8 @@ class Children:
     """
 
     def __init__(self, *, orphans_end: bool, of_one: bool) -> None:
-        self.orphans_end, self.of_one = orphans_end, of_one
+        self.orphans_end, self._of_one = orphans_end, of_one
+        self._sure = False
         self.mark = secrets.token_hex(16)
         self.guard = Guard(f"{MARK}={self.mark}")
         self.starting = threading.Lock()
@@ -52,6 +53,9 @@ class Children:
         self._own: set[int] = set()
 
     def __enter__(self) -> Self:
+        # What came before `exec allocator run` in a script, and whatever is orphaned in a container whose first process
+        # this is, is given to it as well: then only the mark tells whose a process is.
+        self._sure = os.getpid() != 1 and not children_of(os.getpid())
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         return self
@@ -95,7 +99,7 @@ class Children:
             self.guard.forget(pid)
 
     def is_adopted(self, pid: int, parent: int) -> bool:
-        """Return whether a process came to the supervisor from a parent that ended: one of its workers'.
+        """Return whether a process came to the supervisor from a parent that ended.
 
         To be asked with `starting` held. The embedded server, which any command may start, is nobody's.
         """
@@ -103,12 +107,19 @@ class Children:
             return False
         return not is_embedded_server(pid)
 
+    def is_of(self, pid: int, marker: tuple[str, str]) -> bool:
+        """Return whether an adopted process is of the worker whose processes have this variable."""
+        return (self._sure and self._of_one) or has_variable(pid, *marker)
+
+    def _is_a_workers(self, pid: int, parent: int) -> bool:
+        return self.is_adopted(pid, parent) and (self._sure or has_variable(pid, MARK, self.mark))
+
     def watch_strays(self) -> None:
         """Tell the guard what was adopted: it could not find those that cleared their environment."""
         if not self.orphans_end or self.guard.pid is None:
             return
         with self.starting:
-            adopted = [pid for pid in children_of(os.getpid()) if self.is_adopted(pid, os.getpid())]
+            adopted = [pid for pid in children_of(os.getpid()) if self._is_a_workers(pid, os.getpid())]
         started = {pid: start_time_of(pid) for pid in adopted}
         self.guard.watch({(pid, at) for pid, at in started.items() if at is not None})
 
@@ -117,7 +128,7 @@ class Children:
         for _ in range(MOST_ENDED):
             with self.starting:
                 table = process_table()
-                adopted = [pid for pid, row in table.items() if self.is_adopted(pid, row.parent)]
+                adopted = [pid for pid, row in table.items() if self._is_a_workers(pid, row.parent)]
             for pid in adopted:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from allocator.kernel.processes import has_variable, process_table
+from allocator.kernel.processes import process_table
 from allocator.model.errors import AllocatorError
 from allocator.model.names import shown
 
@@ -137,7 +137,8 @@ class WorkerGroup:
             found = {self.pid} | {
                 pid
                 for pid, row in table.items()
-                if row.group == self.pid or (self._children.is_adopted(pid, row.parent) and self._is_mine(pid))
+                if row.group == self.pid
+                or (self._children.is_adopted(pid, row.parent) and self._children.is_of(pid, self._marker))
             }
         grown = True
         while grown:
@@ -145,9 +146,6 @@ class WorkerGroup:
             found |= below
             grown = bool(below)
         return [pid for pid in found if pid in table and table[pid].alive]
-
-    def _is_mine(self, adopted: int) -> bool:
-        return self._children.of_one or has_variable(adopted, *self._marker)
 
     def watch_strays(self) -> None:
         """Let the guard know what has left the group; short enough to be done at every check."""

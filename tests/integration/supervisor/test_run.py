@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -133,6 +134,22 @@ def test_a_listener_that_left_the_process_group_is_ended_as_well(fleet: Fleet, h
         os.kill(lease.pid, signal.SIGKILL)
     finish(process)
     assert not is_running(listener)
+    assert not fleet.listening()
+
+
+def test_what_a_script_started_before_it_became_the_supervisor_is_left_alone(fleet: Fleet) -> None:
+    script = f'sleep 600 & echo $!; exec {sys.executable} -m allocator run email --org org-1 -- "$@"'
+    process = subprocess.Popen(
+        ["sh", "-c", script, "sh", *PYTHON_WORKER], env=fleet.environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    fleet.started.append(process)
+    other = int(process.stdout.readline())
+    fleet.lease()
+    process.terminate()
+    process.wait()
+    assert is_running(other)
+    os.kill(other, signal.SIGKILL)
     assert not fleet.listening()
 
 
