@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from allocator.client.driving import describe_listener
 from allocator.client.superseding import claim_over_the_dead, is_proven_dead
 from allocator.kernel.processes import ProcessIdentity, ancestors_of, boot_id, command_name, is_alive, namespaces
-from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
+from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.protocol.several import named_workers
@@ -60,7 +60,9 @@ def acquire(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | None
 def _left_by_a_hook(allocator: PortAllocator, files: LeaseFiles, workers: list[WorkerId]) -> list[Lease]:
     """Return the live leases of these workers whose tokens lie here, as Redis knows them."""
     session = allocator.session
-    saved = [lease for worker in workers if (lease := files.find(session.pool, session.host, worker))]
+    saved: list[Lease] = []
+    with contextlib.suppress(ConfigurationError):  # a broken file, which may be any worker's, takes nobody's port away
+        saved = [lease for worker in workers if (lease := files.find(session.pool, session.host, worker))]
     if not saved:
         return []
     live = {(lease.port, lease.fence): lease for lease in allocator.leases(host=session.host)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from allocator.client.driving import describe_listener
 from allocator.kernel.processes import start_time_of
 from allocator.kernel.sockets import prove_port
-from allocator.model.errors import AllocatorError, HeldError
+from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.protocol.endings import fail
@@ -173,7 +173,7 @@ class Worker:
         outcome = _Outcome(declined=held.port)
         try:
             outcome = self._run_on(held)
-        except CommandError:  # nothing was started
+        except (CommandError, LeaseLostError):  # nothing was started, or all of it has ended
             outcome = _Outcome()
             raise
         finally:

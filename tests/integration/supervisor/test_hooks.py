@@ -94,3 +94,13 @@ def test_another_port_than_the_hooks_can_be_demanded(fleet: Fleet) -> None:
     fleet.run("--port", str(fleet.pool.last))
     assert fleet.lease().port == fleet.pool.last
     assert len(fleet.ports.leases()) == 1
+
+
+def test_a_broken_lease_file_keeps_no_worker_from_its_port(fleet: Fleet) -> None:
+    claim(fleet)
+    leases = fleet.state / "allocator/leases"
+    (leases / f"{fleet.pool.name}@web-1@{fleet.pool.last}.json").write_text("{")
+    process = fleet.spawn("run", "stripe", "--org", "org-1", "--", *PYTHON_WORKER)
+    assert fleet.lease().plugin == "stripe"
+    process.terminate()
+    finish(process)

@@ -83,6 +83,19 @@ def test_the_ports_that_a_hook_claimed_are_taken_over(fleet: Fleet) -> None:
     assert fleet.events().count("granted") == 2
 
 
+def test_when_one_of_the_leases_is_lost_the_worker_stops_and_the_others_are_released(fleet: Fleet) -> None:
+    process = fleet.run(*WORDS, "--ttl", "1s", command=WORKER)
+    eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
+    (debug,) = [one for one in fleet.ports.leases() if one.plugin == "email+debug"]
+    thief = fleet.ports.claim("email+debug", org="org-1", supersede_fence=debug.fence, ttl=60)
+    status, _, err = finish(process)
+    assert status == 73
+    assert "email+debug" in err
+    eventually(lambda: [one.fence for one in fleet.ports.leases()] == [thief.fence])
+    assert fleet.events()[-1] == "released"
+    assert not fleet.listening()
+
+
 def test_each_socket_can_be_passed(fleet: Fleet) -> None:
     show = (
         "import os, socket\n"
