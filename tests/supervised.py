@@ -132,15 +132,18 @@ class Fleet:
         for process in self.started:
             if process.poll() is None:
                 process.terminate()
+        late = []
         for process in self.started:
             try:
                 process.communicate(timeout=30)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.communicate()
-        for pid in all_pids():  # what a failed test left behind
+                late.append(process)
+        for pid in all_pids():  # what a failed test left behind, which may hold the pipes of those that are late
             if has_variable(pid, "XDG_STATE_HOME", str(self.state)):
                 os.kill(pid, 9)
+        for process in late:
+            process.communicate()
 
 
 def finish(process: subprocess.Popen, timeout: float = 30) -> tuple[int, str, str]:

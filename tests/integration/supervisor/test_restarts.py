@@ -124,14 +124,14 @@ def test_a_killed_supervisor_leaves_no_listener_that_left_the_process_group(flee
 
 @needs_node
 def test_an_orphan_that_is_kept_keeps_its_port_from_everyone(fleet: Fleet) -> None:
-    process = fleet.run("--orphan", "keep", "--ttl", "6s", "--health", "/health", command=NODE_WORKER)
+    process = fleet.run("--orphan", "keep", "--ttl", "15s", "--health", "/health", command=NODE_WORKER)
     lease = fleet.lease()
     process.kill()
     process.wait()
     os.kill(lease.pid, signal.SIGKILL)  # the wrapper alone
     status, _, err = finish(fleet.run(command=PYTHON_WORKER))
     assert (status, "still listens" in err) == (73, True)
-    eventually(lambda: not fleet.ports.leases(), "its lease ends by its TTL")
+    eventually(lambda: not fleet.ports.leases(), "its lease did not end by its TTL")
     claimed = [fleet.ports.claim("email", org=f"o-{number}").port for number in range(fleet.pool.size - 1)]
     assert lease.port not in claimed
     assert lease.port in fleet.listening()
