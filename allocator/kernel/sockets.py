@@ -27,11 +27,15 @@ _PROBE_BACKLOG = 1
 _NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 """A kernel without IPv6, and one where it is switched off."""
 
-_ANY = ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))  # noqa: S104  # where workers bind
-_LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-_PROOF_ADDRESSES = _ANY if sys.platform == "linux" else _LOOPBACK + _ANY
-"""On Linux a bind of any address meets a listener on every single one. BSD and macOS let it pass beside a listener on
-one address when SO_REUSEADDR is set, so that the loopback addresses, where strangers mostly are, are tried as well."""
+_PROOF_ADDRESSES = (
+    (socket.AF_INET, "127.0.0.1"),
+    (socket.AF_INET6, "::1"),
+    (socket.AF_INET, "0.0.0.0"),  # noqa: S104  # where workers bind
+    (socket.AF_INET6, "::"),
+)
+"""What is tried one by one where one bind of both families does not do: BSD and macOS let a bind of any address pass
+beside a listener on one address when SO_REUSEADDR is set, so that the loopback addresses, where strangers mostly are,
+are tried as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,17 @@ def prove_port(port: int) -> bool:
     Binds and listens on IPv4 and on IPv6 with SO_REUSEADDR, as most servers do, and lets go at once. Listening is
     part of the proof: with SO_REUSEADDR two sockets may be bound to one port as long as neither listens; such a
     stranger, bound and silent, does not keep a worker from listening and is not in the way here either. Connections
-    of a former worker in TIME_WAIT do not matter.
+    of a former worker in TIME_WAIT do not matter. On Linux one socket of both families meets whatever either of the two
+    would meet, so that one does for both.
 
     Raises:
         ConfigurationError: When this user may not bind the port, or the kernel refuses for a reason of its own
             (no descriptors left); it proves nothing about the port.
     """
     try:
-        return all(_can_listen(family, address, port) for family, address in _PROOF_ADDRESSES)
+        if sys.platform == "linux" and (free := _can_listen(socket.AF_INET6, "::", port, both=True)) is not None:
+            return free
+        return all(_can_listen(family, address, port) is not False for family, address in _PROOF_ADDRESSES)
     except PermissionError as error:
         raise ConfigurationError(
             f"this user may not bind port {port}; use a pool above port 1023, or give the worker CAP_NET_BIND_SERVICE",
@@ -85,25 +92,28 @@ def prove_port(port: int) -> bool:
         ) from error
 
 
-def _can_listen(family: int, address: str, port: int) -> bool:
+def _can_listen(family: int, address: str, port: int, *, both: bool = False) -> bool | None:
+    """Return whether a socket can listen there, or None on a host without the family."""
     try:
         probe = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         if error.errno in _NO_SUCH_FAMILY:
-            return True
+            return None
         raise
-    with probe:
-        try:
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address, port))
-            probe.listen(_PROBE_BACKLOG)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            if error.errno not in _NO_SUCH_FAMILY:
-                raise
+    try:
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        probe.listen(_PROBE_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        if error.errno in _NO_SUCH_FAMILY:
+            return None
+        raise
+    finally:
+        probe.close()
     return True
 
 

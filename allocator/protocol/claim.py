@@ -119,13 +119,13 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
     pool, reply, copies, sent_at = yield from _answered(context, request, token)
     code = Reply(decode.text(reply[0]))
     if code is Reply.GRANTED:
-        granted = _leased(pool, reply, token, sent_at)
+        granted = _leased(pool, request, reply, token, sent_at)
         if pool.durability == "replica" and not copies:
             yield from release(context, [granted])
             raise not_copied(granted)
         return granted if request.bound_already else (yield from _proven(context, granted))
     if code is Reply.SAME:
-        same = _leased(pool, reply, token, sent_at)
+        same = _leased(pool, request, reply, token, sent_at)
         return (yield from _kept(context, same, request, pool.check_ttl_ms(request.ttl_ms)))
     raise (yield from refusal(context, pool, request, code, reply))
 
@@ -214,7 +214,7 @@ def written_ports(ports: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _leased(pool: PoolSpec, reply: list[Any], token: str, sent_at: float) -> Lease:
+def _leased(pool: PoolSpec, request: ClaimRequest, reply: list[Any], token: str, sent_at: float) -> Lease:
     remaining_ms = decode.number(reply[2])
     return decode.lease(
         pool.name,
@@ -223,6 +223,7 @@ def _leased(pool: PoolSpec, reply: list[Any], token: str, sent_at: float) -> Lea
         now_ms=decode.number(reply[3]),
         token=token,
         deadline=sent_at + remaining_ms / 1_000,
+        asked=request.worker,
     )
 
 

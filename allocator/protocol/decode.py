@@ -98,6 +98,7 @@ def lease(
     token: str | None = None,
     deadline: float | None = None,
     key: str | None = None,
+    asked: WorkerId | None = None,
 ) -> Lease:
     """Return the lease that a script wrote as JSON.
 
@@ -109,6 +110,7 @@ def lease(
         token: The proof of holding it, for its holder's copy.
         deadline: See `Lease`, for its holder's copy.
         key: The key that it was read from, where one is known, for the error.
+        asked: The worker that asked for it, where one is known: its name is not read again.
 
     Raises:
         ConfigurationError: When the text is no lease.
@@ -120,7 +122,7 @@ def lease(
             pool=pool,
             host=check_name("host", fields["host"]),
             port=check_port(fields["port"]),
-            worker=WorkerId.parse(fields["worker"]),
+            worker=asked if asked and str(asked) == fields["worker"] else WorkerId.parse(fields["worker"]),
             state=LeaseState(fields["state"]),
             fence=bounded(fields["fence"]),
             ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from allocator.model.errors import ConfigurationError
 from allocator.protocol.decode import WRONG_SHAPES, text
 from allocator.protocol.scripts import script
+from allocator.store.lines import Lines
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
@@ -26,6 +27,8 @@ Event = tuple[str, dict[str, str]]
 
 class Store(Opening):
     """A connection to Redis, made when it is first used; safe for threads."""
+
+    _lines: Lines | None = None
 
     @staticmethod
     def _client_for(address: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
@@ -72,11 +75,12 @@ class Store(Opening):
         if step.replicas:
             return self._evaluate_and_wait(step)
         client = self._ready_client()
+        ask = self._lines.ask if self._lines else client.execute_command
         lua = script(step.script)
         try:
-            return client.execute_command("EVALSHA", lua.sha1, len(step.keys), *step.keys, *step.args)
+            return ask("EVALSHA", lua.sha1, len(step.keys), *step.keys, *step.args)
         except NoScriptError:
-            return client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
+            return ask("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
 
     def _patiently(self, attempt: Callable[[], T], key: str | None = None) -> T:
         began = monotonic()
@@ -107,6 +111,7 @@ class Store(Opening):
         if self._client is None:
             client = self._connect()
             server_info(client).check(self._shown_url)
+            self._lines = lines_of(client)
             self._client = client
         return self._client
 
@@ -206,6 +211,14 @@ class Store(Opening):
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def lines_of(client: Any) -> Lines | None:  # noqa: ANN401  # one of several client classes
+    """Return the connections that scripts run over, or None where the client has to choose the server itself."""
+    from redis import ConnectionPool, Redis
+
+    single = type(client) is Redis and type(client.connection_pool) is ConnectionPool
+    return Lines(client) if single else None
 
 
 def decode_events(rows: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Event]:
