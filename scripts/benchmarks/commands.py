@@ -8,7 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.table import Row, at_most, plain
 from benchmarks.timing import Spread, ratios, seconds_for
+
+
+def figures(binary: str | None, *, quick: bool) -> dict[str, Spread] | str:  # noqa: ARG001  # its own, embedded
+    """Return what `claim` and `release` take as whole commands, or why that was not measured."""
+    return command_times(3 if quick else 15)
 
 
 def command_times(rounds: int) -> dict[str, Spread] | str:
@@ -47,3 +53,14 @@ def command_times(rounds: int) -> dict[str, Spread] | str:
         "claim": ratios(times["claim"], times["import"]),
         "release": ratios(times["release"], times["import"]),
     }
+
+
+def rows(found: dict[str, Spread] | str) -> list[Row]:
+    """Return the lines of the table."""
+    if isinstance(found, str):
+        return [Row("`allocator claim`, `allocator release`", f"not measured: {found}", "")]
+    return [
+        plain("`python -c 'import redis'`, whole process", found["import_ms"], " ms"),
+        at_most("`allocator claim`, whole process, beside that", found["claim"], 2.0, digits=2),
+        at_most("`allocator release`, whole process, beside that", found["release"], 2.0, digits=2),
+    ]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from postgres import Postgres
 from redis import Redis
 
 from allocator.database.connection import Database
@@ -40,7 +41,6 @@ from allocator.store.blocking import Store
 from benchmarks.leases import NoKernel
 from benchmarks.servers import server
 from benchmarks.table import Row
-from tests.postgres import Postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

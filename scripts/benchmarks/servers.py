@@ -39,7 +39,7 @@ def apart(server_pid: int) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def server(binary: str | None) -> Iterator[dict[str, str]]:
-    """Run a server; gives its URLs by transport (`tcp`, `unix`) and whether both sides are `pinned`."""
+    """Run a server; gives its URLs (`tcp`, `unix`), its socket's `path`, and whether both sides are `pinned`."""
     binary = binary or next(iter(server_binaries()))
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         path, port = Path(directory) / "redis.sock", _free_port()
@@ -47,7 +47,7 @@ def server(binary: str | None) -> Iterator[dict[str, str]]:
         arguments = [*listening, "--save", "", "--dir", directory]
         process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            urls = {"tcp": f"redis://127.0.0.1:{port}", "unix": f"unix://{path}"}
+            urls = {"tcp": f"redis://127.0.0.1:{port}", "unix": f"unix://{path}", "path": str(path)}
             _wait(process, urls["tcp"])
             with apart(process.pid) as pinned:
                 yield urls | {"pinned": "yes" if pinned else "no"}

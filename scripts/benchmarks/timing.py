@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class Spread:
         return cls(statistics.median(values), low, high)
 
 
-def take_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def take_turns(cases: dict[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
     """Return what each case measured in each round; the order is reversed every other round."""
-    results: dict[str, list[float]] = {name: [] for name in cases}
+    results: dict[str, list[T]] = {name: [] for name in cases}
     for at in range(rounds):
         order = list(cases)
         for name in reversed(order) if at % 2 else order:

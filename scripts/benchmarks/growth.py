@@ -1,0 +1,249 @@
+"""How the cost of a claim and its release grows: with the pool, the hosts, the live leases, and those who wait.
+
+Every point is a pool of its own in one server, so that all points of a curve take turns. Workers never claimed before,
+and the pools are half full: that is the long way through the script, not the one back to a worker's own port.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from allocator.model.pools import PoolSpec
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import apply_pool
+from allocator.protocol.scripts import script
+from benchmarks.leases import PIPELINE, Bench, port_of
+from benchmarks.servers import server
+from benchmarks.table import Row, between
+from benchmarks.timing import Spread, ratios, seconds_for, take_turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TTL_MS = 3_600_000
+LARGEST_POOL = 65_535
+PORTS_A_HOST = 1_000
+FLAT = 1.2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pair took, in microseconds: as the client saw it, and the server's time for its scripts."""
+
+    us: float
+    server_us: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The points of each curve, and how often each is measured."""
+
+    ports: tuple[int, ...]
+    hosts: tuple[int, ...]
+    leases: tuple[int, ...]
+    waiters: tuple[int, ...]
+    rounds: int
+    pairs: int
+
+
+FULL = Plan(
+    ports=(44, 256, 1_024, 4_096, 16_384, 60_000, LARGEST_POOL),
+    hosts=(1, 10, 100, 1_000, 10_000),
+    leases=(100, 1_000, 10_000, 100_000, 1_000_000),
+    waiters=(0, 1, 10, 100, 1_000),
+    rounds=40,
+    pairs=40,
+)
+QUICK = Plan(ports=(44, 1_024, 8_192), hosts=(1, 100), leases=(100, 10_000), waiters=(0, 10, 100), rounds=4, pairs=20)
+
+
+class Point:
+    """A pool with some leases on some hosts.
+
+    Args:
+        bench: The connection.
+        name: The pool.
+        size: How many ports each host has.
+    """
+
+    def __init__(self, bench: Bench, name: str, size: int) -> None:
+        self.bench = bench
+        first = 1 if size == LARGEST_POOL else 2_000 if size > PORTS_A_HOST else 5_556
+        self.pool = PoolSpec(name=name, first=first, last=first + size - 1, cooldown_ms=0, ttl_ms=TTL_MS)
+        bench.run(apply_pool(self.pool))
+        self.take, self.give = script("claim").sha1, script("release").sha1
+        self._new = 0
+
+    def claim_words(self, host: str, ticket: str = "") -> tuple[tuple[str, str], list[str | int], str]:
+        """Return keys, arguments and token of the next new worker's claim."""
+        self._new += 1
+        token = secrets.token_hex(16)
+        worker = f"org-{self._new}/crm#0"
+        words: list[str | int] = [host, worker, token, TTL_MS, 0, 0, "starting", "", self.bench.context.identity, 0, ""]
+        return script_keys(self.pool.name, host), [*words, *([ticket] if ticket else [])], token
+
+    def fill(self, host: str, count: int) -> None:
+        """Claim some ports of a host, in pipelines."""
+        self.fill_each([host] * count)
+
+    def fill_each(self, hosts: list[str]) -> None:
+        """Claim a port on each of some hosts, in pipelines."""
+        for start in range(0, len(hosts), PIPELINE):
+            pipeline = self.bench.redis.pipeline(transaction=False)
+            for host in hosts[start : start + PIPELINE]:
+                keys, words, _ = self.claim_words(host)
+                pipeline.evalsha(self.take, 2, *keys, *words)
+            for reply in pipeline.execute():
+                port_of(reply)
+
+    def pairs(self, count: int, host: str = "host-0") -> None:
+        """Claim and release on one host, for workers that never claimed before."""
+        for _ in range(count):
+            keys, words, token = self.claim_words(host)
+            reply = self.bench.redis.evalsha(self.take, 2, *keys, *words)
+            self.bench.redis.evalsha(self.give, 2, *keys, port_of(reply), token)
+
+
+class Line(Point):
+    """A full pool with some workers in line; a port goes from hand to hand."""
+
+    def __init__(self, bench: Bench, waiters: int) -> None:
+        super().__init__(bench, f"waiters-{waiters}", 44)
+        self.wait = bench.redis.script_load(script("wait").source)
+        self.fill("host-0", 43)
+        self.held = self.claim("")
+        self.tickets = [self.join() for _ in range(waiters)]
+
+    def join(self) -> str:
+        """Take the last place in line; the waiter stays alive for an hour, where a real one says so once a second."""
+        self._new += 1
+        ticket = secrets.token_hex(8)
+        keys = script_keys(self.pool.name, "host-0")
+        self.bench.redis.evalsha(
+            self.wait, 2, *keys, ticket, "join", "host-0", f"org-{self._new}/crm#0", 0, "", 0, "any"
+        )
+        self.bench.redis.pexpire(f"{keys[0]}:waiter:{ticket}", TTL_MS)
+        self.bench.redis.hset(keys[0], "waiting", 10**14)
+        return ticket
+
+    def claim(self, ticket: str) -> tuple[bytes, str]:
+        """Claim with a ticket, which has to be the first in line."""
+        keys, words, token = self.claim_words("host-0", ticket)
+        return port_of(self.bench.redis.evalsha(self.take, 2, *keys, *words)), token
+
+    def hand_over(self, count: int) -> None:
+        """Release, and claim as the first in line, `count` times; the claims of newcomers where nobody waits."""
+        keys = script_keys(self.pool.name, "host-0")
+        for _ in range(count):
+            self.bench.redis.evalsha(self.give, 2, *keys, *self.held)
+            self.held = self.claim(self.tickets.pop(0) if self.tickets else "")
+
+    def cost(self, count: int) -> Cost:
+        """Return what `count` hand-overs took; the line is filled up again between them, unmeasured."""
+        wanted = len(self.tickets)
+        costs = []
+        for _ in range(count):
+            costs.append(cost_of(self.bench, lambda: self.hand_over(1), 1))
+            while len(self.tickets) < wanted:
+                self.tickets.append(self.join())
+        return Cost(sum(one.us for one in costs) / count, sum(one.server_us for one in costs) / count)
+
+
+def cost_of(bench: Bench, action: Callable[[], object], count: int) -> Cost:
+    """Return what each of the `count` pairs of an action took."""
+    bench.redis.config_resetstat()
+    seconds = seconds_for(action)
+    return Cost(seconds / count * 1e6, bench.redis.info("commandstats")["cmdstat_evalsha"]["usec"] / count)
+
+
+def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
+    """Return the curves: for each point the microseconds of a pair, and the ratio to the curve's first point."""
+    plan = QUICK if quick else FULL
+    with server(binary) as place:
+        bench = Bench(place["unix"])
+        bench.reset()
+        return {
+            "ports": _curve(plan, {size: _pool(bench, size) for size in plan.ports}),
+            "hosts": _curve(plan, {hosts: _fleet(bench, hosts) for hosts in plan.hosts}),
+            "leases": _curve(plan, {leases: _leases(bench, leases) for leases in plan.leases}),
+            "waiters": _curve(plan, {waiters: Line(bench, waiters).cost for waiters in plan.waiters}),
+        }
+
+
+def _cost(point: Point) -> Callable[[int], Cost]:
+    return lambda count: cost_of(point.bench, lambda: point.pairs(count), count)
+
+
+def _pool(bench: Bench, size: int) -> Callable[[int], Cost]:
+    point = Point(bench, f"ports-{size}", size)
+    point.fill("host-0", size // 2)
+    return _cost(point)
+
+
+def _fleet(bench: Bench, hosts: int) -> Callable[[int], Cost]:
+    point = Point(bench, f"hosts-{hosts}", 44)
+    point.fill_each([f"host-{number}" for number in range(hosts)])
+    return _cost(point)
+
+
+def _leases(bench: Bench, leases: int) -> Callable[[int], Cost]:
+    point = Point(bench, f"leases-{leases}", 2 * PORTS_A_HOST)
+    point.fill_each([f"host-{number // PORTS_A_HOST}" for number in range(leases)])
+    return _cost(point)
+
+
+def _curve(plan: Plan, points: dict[int, Callable[[int], Cost]]) -> dict[int, dict[str, Spread]]:
+    costs = take_turns({str(at): partial(cost, plan.pairs) for at, cost in points.items()}, plan.rounds)
+    first = costs[str(next(iter(points)))]
+    found: dict[int, dict[str, Spread]] = {}
+    for at in points:
+        these = costs[str(at)]
+        found[at] = {
+            "us": Spread.of([one.us for one in these]),
+            "server_us": Spread.of([one.server_us for one in these]),
+            "ratio": ratios([one.us for one in these], [one.us for one in first]),
+            "server_ratio": ratios([one.server_us for one in these], [one.server_us for one in first]),
+        }
+    return found
+
+
+WORDS = {
+    "ports": "ports in a pool that is half full",
+    "hosts": "hosts in the pool",
+    "leases": "live leases in the pool, 1,000 on a host",
+    "waiters": "waiters in line: a release, and the claim of the first of them",
+}
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """Return the lines of the table: the dearest point of each curve beside its first."""
+    table = []
+    for name, limit in (("ports", FLAT), ("hosts", FLAT), ("leases", FLAT), ("waiters", None)):
+        curve = {int(at): point for at, point in found[name].items()}
+        for key, kind in (("ratio", "time"), ("server_ratio", "server time")):
+            dearest = max(curve, key=lambda at: curve[at][key].median)
+            ratio = curve[dearest][key]
+            what = f"{kind}, {min(curve):,} to {max(curve):,} {WORDS[name]}: the dearest ({dearest:,}) beside the first"
+            met = None if limit is None else round(ratio.median, 2) <= limit
+            table.append(Row(what, f"{ratio.median:.2f}", between(ratio, 2), f"≤ {limit}" if limit else "", met))
+    return table
+
+
+def curves(found: dict[str, Any]) -> list[str]:
+    """Return the tables of all points, in Markdown."""
+    lines: list[str] = []
+    for name, words in WORDS.items():
+        lines += [
+            "",
+            f"| {words} | time, µs | spread | beside the first | server time, µs | spread | beside the first |",
+        ]
+        lines.append("|---:|---:|---|---:|---:|---|---:|")
+        for at, point in found[name].items():
+            cells = [f"{int(at):,}"]
+            for us, ratio in ((point["us"], point["ratio"]), (point["server_us"], point["server_ratio"])):
+                cells += [f"{us.median:,.0f}", between(us, 0), f"{ratio.median:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
