@@ -22,6 +22,8 @@ FILLS = (0, 50, 95, 100)
 CLIENTS = (1, 8, 64)
 CLAIMS_AT_MOST = {1: 60, 8: 30, 64: 8}
 """For each client where a claim needs a process of its own, which waits before the clock starts."""
+ENOUGH_LEASES = 10_000
+"""With fewer, the server's own buffers are as large as what the leases take."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _size(peers: Sequence[Peer], crowd: Crowd, url: str, plan: Plan, memory: dic
             count = peer.ports.size * fill // 100
             before, had = redis.info("memory")["used_memory"], peer.filled
             _try(broken, at, lambda peer=peer, count=count: peer.fill(count))
-            if fill == 50 and peer.on_redis and at not in broken:
+            if fill == 50 and peer.on_redis and at not in broken and count >= ENOUGH_LEASES:
                 memory[peer.name] = (redis.info("memory")["used_memory"] - before) / (count - had)
         for clients in plan.clients:
             row = _compare(peers, crowd, redis, plan, clients, fill, broken)

@@ -146,7 +146,8 @@ def _costs(cells: Cells, memory: dict[str, float]) -> list[str]:
             cell = cells.get(size, fill, 1, kind)
             known = cell is not None and cell.trips is not None and cell.server_us is not None
             row += [f"{cell.trips:,.1f}", f"{cell.server_us:,.0f}"] if known and cell else ["-", "-"]
-        lines.append(f"| {kind.name} | {' | '.join(row)} | {memory.get(kind.name, float('nan')):,.0f} |")
+        row.append(f"{memory[kind.name]:,.0f}" if kind.name in memory else "-")
+        lines.append(f"| {kind.name} | {' | '.join(row)} |")
     return lines
 
 
