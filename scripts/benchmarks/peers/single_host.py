@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -98,7 +100,8 @@ class PortserverClient(Client):
         if not self._waiting:
             raise OutOfTimeError(0.0)
         pid = self._waiting[-1]
-        port = get_port_from_port_server(self._address, pid=pid)
+        with contextlib.redirect_stderr(io.StringIO()):  # it says of each refusal that it was one
+            port = get_port_from_port_server(self._address, pid=pid)
         if port is None:
             if time.perf_counter() > until:
                 raise OutOfTimeError(1.0)
