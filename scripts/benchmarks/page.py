@@ -77,7 +77,8 @@ full, the figure is the rate of refusals. Server and clients have a CPU each, so
 clients' Python that is busy. *Its scripts* are our two scripts as a program would send them by hand; *`PortAllocator`*
 is the library as it ships, which also asks the kernel who listens, proves the port by a bind, and returns a `Lease`. A
 lock is tried at a random port and then at the next ones; a peer that answers less than twice a second is measured once,
-by the part of the ports that it had tried after a few seconds, and not with more clients.
+by the part of the ports that it had tried after a few seconds, and not with more clients. Where there are more clients
+than free ports, ours and redis-allocator refuse at once, which the table tells, and a loop goes on trying.
 
 An empty pool is where a lock for each port is at its best: the first port that it tries is free, and all that is to be
 done is a `SET`. It is ahead of a claim there, for it does less: it knows neither the worker nor whether it has a port
