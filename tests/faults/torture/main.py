@@ -1,0 +1,46 @@
+"""The command behind scripts/torture: plays rounds for so many minutes, prints progress and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from torture.conductor import Outcome, play_round, settle_in
+from torture.mutations import MUTATIONS
+from torture.report import line_of, report
+
+ROUND_S = 50.0
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="for how long to go on")
+    parser.add_argument("--seed", type=int, default=1, help="the schedule of faults depends on it alone")
+    parser.add_argument("--round", type=int, help="only the round of this number: to play one again")
+    parser.add_argument("--round-seconds", type=float, default=ROUND_S, help="how long faults are done in a round")
+    parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a bug put in on purpose; it has to be found")
+    parser.add_argument("--calm", action="store_true", help="no faults but those of the clients")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    given = arguments(sys.argv[1:])
+    setting = settle_in()
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
+    number = 0 if given.round is None else given.round
+    while True:
+        outcome = play_round(setting, given.seed, number, given.round_seconds, mutation=given.mutation, calm=given.calm)
+        outcomes.append(outcome)
+        print(line_of(given.seed, outcome), flush=True)
+        number += 1
+        over = time.monotonic() - began + outcome.seconds / 2 > given.minutes * 60
+        if over or given.round is not None or (given.mutation and outcome.violations):
+            break
+    print(report(given.seed, time.monotonic() - began, outcomes))
+    return 1 if any(outcome.violations for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

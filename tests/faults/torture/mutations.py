@@ -1,0 +1,161 @@
+"""Bugs put in on purpose: a script's text, or what the actor asks its kernel, is changed in the actors alone.
+
+Each names the rules of which at least one has to find it. A mutation whose text is not found any more is an error, so
+that none can silently stop being one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from hashlib import sha1
+from typing import TYPE_CHECKING
+
+from allocator.client import driving
+from allocator.protocol import scripts
+from allocator.protocol.scripts import Script
+from allocator.store import blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TOKEN_OF_ENDING = "token ~= ARGV[2 * i]"
+SCORES = "if #scores > 0 then"
+MARKED = "call('HSET', tokens_key, port, (kind == 'declined' and '~' or '-') .. grant)"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One bug.
+
+    Attributes:
+        what: What is wrong, in words.
+        found_by: The rules (their letters) that have to find it.
+        edits: Script → pieces of its text and what stands in their place.
+        patch: What else is done to the process, or None.
+    """
+
+    what: str
+    found_by: frozenset[str]
+    edits: dict[str, dict[str, str]]
+    patch: Callable[[], None] | None = None
+
+
+def _without_a_look_at_the_kernel() -> None:
+    driving.listening_ports = lambda *_: frozenset()
+    driving.prove_port = lambda *_: True
+
+
+def _by_the_clients_clock() -> None:
+    """The claimer's clock decides; one in three is ten seconds ahead."""
+    known = blocking.script
+
+    def script(name: str) -> Script:
+        one = known(name)
+        now = time.time() + (10.0 if os.getpid() % 3 == 0 else 0.0)
+        clock = f"{{ {int(now)}, {int(now % 1 * 1_000_000)} }}"
+        return _changed(one, one.source.replace("call('TIME')", clock))
+
+    blocking.script = script
+
+
+MUTATIONS = {
+    "no-token-check-on-release": Mutation(
+        "whoever knows the port ends its lease",
+        frozenset("c"),
+        {"release": {TOKEN_OF_ENDING: "false"}, "decline": {TOKEN_OF_ENDING: "false"}},
+    ),
+    "no-token-check-on-renew": Mutation(
+        "whoever held the port renews what is there",
+        frozenset("ac"),
+        {
+            "renew": {
+                "find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1": "true",
+            }
+        },
+    ),
+    "ended-grants-unmarked": Mutation(
+        "a renewal brings back what was released",
+        frozenset("cf"),
+        {"release": {MARKED: "local _ = grant"}},
+    ),
+    "client-clock": Mutation("the claimer's clock decides", frozenset("a"), {}, _by_the_clients_clock),
+    "fence-not-growing": Mutation(
+        "a grant gets the last fence again",
+        frozenset("b"),
+        {"claim": {"last_fence >= now_us then": "last_fence > 0 then", "whole(last_fence + 1)": "whole(last_fence)"}},
+    ),
+    "score-not-pushed": Mutation(
+        "a renewal leaves the port's time as it was", frozenset("af"), {"renew": {SCORES: "if false then"}}
+    ),
+    "no-grace": Mutation(
+        "a port is claimable as soon as its lease has run out",
+        frozenset("af"),
+        {
+            "claim": {"now + ttl_ms + grace_ms, port)": "now + ttl_ms, port)"},
+            "renew": {"now + ttl_ms + grace_ms": "now + ttl_ms"},
+        },
+    ),
+    "leases-without-end": Mutation(
+        "a lease has no TTL",
+        frozenset("df"),
+        {
+            "claim": {
+                "call('SET', lease_prefix .. port, lease, 'PX', ttl_text)": "call('SET', lease_prefix .. port, lease)"
+            },
+            "renew": {"call('PEXPIRE', lease_keys[i], ttl_text)": "call('PERSIST', lease_keys[i])"},
+        },
+    ),
+    "line-not-heeded": Mutation(
+        "whoever comes takes a port, whoever waits", frozenset("e"), {"claim": {"if ahead > 0 then": "if false then"}}
+    ),
+    "last-come-first-served": Mutation(
+        "the line is served from its end",
+        frozenset("e"),
+        {"wait": {"call('HINCRBY', space_key, 'seq', 1)": "call('HINCRBY', space_key, 'seq', -1)"}},
+    ),
+    "kernel-not-asked": Mutation(
+        "listening sockets are neither avoided nor proven", frozenset("a"), {}, _without_a_look_at_the_kernel
+    ),
+    "index-not-cleared": Mutation(
+        "a released lease stays in the index of its service",
+        frozenset("f"),
+        {"release": {"read('ZREM', service, member)": "0"}},
+    ),
+}
+
+
+def apply(name: str | None) -> None:
+    """Put a bug into this process."""
+    if name is None:
+        return
+    mutation = MUTATIONS[name]
+    known = scripts.script
+
+    def script(wanted: str) -> Script:
+        one = known(wanted)
+        return _changed(one, edited(one, mutation.edits.get(wanted, {})))
+
+    if mutation.edits:
+        blocking.script = script
+    if mutation.patch:
+        mutation.patch()
+
+
+def edited(one: Script, edits: dict[str, str]) -> str:
+    """Return a script's text with its edits.
+
+    Raises:
+        LookupError: When a piece is not there: the script has changed, and the mutation has to.
+    """
+    source = one.source
+    for piece, other in edits.items():
+        if piece not in source:
+            raise LookupError(f"{one.name}.lua has no {piece!r} any more; mend the mutation")
+        source = source.replace(piece, other)
+    return source
+
+
+def _changed(one: Script, source: str) -> Script:
+    return Script(one.name, source, sha1(source.encode(), usedforsecurity=False).hexdigest())

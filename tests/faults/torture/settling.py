@@ -1,0 +1,144 @@
+"""The end of a round: the faults are over, the actors stand still, and all sides are compared; then all leave.
+
+Each comparison is given as long as the promise allows: what dead holders left has to be gone after TTL + grace.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from allocator import AllocatorError
+from allocator.kernel.sockets import listening_ports
+from allocator.protocol import listing, waiting
+
+if TYPE_CHECKING:
+    from allocator import PortAllocator
+    from torture.arena import Arena
+
+SETTLING_S = 12.0
+LEAVING_S = 20.0
+KEPT = frozenset({"events", "history", "host", "hosts", "ports", "tokens", "turn", "worker"})
+"""What a pool keeps of the past (see allocator/protocol/lua/README.md); the rest is of live leases and waiters."""
+
+
+def stand_still(arena: Arena) -> None:
+    """Wait until Redis, the kernel and the holders agree, and enter what does not."""
+    (arena.directory / "stand").touch()
+    deadline = time.monotonic() + SETTLING_S
+    problems = ["nothing was compared"]
+    evidence: list[Any] = []
+    while problems and time.monotonic() < deadline:
+        time.sleep(0.25)
+        _note_ends(arena, all_of_them=False)
+        try:
+            problems, evidence = _disagreements(arena)
+        except (AllocatorError, redis.RedisError, OSError) as error:
+            problems = [f"the server does not answer: {error}"]
+    arena.book.write("settled", when="standing still", problems=problems, evidence=evidence)
+
+
+def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
+    believed: dict[int, tuple[int, bool, str]] = {}
+    problems = []
+    for name in arena.cast.names():
+        said = _last_belief(arena, name)
+        if said is None:
+            problems.append(f"{name} does not stand still")
+            continue
+        for port, fence, bound in said:
+            if port in believed:
+                problems.append(f"{name} and {believed[port][2]} both hold port {port}")
+            believed[port] = fence, bound, name
+    with arena.allocator() as ports:
+        leases = {lease.port: lease.fence for lease in ports.leases()}
+    held = {port: fence for port, (fence, _, _) in believed.items()}
+    if leases != held:
+        problems.append(f"Redis has {leases}, the holders have {held}")
+    listened = listening_ports(arena.pool.first, arena.pool.last)
+    bound_ports = {port for port, (_, bound, _) in believed.items() if bound}
+    if listened != bound_ports:
+        problems.append(f"the kernel has {sorted(listened)}, the holders have bound {sorted(bound_ports)}")
+    return problems, [believed]
+
+
+def _last_belief(arena: Arena, name: str) -> list[tuple[int, int, bool]] | None:
+    with (arena.directory / f"actor-{name}.jsonl").open("rb") as book:
+        book.seek(max(0, book.seek(0, 2) - 20_000))
+        lines = book.read().splitlines()
+    for text in reversed(lines):
+        if text.startswith(b'{"kind": "believes"'):
+            line = json.loads(text)
+            return line["leases"] if time.monotonic() - line["at"] < 1.5 else None
+    return None
+
+
+def leave(arena: Arena) -> None:
+    """Let all leave, wait until every port is claimable, reap, and enter what is left."""
+    (arena.directory / "leave").touch()
+    deadline = time.monotonic() + LEAVING_S
+    while arena.cast.names() and time.monotonic() < deadline:
+        _note_ends(arena, all_of_them=True)
+        time.sleep(0.05)
+    problems = [f"{name} did not leave" for name in arena.cast.names()]
+    try:
+        problems += _left_over(arena)
+    except (AllocatorError, redis.RedisError, OSError) as error:
+        problems.append(f"the ports could not be had: {error}")
+    arena.book.write("settled", when="all have left", problems=problems)
+
+
+def _note_ends(arena: Arena, *, all_of_them: bool) -> None:
+    for name, status in arena.cast.gone():
+        if status or not all_of_them:
+            arena.book.write("crashed", actor=name, error=f"{name} ended with {status}")
+
+
+def _look_at_the_line(ports: PortAllocator) -> None:
+    """Join the line and leave it: whoever looks takes out those who died in it."""
+    request, ticket = ports.session.request("last", org="last"), "f" * 16
+    ports.run(waiting.join(ports.session.context, request, ticket, "any", None))
+    ports.run(waiting.leave(ports.session.context, request, ticket))
+
+
+def _left_over(arena: Arena) -> list[str]:
+    problems = []
+    pool = arena.pool
+    base = f"alloc:{{{pool.name}}}"
+    with arena.allocator() as ports, arena.admin() as client:
+        seconds, us = client.time()
+        now_ms = seconds * 1_000 + us / 1_000
+        deadline = time.monotonic() + (pool.ttl_ms + pool.grace_ms) / 1_000 + 2.0
+        scores = {int(port): score for port, score in client.zrange(f"{base}:ports:web-1", 0, -1, withscores=True)}
+        declined = {
+            int(port) for port, grant in client.hgetall(f"{base}:tokens:web-1").items() if grant.startswith(b"~")
+        }
+        claimed = []
+        for port in range(pool.first, pool.last + 1):
+            if port in declined and scores.get(port, 0.0) > now_ms:
+                continue  # in quarantine for up to ten minutes, by right
+            wait = max(0.0, deadline - time.monotonic())
+            claimed.append(ports.claim("last", org=f"last-{port}", port=port, wait=wait))
+        _look_at_the_line(ports)
+        for lease in claimed:
+            ports.release(lease)
+        for _ in range(1_000):
+            if not ports.run(listing.reap(pool.name))[0]:
+                break
+        if live := ports.leases():
+            problems.append(f"leases are left: {live}")
+        grants = client.hvals(f"{base}:tokens:web-1")
+        if open_grants := [grant for grant in grants if grant[:1] not in b"-~!"]:
+            problems.append(f"grants are left open: {open_grants}")
+        keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
+        kinds = {key.removeprefix(base).split(":")[1] for key in keys}
+        if left := kinds - KEPT:
+            problems.append(
+                f"keys are left: {sorted(key for key in keys if key.removeprefix(base).split(':')[1] in left)}"
+            )
+    if listened := listening_ports(pool.first, pool.last):
+        problems.append(f"ports are still listened on: {sorted(listened)}")
+    return problems
