@@ -5,7 +5,7 @@
 -- fence, only if its holder did not end it, no newer lease has the port or the worker, and the last grant of the port
 -- that Redis knows of is this one or an older one: a newer grant, even one that has ended, means that this holder is
 -- stale; but a newer grant that was declined does not, for it is this holder's process that the kernel had refused the
--- port for. An older lease in the way came back with older data (a failover): its end is known from this newer fence.
+-- port for (unless the last events tell that this holder had ended its lease itself). An older lease in the way came back with older data (a failover): its end is known from this newer fence.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 host  2 identity: machine, boot and netns (-: not told), then for each lease
@@ -17,7 +17,7 @@
 --       last, draining where the host is to be emptied: its holders stop their workers and release
 --       no_pool, alone, when the pool is not defined
 -- Events  reasserted, before it superseded or expired for the older lease; changed (when the state is another)
--- Loops   the batch, which the client keeps to 256 leases
+-- Loops   the batch, which the client keeps to 256 leases; the last 1,000 events, once, over a declined grant only
 
 --@include replies
 --@include base
@@ -25,6 +25,7 @@
 local HEAD, WORDS = 2, 8
 local TTL_DIGITS = 12
 local PLACE_PERIOD_MS = 3600000
+local EVENTS_SEEN = 1000
 
 local function run()
   --@include keys
@@ -84,7 +85,7 @@ local function run()
 
   -- What is to be done about a lease that is not simply extended: a code, and its detail. A re-assertion may have
   -- to end older grants first: those that came back with older data, or whose end nobody has seen.
-  local older = {}
+  local older, recent = {}, nil
   local function decision(i, token, fence, worker)
     local grant, lease, ended, known_fence, known_token, known_host, known_worker = grants[i], read('GET', lease_keys[i])
     if grant then
@@ -97,8 +98,14 @@ local function run()
       elseif ended == '-' or ended == '~' then
         return LOST, 'released'
       end
-    elseif known_fence and ended ~= '~' and tonumber(known_fence) >= tonumber(fence) then
-      return LOST, lease or 'replaced'
+    elseif known_fence and tonumber(known_fence) >= tonumber(fence) then
+      if ended ~= '~' or lease then
+        return LOST, lease or 'replaced'
+      end
+      --@include ended_before
+      if ended_before then
+        return LOST, 'released'
+      end
     elseif lease and ended ~= '' then
       return LOST, lease
     elseif ended == '' then

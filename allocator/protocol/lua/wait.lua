@@ -49,7 +49,7 @@ local function run()
       look_ms = look_ms < 0 and left or math.min(look_ms, left)
     end
   end
-  read('HGET', space_key, 'seq')
+  local last_number = tonumber(read('HGET', space_key, 'seq') or 0) or bad(space_key, 'has a garbled field seq')
   read('XLEN', events_key)
   --@include held_back
   -- The line that it stood in because of something else than ports, and the one that it stands in now.
@@ -89,6 +89,9 @@ local function run()
     if place == '' then
       place = whole((PRIORITIES - tonumber(ARGV[5])) * PLACES + call('HINCRBY', space_key, 'seq', 1))
       record_event('queued', host, 0, worker, '-', 'priority', ARGV[5])
+    elseif tonumber(place) % PLACES > last_number then
+      -- The server has lost its data since: without this, all who come from now on would stand before this one.
+      call('HSET', space_key, 'seq', whole(tonumber(place) % PLACES))
     end
     call('ZADD', line, place, ticket)
   end

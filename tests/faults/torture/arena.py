@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import subprocess
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import redis
-from servers import Server, free_port
+from servers import Server, free_port, wait_until
 
 from allocator import PoolSpec, PortAllocator
 from torture.cast import Cast
+from torture.clock import Clock, library
 from torture.history import Book
 from torture.proxy import Proxy
 
@@ -21,8 +24,9 @@ if TYPE_CHECKING:
 
 TTL_S, GRACE_S = 2.0, 0.5
 PORTS = 20
+DISK = "48m"
 SETTINGS = (
-    "--appendonly", "yes", "--appendfsync", "always", "--enable-debug-command", "yes", "--aof-load-truncated", "yes",
+    "--appendonly", "yes", "--enable-debug-command", "yes", "--aof-load-truncated", "yes",
     "--auto-aof-rewrite-percentage", "0",
 )  # fmt: skip
 
@@ -51,6 +55,7 @@ class Arena:
         self.directory = directory
         self.setting = setting
         self.seed = seed
+        self.rng = random.Random(seed)
         self.mutation = mutation
         self.unwritten_since: float | None = None
         self.pool = PoolSpec(
@@ -63,7 +68,17 @@ class Arena:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self.server = stack.enter_context(Server(*SETTINGS, directory=self.directory)).ready()
+            self.disk = self._make_disk(stack)
+            self.clock = Clock(self.directory / "clock", preloaded) if (preloaded := library()) else None
+            self.server = stack.enter_context(
+                Server(
+                    *SETTINGS,
+                    "--appendfsync",
+                    self.rng.choice(("always", "everysec")),
+                    directory=self.disk or self.directory,
+                    environment=self.clock and self.clock.environment(),
+                )
+            ).ready()
             self.proxy = stack.enter_context(Proxy(self.server.port, free_port(), self.seed))
             self.book.write("pool", ttl_s=TTL_S, grace_s=GRACE_S, name=self.pool.name)
             self.define_pool()
@@ -74,6 +89,16 @@ class Arena:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
         self.book.close()
+
+    def _make_disk(self, stack: contextlib.ExitStack) -> Path | None:
+        """Return a small file system of the server's own, or None where none can be mounted."""
+        if not self.setting.has_own_network:  # mounts are of the same kind of right, and are seen by nobody else
+            return None
+        disk = self.directory / "disk"
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "torture", disk], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", disk], check=True)
+        return disk
 
     @property
     def has_own_network(self) -> bool:
@@ -109,8 +134,11 @@ class Arena:
             return True
 
     def start_again(self) -> None:
-        """Start the server where it is down."""
+        """Start the server where it is down; on a full disk it ends again."""
         with self._lock:
             if self.server.process.poll() is not None:
                 self.server.start()
-                self.server.ready()
+                wait_until(
+                    lambda: self.server.process.poll() is not None or self.server.client(socket_timeout=1.0).ping(),
+                    "the server neither answers nor ends",
+                )

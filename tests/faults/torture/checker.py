@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TIE_S = 0.000_001
 SNAPSHOT_SLACK_MS = 250.0
+MANY_EVENTS = 400
+"""When a history shows so many events there may have been a thousand: it does not show expiries and changes of state."""
 
 
 def holdings_never_overlap(facts: Facts) -> Iterator[Violation]:
@@ -122,8 +124,7 @@ def fences_grow(facts: Facts) -> Iterator[Violation]:
 def ended_tokens_change_nothing(facts: Facts) -> Iterator[Violation]:
     """(c) A token whose release or decline was confirmed never takes effect again.
 
-    Once the port's newest grant was declined, Redis knows no more that an older one had ended, and lets its holder
-    re-assert it.
+    Once the port's newest grant was declined, only the last 1,000 events still tell that an older one had ended.
     """
     for token, endings in facts.endings.items():
         if facts.may_have_been_granted_again(token):
@@ -134,8 +135,10 @@ def ended_tokens_change_nothing(facts: Facts) -> Iterator[Violation]:
             for effect in _effects(facts, token):
                 if effect.began <= first.ended:
                     continue
-                if _was_declined(
-                    facts, _newest_grant(facts, token, effect, _fence_of(facts, token, effect.began)), effect
+                newest = _newest_grant(facts, token, effect, _fence_of(facts, token, effect.began))
+                if (
+                    _was_declined(facts, newest, effect)
+                    and facts.told_between(first.ended, effect.began) >= MANY_EVENTS
                 ):
                     break  # it is live again
                 if not facts.excuses.may_be_lost(first.began, first.ended, effect.ended):
@@ -170,7 +173,7 @@ def _newest_grant(facts: Facts, token: str, effect: Confirmation | Ending, above
         (
             one
             for one in facts.by_port[effect.port]
-            if one.code == "granted" and one.token != token and one.fence > above and one.began < effect.ended
+            if one.token != token and one.fence > above and one.began < effect.ended
         ),
         key=lambda one: one.fence,
         default=None,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from torture import settling
 from torture.arena import Arena, Setting
 from torture.checker import check
-from torture.faults import NothingToDoError, network, processes, server
+from torture.faults import NothingToDoError, machine, network, processes, server
 from torture.history import read_history
 from torture.observer import Observer
 from torture.schedule import plan
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
 FIRST_PORT, PORTS_APART, BLOCKS = 9_000, 50, 20
-FAULTS: list[type[Fault]] = [*processes.FAULTS, *server.FAULTS, *network.FAULTS]
+FAULTS: list[type[Fault]] = [*processes.FAULTS, *server.FAULTS, *network.FAULTS, *machine.FAULTS]
 
 
 @dataclass(slots=True)

@@ -53,8 +53,14 @@ class Excuses:
         )
 
     def went_ahead_s(self, since: float, until: float) -> float:
-        """Return by how much the clock may have gone ahead between two times."""
-        return sum(fault.jump_s for fault in self.jumps if fault.jump_s > 0 and _meets(fault, since, until))
+        """Return by how much the clock may have been ahead at most, between two times, of where it was at the first."""
+        ahead = most = 0.0
+        for fault in self.jumps:
+            surely_between = since <= fault.began and fault.ended <= until
+            if _meets(fault, since, until) and (fault.jump_s > 0 or surely_between):
+                ahead += fault.jump_s
+                most = max(most, ahead)
+        return most
 
     def went_back_s(self, since: float, until: float) -> float:
         """Return by how much the clock may have gone back between two times."""
@@ -65,14 +71,15 @@ class Excuses:
         return self.went_ahead_s(since, until) > self.grace_s
 
     def fence_may_shrink(self, since: float, until: float) -> bool:
-        """Return whether data was lost between two times while the clock was behind where it had been."""
-        for loss in self.losses:
-            if not _meets(loss, since, until):
-                continue
-            for jump in self.jumps:
-                if jump.jump_s < 0 and jump.began <= loss.ended and loss.began <= jump.ended - jump.jump_s + LATE_S:
-                    return True
-        return False
+        """Return whether data was lost between two times while the clock was behind where it had been before."""
+        return any(
+            _meets(loss, since, until)
+            and jump.jump_s < 0
+            and loss.began <= jump.ended - jump.jump_s + LATE_S
+            and jump.began <= until
+            for loss in self.losses
+            for jump in self.jumps
+        )
 
     def arrives(self, sent: float) -> float:
         """Return when what was sent by `sent` has surely taken effect."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torture.excuses import Excuses
-from torture.history import UNKNOWN
+from torture.history import OK, UNKNOWN
 
 if TYPE_CHECKING:
     from torture.history import Call, History
 
 HOLDING_CODES = frozenset({"granted", "same", "renewed", "reasserted"})
+EVENTFUL = frozenset({"claim", "release", "decline"})
 ENDED_CODES = frozenset({"released", "declined"})
 
 
@@ -38,6 +40,10 @@ class Confirmation:
     code: str
 
     @property
+    def told_between(self, since: float, until: float) -> int:
+        """Return how many calls that make an event took effect between two times, at least."""
+        return bisect(self.told, until) - bisect(self.told, since)
+
     def grants(self) -> bool:
         """Whether it gave a new fence."""
         return self.code in {"granted", "reasserted"}
@@ -45,7 +51,12 @@ class Confirmation:
 
 @dataclass(slots=True)
 class Ending:
-    """A release or decline by a token: sent, and perhaps confirmed (`code`)."""
+    """A release or decline by a token: sent, and perhaps confirmed (`code`).
+
+    Attributes:
+        over: When it can take effect no more, again or for the first time: one that was not answered, or was sent more
+            than once, may still be on its way.
+    """
 
     actor: str
     op: str
@@ -53,7 +64,7 @@ class Ending:
     port: int
     began: float
     ended: float
-    outcome: str
+    over: float
     code: str
 
 
@@ -69,10 +80,12 @@ class Facts:
     claims: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
     renewals: dict[str, list[tuple[Call, dict[str, Any]]]] = field(default_factory=lambda: defaultdict(list))
     superseded: dict[int, float] = field(default_factory=dict)
+    told: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, history: History) -> Facts:
         facts = cls(history, Excuses.of(history))
+        facts.told = sorted(call.ended for call in history.calls if call.outcome == OK and call.op in EVENTFUL)
         for call in history.calls:
             for item in call.items:
                 facts._enter(call, item)
@@ -86,9 +99,9 @@ class Facts:
     def _enter(self, call: Call, item: dict[str, Any]) -> None:
         code = item.get("code", "")
         if call.op in {"release", "decline"}:
-            ending = Ending(
-                call.actor, call.op, item["token"], int(item["port"]), call.began, call.ended, call.outcome, code
-            )
+            sent_once = call.attempts == 1 and not self.excuses.repeated(call.began, call.ended)
+            over = call.ended if sent_once and call.outcome != UNKNOWN else self.excuses.arrives(call.ended)
+            ending = Ending(call.actor, call.op, item["token"], int(item["port"]), call.began, call.ended, over, code)
             self.endings[item["token"]].append(ending)
         elif call.op == "renew":
             self.renewals[item["token"]].append((call, item))
@@ -108,7 +121,7 @@ class Facts:
 
     def _cut(self, one: Confirmation) -> None:
         for ending in self.endings.get(one.token, ()):
-            if ending.ended > one.began:
+            if ending.over > one.began:
                 one.until = min(one.until, ending.began)
         one.until = min(one.until, self.superseded.get(one.fence, one.until))
 
@@ -116,7 +129,7 @@ class Facts:
         """Return whether the holder, or the worker's next process, had begun to end a lease before a time."""
         if self.superseded.get(one.fence, before + 1) <= before:
             return True
-        return any(ending.began <= before and ending.ended >= one.began for ending in self.endings.get(one.token, ()))
+        return any(ending.began <= before and ending.over >= one.began for ending in self.endings.get(one.token, ()))
 
     def grants(self) -> list[Confirmation]:
         """Return what gave new fences."""

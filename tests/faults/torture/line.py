@@ -73,13 +73,13 @@ def _waiter(facts: Facts, ticket: str, calls: list[Call]) -> Waiter:
     joins = [call for call in calls if _joins(call)]
     stretches = [
         (since, end, _counts_from(facts, joins, since))
-        for since, until in _stretches(calls)
+        for since, until in _stretches(facts, calls)
         if (end := _undisturbed(facts, since, min(until, died))) > since
     ]
     return Waiter(ticket, min(call.began for call in calls if call.op == "wait"), stretches)
 
 
-def _stretches(calls: list[Call]) -> Iterator[tuple[float, float]]:
+def _stretches(facts: Facts, calls: list[Call]) -> Iterator[tuple[float, float]]:
     """Yield when a ticket was surely in line: from a join on, as long as it said in time that it was still there."""
     since, until = math.inf, -math.inf
     for call in calls:
@@ -93,7 +93,9 @@ def _stretches(calls: list[Call]) -> Iterator[tuple[float, float]]:
             continue
         elif call.ended <= until:
             until = call.began + ALIVE_S
-        elif _joins(call):
+        elif _joins(call) and not any(
+            loss.began <= call.ended and call.began <= loss.ended for loss in facts.excuses.losses
+        ):
             if until > since:
                 yield since, until
             since, until = call.ended, call.began + ALIVE_S
@@ -103,7 +105,7 @@ def _stretches(calls: list[Call]) -> Iterator[tuple[float, float]]:
 
 def _counts_from(facts: Facts, joins: list[Call], since: float) -> float:
     lost = max((loss.ended for loss in facts.excuses.losses if loss.began <= since), default=-math.inf)
-    return min(call.ended for call in joins if call.ended >= min(lost, since))
+    return min((call.ended for call in joins if call.began >= lost), default=since)
 
 
 def _undisturbed(facts: Facts, since: float, until: float) -> float:

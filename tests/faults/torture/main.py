@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from pathlib import Path
 
+from torture.checker import check
 from torture.conductor import Outcome, play_round, settle_in
+from torture.history import read_history
 from torture.mutations import MUTATIONS
 from torture.report import line_of, report
 
@@ -19,6 +22,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="the schedule of faults depends on it alone")
     parser.add_argument("--round", type=int, help="only the round of this number: to play one again")
     parser.add_argument("--round-seconds", type=float, default=ROUND_S, help="how long faults are done in a round")
+    parser.add_argument("--check", type=Path, metavar="DIRECTORY", help="check a kept history again, and play nothing")
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a bug put in on purpose; it has to be found")
     parser.add_argument("--calm", action="store_true", help="no faults but those of the clients")
     return parser.parse_args(words)
@@ -26,6 +30,10 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     given = arguments(sys.argv[1:])
+    if given.check:
+        violations = check(read_history(given.check))
+        print("\n".join(map(str, violations)) or "no violation")
+        return 1 if violations else 0
     setting = settle_in()
     began = time.monotonic()
     outcomes: list[Outcome] = []

@@ -85,6 +85,7 @@ def leave(arena: Arena) -> None:
         time.sleep(0.05)
     problems = [f"{name} did not leave" for name in arena.cast.names()]
     try:
+        arena.define_pool()
         problems += _left_over(arena)
     except (AllocatorError, redis.RedisError, OSError) as error:
         problems.append(f"the ports could not be had: {error}")

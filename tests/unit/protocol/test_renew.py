@@ -268,6 +268,20 @@ def test_a_port_that_a_newcomer_declined_goes_back_to_its_holder(store):
     assert live(store)[0].worker == EMAIL
 
 
+@pytest.mark.parametrize("end", [release, decline])
+def test_a_lease_that_its_holder_ended_does_not_come_back_because_a_later_one_was_declined(store, end):
+    context = make_context()
+    lease = take(store, context, port=5570)
+    store.drive(end(context, [lease]))
+    store.advance(HOUR)
+    store.refused = {5570}
+    with pytest.raises(Exception, match="has it bound"):
+        take(store, context, WorkerId("org-2", "email"), port=5570)
+    (outcome,) = again(store, context, lease)
+    assert "has ended" in str(outcome.lost)
+    assert live(store) == []
+
+
 def test_a_newcomer_that_kept_the_port_after_data_loss_keeps_it(store):
     context = make_context()
     lease = take(store, context)

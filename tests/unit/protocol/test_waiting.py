@@ -176,6 +176,19 @@ def test_who_is_held_back_by_a_limit_holds_back_nobody(store, full):
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
 
 
+def test_who_comes_back_to_a_line_that_was_lost_stands_before_all_who_come_after(store, full):
+    context, held = full
+    early = [stand(store, context, number) for number in (10, 11, 12)][2]
+    store.client.delete(
+        *(key for key in store.key_names() if ":waiter" in key or key.endswith((":host:web-1", ":host:*")))
+    )
+    store.drive(join(context, asked(12), ticket(12), "any", early))
+    assert stand(store, context, 20).ahead == 1
+    store.drive(release(context, [held[0]]))
+    assert isinstance(try_claim(store, context, 20), ExhaustedError)
+    assert try_claim(store, context, 12) is None
+
+
 def test_the_lines_of_two_hosts_are_two(store):
     store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7001, cooldown_ms=0)))
     here, there = make_context("web-1"), make_context("web-2")
