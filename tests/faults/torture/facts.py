@@ -40,10 +40,6 @@ class Confirmation:
     code: str
 
     @property
-    def told_between(self, since: float, until: float) -> int:
-        """Return how many calls that make an event took effect between two times, at least."""
-        return bisect(self.told, until) - bisect(self.told, since)
-
     def grants(self) -> bool:
         """Whether it gave a new fence."""
         return self.code in {"granted", "reasserted"}
@@ -130,6 +126,10 @@ class Facts:
         if self.superseded.get(one.fence, before + 1) <= before:
             return True
         return any(ending.began <= before and ending.over >= one.began for ending in self.endings.get(one.token, ()))
+
+    def told_between(self, since: float, until: float) -> int:
+        """Return how many calls that make an event took effect between two times, at least."""
+        return bisect(self.told, until) - bisect(self.told, since)
 
     def grants(self) -> list[Confirmation]:
         """Return what gave new fences."""
