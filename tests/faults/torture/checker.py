@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TIE_S = 0.000_001
 SNAPSHOT_SLACK_MS = 250.0
 MANY_EVENTS = 400
-"""When a history shows so many events there may have been a thousand: it does not show expiries and changes of state."""
+"""When a history shows so many events there may have been a thousand: it shows no expiries, no changes of state."""
 
 
 def holdings_never_overlap(facts: Facts) -> Iterator[Violation]:
