@@ -35,7 +35,8 @@ class Part:
     """What an actor is told.
 
     Attributes:
-        kind: `holder`, `keeper` or `waiter`.
+        kind: `holder`, `keeper`, `waiter`; `supervisor` and `reconciler` are commands (see `commands`).
+        database: The URL of the table of workers, or nothing.
         timeout_s: For how long Redis may be silent.
     """
 
@@ -46,6 +47,7 @@ class Part:
     directory: str
     seed: int
     ttl_s: float
+    database: str = ""
     timeout_s: float = 0.8
 
 
@@ -87,8 +89,16 @@ class Actor:
         self.rng = random.Random(part.seed)
         store = RecordingStore.open(part.url, timeout_s=part.timeout_s)
         store.book = self.book
-        self.ports = PortAllocator(store, make_session(part.pool, HOST, "keep"))
+        self.ports = PortAllocator(store, make_session(part.pool, HOST, "keep"), recorder=self.recorder())
         self.turn = 0
+
+    def recorder(self) -> Any:
+        """Return what writes rows, or None."""
+        if not self.part.database or self.part.kind != "keeper":
+            return None
+        from allocator import DatabaseRecorder
+
+        return DatabaseRecorder.open(self.part.database, timeout=1.0)
 
     def stands(self) -> bool:
         return (self.directory / "stand").exists()
@@ -309,7 +319,9 @@ class Keeper(Actor):
                 self.claim()
 
     def claim(self) -> None:
-        lease = self.ports.claim(**self.worker(), ttl=self.part.ttl_s, wait=self.rng.choice((None, 1.0)))
+        record = self.ports.recorder is not None and self.rng.random() < 0.5
+        wait = self.rng.choice((None, 1.0))
+        lease = self.ports.claim(**self.worker(), ttl=self.part.ttl_s, wait=wait, record=record)
         self.granted(lease)
         held = self.ports.keep(lease)
         try:
@@ -373,9 +385,14 @@ class Waiter(Actor):
             self.ports.release(lease)
 
 
+COMMANDS = frozenset({"supervisor", "reconciler"})
 KINDS = {"holder": Holder, "keeper": Keeper, "waiter": Waiter}
 
 
 def play(part: Part) -> int:
     """Play one part in this process; return its exit status."""
+    if part.kind in COMMANDS:
+        from torture import commands
+
+        return commands.play(part)
     return KINDS[part.kind](part).play()

@@ -17,10 +17,13 @@ from torture.cast import Cast
 from torture.clock import Clock, library
 from torture.history import Book
 from torture.proxy import Proxy
+from torture.sql import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from postgres import Postgres
 
 TTL_S, GRACE_S = 2.0, 0.5
 PORTS = 20
@@ -48,10 +51,19 @@ class Arena:
     """One server with a proxy before it, a pool, and a directory of books.
 
     Attributes:
+        has_lost_data: Whether a fault may have lost data of Redis in this round.
         unwritten_since: From when on the server confirms what it cannot write to its file, or None.
     """
 
-    def __init__(self, directory: Path, setting: Setting, seed: int, *, mutation: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        setting: Setting,
+        seed: int,
+        *,
+        mutation: str | None = None,
+        postgres: Postgres | None = None,
+    ) -> None:
         self.directory = directory
         self.setting = setting
         self.seed = seed
@@ -62,6 +74,10 @@ class Arena:
             name="torture", first=setting.first_port, last=setting.first_port + PORTS - 1, ttl_ms=int(TTL_S * 1_000),
             ttl_min_ms=100, grace_ms=int(GRACE_S * 1_000), cooldown_ms=100,
         )  # fmt: skip
+        self._postgres = postgres
+        self.table: Table | None = None
+        self.has_lost_data = False
+        self.database_down = threading.Lock()
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self.book = Book(directory / "conductor.jsonl")
@@ -82,6 +98,7 @@ class Arena:
             self.proxy = stack.enter_context(Proxy(self.server.port, free_port(), self.seed))
             self.book.write("pool", ttl_s=TTL_S, grace_s=GRACE_S, name=self.pool.name)
             self.define_pool()
+            self.table = Table(self._postgres) if self._postgres else None
             self.cast = stack.enter_context(Cast(self))
             self._stack = stack.pop_all()
         return self

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from torture.actors import Part
+from torture.actors import COMMANDS, Part
 from torture.faults import NothingToDoError
 from torture.nursery import Nursery
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from torture.arena import Arena
 
-KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3
+KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3 + ("supervisor",) * 2
+WITH_DATABASE = (*KINDS, "reconciler", "reconciler")
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class Cast:
         with self._lock:
             if self._closed:
                 return
-            for place, kind in enumerate(KINDS):
+            for place, kind in enumerate(WITH_DATABASE if self._arena.table else KINDS):
                 if place not in self._players:
                     self._players[place] = self._start(kind)
 
@@ -63,7 +65,7 @@ class Cast:
         part = Part(
             name=f"{kind}-{self._number}", kind=kind, url=self._arena.url_for(self._number), pool=self._arena.pool.name,
             directory=str(self._arena.directory), seed=self._arena.seed * 10_007 + self._number,
-            ttl_s=self._arena.pool.ttl_ms / 1_000,
+            ttl_s=self._arena.pool.ttl_ms / 1_000, database=self._arena.table.url if self._arena.table else "",
         )  # fmt: skip
         return Player(part, self._nursery.start(part))
 
@@ -98,16 +100,34 @@ class Cast:
                     os.kill(pid, signal.SIGCONT)
 
     def names(self) -> list[str]:
+        """Return who plays."""
         with self._lock:
             return [player.part.name for player in self._players.values()]
 
-    def gone(self) -> list[tuple[str, int]]:
-        """Return the actors that have ended by themselves since this was asked last, with their exit statuses."""
+    def tend(self, *, may_end: bool) -> None:
+        """Take note of those who have ended by themselves; a command may do that whenever it cannot go on.
+
+        Args:
+            may_end: Whether the others may end too.
+        """
         with self._lock:
+            before = time.monotonic()
             statuses = self._nursery.ended()
-            found = []
             for place, player in list(self._players.items()):
-                if player.pid in statuses:
-                    del self._players[place]
-                    found.append((player.part.name, statuses[player.pid]))
-            return found
+                if player.pid not in statuses:
+                    continue
+                del self._players[place]
+                name, status = player.part.name, statuses[player.pid]
+                is_command = player.part.kind in COMMANDS
+                self._arena.book.write("death", actor=name, before=before, after=time.monotonic())
+                said = (self._arena.directory / f"log-{name}").read_text(errors="replace")
+                if "Traceback" in said or (status and not is_command) or not (may_end or is_command):
+                    self._arena.book.write("crashed", actor=name, error=f"{name} ended with {status}: {said[-2_000:]}")
+
+    def dismiss_commands(self) -> None:
+        """Tell the commands to end, as a service manager does."""
+        with self._lock:
+            for player in self._players.values():
+                if player.part.kind in COMMANDS:
+                    with suppress(ProcessLookupError):
+                        os.kill(player.pid, signal.SIGTERM)

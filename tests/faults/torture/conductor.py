@@ -18,19 +18,21 @@ from typing import TYPE_CHECKING
 from torture import settling
 from torture.arena import Arena, Setting
 from torture.checker import check
-from torture.faults import NothingToDoError, machine, network, processes, server
+from torture.faults import NothingToDoError, database, machine, network, processes, server
 from torture.history import read_history
 from torture.observer import Observer
 from torture.schedule import plan
 
 if TYPE_CHECKING:
+    from postgres import Postgres
+
     from torture.faults import Fault
     from torture.schedule import Planned
     from torture.violations import Violation
 
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
 FIRST_PORT, PORTS_APART, BLOCKS = 9_000, 50, 20
-FAULTS: list[type[Fault]] = [*processes.FAULTS, *server.FAULTS, *network.FAULTS, *machine.FAULTS]
+FAULTS: list[type[Fault]] = [*processes.FAULTS, *server.FAULTS, *network.FAULTS, *machine.FAULTS, *database.FAULTS]
 
 
 @dataclass(slots=True)
@@ -71,13 +73,20 @@ _kept: list[socket.socket] = []
 
 
 def play_round(
-    setting: Setting, seed: int, number: int, seconds: float, *, mutation: str | None = None, calm: bool = False
+    setting: Setting,
+    seed: int,
+    number: int,
+    seconds: float,
+    *,
+    mutation: str | None = None,
+    calm: bool = False,
+    postgres: Postgres | None = None,
 ) -> Outcome:
     """Play one round and check its history; the history is kept where it broke a rule."""
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix=f"torture-{seed}-{number}-"))
     kinds = [processes.KillClient, processes.StopClient] if calm else FAULTS
-    with Arena(directory, setting, seed * 1_000 + number, mutation=mutation) as arena:
+    with Arena(directory, setting, seed * 1_000 + number, mutation=mutation, postgres=postgres) as arena:
         arena.cast.fill()
         with Observer(arena):
             faults = _do_all(arena, plan(seed, number, seconds, kinds), seconds)
@@ -121,11 +130,12 @@ def _do(arena: Arena, planned: Planned, done: Counter[str]) -> None:
     began = time.monotonic()
     try:
         fault.does()
+        arena.has_lost_data |= fault.loses_since is not None
         done[fault.name] += 1
         time.sleep(planned.lasts_s)
         fault.undoes()
     except NothingToDoError:
-        pass
+        arena.has_lost_data |= fault.loses_since is not None
     except Exception:  # noqa: BLE001  # a fault that goes wrong is a fault of this suite, and has to be seen
         arena.book.write("crashed", actor=fault.name, error=traceback.format_exc())
     finally:

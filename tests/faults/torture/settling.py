@@ -9,6 +9,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import redis
 
 from allocator import AllocatorError
@@ -16,8 +17,9 @@ from allocator.kernel.sockets import listening_ports
 from allocator.protocol import listing, waiting
 
 if TYPE_CHECKING:
-    from allocator import PortAllocator
+    from allocator import Lease, PortAllocator
     from torture.arena import Arena
+    from torture.sql import Table
 
 SETTLING_S = 12.0
 LEAVING_S = 20.0
@@ -33,10 +35,9 @@ def stand_still(arena: Arena) -> None:
     evidence: list[Any] = []
     while problems and time.monotonic() < deadline:
         time.sleep(0.25)
-        _note_ends(arena, all_of_them=False)
         try:
             problems, evidence = _disagreements(arena)
-        except (AllocatorError, redis.RedisError, OSError) as error:
+        except (AllocatorError, redis.RedisError, psycopg.Error, OSError) as error:
             problems = [f"the server does not answer: {error}"]
     arena.book.write("settled", when="standing still", problems=problems, evidence=evidence)
 
@@ -44,7 +45,10 @@ def stand_still(arena: Arena) -> None:
 def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
     believed: dict[int, tuple[int, bool, str]] = {}
     problems = []
+    supervisors = {name for name in arena.cast.names() if name.startswith("supervisor")}
     for name in arena.cast.names():
+        if name.startswith(("supervisor", "reconciler")):
+            continue
         said = _last_belief(arena, name)
         if said is None:
             problems.append(f"{name} does not stand still")
@@ -54,15 +58,36 @@ def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
                 problems.append(f"{name} and {believed[port][2]} both hold port {port}")
             believed[port] = fence, bound, name
     with arena.allocator() as ports:
-        leases = {lease.port: lease.fence for lease in ports.leases()}
+        leases = ports.leases()
+    supervised = {lease.org: lease for lease in leases if lease.plugin == "sup"}
+    if set(supervised) != supervisors:
+        problems.append(f"the supervisors {supervisors} have leases {supervised}")
+    known = {lease.port: lease.fence for lease in leases if lease.plugin != "sup"}
     held = {port: fence for port, (fence, _, _) in believed.items()}
-    if leases != held:
-        problems.append(f"Redis has {leases}, the holders have {held}")
+    if known != held:
+        problems.append(f"Redis has {known}, the holders have {held}")
     listened = listening_ports(arena.pool.first, arena.pool.last)
     bound_ports = {port for port, (_, bound, _) in believed.items() if bound}
+    bound_ports |= {lease.port for lease in supervised.values()}
     if listened != bound_ports:
         problems.append(f"the kernel has {sorted(listened)}, the holders have bound {sorted(bound_ports)}")
+    if arena.table is not None:
+        problems += _rows_that_differ(arena, arena.table, leases)
     return problems, [believed]
+
+
+def _rows_that_differ(arena: Arena, table: Table, leases: list[Lease]) -> list[str]:
+    """Return what is wrong with the rows; one that nobody can explain stays, where Redis has lost its data."""
+    rows = table.live()
+    wanted = {str(lease.worker): (lease.host, lease.port, lease.fence) for lease in leases}
+    problems = [
+        f"the row of {worker} is {rows.get(worker)}, its lease {place}"
+        for worker, place in wanted.items()
+        if rows.get(worker) != place
+    ]
+    if not arena.has_lost_data and (more := rows.keys() - wanted.keys()):
+        problems.append(f"rows without a lease are live: {more}")
+    return problems
 
 
 def _last_belief(arena: Arena, name: str) -> list[tuple[int, int, bool]] | None:
@@ -79,9 +104,11 @@ def _last_belief(arena: Arena, name: str) -> list[tuple[int, int, bool]] | None:
 def leave(arena: Arena) -> None:
     """Let all leave, wait until every port is claimable, reap, and enter what is left."""
     (arena.directory / "leave").touch()
+    arena.cast.close()
+    arena.cast.dismiss_commands()
     deadline = time.monotonic() + LEAVING_S
     while arena.cast.names() and time.monotonic() < deadline:
-        _note_ends(arena, all_of_them=True)
+        arena.cast.tend(may_end=True)
         time.sleep(0.05)
     problems = [f"{name} did not leave" for name in arena.cast.names()]
     try:
@@ -90,12 +117,8 @@ def leave(arena: Arena) -> None:
     except (AllocatorError, redis.RedisError, OSError) as error:
         problems.append(f"the ports could not be had: {error}")
     arena.book.write("settled", when="all have left", problems=problems)
-
-
-def _note_ends(arena: Arena, *, all_of_them: bool) -> None:
-    for name, status in arena.cast.gone():
-        if status or not all_of_them:
-            arena.book.write("crashed", actor=name, error=f"{name} ended with {status}")
+    for row in arena.table.lowered() if arena.table else ():
+        arena.book.write("row", **row)
 
 
 def _look_at_the_line(ports: PortAllocator) -> None:
