@@ -24,9 +24,10 @@ START_S = 20.0
 def free_port() -> int:
     """Return a port that nobody listens on just now, low enough for a Cluster bus port 10,000 above it."""
     for port in range(21_000 + time.monotonic_ns() % 20_000, 50_000):
-        with socket.socket() as one:
+        with socket.socket() as one, socket.socket() as bus:
             try:
                 one.bind(("127.0.0.1", port))
+                bus.bind(("127.0.0.1", port + 10_000))
             except OSError:
                 continue
             return port
@@ -114,12 +115,11 @@ def wait_until(condition, what: str) -> None:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[list[Server]]:
+def cluster(*settings: str) -> Iterator[list[Server]]:
     """Three primaries that share the slots."""
     with contextlib.ExitStack() as stack:
-        nodes = [
-            stack.enter_context(Server("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")) for _ in range(3)
-        ]
+        words = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *settings)
+        nodes = [stack.enter_context(Server(*words)) for _ in range(3)]
         for number, node in enumerate(nodes):
             node.ready()
             first, last = number * 5462, min(16_383, number * 5462 + 5461)
@@ -138,15 +138,20 @@ def cluster() -> Iterator[list[Server]]:
 
 
 @contextlib.contextmanager
-def sentinel_group() -> Iterator[tuple[list[Server], Server, Server]]:
-    """A primary, its replica and three Sentinels that call them `mymaster`."""
+def sentinel_group(*settings: str, down_after_ms: int = 500) -> Iterator[tuple[list[Server], Server, Server]]:
+    """A primary, its replica and three Sentinels that call them `mymaster`.
+
+    Args:
+        *settings: Of the primary and the replica.
+        down_after_ms: After how long without an answer the Sentinels take a server for dead.
+    """
     with contextlib.ExitStack() as stack:
-        primary = stack.enter_context(Server()).ready()
-        replica = stack.enter_context(Server("--replicaof", f"127.0.0.1 {primary.port}")).ready()
+        primary = stack.enter_context(Server(*settings)).ready()
+        replica = stack.enter_context(Server(*settings, "--replicaof", f"127.0.0.1 {primary.port}")).ready()
         wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "no replica")
         lines = (
             f"sentinel monitor mymaster 127.0.0.1 {primary.port} 2\n"
-            "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+            f"sentinel down-after-milliseconds mymaster {down_after_ms}\nsentinel failover-timeout mymaster 3000\n"
         )
         sentinels = [stack.enter_context(Server(mode="--sentinel", configuration=lines)).ready() for _ in range(3)]
         for one in sentinels:

@@ -25,6 +25,18 @@ def script_keys(pool: str, space: str = FLEET_SPACE) -> tuple[str, str]:
     return base, f"{base}:ports:{space}"
 
 
+def whole_pool_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return KEYS for a script in a Cluster: with one more, which never exists.
+
+    While a slot moves, the node that receives it runs a script of several keys only when it has them all; but the keys
+    that a script derives may still be on their way, and would seem not to be there. With a key that nobody has it
+    answers TRYAGAIN until the slot has moved as a whole.
+
+    Source: `getNodeByQuery` in `cluster.c` of Redis and Valkey.
+    """
+    return (*keys, f"{keys[0]}:absent")
+
+
 def lease_key(pool: str, space: str, port: int | str) -> str:
     """Return the key of the lease on a port of a space."""
     return f"{pool_key(pool)}:lease:{space}:{port}"

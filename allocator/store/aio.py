@@ -11,6 +11,7 @@ from allocator.store.blocking import (
     Event,
     connection_options,
     decode_events,
+    keys_for,
     sentinel_connection_options,
 )
 from allocator.store.opening import Opening
@@ -55,11 +56,12 @@ class AsyncStore(Opening):
         """Run a script, and wait on the same connection until replicas have what it wrote."""
         from redis.exceptions import NoScriptError
 
+        keys = keys_for(await self._ready_client(), step)
         client = await self._pipeline_client(step.keys[0])
         lua, wait_ms = script(step.script), int(self._timeout_s * 500)
         for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
             pipeline = client.pipeline(transaction=False)
-            pipeline.execute_command(*words, len(step.keys), *step.keys, *step.args)
+            pipeline.execute_command(*words, len(keys), *keys, *step.args)
             pipeline.execute_command("WAIT", step.replicas, wait_ms)
             found: list[Any] = await pipeline.execute(raise_on_error=False)
             if not isinstance(found[0], NoScriptError):
@@ -92,11 +94,11 @@ class AsyncStore(Opening):
         if step.replicas:
             return await self._evaluate_and_wait(step)
         client = await self._ready_client()
-        lua = script(step.script)
+        lua, keys = script(step.script), keys_for(client, step)
         try:
-            return await client.execute_command("EVALSHA", lua.sha1, len(step.keys), *step.keys, *step.args)
+            return await client.execute_command("EVALSHA", lua.sha1, len(keys), *keys, *step.args)
         except NoScriptError:
-            return await client.execute_command("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
+            return await client.execute_command("EVAL", lua.source, len(keys), *keys, *step.args)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
         began = time.monotonic()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.model.errors import ConfigurationError
 from allocator.protocol.decode import WRONG_SHAPES, text
+from allocator.protocol.keys import whole_pool_keys
 from allocator.protocol.scripts import script
 from allocator.store.lines import Lines
 from allocator.store.opening import Opening
@@ -47,11 +48,12 @@ class Store(Opening):
         """Run a script, and wait on the same connection until replicas have what it wrote."""
         from redis.exceptions import NoScriptError
 
+        keys = keys_for(self._ready_client(), step)
         client = self._pipeline_client(step.keys[0])
         lua, wait_ms = script(step.script), int(self._timeout_s * 500)
         for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
             pipeline = client.pipeline(transaction=False)
-            pipeline.execute_command(*words, len(step.keys), *step.keys, *step.args)
+            pipeline.execute_command(*words, len(keys), *keys, *step.args)
             pipeline.execute_command("WAIT", step.replicas, wait_ms)
             found: list[Any] = pipeline.execute(raise_on_error=False)
             if not isinstance(found[0], NoScriptError):
@@ -76,11 +78,11 @@ class Store(Opening):
             return self._evaluate_and_wait(step)
         client = self._ready_client()
         ask = self._lines.ask if self._lines else client.execute_command
-        lua = script(step.script)
+        lua, keys = script(step.script), keys_for(client, step)
         try:
-            return ask("EVALSHA", lua.sha1, len(step.keys), *step.keys, *step.args)
+            return ask("EVALSHA", lua.sha1, len(keys), *keys, *step.args)
         except NoScriptError:
-            return ask("EVAL", lua.source, len(step.keys), *step.keys, *step.args)
+            return ask("EVAL", lua.source, len(keys), *keys, *step.args)
 
     def _patiently(self, attempt: Callable[[], T], key: str | None = None) -> T:
         began = monotonic()
@@ -211,6 +213,11 @@ class Store(Opening):
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def keys_for(client: Any, step: ScriptCall) -> tuple[str, ...]:  # noqa: ANN401  # one of several client classes
+    """Return KEYS of a script for this client's kind of Redis."""
+    return whole_pool_keys(step.keys) if hasattr(client, "get_node_from_key") else step.keys
 
 
 def lines_of(client: Any) -> Lines | None:  # noqa: ANN401  # one of several client classes

@@ -20,7 +20,7 @@ MAX_WORDS = 800
 """As much of a server's error is shown, in characters: a sentence of ours with the longest key, and room to spare."""
 
 _TRANSIENT_CODES = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY ", "NOREPLICAS", "UNBLOCKED",
-                    "MOVED", "ASK", "CROSSSLOT")  # fmt: skip
+                    "MOVED", "ASK", "CROSSSLOT", "TTL exhausted")  # fmt: skip
 
 
 def client_errors() -> tuple[type[Exception], ...]:

@@ -44,6 +44,38 @@ def test_cluster() -> None:
         exercise(f"redis+cluster://{servers}", "cluster-host")
 
 
+def order(node: Server, *words: object) -> list[bytes]:
+    return node.client().execute_command(*words)
+
+
+def test_no_script_runs_while_a_cluster_slot_has_moved_in_part() -> None:
+    with cluster() as nodes:
+        base = f"alloc:{{{SPEC.name}}}"
+        slot = order(nodes[0], "CLUSTER", "KEYSLOT", base)
+        source, target = nodes[slot // 5462], nodes[(slot // 5462 + 1) % 3]
+        names = {node: order(node, "CLUSTER", "MYID").decode() for node in nodes}
+        url = f"redis+cluster://127.0.0.1:{source.port}"
+        with PortAllocator.from_url(url, pool=SPEC.name, host="moving", timeout=0.6) as ports:
+            ports.apply_pool(SPEC)
+            lease = ports.claim("email", org="org-1")
+            order(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[source])
+            order(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[target])
+
+            def move(*keys: object) -> None:
+                order(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
+
+            move(base, f"{base}:ports:moving")  # all that the scripts declare
+            for attempt in (lambda: ports.claim("email", org="org-1"), lambda: ports.release(lease)):
+                with pytest.raises(StoreUnavailableError):
+                    attempt()
+            move(*order(source, "CLUSTER", "GETKEYSINSLOT", slot, 100))
+            for node in (target, source, *nodes):
+                order(node, "CLUSTER", "SETSLOT", slot, "NODE", names[target])
+            assert [one.fence for one in ports.leases()] == [lease.fence]
+            assert ports.renew(lease)[0].fence == lease.fence
+            assert ports.release(lease)
+
+
 def test_sentinel_and_a_failover_that_costs_no_lease() -> None:
     with sentinel_group() as (sentinels, primary, replica):
         servers = ",".join(f"127.0.0.1:{one.port}" for one in sentinels)

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import random
-import subprocess
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import redis
-from servers import Server, free_port, wait_until
 
 from allocator import PoolSpec, PortAllocator
 from torture.cast import Cast
-from torture.clock import Clock, library
 from torture.history import Book
-from torture.proxy import Proxy
 from torture.sql import Table
+from torture.topologies import ClusterOfThree, SentinelGroup, Standalone, Topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from postgres import Postgres
+    from servers import Server
 
 TTL_S, GRACE_S = 2.0, 0.5
 PORTS = 20
-DISK = "48m"
-SETTINGS = (
-    "--appendonly", "yes", "--enable-debug-command", "yes", "--aof-load-truncated", "yes",
-    "--auto-aof-rewrite-percentage", "0",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +41,7 @@ class Setting:
 
 
 class Arena:
-    """One server with a proxy before it, a pool, and a directory of books.
+    """The servers of one kind, a pool, and a directory of books.
 
     Attributes:
         has_lost_data: Whether a fault may have lost data of Redis in this round.
@@ -61,13 +54,14 @@ class Arena:
         setting: Setting,
         seed: int,
         *,
+        kind: str = Standalone.name,
         mutation: str | None = None,
         postgres: Postgres | None = None,
     ) -> None:
         self.directory = directory
         self.setting = setting
         self.seed = seed
-        self.rng = random.Random(seed)
+        self.kind = kind
         self.mutation = mutation
         self.unwritten_since: float | None = None
         self.pool = PoolSpec(
@@ -78,24 +72,13 @@ class Arena:
         self.table: Table | None = None
         self.has_lost_data = False
         self.database_down = threading.Lock()
+        self.failing_over = threading.Lock()
         self._stack = contextlib.ExitStack()
-        self._lock = threading.Lock()
         self.book = Book(directory / "conductor.jsonl")
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self.disk = self._make_disk(stack)
-            self.clock = Clock(self.directory / "clock", preloaded) if (preloaded := library()) else None
-            self.server = stack.enter_context(
-                Server(
-                    *SETTINGS,
-                    "--appendfsync",
-                    self.rng.choice(("always", "everysec")),
-                    directory=self.disk or self.directory,
-                    environment=self.clock and self.clock.environment(),
-                )
-            ).ready()
-            self.proxy = stack.enter_context(Proxy(self.server.port, free_port(), self.seed))
+            self.topology = self._make_topology(stack)
             self.book.write("pool", ttl_s=TTL_S, grace_s=GRACE_S, name=self.pool.name)
             self.define_pool()
             self.table = Table(self._postgres) if self._postgres else None
@@ -107,27 +90,26 @@ class Arena:
         self._stack.close()
         self.book.close()
 
-    def _make_disk(self, stack: contextlib.ExitStack) -> Path | None:
-        """Return a small file system of the server's own, or None where none can be mounted."""
-        if not self.setting.has_own_network:  # mounts are of the same kind of right, and are seen by nobody else
-            return None
-        disk = self.directory / "disk"
-        disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "torture", disk], check=True)
-        stack.callback(subprocess.run, ["umount", "--lazy", disk], check=True)
-        return disk
+    def _make_topology(self, stack: contextlib.ExitStack) -> Topology:
+        if self.kind == SentinelGroup.name:
+            return SentinelGroup(stack)
+        if self.kind == ClusterOfThree.name:
+            return ClusterOfThree(stack, f"alloc:{{{self.pool.name}}}")
+        return Standalone(stack, self.directory, random.Random(self.seed), mounts=self.setting.has_own_network)
+
+    @property
+    def server(self) -> Server:
+        """The server that has the pool's data."""
+        return self.topology.server
 
     @property
     def has_own_network(self) -> bool:
+        """Whether the network is of this run alone."""
         return self.setting.has_own_network
-
-    def url_for(self, number: int) -> str:
-        """Return by which way an actor goes: every other one through the proxy."""
-        return f"redis://127.0.0.1:{self.proxy.port if number % 2 else self.server.port}"
 
     def allocator(self, host: str = "web-1") -> PortAllocator:
         """Return an allocator of the conductor's own, past the proxy."""
-        return PortAllocator.from_url(self.server.url, pool=self.pool.name, host=host)
+        return PortAllocator.from_url(self.topology.url_for(0), pool=self.pool.name, host=host)
 
     @contextlib.contextmanager
     def admin(self, timeout_s: float = 2.0) -> Iterator[Any]:
@@ -141,21 +123,3 @@ class Arena:
         """Define the pool, as whoever administers it does when nobody is left who knows it."""
         with self.allocator() as ports:
             ports.apply_pool(self.pool)
-
-    def crash(self) -> bool:
-        """End the server as a crash does; return whether it was there."""
-        with self._lock:
-            if self.server.process.poll() is not None:
-                return False
-            self.server.crash()
-            return True
-
-    def start_again(self) -> None:
-        """Start the server where it is down; on a full disk it ends again."""
-        with self._lock:
-            if self.server.process.poll() is not None:
-                self.server.start()
-                wait_until(
-                    lambda: self.server.process.poll() is not None or self.server.client(socket_timeout=1.0).ping(),
-                    "the server neither answers nor ends",
-                )

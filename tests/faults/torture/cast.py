@@ -62,25 +62,37 @@ class Cast:
 
     def _start(self, kind: str) -> Player:
         self._number += 1
+        arena = self._arena
         part = Part(
-            name=f"{kind}-{self._number}", kind=kind, url=self._arena.url_for(self._number), pool=self._arena.pool.name,
-            directory=str(self._arena.directory), seed=self._arena.seed * 10_007 + self._number,
-            ttl_s=self._arena.pool.ttl_ms / 1_000, database=self._arena.table.url if self._arena.table else "",
-        )  # fmt: skip
+            name=f"{kind}-{self._number}",
+            kind=kind,
+            url=arena.topology.url_for(self._number),
+            pool=arena.pool.name,
+            directory=str(arena.directory),
+            seed=arena.seed * 10_007 + self._number,
+            ttl_s=arena.pool.ttl_ms / 1_000,
+            database=arena.table.url if arena.table else "",
+        )
         return Player(part, self._nursery.start(part))
 
-    def any_pid(self, rng: random.Random) -> int:
+    def any_of_them(self, rng: random.Random) -> tuple[int, str]:
+        """Return somebody's pid and kind."""
         with self._lock:
-            return self._players[self._any_place(rng)].pid
+            player = self._players[self._any_place(rng)]
+            return player.pid, player.part.kind
 
     def _any_place(self, rng: random.Random) -> int:
         if not self._players:
             raise NothingToDoError
         return rng.choice(sorted(self._players))
 
-    def kill(self, rng: random.Random) -> None:
+    def kill(self, rng: random.Random) -> str:
+        """Kill somebody; return of which kind."""
         with self._lock:
-            self._kill(self._any_place(rng))
+            place = self._any_place(rng)
+            kind = self._players[place].part.kind
+            self._kill(place)
+            return kind
 
     def kill_all(self) -> None:
         with self._lock:

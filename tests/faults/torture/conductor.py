@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from torture import settling
 from torture.arena import Arena, Setting
 from torture.checker import check
-from torture.faults import NothingToDoError, database, machine, network, processes, server
+from torture.faults import NothingToDoError, database, groups, machine, network, processes, server
 from torture.history import read_history
 from torture.observer import Observer
 from torture.schedule import plan
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 CLONE_NEWNET, CLONE_NEWNS = 0x40000000, 0x00020000
 FIRST_PORT, PORTS_APART, BLOCKS = 9_000, 50, 20
-FAULTS: list[type[Fault]] = [*processes.FAULTS, *server.FAULTS, *network.FAULTS, *machine.FAULTS, *database.FAULTS]
+FAULTS: list[type[Fault]] = [
+    *processes.FAULTS,
+    *server.FAULTS,
+    *network.FAULTS,
+    *machine.FAULTS,
+    *database.FAULTS,
+    *groups.FAULTS,
+]
 
 
 @dataclass(slots=True)
@@ -40,6 +47,7 @@ class Outcome:
     """What came of a round."""
 
     number: int
+    kind: str
     seconds: float
     calls: Counter[tuple[str, str]]
     leases: int
@@ -81,15 +89,18 @@ def play_round(
     mutation: str | None = None,
     calm: bool = False,
     postgres: Postgres | None = None,
+    kind: str = "standalone",
 ) -> Outcome:
     """Play one round and check its history; the history is kept where it broke a rule."""
     began = time.monotonic()
     directory = Path(tempfile.mkdtemp(prefix=f"torture-{seed}-{number}-"))
     kinds = [processes.KillClient, processes.StopClient] if calm else FAULTS
-    with Arena(directory, setting, seed * 1_000 + number, mutation=mutation, postgres=postgres) as arena:
+    lossy = kind == "sentinel" or number % 2 == 1
+    kinds = [fault for fault in kinds if kind in fault.topologies]
+    with Arena(directory, setting, seed * 1_000 + number, kind=kind, mutation=mutation, postgres=postgres) as arena:
         arena.cast.fill()
         with Observer(arena):
-            faults = _do_all(arena, plan(seed, number, seconds, kinds), seconds)
+            faults = _do_all(arena, plan(seed, number, seconds, kinds, lossy=lossy), seconds)
             arena.cast.fill()
             found_already = mutation is not None and check(read_history(directory))
             if not found_already:
@@ -104,7 +115,8 @@ def play_round(
     else:
         shutil.rmtree(directory, ignore_errors=True)
     return Outcome(
-        number, time.monotonic() - began, history.counts, grants, faults, violations,
+        number,
+        kind, time.monotonic() - began, history.counts, grants, faults, violations,
         directory if violations else None, len(history.snapshots),
     )  # fmt: skip
 
@@ -131,7 +143,7 @@ def _do(arena: Arena, planned: Planned, done: Counter[str]) -> None:
     try:
         fault.does()
         arena.has_lost_data |= fault.loses_since is not None
-        done[fault.name] += 1
+        done[fault.counted_as] += 1
         time.sleep(planned.lasts_s)
         fault.undoes()
     except NothingToDoError:

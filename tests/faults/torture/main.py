@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from torture.arena import Setting
 
 ROUND_S = 50.0
+KINDS = ("standalone", "sentinel", "cluster")
+MIXED = (0, 0, 1, 0, 2, 0, 0, 2, 0, 1)
+"""Which kind each round is of: of ten, six standalone ones (they have most faults), two of the others each."""
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
@@ -34,6 +37,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--round", type=int, help="only the round of this number: to play one again")
     parser.add_argument("--round-seconds", type=float, default=ROUND_S, help="how long faults are done in a round")
     parser.add_argument("--check", type=Path, metavar="DIRECTORY", help="check a kept history again, and play nothing")
+    parser.add_argument("--topology", choices=KINDS, help="of ten rounds six are standalone, two of the others each")
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a bug put in on purpose; it has to be found")
     parser.add_argument("--calm", action="store_true", help="no faults but those of the clients")
     return parser.parse_args(words)
@@ -74,9 +78,10 @@ def play(given: argparse.Namespace, setting: Setting, postgres: Postgres | None)
     outcomes: list[Outcome] = []
     number = 0 if given.round is None else given.round
     while True:
+        kind = given.topology or ("standalone" if given.calm else KINDS[MIXED[number % len(MIXED)]])
         outcome = play_round(
             setting, given.seed, number, given.round_seconds,
-            mutation=given.mutation, calm=given.calm, postgres=postgres,
+            kind=kind, mutation=given.mutation, calm=given.calm, postgres=postgres,
         )  # fmt: skip
         outcomes.append(outcome)
         print(line_of(given.seed, outcome), flush=True)

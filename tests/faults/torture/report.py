@@ -17,7 +17,8 @@ def line_of(seed: int, outcome: Outcome) -> str:
     unknown = sum(count for (_, result), count in outcome.calls.items() if result == "unknown")
     verdict = f"{len(outcome.violations)} VIOLATIONS in {outcome.history}" if outcome.violations else "no violation"
     return (
-        f"seed {seed} round {outcome.number}: {outcome.seconds:.0f} s, {calls:,} calls ({unknown:,} unknown), "
+        f"seed {seed} round {outcome.number} ({outcome.kind}): {outcome.seconds:.0f} s, "
+        f"{calls:,} calls ({unknown:,} unknown), "
         f"{outcome.leases:,} leases, {sum(outcome.faults.values())} faults of {len(outcome.faults)} kinds, {verdict}"
     )
 

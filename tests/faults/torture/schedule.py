@@ -28,14 +28,20 @@ class Planned:
     seed: int
 
 
-def plan(seed: int, number: int, seconds: float, kinds: list[type[Fault]]) -> list[Planned]:
+def plan(seed: int, number: int, seconds: float, kinds: list[type[Fault]], *, lossy: bool) -> list[Planned]:
     """Return the faults of a round, in the order of their begins.
 
-    A round has a theme: of all kinds, one alone, a few, or all; in every other round none that loses data, so that
-    nothing is excused by that.
+    A round has a theme: of all kinds, one alone, a few, or all.
+
+    Args:
+        seed: Of the run.
+        number: Of the round.
+        seconds: How long the round is.
+        kinds: The kinds of faults to choose from.
+        lossy: Whether there may be such as lose data; without, nothing is excused by that.
     """
     rng = random.Random(f"{seed}/{number}")
-    allowed = [kind for kind in kinds if number % 2 or not kind.lossy]
+    allowed = [kind for kind in kinds if lossy or not kind.lossy]
     width = rng.choice((1, 3, 5, len(allowed), len(allowed)))
     theme = sorted(rng.sample(allowed, min(width, len(allowed))), key=lambda kind: kind.name)
     found = []

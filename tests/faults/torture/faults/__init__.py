@@ -9,6 +9,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, ClassVar
 
+ANYWHERE = frozenset({"standalone", "sentinel", "cluster"})
+ONE_HOME = frozenset({"standalone", "cluster"})
+"""Where a server that is silent for a while is not replaced by another."""
+
 if TYPE_CHECKING:
     from torture.arena import Arena
 
@@ -25,6 +29,8 @@ class Fault:
         holds_back: Whether what was sent in its time may take effect only at its end.
         repeats: Whether what was sent in its time may take effect twice.
         lossy: Whether it may lose data.
+        topologies: Where it is done; see `torture.topologies`.
+        counted_as: Its name, more exactly where that is known.
         loses_since: From when on confirmed writes may be lost; set by `does`.
         jump_s: By how much the server's clock went ahead; set by `does`.
         echoes_s: How long after its end it still holds back or repeats.
@@ -35,6 +41,7 @@ class Fault:
     holds_back: ClassVar[bool] = False
     repeats: ClassVar[bool] = False
     lossy: ClassVar[bool] = False
+    topologies: ClassVar[frozenset[str]] = frozenset({"standalone"})
     echoes_s: float = 0.0
 
     def __init__(self, arena: Arena, seed: int) -> None:
@@ -42,6 +49,7 @@ class Fault:
         self.rng = random.Random(seed)
         self.loses_since: float | None = None
         self.jump_s = 0.0
+        self.counted_as = self.name
 
     def does(self) -> None:
         """Do it."""

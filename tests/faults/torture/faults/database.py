@@ -7,11 +7,12 @@ from contextlib import suppress
 
 import psycopg
 
-from torture.faults import Fault, NothingToDoError
+from torture.faults import ANYWHERE, Fault, NothingToDoError
 
 
 class Crash(Fault):
     name = "SIGKILL of PostgreSQL"
+    topologies = ANYWHERE
     seconds = (0.2, 2.0)
     how = signal.SIGKILL
 
@@ -34,6 +35,7 @@ class RestoreOld(Fault):
     """The rows are those of a while ago."""
 
     name = "old copy of the rows restored"
+    topologies = ANYWHERE
     seconds = (1.0, 5.0)
 
     def does(self) -> None:

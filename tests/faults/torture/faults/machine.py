@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import redis
 
+from torture import topologies
 from torture.faults import Fault, NothingToDoError
 
 MOST_AHEAD_S = 4.0
@@ -24,10 +25,10 @@ class DiskFull(Fault):
     seconds = (0.5, 3.0)
 
     def does(self) -> None:
-        if self.arena.disk is None or self.arena.unwritten_since is not None:
+        if self.arena.topology.disk is None or self.arena.unwritten_since is not None:
             raise NothingToDoError
         self.arena.unwritten_since = time.monotonic()
-        self.filler = self.arena.disk / "filler"
+        self.filler = self.arena.topology.disk / "filler"
         with self.filler.open("wb", buffering=0) as file:
             for size in (1 << 20, 1 << 12, 1):
                 with suppress(OSError):
@@ -36,13 +37,13 @@ class DiskFull(Fault):
 
     def undoes(self) -> None:
         self.filler.unlink()
-        self.arena.start_again()
+        topologies.start_again(self.arena.server)
         deadline = time.monotonic() + 10.0
         while time.monotonic() < deadline:
             with suppress(redis.RedisError, OSError), self.arena.admin() as client:
                 if client.info("persistence")["aof_last_write_status"] == "ok":
                     break
-            self.arena.start_again()
+            topologies.start_again(self.arena.server)
             time.sleep(0.05)
         self.arena.unwritten_since = None
 
@@ -54,17 +55,17 @@ class ClockJump(Fault):
     seconds = (0.0, 0.0)
 
     def does(self) -> None:
-        if self.arena.clock is None:
+        if self.arena.topology.clock is None:
             raise NothingToDoError
         small = self.arena.pool.grace_ms / 1_000 * 0.8
         while True:
             jump_s = self.rng.choice(
                 (self.rng.uniform(-small, small), self.rng.uniform(-2 * MOST_AHEAD_S, 2 * MOST_AHEAD_S))
             )
-            if abs(self.arena.clock.ahead_s + jump_s) <= MOST_AHEAD_S:
+            if abs(self.arena.topology.clock.ahead_s + jump_s) <= MOST_AHEAD_S:
                 break
         self.jump_s = jump_s
-        self.arena.clock.jump(jump_s)
+        self.arena.topology.clock.jump(jump_s)
         time.sleep(0.2)  # the server reads the file now and then
 
 

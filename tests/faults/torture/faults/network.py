@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from torture.faults import Fault, NothingToDoError
+from torture.faults import ONE_HOME, Fault, NothingToDoError
 from torture.proxy import LONGEST_REPEAT_S
 
 
@@ -16,10 +16,10 @@ class Delayed(Fault):
     echoes_s = 0.5
 
     def does(self) -> None:
-        self.arena.proxy.delay_s = self.rng.uniform(0.02, 0.5)
+        self.arena.topology.proxy.delay_s = self.rng.uniform(0.02, 0.5)
 
     def undoes(self) -> None:
-        self.arena.proxy.delay_s = 0.0
+        self.arena.topology.proxy.delay_s = 0.0
 
 
 class Dropped(Fault):
@@ -27,11 +27,11 @@ class Dropped(Fault):
     seconds = (0.3, 4.0)
 
     def does(self) -> None:
-        self.arena.proxy.silent = True
+        self.arena.topology.proxy.silent = True
 
     def undoes(self) -> None:
-        self.arena.proxy.silent = False
-        self.arena.proxy.cut()
+        self.arena.topology.proxy.silent = False
+        self.arena.topology.proxy.cut()
 
 
 class HalfOpen(Fault):
@@ -39,7 +39,7 @@ class HalfOpen(Fault):
     seconds = (0.0, 0.0)
 
     def does(self) -> None:
-        self.arena.proxy.half_close()
+        self.arena.topology.proxy.half_close()
 
 
 class Cut(Fault):
@@ -47,7 +47,7 @@ class Cut(Fault):
     seconds = (0.0, 0.0)
 
     def does(self) -> None:
-        self.arena.proxy.cut()
+        self.arena.topology.proxy.cut()
 
 
 class Repeated(Fault):
@@ -58,16 +58,17 @@ class Repeated(Fault):
     echoes_s = LONGEST_REPEAT_S + 0.5
 
     def does(self) -> None:
-        self.arena.proxy.repeats = 0.3
+        self.arena.topology.proxy.repeats = 0.3
 
     def undoes(self) -> None:
-        self.arena.proxy.repeats = 0.0
+        self.arena.topology.proxy.repeats = 0.0
 
 
 class LoopbackDown(Fault):
     """The kernel drops every packet for a while; connections go on when it sends them again."""
 
     name = "loopback down"
+    topologies = ONE_HOME
     seconds = (0.2, 2.5)
     holds_back = True
 

@@ -6,17 +6,18 @@ import os
 import signal
 from contextlib import suppress
 
-from torture.faults import Fault
+from torture.faults import ANYWHERE, Fault
 
 
 class KillClient(Fault):
     """SIGKILL; another takes its place."""
 
     name = "SIGKILL of a client"
+    topologies = ANYWHERE
     seconds = (0.0, 1.0)
 
     def does(self) -> None:
-        self.arena.cast.kill(self.rng)
+        self.counted_as = f"SIGKILL of a {self.arena.cast.kill(self.rng)}"
 
     def undoes(self) -> None:
         self.arena.cast.fill()
@@ -26,10 +27,12 @@ class StopClient(Fault):
     """SIGSTOP, for longer than its leases live or not, and SIGCONT."""
 
     name = "SIGSTOP of a client"
+    topologies = ANYWHERE
     seconds = (0.2, 4.5)
 
     def does(self) -> None:
-        self.pid = self.arena.cast.any_pid(self.rng)
+        self.pid, kind = self.arena.cast.any_of_them(self.rng)
+        self.counted_as = f"SIGSTOP of a {kind}"
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGSTOP)
 
@@ -41,6 +44,7 @@ class KillAllClients(Fault):
     """SIGKILL of all at once, as when a host goes down; others come."""
 
     name = "SIGKILL of all clients"
+    topologies = ANYWHERE
     seconds = (0.0, 2.0)
 
     def does(self) -> None:

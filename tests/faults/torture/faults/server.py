@@ -8,7 +8,8 @@ import signal
 
 import redis
 
-from torture.faults import Fault, NothingToDoError
+from torture import topologies
+from torture.faults import ANYWHERE, ONE_HOME, Fault, NothingToDoError
 
 
 class OfServer(Fault):
@@ -29,6 +30,7 @@ class OfServer(Fault):
 
 class FlushAll(OfServer):
     name = "FLUSHALL"
+    topologies = ANYWHERE
     seconds = (0.0, 0.0)
     lossy = True
 
@@ -39,6 +41,7 @@ class FlushAll(OfServer):
 
 class ScriptFlush(OfServer):
     name = "SCRIPT FLUSH"
+    topologies = ANYWHERE
     seconds = (0.0, 0.0)
 
     def does(self) -> None:
@@ -47,6 +50,7 @@ class ScriptFlush(OfServer):
 
 class ClientKill(OfServer):
     name = "CLIENT KILL"
+    topologies = ANYWHERE
     seconds = (0.0, 0.0)
 
     def does(self) -> None:
@@ -55,6 +59,7 @@ class ClientKill(OfServer):
 
 class ClientPause(OfServer):
     name = "CLIENT PAUSE"
+    topologies = ONE_HOME
     seconds = (0.2, 3.0)
     holds_back = True
 
@@ -67,6 +72,7 @@ class ClientPause(OfServer):
 
 class DebugSleep(OfServer):
     name = "DEBUG SLEEP"
+    topologies = ONE_HOME
     seconds = (0.0, 0.0)
     holds_back = True
 
@@ -76,6 +82,7 @@ class DebugSleep(OfServer):
 
 class MaxMemory(OfServer):
     name = "maxmemory reached"
+    topologies = ONE_HOME
     seconds = (0.3, 3.0)
 
     def does(self) -> None:
@@ -100,17 +107,19 @@ class ReadOnly(OfServer):
 
 class Stop(Fault):
     name = "SIGSTOP of the server"
+    topologies = ONE_HOME
     seconds = (0.2, 4.0)
     holds_back = True
 
     def does(self) -> None:
-        self.pid = self.arena.server.process.pid
-        if self.arena.server.process.poll() is not None:
+        self.server = self.arena.server
+        self.pid = self.server.process.pid
+        if self.server.process.poll() is not None:
             raise NothingToDoError
         os.kill(self.pid, signal.SIGSTOP)
 
     def undoes(self) -> None:
-        if self.arena.server.process.pid == self.pid and self.arena.server.process.poll() is None:
+        if self.server.process.pid == self.pid and self.server.process.poll() is None:
             os.kill(self.pid, signal.SIGCONT)
 
 
@@ -118,10 +127,12 @@ class Crash(Fault):
     """SIGKILL, and a start with all its data: what was confirmed is in the append-only file."""
 
     name = "restart of the server"
+    topologies = ONE_HOME
     seconds = (0.1, 2.5)
 
     def does(self) -> None:
-        if not self.arena.crash():
+        self.server = self.arena.server
+        if not topologies.crash(self.server):
             raise NothingToDoError
         self.spoil()
 
@@ -130,27 +141,27 @@ class Crash(Fault):
         self.loses_since = self.arena.unwritten_since
 
     def undoes(self) -> None:
-        self.arena.start_again()
+        topologies.start_again(self.server)
 
 
 class CrashWithoutData(Crash):
     name = "restart without its data"
+    topologies = frozenset({"standalone"})
     lossy = True
 
     def spoil(self) -> None:
         self.loses_since = 0.0
-        shutil.rmtree(self.arena.server.directory / "appendonlydir", ignore_errors=True)
+        shutil.rmtree(self.server.directory / "appendonlydir", ignore_errors=True)
 
 
 class CrashTruncated(Crash):
     name = "restart with a truncated AOF"
+    topologies = frozenset({"standalone"})
     lossy = True
 
     def spoil(self) -> None:
         self.loses_since = 0.0
-        files = sorted(
-            self.arena.server.directory.glob("appendonlydir/*.incr.aof"), key=lambda one: one.stat().st_mtime
-        )
+        files = sorted(self.server.directory.glob("appendonlydir/*.incr.aof"), key=lambda one: one.stat().st_mtime)
         if files:
             size = files[-1].stat().st_size
             os.truncate(files[-1], max(0, size - self.rng.randrange(1, 60_000)))
