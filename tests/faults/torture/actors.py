@@ -35,7 +35,7 @@ class Part:
     """What an actor is told.
 
     Attributes:
-        kind: `holder`, `keeper`, `waiter`; `supervisor` and `reconciler` are commands (see `commands`).
+        kind: `holder`, `keeper`, `waiter`; and those of `commands`.
         database: The URL of the table of workers, or nothing.
         timeout_s: For how long Redis may be silent.
     """
@@ -385,7 +385,7 @@ class Waiter(Actor):
             self.ports.release(lease)
 
 
-COMMANDS = frozenset({"supervisor", "reconciler"})
+COMMANDS = frozenset({"supervisor", "reconciler", "agent"})
 KINDS = {"holder": Holder, "keeper": Keeper, "waiter": Waiter}
 
 
@@ -395,4 +395,8 @@ def play(part: Part) -> int:
         from torture import commands
 
         return commands.play(part)
+    if part.kind == "tied":
+        from torture import commands
+
+        return commands.Tied(part).play()
     return KINDS[part.kind](part).play()

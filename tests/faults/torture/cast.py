@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torture.arena import Arena
 
-KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3 + ("supervisor",) * 2
+KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3 + ("supervisor",) * 2 + ("tied",) * 2 + ("agent",)
 WITH_DATABASE = (*KINDS, "reconciler", "reconciler")
 
 
@@ -130,10 +130,10 @@ class Cast:
                     continue
                 del self._players[place]
                 name, status = player.part.name, statuses[player.pid]
-                is_command = player.part.kind in COMMANDS
+                ends_by_itself = player.part.kind in {*COMMANDS, "tied"}
                 self._arena.book.write("death", actor=name, before=before, after=time.monotonic())
                 said = (self._arena.directory / f"log-{name}").read_text(errors="replace")
-                if "Traceback" in said or (status and not is_command) or not (may_end or is_command):
+                if "Traceback" in said or (status and not ends_by_itself) or not (may_end or ends_by_itself):
                     self._arena.book.write("crashed", actor=name, error=f"{name} ended with {status}: {said[-2_000:]}")
 
     def dismiss_commands(self) -> None:

@@ -1,14 +1,18 @@
-"""Actors that are commands of the product: `run` and `reconcile`, forked with everything imported, and recorded."""
+"""Actors that are commands of the product (`run`, `reconcile`, `agent`), and processes whose leases the agent keeps."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from allocator import Lease, WorkerId
 from allocator.__main__ import status_of
 from allocator.client import blocking
+from allocator.client.lease_files import LeaseFiles
+from torture.actors import HOST, Actor
 from torture.history import Book
 from torture.recording import RecordingStore
 
@@ -26,20 +30,69 @@ def words_of(part: Part) -> list[str]:
     """Return the command that an actor is."""
     if part.kind == "reconciler":
         return ["reconcile", "--watch", "--every", "2s", "--database-url", part.database]
+    if part.kind == "agent":
+        return ["agent"]
     worker = [sys.executable, "-I", "-S", "-c", LISTENER, "{port}"]
     return ["run", "sup", "--org", part.name, "--ttl", f"{part.ttl_s:.0f}s", "--wait", "3s", "--", *worker]
 
 
-def play(part: Part) -> int:
-    """Be a command; return its exit status."""
+def prepare(part: Part, book: Book) -> Path:
+    """Give this process the settings of its part; return where its state is."""
     for name in [name for name in os.environ if name.startswith("ALLOCATOR_")]:
         del os.environ[name]
-    state = Path(part.directory) / f"state-{part.name}"
-    state.mkdir()
+    shared = part.kind in {"agent", "tied"}  # the agent looks after the lease files of the others
+    state = Path(part.directory) / ("state-of-all" if shared else f"state-{part.name}")
+    state.mkdir(exist_ok=True)
     os.environ |= {
-        "ALLOCATOR_REDIS_URL": part.url, "ALLOCATOR_POOL": part.pool, "ALLOCATOR_HOST": "web-1",
+        "ALLOCATOR_REDIS_URL": part.url, "ALLOCATOR_POOL": part.pool, "ALLOCATOR_HOST": HOST,
         "XDG_STATE_HOME": str(state),
     }  # fmt: skip
-    RecordingStore.book = Book(Path(part.directory) / f"actor-{part.name}.jsonl")
+    RecordingStore.book = book
     blocking.Store = RecordingStore
+    return state / "allocator"
+
+
+def play(part: Part) -> int:
+    """Be a command; return its exit status."""
+    prepare(part, Book(Path(part.directory) / f"actor-{part.name}.jsonl"))
     return status_of(words_of(part))
+
+
+class Tied(Actor):
+    """A process whose lease the agent keeps for as long as both live; it ends without giving it back."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(part)
+        self.files = LeaseFiles(prepare(part, self.book) / "leases")
+
+    def play(self) -> int:
+        words = [
+            "claim",
+            "tied",
+            "--org",
+            self.part.name,
+            "--pid",
+            str(os.getpid()),
+            "--ttl",
+            f"{self.part.ttl_s:.0f}s",
+        ]
+        if status_of(words):
+            time.sleep(self.rng.uniform(0.2, 1.0))
+            return 0
+        until = time.monotonic() + self.rng.uniform(1.0, 12.0)
+        lease = self.lease()
+        if lease is None:
+            return 0
+        try:
+            sockets = self.bind(lease)
+        except OSError:
+            return 0
+        while not self.leaves() and (self.stands() or time.monotonic() < until):
+            if self.lease() is None:  # the agent was told that it is lost
+                break
+            time.sleep(0.1)
+        self.unbind(lease.port, sockets)
+        return 0
+
+    def lease(self) -> Lease | None:
+        return self.files.find(self.part.pool, HOST, WorkerId(self.part.name, "tied"))

@@ -88,7 +88,8 @@ def _start(words: dict[str, Any]) -> int:
 def _serve() -> None:
     import redis  # noqa: F401  # imported before the forks, not by each of them
 
-    from allocator.cli import app, reconciling, running  # noqa: F401  # as above
+    from allocator.agent import host  # noqa: F401  # as above
+    from allocator.cli import agent, app, claiming, leases, reconciling, running  # noqa: F401  # as above
     from allocator.database import reconciler, recording, watching  # noqa: F401  # as above
     from allocator.protocol import endings, renew, waiting  # noqa: F401  # as above
     from allocator.supervisor import run, worker  # noqa: F401  # as above

@@ -45,9 +45,10 @@ def stand_still(arena: Arena) -> None:
 def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
     believed: dict[int, tuple[int, bool, str]] = {}
     problems = []
-    supervisors = {name for name in arena.cast.names() if name.startswith("supervisor")}
-    for name in arena.cast.names():
-        if name.startswith(("supervisor", "reconciler")):
+    names = arena.cast.names()
+    looked_after = {name for name in names if name.startswith(("supervisor", "tied"))}
+    for name in names:
+        if not name.startswith(("holder", "keeper", "waiter")):
             continue
         said = _last_belief(arena, name)
         if said is None:
@@ -59,16 +60,16 @@ def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
             believed[port] = fence, bound, name
     with arena.allocator() as ports:
         leases = ports.leases()
-    supervised = {lease.org: lease for lease in leases if lease.plugin == "sup"}
-    if set(supervised) != supervisors:
-        problems.append(f"the supervisors {supervisors} have leases {supervised}")
-    known = {lease.port: lease.fence for lease in leases if lease.plugin != "sup"}
+    kept = {lease.org: lease for lease in leases if lease.plugin in {"sup", "tied"}}
+    if set(kept) != looked_after:
+        problems.append(f"supervisors and tied processes are {looked_after}, their leases {kept}")
+    known = {lease.port: lease.fence for lease in leases if lease.org not in kept}
     held = {port: fence for port, (fence, _, _) in believed.items()}
     if known != held:
         problems.append(f"Redis has {known}, the holders have {held}")
     listened = listening_ports(arena.pool.first, arena.pool.last)
     bound_ports = {port for port, (_, bound, _) in believed.items() if bound}
-    bound_ports |= {lease.port for lease in supervised.values()}
+    bound_ports |= {lease.port for lease in kept.values()}
     if listened != bound_ports:
         problems.append(f"the kernel has {sorted(listened)}, the holders have bound {sorted(bound_ports)}")
     if arena.table is not None:

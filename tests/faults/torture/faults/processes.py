@@ -17,7 +17,7 @@ class KillClient(Fault):
     seconds = (0.0, 1.0)
 
     def does(self) -> None:
-        self.counted_as = f"SIGKILL of a {self.arena.cast.kill(self.rng)}"
+        self.counted_as = f"SIGKILL ({self.arena.cast.kill(self.rng)})"
 
     def undoes(self) -> None:
         self.arena.cast.fill()
@@ -32,7 +32,7 @@ class StopClient(Fault):
 
     def does(self) -> None:
         self.pid, kind = self.arena.cast.any_of_them(self.rng)
-        self.counted_as = f"SIGSTOP of a {kind}"
+        self.counted_as = f"SIGSTOP ({kind})"
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGSTOP)
 
