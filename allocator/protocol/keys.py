@@ -47,6 +47,11 @@ def history_key(pool: str) -> str:
     return f"{pool_key(pool)}:history"
 
 
+def leader_key(pool: str) -> str:
+    """Return the key that says who leads the reconcilers of a pool."""
+    return f"{pool_key(pool)}:leader"
+
+
 def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
     """Return the key that says that a waiter is there, and the one through which it is told to look."""
     base = pool_key(pool)

@@ -197,6 +197,15 @@ class Store(Opening):
         reply = self._ready_client().xread({stream: after_id}, count=count, block=block_ms)
         return decode_events(reply[0][1]) if reply else []
 
+    def read_text(self, key: str) -> str | None:
+        """Return what a string key holds, or None when there is none."""
+
+        def read() -> str | None:
+            found = self._ready_client().get(key)
+            return None if found is None else str(found.decode("utf-8", "replace"))
+
+        return self._patiently(read, key)
+
     def pool_names(self) -> list[str]:
         """Return the names of the pools that Redis has, in alphabetical order."""
         from allocator.protocol.keys import PREFIX, pool_of_key

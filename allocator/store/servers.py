@@ -60,7 +60,7 @@ class ServerInfo:
         if self.eviction and self.eviction != "noeviction":
             raise ConfigurationError(
                 f"Redis at {shown_url} evicts keys (maxmemory-policy {self.eviction}), and with them live leases; "
-                "set maxmemory-policy noeviction"
+                "set it right: redis-cli config set maxmemory-policy noeviction"
             )
         if self.role in {"slave", "replica"}:
             raise ConfigurationError(
@@ -75,7 +75,7 @@ class ServerInfo:
             return [
                 (
                     "the server keeps no append-only file: after a restart leases come back only as their holders "
-                    "re-assert them; set appendonly yes"
+                    "re-assert them; switch it on: redis-cli config set appendonly yes"
                 )
             ]
         return []

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from servers import Server
 
+from allocator.database.leading import Leader
 from allocator.protocol import listing
 
 if TYPE_CHECKING:
-    from allocator import PoolSpec, PortAllocator
+    from collections.abc import Iterator
+
+    from allocator import Lease, PoolSpec, PortAllocator
 
 
 def findings(done) -> dict[str, list[dict]]:
@@ -27,8 +34,6 @@ def findings(done) -> dict[str, list[dict]]:
 
 def test_each_finding_has_what_mends_it_and_findings_exit_1(allocator, ports: PortAllocator, pool: PoolSpec) -> None:
     silent = ports.claim("email", org="org-1")
-    from dataclasses import replace
-
     from allocator import LeaseState
 
     ports.renew(replace(silent, state=LeaseState.READY), rewrite=True)
@@ -92,3 +97,111 @@ def test_a_user_who_may_only_read_is_told_so_and_a_server_that_forgets_is_named(
         assert "persistence" in found
         assert "rights" not in findings(allocator("doctor", "--format", "json", **plain))
         assert client.dbsize() == before
+
+
+def test_a_redis_that_is_away_is_a_finding_and_the_rest_is_looked_at_all_the_same(allocator) -> None:
+    (allocator.state / "allocator/leases").mkdir(parents=True)
+    garbled = allocator.state / "allocator/leases/sdk-v2@web-1@5556.json"
+    garbled.write_text("{")
+    away = {
+        "ALLOCATOR_REDIS_URL": "redis://me:S3CRET@127.0.0.1:1",
+        "ALLOCATOR_DATABASE_URL": "postgresql://127.0.0.1:1/x",
+        "ALLOCATOR_CONNECT_TIMEOUT": "200ms",
+    }
+    done = allocator("doctor", "--format", "json", **away)
+    assert done.code == 1
+    found = findings(done)
+    assert "did not answer" in found["redis"][0]["what"]
+    assert "does not answer" in found["database"][0]["what"]
+    assert found["leftover"][0]["mend"] == f"rm {garbled}"
+    assert "S3CRET" not in done.out + done.err
+    assert allocator("doctor", **away).out.startswith("server   away\n")
+
+
+def test_a_server_that_evicts_is_a_finding_with_the_command_that_mends_it(allocator) -> None:
+    with Server("--maxmemory-policy", "allkeys-lru") as server:
+        server.ready()
+        found = findings(allocator("doctor", "--format", "json", ALLOCATOR_REDIS_URL=server.url))
+        assert "redis-cli config set maxmemory-policy noeviction" in found["redis"][0]["mend"]
+        server.client().config_set("maxmemory-policy", "noeviction")
+        assert "redis" not in findings(allocator("doctor", "--format", "json", ALLOCATOR_REDIS_URL=server.url))
+
+
+def test_a_table_that_lacks_something_drifts_or_has_no_leader_is_found(
+    allocator, ports: PortAllocator, tmp_path
+) -> None:
+    database = {"ALLOCATOR_DATABASE_URL": f"sqlite:///{tmp_path}/workers.sqlite3"}
+    assert "database" not in findings(allocator("doctor", "--format", "json"))
+    found = findings(allocator("doctor", "--format", "json", **database))
+    assert found["database"][0]["mend"] == "allocator db upgrade"
+    assert not (tmp_path / "workers.sqlite3").exists()
+    assert allocator("db", "upgrade", **database).code == 0
+    ports.claim("email", org="org-1")
+    found = findings(allocator("doctor", "--format", "json", **database))
+    assert "database" not in found
+    assert "1 missing-row" in found["drift"][0]["what"]
+    assert found["leader"][0]["mend"] == "allocator reconcile --watch"
+    assert allocator("reconcile", "--once", **database).code == 0
+    leader = Leader(ports)
+    leader.take()
+    found = findings(allocator("doctor", "--format", "json", **database))
+    assert not {"drift", "leader", "database"} & set(found)
+
+
+def test_a_lease_that_is_tied_to_a_process_wants_an_agent(allocator) -> None:
+    with subprocess.Popen(["sleep", "600"]) as worker:
+        try:
+            port = allocator("claim", "email", "--org", "org-1", "--pid", str(worker.pid)).out.strip()
+            alone = findings(allocator("doctor", "--format", "json"))["agent"][0]
+            with agent_of(allocator) as agent:
+                assert "agent" not in findings(allocator("doctor", "--format", "json"))
+                agent.send_signal(signal.SIGSTOP)
+                silent = findings(allocator("doctor", "--format", "json"))["agent"][0]
+                agent.send_signal(signal.SIGCONT)
+                agent.kill()
+        finally:
+            worker.kill()
+    found = findings(allocator("doctor", "--format", "json"))
+    assert (alone["what"].startswith(f"port {port} of org-1/email#0"), alone["mend"]) == (True, "allocator agent")
+    assert silent["mend"].startswith(f"kill {agent.pid} ")
+    assert "has ended" in found["agent"][0]["what"]
+    assert found["agent"][0]["mend"] == f"allocator release {port}"
+    assert "agent.sock is left of an agent" in found["leftover"][0]["what"]
+
+
+@contextlib.contextmanager
+def agent_of(allocator) -> Iterator[subprocess.Popen]:
+    words = [sys.executable, "-m", "allocator", "agent"]
+    with subprocess.Popen(words, env=allocator.environment(), stderr=subprocess.PIPE, text=True) as agent:
+        try:
+            line = next(line for line in agent.stderr if "looking after" in line)
+            assert "agent.sock" in line
+            yield agent
+        finally:
+            agent.kill()
+
+
+def test_what_killed_commands_left_is_found_once_it_is_old(allocator, ports: PortAllocator) -> None:
+    port = allocator("claim", "email", "--org", "org-1").out.strip()
+    ports.release(replace(saved(allocator), deadline=None))
+    leases = allocator.state / "allocator/leases"
+    old = time.time() - 3_600
+    for name in (".new-x", ".claim@p@h@o@email@0"):
+        (leases / name).write_text("")
+        os.utime(leases / name, (old, old))
+    (leases / ".new-y").write_text("")
+    found = findings(allocator("doctor", "--format", "json"))["leftover"]
+    assert {one["mend"].rpartition("or rm ")[2].removeprefix("rm ") for one in found} == {
+        f"allocator release {port}",
+        str(leases / ".new-x"),
+        f"{leases}/.claim@p@h@o@email@0",
+    }
+    assert allocator("release", port).code == 0
+    assert len(findings(allocator("doctor", "--format", "json"))["leftover"]) == 2
+
+
+def saved(allocator) -> Lease:
+    from allocator.client.lease_files import LeaseFiles
+
+    (lease,) = LeaseFiles(allocator.state / "allocator/leases").all()
+    return lease

@@ -1,0 +1,45 @@
+"""What a check finds, and how an error becomes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from allocator.model.errors import AllocatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong or risky.
+
+    Attributes:
+        check: What was looked at, one word.
+        what: What is wrong, with what.
+        mend: What mends it: a command wherever there is one.
+    """
+
+    check: str
+    what: str
+    mend: str
+
+
+def finding_of(check: str, error: AllocatorError) -> Finding:
+    """Return the finding that an error is: what it says is wrong, and what it says to do."""
+    what, _, mend = str(error).rpartition("; ")
+    return Finding(check, what, mend) if what else Finding(check, mend, "mend that, then again: allocator doctor")
+
+
+def patiently(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield what a check finds; an error that ends it is its last finding.
+
+    Args:
+        check: What is looked at, one word.
+        look: Makes the check.
+    """
+    try:
+        yield from look()
+    except AllocatorError as error:
+        yield finding_of(check, error)

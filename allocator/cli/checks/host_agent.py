@@ -1,0 +1,106 @@
+"""Whether leases that are tied to processes have somebody who renews them, and whether the agent answers."""
+
+from __future__ import annotations
+
+import fcntl
+import http.client
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from allocator.agent.tied import process_of
+from allocator.cli.checks.findings import Finding
+from allocator.cli.checks.leftovers import saved_leases
+from allocator.kernel.processes import is_alive
+from allocator.model.errors import AllocatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from allocator.cli.options import Desk
+    from allocator.model.leases import Lease
+
+ANSWER_S = 2.0
+RENEWED_WITHIN = 0.6
+"""An agent renews after 0.45 of the TTL: a lease with less than 0.4 of it left has none, or a late one."""
+
+
+def check_agent(at: Desk) -> Iterator[Finding]:
+    """Ask the agent of this state directory how it is, and look for what a killed one left."""
+    path = at.settings.state_dir / "agent.sock"
+    pid = agent_pid(at.settings.state_dir / "agent.lock")
+    if not path.is_socket():
+        return
+    if pid is None:
+        yield Finding(
+            "leftover", f"the socket {path} is left of an agent that was killed", f"allocator agent, or rm {path}"
+        )
+    elif not _answers(path):
+        what = f"the agent (pid {pid}) does not answer on {path} within {ANSWER_S:g} s"
+        yield Finding("agent", what, f"kill {pid} && allocator agent  (it takes the leases over)")
+
+
+def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
+    """Look for leases that are tied to processes while no agent runs.
+
+    Args:
+        at: What the command works with.
+        leases: The live leases of the pool on this host, by port.
+        now: The time, in Unix seconds by the server's clock.
+    """
+    if agent_pid(at.settings.state_dir / "agent.lock") is not None:
+        return
+    for saved in saved_leases(at):
+        live = leases.get(saved.port)
+        if saved.pid is None or live is None or live.worker != saved.worker or _is_renewed(live, now):
+            continue
+        about = f"port {saved.port} of {saved.worker} is tied to process {saved.pid}"
+        if _has_ended(saved):
+            yield Finding("agent", f"{about}, which has ended", f"allocator release {saved.port}")
+        else:
+            yield Finding("agent", f"{about}, and no agent renews it", "allocator agent")
+
+
+def agent_pid(lock: Path) -> int | None:
+    """Return the pid of the agent that holds a lock file, 0 when the file does not tell, or None when none runs."""
+    try:
+        with lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                written = file.read(16).strip()
+                return int(written) if written.isdigit() else 0
+    except OSError:
+        return None
+    return None
+
+
+def _answers(path: Path) -> bool:
+    connection = http.client.HTTPConnection("localhost", timeout=ANSWER_S)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(ANSWER_S)
+    try:
+        connection.sock.connect(os.fspath(path))
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _is_renewed(lease: Lease, now: float) -> bool:
+    """Return whether somebody renews a lease: an agent with another state directory, or `renew --every`."""
+    ttl_s = lease.ttl_ms / 1_000
+    confirmed_at = lease.expires_at - ttl_s
+    was_renewed = confirmed_at > lease.granted_at + ttl_s * (1 - RENEWED_WITHIN)
+    return was_renewed and now - confirmed_at < ttl_s * RENEWED_WITHIN
+
+
+def _has_ended(lease: Lease) -> bool:
+    try:
+        process = process_of(lease)
+    except AllocatorError:
+        return False  # it cannot be told from here
+    return process is None or not is_alive(process)

@@ -1,0 +1,50 @@
+"""This host in the pool: whether it gives out ports, what listens without a lease, what is leased and silent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allocator.cli.checks.findings import Finding
+from allocator.kernel.sockets import listeners
+from allocator.model.states import LeaseState
+from allocator.protocol import listing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.cli.options import Desk
+    from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
+
+
+def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
+    """Look at the host's own condition and at its ports in quarantine."""
+    space = at.allocator.session.context.space(pool)
+    mine = next((one for one in at.allocator.hosts() if one.name == at.host), None)
+    if mine and (mine.cordoned or mine.draining):
+        what = f"host {at.host} is {'draining' if mine.draining else 'cordoned'} and gives out no new ports"
+        yield Finding("host", what, f"allocator host uncordon {at.host}")
+    declined = at.allocator.run(listing.declined_ports(at.pool, space))
+    for view in at.allocator.run(listing.ports(at.pool, space)):
+        if view.why == "cooling" and view.port in declined:
+            what = f"port {view.port} is in quarantine: something without a lease had it bound when it was claimed"
+            yield Finding("quarantine", what, f"allocator who {view.port}")
+
+
+def check_leases(pool: PoolSpec, leases: dict[int, Lease]) -> Iterator[Finding]:
+    """Hold the leases of this host against the sockets that listen here.
+
+    Args:
+        pool: The pool.
+        leases: Its live leases on this host, by port.
+    """
+    listening = {one.port: one for one in listeners(pool.first, pool.last)}
+    for port, one in sorted(listening.items()):
+        if port not in leases:
+            who = f"{one.command or 'a process'} (pid {one.pid or 'unknown'})"
+            mend = f"adopt it ('allocator adopt --help'), or end it: kill {one.pid or 'PID'}"
+            yield Finding("stranger", f"{who} listens on port {port} without a lease", mend)
+    for port, lease in sorted(leases.items()):
+        if port not in listening and lease.state is not LeaseState.STARTING:
+            what = f"port {port} is leased by {lease.worker} ({lease.state}), but nobody listens"
+            yield Finding("silent", what, f"allocator show {port}")

@@ -1,0 +1,57 @@
+"""Whether Redis will do: what it keeps, how soon it answers, its clock, and what this user may do there."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from allocator.cli.checks.findings import Finding
+from allocator.protocol.keys import pool_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.cli.options import Desk
+
+CLOCK_TOLERANCE_S = 5.0
+SLOW_MS = 10.0
+PINGS = 5
+
+
+def check_server(at: Desk) -> Iterator[Finding]:
+    """Look at the server; one that evicts, is a replica or is too old raises, for nothing else can be asked of it."""
+    store = at.allocator.store
+    for warning in store.server().warnings():
+        what, _, mend = warning.rpartition("; ")
+        yield Finding("persistence", what, mend)
+    times_ms = []
+    for _ in range(PINGS):
+        before = time.monotonic()
+        server_now = store.server_time()
+        times_ms.append((time.monotonic() - before) * 1_000)
+    took_ms = statistics.median(times_ms)
+    if took_ms > SLOW_MS:
+        what = f"Redis took {took_ms:.0f} ms to answer, half of the time longer"
+        yield Finding("latency", what, "look for a slow network or long scripts: redis-cli slowlog get")
+    off_s = time.time() - server_now
+    if abs(off_s) > CLOCK_TOLERANCE_S:
+        what = f"this host's clock is {off_s:+.0f} s off the server's: leases do not mind, but the times you read do"
+        yield Finding("clock", what, "set the clock by NTP: timedatectl set-ntp true")
+
+
+def check_rights(at: Desk) -> Iterator[Finding]:
+    """Try what a holder must be allowed to do, on keys that do not exist."""
+    base, nobody = pool_key(at.pool), "doctor"
+    harmless = (
+        ("HGET", f"{base}:tokens:{nobody}", "0"),
+        ("HDEL", f"{base}:host:{nobody}", "-"),
+        ("ZREM", f"{base}:ports:{nobody}", "0"),
+        ("DEL", f"{base}:lease:{nobody}:0"),
+        ("PEXPIRE", f"{base}:worker:{nobody}", "1"),
+        ("XTRIM", f"{base}:events:{nobody}", "MAXLEN", "0"),
+    )
+    denied = at.allocator.store.denied(harmless)
+    if denied:
+        what = f"this Redis user can look but not hold leases: it may not {', '.join(denied)} keys of {base}"
+        yield Finding("rights", what, "give it the rules of 'holder' in deploy/redis/users.acl")

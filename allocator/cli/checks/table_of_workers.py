@@ -1,0 +1,84 @@
+"""Whether the database can be reached, has the table as it should be, agrees with the leases, and is kept so."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from allocator.cli.checks.findings import Finding
+from allocator.protocol.keys import leader_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.cli.options import Desk
+    from allocator.database.connection import Database
+
+
+def check_table(at: Desk) -> Iterator[Finding]:
+    """Look at the table alone; a database that nobody configured and nobody made is no finding."""
+    if not is_used(at):
+        return
+    from allocator.database.upgrade import check
+
+    with closing(_database(at)) as database:
+        found = check(database, at.settings.table)
+    for missing in found.missing:
+        yield Finding("database", f"the database lacks {missing}", "allocator db upgrade")
+    for finding in found.findings:
+        what, _, mend = finding.text.rpartition("; ")
+        yield Finding("database", what or finding.text, mend if what else "allocator db check")
+
+
+def check_drift(at: Desk) -> Iterator[Finding]:
+    """Compare the rows with the leases, and ask who keeps them equal; nothing where the table cannot be read yet."""
+    if not is_used(at):
+        return
+    from allocator.database.drift import Kind
+    from allocator.database.reconciler import Reconciler, Report
+    from allocator.database.upgrade import check, open_layout
+
+    with closing(_database(at)) as database:
+        if not check(database, at.settings.table).is_fit:
+            return
+        layout = open_layout(database, at.settings.table)
+        report = Reconciler(at.allocator, database, layout, leader=None).run(Report(kept={}))
+    counts = {str(kind): count for kind, count in sorted(report.counts.items()) if kind is not Kind.UNKNOWN_LISTENER}
+    if counts:
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        yield Finding(
+            "drift",
+            f"the table of workers and the leases differ: {told}",
+            "allocator reconcile --once  (see --dry-run)",
+        )
+    if leader_of(at) is None and (counts or at.settings.database_url):
+        what = f"nobody leads the reconcilers of pool {at.pool}, so that the table does not follow the leases"
+        yield Finding("leader", what, "allocator reconcile --watch")
+
+
+def is_used(at: Desk) -> bool:
+    """Return whether a database is configured, or the SQLite file that serves without one was made."""
+    if at.settings.database_url:
+        return True
+    from importlib.util import find_spec
+
+    if find_spec("sqlalchemy") is None:
+        return False
+    with closing(_database(at)) as database:
+        return database.exists()
+
+
+def leader_of(at: Desk) -> str | None:
+    """Return who leads the reconcilers of the pool, or None."""
+    written = at.allocator.store.read_text(leader_key(at.pool))
+    return None if written is None else str(json.loads(written)["holder"])
+
+
+def _database(at: Desk) -> Database:
+    from allocator.database.connection import Database
+
+    timeout_s = at.settings.connect_timeout_ms / 1_000
+    if at.settings.database_url:
+        return Database.open(at.settings.database_url, timeout_s=timeout_s, password=at.settings.database_password)
+    return Database.beside(at.settings.state_dir, timeout_s=timeout_s)
