@@ -17,7 +17,9 @@ TYPE_CHECKING = False  # not from `typing`: 10 ms in which Ctrl-C would find the
 if TYPE_CHECKING:
     from allocator.client.aio import AsyncPortAllocator
     from allocator.client.blocking import PortAllocator
+    from allocator.client.counting import HolderMetrics
     from allocator.client.heartbeats import HeldLease
+    from allocator.client.tracing import OpenTelemetryTracer
     from allocator.database.recording import DatabaseRecorder
     from allocator.discovery.service import Service
     from allocator.discovery.transport import AsyncPluginTransport, PluginTransport
@@ -47,7 +49,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "allocator.client.aio": ("AsyncPortAllocator",),
     "allocator.client.blocking": ("PortAllocator",),
+    "allocator.client.counting": ("HolderMetrics",),
     "allocator.client.heartbeats": ("HeldLease",),
+    "allocator.client.tracing": ("OpenTelemetryTracer",),
     "allocator.database.recording": ("DatabaseRecorder",),
     "allocator.discovery.service": ("Service",),
     "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport"),
@@ -84,6 +88,8 @@ __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "PluginTransport",
     "AsyncPluginTransport",
     "HeldLease",
+    "HolderMetrics",
+    "OpenTelemetryTracer",
     "Endpoint",
     "Lease",
     "LeaseState",

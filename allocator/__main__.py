@@ -66,7 +66,7 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
         status = run_command(arguments)
         sys.stdout.flush()
     except AllocatorError as error:
-        return _say(str(error), getattr(error, "status", error.exit_code))
+        return _say(str(error), getattr(error, "status", error.exit_code), error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -104,9 +104,14 @@ def _discard_talk_that_nobody_reads() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _say(message: str, status: int) -> int:
+def _say(message: str, status: int, error: Exception | None = None) -> int:
     from contextlib import suppress
 
+    from allocator.cli.options import voice
+
+    if voice.log is not None:  # a long-running command: its last word is a line of its log
+        voice.log.error("%s", message, extra={"error": error})
+        return status
     with suppress(OSError):  # nobody listens: the status says it too
         print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed
     return status

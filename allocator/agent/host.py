@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from allocator.agent.checks import Check, asks_for_checks
 from allocator.agent.exits import Exits
 from allocator.agent.tied import TiedLease, process_of
+from allocator.client.counting import HolderCounts
+from allocator.client.heartbeats import about
 from allocator.client.superseding import end_of_an_earlier_boot
 from allocator.model.errors import AllocatorError, HeldError
-from allocator.protocol import endings, listing, pools
+from allocator.protocol import listing, pools
 from allocator.protocol import renew as renewing
 
 if TYPE_CHECKING:
@@ -69,6 +71,14 @@ class HostAgent:
         self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
         self._looked_back: set[str] = set()
         self._stopping = False
+        self._counts = HolderCounts()
+
+    @property
+    def counts(self) -> HolderCounts:
+        """What became of the leases that it looks after."""
+        tied = list(self._tied.values())
+        self._counts.held, self._counts.doubtful = len(tied), sum(one.doubtful for one in tied)
+        return self._counts
 
     def __repr__(self) -> str:
         return f"<HostAgent {self._allocator.session.host} with {len(self._tied)} leases>"
@@ -110,9 +120,17 @@ class HostAgent:
                 self._reap(now)
             except AllocatorError as error:
                 self._retry_at = now + RETRY_S
+                self._doubt(now)
                 log.warning("%s; the agent goes on trying", error)
         self._check_health(now)
         self._on_step()
+
+    def _doubt(self, now: float) -> None:
+        """Mark the leases whose time has passed; they are renewed all the same when Redis is back."""
+        for tied in self._tied.values():
+            if tied.lease.deadline is not None and now >= tied.lease.deadline and not tied.doubtful:
+                tied.doubtful = True
+                self._counts.doubts += 1
 
     def _seconds_to_wait(self) -> float:
         due = [tied.check.due_at for tied in self._tied.values() if tied.check]
@@ -187,12 +205,13 @@ class HostAgent:
             if self._has_a_new_process(tied):
                 continue
             try:
-                released = self._allocator.run(endings.release(self._allocator.session.context, [lease]))[0]
+                released = self._allocator.release(lease)
             except HeldError as error:
-                log.warning("%s", error)
+                log.warning("%s", error, extra=about(lease))
                 released = False
             if released:
-                log.info("process %s has ended: released %s of %s", lease.pid, lease.address, lease.worker)
+                words = (lease.pid, lease.address, lease.worker)
+                log.info("process %s has ended: released %s of %s", *words, extra=about(lease))
             tied.files.remove(lease)
             self._forget(tied.key)
 
@@ -201,7 +220,8 @@ class HostAgent:
         for pool in self._reap_at.keys() - self._looked_back:
             for lease in self._allocator.run(listing.leases(pool, self._allocator.session.host)):
                 if end_of_an_earlier_boot(self._allocator, lease):
-                    log.info("the machine was started again: released %s of %s", lease.address, lease.worker)
+                    words = (lease.address, lease.worker)
+                    log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
             self._looked_back.add(pool)
 
     def _has_a_new_process(self, tied: TiedLease) -> bool:
@@ -227,10 +247,19 @@ class HostAgent:
 
     def _renew(self, chosen: list[TiedLease], now: float, *, rewrite: bool) -> None:
         leases = [tied.lease for tied in chosen]
-        outcomes = self._allocator.run(renewing.renew(self._allocator.session.context, leases, rewrite=rewrite))
+        session = self._allocator.session
+        try:
+            with session.span("renew", *leases) as span:
+                renewal = renewing.renew(session.context, leases, rewrite=rewrite)
+                outcomes = span.renewed(self._allocator.run(renewal))
+        except AllocatorError:
+            self._counts.renewals["unanswered"] += len(leases)
+            raise
         for tied, outcome in zip(chosen, outcomes, strict=True):
+            word = "lost" if outcome.lost else "reasserted" if outcome.reasserted else "renewed"
+            self._counts.renewals[word] += 1
             if outcome.lost:
-                log.error("%s", outcome.lost)
+                log.error("%s", outcome.lost, extra=about(tied.lease))
                 tied.files.remove(tied.lease)
                 self._forget(tied.key)
                 continue
@@ -239,7 +268,8 @@ class HostAgent:
             if outcome.reap_due:
                 self._reap_at[before.pool] = now
             if outcome.lease.fence != before.fence:
-                log.warning("re-asserted the lease of %s on %s", before.worker, before.address)
+                words = (before.worker, before.address)
+                log.warning("re-asserted the lease of %s on %s", *words, extra=about(outcome.lease))
                 self._save(tied)
 
     def _save(self, tied: TiedLease) -> None:
@@ -265,7 +295,7 @@ class HostAgent:
             said = replace(tied.lease, state=tied.check.state)
             tied.lease = replace(said, last_error=tied.check.why) if tied.check.why else said
             tied.changed, tied.renew_at = True, now  # written with the next renewal, which is due now
-            log.info("%s on %s is %s", said.worker, said.address, said.state)
+            log.info("%s on %s is %s", said.worker, said.address, said.state, extra=about(said))
             self._save(tied)
 
 

@@ -28,6 +28,7 @@ class TiedLease:
         renew_at: When it is to be renewed, by the agent's clock.
         ended: Whether its process has ended, so that it is to be released.
         changed: Whether it says something that Redis does not have yet.
+        doubtful: Whether its deadline passed without an answer of Redis.
         check: Its health checks, or None.
     """
 
@@ -37,6 +38,7 @@ class TiedLease:
     renew_at: float = 0.0
     ended: bool = False
     changed: bool = False
+    doubtful: bool = False
     check: Check | None = None
 
     @property
@@ -47,7 +49,7 @@ class TiedLease:
     def confirm(self, lease: Lease, now: float) -> None:
         """Take in a renewal."""
         self.lease = lease
-        self.changed = False
+        self.changed = self.doubtful = False
         self.renew_at = now + lease.ttl_ms / 1_000 * RENEW_AFTER
 
 

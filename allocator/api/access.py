@@ -34,6 +34,11 @@ class Access:
         self._local = Caller("local", Scope.ADMIN, secrets.token_bytes(32))
 
     @property
+    def tokens(self) -> TokensFile | None:
+        """The credentials, or None where none are asked for."""
+        return self._tokens
+
+    @property
     def is_open(self) -> bool:
         """Whether no credentials are asked for."""
         return self._tokens is None

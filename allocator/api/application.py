@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from allocator.api import discovery, events, fleet, health, leases, metrics, pages, problems, samples
+from allocator.api import discovery, drift, events, fleet, health, leases, metrics, pages, problems, samples
 from allocator.api.access import Access
 from allocator.api.claims import Claims
 from allocator.api.limits import LimitMiddleware, Limits
@@ -35,6 +35,7 @@ def create_app(
     access: Access | None = None,
     limits: Limits | None = None,
     on_granted: Callable[[Lease], None] = lambda _: None,
+    drift_view: drift.DriftView | None = None,
 ) -> FastAPI:
     """Return the API over an allocator, which the application closes at its end.
 
@@ -43,6 +44,7 @@ def create_app(
         access: Who may call; None for whoever reaches the socket.
         limits: What a caller may ask for; None for the defaults.
         on_granted: Told of each lease that was claimed on the own host, with its token: the agent looks after it then.
+        drift_view: Compares the leases with a database; None without one. It is closed at the end.
     """
     claims = Claims(allocator, on_granted)
     counted = metrics.Metrics()
@@ -65,6 +67,8 @@ def create_app(
                     await task
             await hubs.close()
             await allocator.close()
+            if drift_view is not None:
+                await asyncio.to_thread(drift_view.close)
 
     application = FastAPI(
         title="portlease",
@@ -80,9 +84,10 @@ def create_app(
     application.state.metrics = counted
     application.state.hubs = hubs
     application.state.samples = sampled
+    application.state.drift = drift_view
     application.add_middleware(LimitMiddleware, limits=limits or Limits())
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
-    for module in (leases, fleet, events, discovery, samples, health, metrics, pages):
+    for module in (leases, fleet, drift, events, discovery, samples, health, metrics, pages):
         application.include_router(module.router)
     problems.install(application)
     _document(application)

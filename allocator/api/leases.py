@@ -93,8 +93,7 @@ async def claim(
 
 def _note(sentence: str, lease: Lease, caller: Caller) -> None:
     """Write one line about one transition; a plain renewal is none."""
-    about = {name: getattr(lease, name) for name in ("pool", "host", "port", "org", "plugin", "instance", "fence")}
-    log.info("%s", sentence, extra={**about, "state": str(lease.state), "caller": caller.name})
+    log.info("%s", sentence, extra={"lease": lease, "state": str(lease.state), "caller": caller.name})
 
 
 def _token_to_claim_with(caller: Caller, body: ClaimBody, token: str | None, key: str | None) -> str | None:

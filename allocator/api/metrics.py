@@ -22,6 +22,7 @@ from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
 from allocator.model.states import LIVE_STATES
 from allocator.protocol import listing
+from allocator.protocol.keys import queue_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +35,10 @@ router = APIRouter(tags=["health"])
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 SCRIPT_BUCKETS = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-EVENT_TYPES = ("granted", "released", "declined", "expired", "superseded", "reasserted", "changed", "pool")
+EVENT_TYPES = (
+    *("granted", "released", "declined", "expired", "superseded", "reasserted", "restored", "changed", "failed"),
+    *("queued", "draining", "cordoned", "uncordoned", "registered", "forgotten", "recovering", "pool"),
+)
 """What an event may be counted as; another type is counted as `other`, so that a stream cannot make new series."""
 
 
@@ -93,6 +97,9 @@ class Metrics:
         self.restarts = Gauge(
             "allocator_worker_restarts", "Restarts of the live workers.", ["pool", "plugin"], registry=here
         )
+        self.waiters = Gauge(
+            "allocator_waiters", "Claims that wait in line for a port.", ["pool", "host"], registry=here
+        )
         self.in_progress = Gauge(
             "allocator_claims_in_progress", "Claims that are made or wait in this server.", ["pool"], registry=here
         )
@@ -109,7 +116,7 @@ class Metrics:
 
     async def look(self, claims: Claims) -> None:
         """Set what is read from Redis, for the pools that this server serves."""
-        for gauge in (self.ports, self.leased, self.free, self.resting, self.restarts):
+        for gauge in (self.ports, self.leased, self.free, self.resting, self.restarts, self.waiters):
             gauge.clear()
         try:
             for name in await claims.allocator.store.pool_names():
@@ -126,6 +133,7 @@ class Metrics:
             views = await at.run(listing.ports(name, space))
             declined = await at.run(listing.declined_ports(name, space))
             self.ports.labels(name, space).set(rules.size)
+            self.waiters.labels(name, space).set(await at.store.count_members(queue_key(name, space)))
             self.free.labels(name, space).set(max(0, rules.size - len(views)))
             for state in sorted(LIVE_STATES):
                 self.leased.labels(name, space, state).set(0)

@@ -151,7 +151,7 @@ def _allocator_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.AllocatorError)  # noqa: S101  # it is installed for those
     response = of_error(error)
     if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("%s %s: %s", request.method, request.url.path, error)
+        log.error("%s %s: %s", request.method, request.url.path, error, extra={"error": error})
     return response
 
 

@@ -62,12 +62,12 @@ def agent(
     from allocator.agent.notify import ServiceManager
     from allocator.cli.logs import start_logging
 
-    start_logging()
     with contextlib.ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config))
         places = _places(at, leases)
         stack.enter_context(_only_one(at.settings.state_dir / "agent.lock", at.host))
         listeners = _listeners(stack, at, socket_path, listen)
+        start_logging()
         manager = ServiceManager(os.environ, time.monotonic)
         core = HostAgent(at.allocator, places, on_step=manager.beat)
         count = core.take_over()
@@ -167,6 +167,7 @@ def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
     """Return the API, whose claims for processes of this host the agent looks after."""
     from allocator.api.access import Access
     from allocator.api.application import create_app
+    from allocator.client.counting import HolderMetrics
 
     def granted(lease: Lease) -> None:
         if lease.pid is not None:
@@ -176,7 +177,10 @@ def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
                 talk(str(error))
             core.look()
 
-    return create_app(async_allocator(at.settings), access=Access(hosts=[*LOOPBACK_NAMES]), on_granted=granted)
+    access = Access(hosts=[*LOOPBACK_NAMES])
+    application = create_app(async_allocator(at.settings), access=access, on_granted=granted)
+    application.state.metrics.registry.register(HolderMetrics(core, at.pool))
+    return application
 
 
 def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.socket]) -> None:

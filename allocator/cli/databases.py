@@ -122,6 +122,22 @@ def database_of(settings: Settings, *, make: bool = True) -> Iterator[Database]:
         database.close()
 
 
+def database_in_use(settings: Settings) -> Database | None:
+    """Return the database that is configured, or the SQLite file that serves without one where it was made, or None."""
+    if settings.database_url is None:
+        from importlib.util import find_spec
+
+        if find_spec("sqlalchemy") is None:
+            return None
+    from allocator.database.connection import Database
+
+    timeout_s = settings.connect_timeout_ms / 1_000
+    if settings.database_url:
+        return Database.open(settings.database_url, timeout_s=timeout_s, password=settings.database_password)
+    found = Database.beside(settings.state_dir, timeout_s=timeout_s)
+    return found if found.exists() else None
+
+
 def _default_database(settings: Settings, timeout_s: float, *, make: bool) -> Database:
     from allocator.database.connection import Database
     from allocator.database.upgrade import upgrade as bring_up

@@ -49,6 +49,7 @@ def export(
 
     Example: allocator export nginx --watch --out /etc/nginx/workers.conf --exec "nginx -s reload"
     """
+    from allocator.cli.logs import start_logging
     from allocator.discovery.directory import Directory
     from allocator.discovery.exporting import Exporter
     from allocator.discovery.formats import FORMATS
@@ -76,6 +77,7 @@ def export(
                 return
             exporter = Exporter(directory, render, Path(out), command=command, talk=talk)
             if watch:
+                start_logging()
                 signal.signal(signal.SIGTERM, lambda *_: exporter.stop())
                 exporter.run()
             else:

@@ -11,12 +11,15 @@ import os
 import sys
 from typing import Any
 
+from allocator.cli.options import voice
 from allocator.model.errors import ConfigurationError
 from allocator.model.leases import written_time
 from allocator.model.names import shown
 
-ABOUT = ("pool", "host", "port", "org", "plugin", "instance", "fence", "state", "caller")
-"""What a line may be about: attributes of a log record, given as `extra`."""
+ABOUT = ("pool", "host", "port", "org", "plugin", "instance", "fence")
+"""What a line says of its lease; the record has it as `lease`."""
+MORE = ("state", "caller")
+"""What a line may say besides: attributes of a log record, given as `extra`."""
 
 
 class JsonLines(logging.Formatter):
@@ -30,10 +33,20 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name in ABOUT if (value := getattr(record, name, None)) is not None}
+        line |= _about(record)
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def _about(record: logging.LogRecord) -> dict[str, Any]:
+    lease, error = getattr(record, "lease", None), getattr(record, "error", None)
+    if lease is not None:
+        found = {name: getattr(lease, name) for name in ABOUT}
+    else:
+        found = {name: getattr(error, name, None) for name in ("host", "port", "worker")}
+    found |= {name: getattr(record, name, None) for name in MORE}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class PlainLines(logging.Formatter):
@@ -47,7 +60,7 @@ class PlainLines(logging.Formatter):
 
 
 def start_logging() -> None:
-    """Send what is logged to standard error, in the form that `ALLOCATOR_LOG_FORMAT` or the terminal asks for.
+    """Send what is logged or said to standard error, as `ALLOCATOR_LOG_FORMAT` or the terminal asks for.
 
     Raises:
         ConfigurationError: When that variable is neither `text` nor `json`.
@@ -61,3 +74,4 @@ def start_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("allocator").setLevel(logging.INFO)
+    voice.log = logging.getLogger("allocator")

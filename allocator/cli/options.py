@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.model.errors import ConfigurationError
+from allocator.model.names import shown
 from allocator.model.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Iterator
 
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
+    from allocator.client.tracing import Tracer
+    from allocator.model.leases import Lease
 
 PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool. [default: sdk-v2; ALLOCATOR_POOL]")]
 HostOption = Annotated[
@@ -106,19 +111,41 @@ def desk(
     database_url: str | None = None,
 ) -> Iterator[Desk]:
     """Give what a command works with, connected lazily, closed at the end."""
+    settings = read_settings(pool, host, redis_url, config, advertise=advertise, database_url=database_url)
+    with blocking_allocator(settings) as allocator:
+        yield Desk(settings, allocator)
+
+
+def blocking_allocator(settings: Settings) -> PortAllocator:
+    """Return the allocator that the settings make, not connected yet."""
     from allocator.client.blocking import PortAllocator
     from allocator.client.session import make_session
     from allocator.store.blocking import Store
 
-    settings = read_settings(pool, host, redis_url, config, advertise=advertise, database_url=database_url)
-    session = make_session(settings.pool, settings.host, "keep", advertise=settings.advertise)
+    tracer = tracer_of(settings)
+    session = make_session(settings.pool, settings.host, "keep", advertise=settings.advertise, tracer=tracer)
     timeout_s = settings.connect_timeout_ms / 1_000
     if settings.redis_url:
         store = Store.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)
     else:
         store = Store.embedded(lambda: embedded_url(settings), timeout_s=timeout_s)
-    with PortAllocator(store, session) as allocator:
-        yield Desk(settings, allocator)
+    return PortAllocator(store, session)
+
+
+def tracer_of(settings: Settings) -> Tracer | None:
+    """Return what spans go to where `ALLOCATOR_TRACING=1` asks for them, or None.
+
+    Raises:
+        ConfigurationError: When the variable is neither 0 nor 1, or OpenTelemetry is not installed.
+    """
+    wanted = settings.environ.get("ALLOCATOR_TRACING") or "0"
+    if wanted == "0":
+        return None
+    if wanted != "1":
+        raise ConfigurationError(f"ALLOCATOR_TRACING={shown(wanted)} says neither yes nor no; set 1 or 0")
+    from allocator.client.tracing import OpenTelemetryTracer
+
+    return OpenTelemetryTracer()
 
 
 def embedded_url(settings: Settings) -> str:
@@ -132,7 +159,27 @@ def embedded_url(settings: Settings) -> str:
     )
 
 
-def talk(line: str) -> None:
-    """Say one line to the person who watches; that nobody does stops no command."""
-    with suppress(OSError):
-        print(f"allocator: {line}", file=sys.stderr)
+class Voice:
+    """Says one line to the person who watches; that nobody does stops no command.
+
+    Attributes:
+        log: Where a long-running command says it instead, once it has begun to log.
+    """
+
+    log: logging.Logger | None = None
+
+    def __call__(self, line: str, lease: Lease | None = None) -> None:
+        """Say it.
+
+        Args:
+            line: The sentence.
+            lease: What it is about, or None.
+        """
+        if self.log is not None:
+            self.log.info("%s", line, extra={"lease": lease})
+            return
+        with suppress(OSError):
+            print(f"allocator: {line}", file=sys.stderr)
+
+
+talk = voice = Voice()

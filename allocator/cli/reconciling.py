@@ -66,6 +66,10 @@ def reconcile(
         raise InvalidInputError("passes less than 100ms apart only burden the database; give for example --every 30s")
     if metrics_listen is not None and not watch:
         raise InvalidInputError("--metrics-listen goes with --watch")
+    if watch:
+        from allocator.cli.logs import start_logging
+
+        start_logging()
     with desk(pool, host, redis_url, config, database_url=database_url) as at, database_of(at.settings) as database:
         if dry_run:
             _show(at, database, form)
@@ -167,7 +171,9 @@ def _adopt_manual(at: Desk, reconciler: Reconciler) -> None:
         except (HeldError, ExhaustedError, InvalidInputError, ConfigurationError) as error:
             talk(f"{one.row.key} was not adopted: {error}")
         else:
-            talk(f"adopted {lease.worker} on {lease.address} (pid {lease.pid}); the agent of this host renews it")
+            talk(
+                f"adopted {lease.worker} on {lease.address} (pid {lease.pid}); the agent of this host renews it", lease
+            )
 
 
 def _watch(at: Desk, database: Database, every_s: float, metrics_listen: str | None) -> None:

@@ -69,7 +69,8 @@ class Renewals:
         from allocator.protocol.renew import renew
 
         allocator, files = self._at.allocator, self._at.files
-        outcomes = allocator.run(renew(allocator.session.context, self.leases, rewrite=self._rewrite))
+        with allocator.session.span("renew", *self.leases) as span:
+            outcomes = span.renewed(allocator.run(renew(allocator.session.context, self.leases, rewrite=self._rewrite)))
         for outcome in outcomes:
             lease = outcome.lease
             if outcome.lost is not None:

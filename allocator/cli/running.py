@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -70,6 +71,9 @@ def run(
     ] = False,
     listen_fd: Annotated[bool, typer.Option("--listen-fd", help="Bind the port here and pass the socket.")] = False,
     replicas: Annotated[str, typer.Option(help="So many workers, with instances that follow each other.")] = "1",
+    metrics_listen: Annotated[
+        str | None, typer.Option("--metrics-listen", help="Serve the metrics of its leases at this HOST:PORT.")
+    ] = None,
     procfile: Annotated[str | None, typer.Option(help="Run the workers of this TOML file.")] = None,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -84,6 +88,8 @@ def run(
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
+    from allocator.cli.logs import start_logging
+    from allocator.client.counting import HolderMetrics, serve_registry
     from allocator.supervisor.run import Supervision, run_workers
 
     given = {
@@ -111,10 +117,14 @@ def run(
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
     policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
     specs = _specs(given, own, instance, replicas, procfile, orphans_end=orphans_end)
+    start_logging()
     with desk(pool, host, redis_url, config) as at:
         at.allocator.session.on_lost = _policy(at, policy)
         supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk, files=at.files)
-        status = run_workers(at.allocator, specs, supervision)
+        with contextlib.ExitStack() as stack:
+            if metrics_listen is not None:
+                stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(at.allocator, at.pool))
+            status = run_workers(at.allocator, specs, supervision)
     raise typer.Exit(status)
 
 

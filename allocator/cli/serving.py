@@ -11,18 +11,22 @@ import typer
 
 from allocator.cli.options import (
     ConfigOption,
+    DatabaseOption,
     HostOption,
     PoolOption,
     RedisOption,
+    blocking_allocator,
     embedded_url,
     read_settings,
     talk,
+    tracer_of,
 )
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
 from allocator.model.names import shown
 
 if TYPE_CHECKING:
     from allocator.api.access import Access
+    from allocator.api.drift import DriftView
     from allocator.client.aio import AsyncPortAllocator
     from allocator.model.settings import Settings
 
@@ -51,6 +55,7 @@ def serve(
         str | None, typer.Option("--tls-cert", help="Certificate chain, PEM. [ALLOCATOR_TLS_CERT]")
     ] = None,
     tls_key: Annotated[str | None, typer.Option("--tls-key", help="Its key, PEM. [ALLOCATOR_TLS_KEY]")] = None,
+    database_url: DatabaseOption = None,
     rate: Annotated[str, typer.Option("--rate", help="Requests a second of one caller; 0: no limit.")] = "500",
     pool: PoolOption = None,
     host: HostOption = None,
@@ -59,6 +64,8 @@ def serve(
 ) -> None:
     """Serve the HTTP API, the status page and the metrics, until it is told to end.
 
+    With a database, the page shows where the table of workers and the leases differ.
+
     Example: allocator serve --listen 127.0.0.1:8577
     """
     if not rate.isascii() or not rate.isdecimal() or len(rate) > 6:
@@ -66,6 +73,7 @@ def serve(
             f"--rate takes a whole number of requests a second, not {shown(rate)}; give 0 to 999999"
         )
     flags = {"listen": listen, "tokens_file": tokens_file, "tls_cert": tls_cert, "tls_key": tls_key}
+    flags["database_url"] = database_url
     settings = read_settings(pool, host, redis_url, config, **flags)
     address, port = listen_address(settings.listen)
     try:
@@ -78,13 +86,15 @@ def serve(
         ) from None
     from allocator.cli.logs import start_logging
 
-    start_logging()
     access = _access(settings, address)
     files = _tls_files(settings)
     listener = tcp_listener(address, port)
+    start_logging()
+    _warn(settings, access, address)
     requests_per_s = int(rate)
     limits = Limits(requests_per_s=requests_per_s, burst=2 * requests_per_s)
-    application = create_app(async_allocator(settings), access=access, limits=limits)
+    view = drift_view(settings)
+    application = create_app(async_allocator(settings), access=access, limits=limits, drift_view=view)
     where = f"http{'s' if files else ''}://{_shown_address(address)}:{listener.getsockname()[1]}"
     talk(f"serving pool {settings.pool} on {where}; the page is at {where}/")
     run_server(application, listener, tls=files)
@@ -131,11 +141,17 @@ def _access(settings: Settings, address: str) -> Access:
             )
         return Access(hosts=[*LOOPBACK_NAMES, _shown_address(address)])
     tokens = TokensFile(Path(settings.tokens_file))
-    if tokens.load() == 0:
-        talk(f"the tokens file {tokens.path} names no credential yet: every request is refused until it does")
+    tokens.load()
+    return Access(tokens)
+
+
+def _warn(settings: Settings, access: Access, address: str) -> None:
+    if access.tokens is None:
+        return
+    if access.tokens.load() == 0:
+        talk(f"the tokens file {access.tokens.path} names no credential yet: every request is refused until it does")
     if not is_loopback(address) and settings.tls_cert is None:
         talk("bearer tokens travel in clear text here; give --tls-cert and --tls-key unless a proxy does TLS")
-    return Access(tokens)
 
 
 def _tls_files(settings: Settings) -> tuple[Path, Path] | None:
@@ -181,13 +197,25 @@ def tcp_listener(address: str, port: int) -> socket.socket:
         raise ConfigurationError(f"{where} cannot be listened on ({error.strerror}); correct --listen") from None
 
 
+def drift_view(settings: Settings) -> DriftView | None:
+    """Return what compares the leases with the database that is in use, not connected yet, or None."""
+    from allocator.cli.databases import database_in_use
+
+    database = database_in_use(settings)
+    if database is None:
+        return None
+    from allocator.api.drift import DriftView
+
+    return DriftView(blocking_allocator(settings), database, settings.table)
+
+
 def async_allocator(settings: Settings) -> AsyncPortAllocator:
     """Return the async allocator that the settings make, not connected yet."""
     from allocator.client.aio import AsyncPortAllocator
     from allocator.client.session import make_session
     from allocator.store.aio import AsyncStore
 
-    session = make_session(settings.pool, settings.host, "keep")
+    session = make_session(settings.pool, settings.host, "keep", tracer=tracer_of(settings))
     timeout_s = settings.connect_timeout_ms / 1_000
     if settings.redis_url:
         store = AsyncStore.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)

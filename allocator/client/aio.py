@@ -11,7 +11,7 @@ from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.beating import HeartbeatTask
 from allocator.client.driving import drive_async
-from allocator.client.heartbeats import HeldLease, log
+from allocator.client.heartbeats import HeldLease, about, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, HeldError
@@ -25,7 +25,9 @@ from allocator.store.aio import AsyncStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    from allocator.client.counting import HolderCounts
     from allocator.client.policies import ClaimPatience
+    from allocator.client.tracing import Tracer
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
@@ -61,9 +63,10 @@ class AsyncPortAllocator:
         on_lost: OnLost = "keep",
         advertise: str | None = None,
         recorder: recording.LeaseRecorder | None = None,
+        tracer: Tracer | None = None,
     ) -> Self:
         """Return an allocator for the Redis at `url`; see `PortAllocator.from_url`."""
-        session = make_session(pool, host, on_lost, advertise=advertise)
+        session = make_session(pool, host, on_lost, advertise=advertise, tracer=tracer)
         if url:
             return cls(AsyncStore.open(url, timeout_s=timeout), session, recorder=recorder)
         return cls(AsyncStore.embedded(ensure_embedded, timeout_s=timeout), session, recorder=recorder)
@@ -77,6 +80,11 @@ class AsyncPortAllocator:
     def __repr__(self) -> str:
         held = len(self._heartbeats.held)
         return f"<AsyncPortAllocator pool {self.session.pool} host {self.session.host} holding {held}>"
+
+    @property
+    def counts(self) -> HolderCounts:
+        """What became of the leases that are kept alive here; `HolderMetrics` shows it to Prometheus."""
+        return self._heartbeats.counts
 
     async def run(self, operation: Operation[T]) -> T:
         """Drive one operation of the protocol to its end."""
@@ -98,7 +106,8 @@ class AsyncPortAllocator:
             await self._record(recorder, lease, new=not held)
             return lease
 
-        return await self._retried(attempt, patience, request.pool)
+        with self.session.span("claim", worker=request.worker) as span:
+            return span.granted(await self._retried(attempt, patience, request.pool))
 
     async def claim_ports(
         self,
@@ -122,11 +131,17 @@ class AsyncPortAllocator:
         async def attempt() -> list[Lease]:
             return await self.run(claim_in_turn(self.session, request, once, patience, adjacent=adjacent))
 
-        return dict(zip(names, await self._retried(attempt, patience, request.pool), strict=True))
+        with self.session.span("claim", worker=request.worker) as span:
+            leases = await self._retried(attempt, patience, request.pool)
+            span.granted(leases[0])
+        return dict(zip(names, leases, strict=True))
 
     async def release_all(self, *leases: Lease) -> int:
         """End leases together, in one step; return how many had not ended yet."""
-        return sum(await self.run(endings.release(self.session.context, leases)))
+        with self.session.span("release", *leases) as span:
+            count = sum(await self.run(endings.release(self.session.context, leases)))
+            span.ended("released", done=count > 0)
+        return count
 
     async def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
         def once(asked: ClaimRequest) -> Operation[Lease]:
@@ -199,19 +214,27 @@ class AsyncPortAllocator:
         try:
             await (self.decline if declined else self.release)(held.lease)
         except AllocatorError as error:
-            log.warning("the lease of %s on %s ends by its TTL: %s", held.worker, held.lease.address, error)
+            words = (held.worker, held.lease.address, error)
+            log.warning("the lease of %s on %s ends by its TTL: %s", *words, extra=about(held.lease))
 
     async def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
         """Extend leases by their TTL from now; see `PortAllocator.renew`."""
-        return check_renewed(await self.run(renew.renew(self.session.context, leases, rewrite=rewrite)))
+        with self.session.span("renew", *leases) as span:
+            outcomes = await self.run(renew.renew(self.session.context, leases, rewrite=rewrite))
+            span.renewed(outcomes)
+        return check_renewed(outcomes)
 
     async def release(self, lease: Lease) -> bool:
         """End a lease; return False when it had ended already."""
-        return (await self.run(endings.release(self.session.context, [lease])))[0]
+        with self.session.span("release", lease) as span:
+            (done,) = await self.run(endings.release(self.session.context, [lease]))
+            return span.ended("released", done=done)
 
     async def decline(self, lease: Lease) -> bool:
         """End a lease because the kernel refuses its port, which goes into quarantine."""
-        return (await self.run(endings.decline(self.session.context, [lease])))[0]
+        with self.session.span("decline", lease) as span:
+            (done,) = await self.run(endings.decline(self.session.context, [lease]))
+            return span.ended("declined", done=done)
 
     async def leases(
         self, *, org: str | None = None, plugin: str | None = None, host: str | None = None

@@ -17,6 +17,7 @@ from allocator.protocol import listing, renew
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from allocator.client.counting import HolderCounts
     from allocator.client.session import Session
     from allocator.model.leases import Lease
     from allocator.protocol.renew import RenewOutcome
@@ -29,9 +30,9 @@ class Beat(Generic[E_]):
     def __init__(self, session: Session, plan: HeartbeatPlan[E_]) -> None:
         self._plan = plan
         self._batch = plan.held
-        self._sent = [held.lease for held in self._batch]
+        self.sent = [held.lease for held in self._batch]
         rewrite = any(held.rewrite for held in self._batch)
-        self.renewal = renew.renew(session.context, self._sent, rewrite=rewrite)
+        self.renewal = renew.renew(session.context, self.sent, rewrite=rewrite)
 
     @staticmethod
     def visits(outcomes: list[RenewOutcome]) -> list[Operation[Any]]:
@@ -42,7 +43,7 @@ class Beat(Generic[E_]):
         """Take in what became of those leases that are still held."""
         still = {id(held) for held in self._plan.held}
         kept = [i for i, held in enumerate(self._batch) if id(held) in still]
-        self._plan.confirm([self._batch[i] for i in kept], [self._sent[i] for i in kept], [outcomes[i] for i in kept])
+        self._plan.confirm([self._batch[i] for i in kept], [self.sent[i] for i in kept], [outcomes[i] for i in kept])
 
 
 class HeartbeatThread:
@@ -64,6 +65,11 @@ class HeartbeatThread:
     def held(self) -> list[HeldLease[threading.Event]]:
         """The leases that are kept alive."""
         return self._plan.held
+
+    @property
+    def counts(self) -> HolderCounts:
+        """What became of them."""
+        return self._plan.counts
 
     def add(self, lease: Lease) -> HeldLease[threading.Event]:
         """Keep a lease alive from now on."""
@@ -105,7 +111,8 @@ class HeartbeatThread:
                     return
                 beat = Beat(self._session, self._plan)
             try:
-                outcomes = self._run(beat.renewal)
+                with self._session.span("renew", *beat.sent) as span:
+                    outcomes = span.renewed(self._run(beat.renewal))
             except AllocatorError as error:
                 with self._changed:
                     self._plan.fail(error)
@@ -130,6 +137,11 @@ class HeartbeatTask:
     def held(self) -> list[HeldLease[asyncio.Event]]:
         """The leases that are kept alive."""
         return self._plan.held
+
+    @property
+    def counts(self) -> HolderCounts:
+        """What became of them."""
+        return self._plan.counts
 
     def add(self, lease: Lease) -> HeldLease[asyncio.Event]:
         """Keep a lease alive from now on."""
@@ -167,7 +179,8 @@ class HeartbeatTask:
                 continue
             beat = Beat(self._session, self._plan)
             try:
-                outcomes = await self._run(beat.renewal)
+                with self._session.span("renew", *beat.sent) as span:
+                    outcomes = span.renewed(await self._run(beat.renewal))
             except AllocatorError as error:
                 self._plan.fail(error)
                 continue

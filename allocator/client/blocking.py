@@ -10,7 +10,7 @@ from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.beating import HeartbeatThread
 from allocator.client.driving import drive
-from allocator.client.heartbeats import HeldLease, log
+from allocator.client.heartbeats import HeldLease, about, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator, Sequence
 
+    from allocator.client.counting import HolderCounts
     from allocator.client.policies import ClaimPatience
+    from allocator.client.tracing import Tracer
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
@@ -66,6 +68,7 @@ class PortAllocator:
         on_lost: OnLost = "keep",
         advertise: str | None = None,
         recorder: recording.LeaseRecorder | None = None,
+        tracer: Tracer | None = None,
     ) -> Self:
         """Return an allocator for the Redis at `url`.
 
@@ -78,11 +81,12 @@ class PortAllocator:
             on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`.
             advertise: The address under which others reach this host; None for that of the default route.
             recorder: What `claim(…, record=True)` writes rows with: an `allocator.DatabaseRecorder`. It is not closed.
+            tracer: Is told what is done with leases: an `allocator.OpenTelemetryTracer`, or None.
 
         Raises:
             InvalidInputError: When an argument cannot be right.
         """
-        session = make_session(pool, host, on_lost, advertise=advertise)
+        session = make_session(pool, host, on_lost, advertise=advertise, tracer=tracer)
         if url:
             return cls(Store.open(url, timeout_s=timeout), session, recorder=recorder)
         return cls(Store.embedded(ensure_embedded, timeout_s=timeout), session, recorder=recorder)
@@ -95,6 +99,11 @@ class PortAllocator:
 
     def __repr__(self) -> str:
         return f"<PortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._heartbeats.held)}>"
+
+    @property
+    def counts(self) -> HolderCounts:
+        """What became of the leases that are kept alive here; `HolderMetrics` shows it to Prometheus."""
+        return self._heartbeats.counts
 
     def run(self, operation: Operation[T]) -> T:
         """Drive one operation of the protocol to its end."""
@@ -130,7 +139,8 @@ class PortAllocator:
             self._record(recorder, lease, new=not held)
             return lease
 
-        return self._retried(attempt, patience, request.pool)
+        with self.session.span("claim", worker=request.worker) as span:
+            return span.granted(self._retried(attempt, patience, request.pool))
 
     def claim_ports(
         self,
@@ -170,11 +180,17 @@ class PortAllocator:
         def attempt() -> list[Lease]:
             return self.run(claim_in_turn(self.session, request, once, patience, adjacent=adjacent))
 
-        return dict(zip(names, self._retried(attempt, patience, request.pool), strict=True))
+        with self.session.span("claim", worker=request.worker) as span:
+            leases = self._retried(attempt, patience, request.pool)
+            span.granted(leases[0])
+        return dict(zip(names, leases, strict=True))
 
     def release_all(self, *leases: Lease) -> int:
         """End leases together, in one step; return how many had not ended yet."""
-        return sum(self.run(endings.release(self.session.context, leases)))
+        with self.session.span("release", *leases) as span:
+            count = sum(self.run(endings.release(self.session.context, leases)))
+            span.ended("released", done=count > 0)
+        return count
 
     def _granted(self, request: ClaimRequest, patience: ClaimPatience) -> Lease:
         def once(asked: ClaimRequest) -> Operation[Lease]:
@@ -248,11 +264,15 @@ class PortAllocator:
         for one in held:
             self._heartbeats.remove(one)
         leases = [one.lease for one in held if not one.lost.is_set()]
+        end, name = (endings.decline, "decline") if declined else (endings.release, "release")
         try:
-            self.run((endings.decline if declined else endings.release)(self.session.context, leases))
+            with self.session.span(name, *leases) as span:
+                done = self.run(end(self.session.context, leases))
+                span.ended(f"{name}d", done=any(done))
         except AllocatorError as error:
             for lease in leases:
-                log.warning("the lease of %s on %s ends by its TTL: %s", lease.worker, lease.address, error)
+                words = (lease.worker, lease.address, error)
+                log.warning("the lease of %s on %s ends by its TTL: %s", *words, extra=about(lease))
 
     def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
         """Extend leases by their TTL from now.
@@ -264,7 +284,10 @@ class PortAllocator:
         Raises:
             LeaseLostError: When one of them is lost; the others were extended all the same.
         """
-        return check_renewed(self.run(renew.renew(self.session.context, leases, rewrite=rewrite)))
+        with self.session.span("renew", *leases) as span:
+            outcomes = self.run(renew.renew(self.session.context, leases, rewrite=rewrite))
+            span.renewed(outcomes)
+        return check_renewed(outcomes)
 
     def release(self, lease: Lease) -> bool:
         """End a lease; return False when it had ended already.
@@ -272,11 +295,15 @@ class PortAllocator:
         Raises:
             HeldError: When someone else holds the port.
         """
-        return self.run(endings.release(self.session.context, [lease]))[0]
+        with self.session.span("release", lease) as span:
+            (done,) = self.run(endings.release(self.session.context, [lease]))
+            return span.ended("released", done=done)
 
     def decline(self, lease: Lease) -> bool:
         """End a lease because the kernel refuses its port, which goes into quarantine; as `release` else."""
-        return self.run(endings.decline(self.session.context, [lease]))[0]
+        with self.session.span("decline", lease) as span:
+            (done,) = self.run(endings.decline(self.session.context, [lease]))
+            return span.ended("declined", done=done)
 
     def leases(self, *, org: str | None = None, plugin: str | None = None, host: str | None = None) -> list[Lease]:
         """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""

@@ -12,6 +12,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
+from allocator.client.counting import HolderCounts
 from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, LeaseLostError
 from allocator.model.leases import error_line
@@ -148,6 +149,14 @@ class HeartbeatPlan(Generic[E_]):
         self._held: dict[str, HeldLease[E_]] = {}
         self._due_at: float | None = None
         self._failures = 0
+        self._counts = HolderCounts()
+
+    @property
+    def counts(self) -> HolderCounts:
+        """What was counted until now, with what is held at this moment."""
+        held = self.held
+        self._counts.held, self._counts.doubtful = len(held), sum(one.doubtful for one in held)
+        return self._counts
 
     def add(self, held: HeldLease[E_]) -> None:
         """Keep this lease alive from now on."""
@@ -188,14 +197,17 @@ class HeartbeatPlan(Generic[E_]):
             if outcome.lost:
                 self._lose(held, outcome.lost)
                 continue
+            self._counts.renewals["reasserted" if outcome.reasserted else "renewed"] += 1
             if outcome.reasserted:
-                log.warning("re-asserted the lease of %s on %s", held.worker, held.lease.address)
+                log.warning(
+                    "re-asserted the lease of %s on %s", held.worker, held.lease.address, extra=about(outcome.lease)
+                )
             after = outcome.lease
             held.doubtful = False
             if outcome.draining and not held.draining.is_set():
                 held.lease = replace(held.lease, state=LeaseState.DRAINING)
                 held.draining.set()
-                log.warning("host %s is draining: %s is to stop", held.host, held.worker)
+                log.warning("host %s is draining: %s is to stop", held.host, held.worker, extra=about(held.lease))
             words = _words(held.lease)
             held._rewrite = words != _words(before)  # noqa: SLF001  # the plan and its leases are one unit
             held.lease = replace(after, **words)
@@ -207,10 +219,12 @@ class HeartbeatPlan(Generic[E_]):
         """Take in that a renewal got no answer: try again soon, and say which leases are doubtful."""
         now = self._session.clock()
         self._failures += 1
+        self._counts.renewals["unanswered"] += len(self._held)
         for held in self.held:
             overdue = now - (held.lease.deadline or now)
             if overdue < 0:
                 continue
+            self._counts.doubts += not held.doubtful
             where = f"the lease of {held.worker} on {held.lease.address}"
             if self._session.stops_in_doubt(held.lease.pool):
                 self._lose(
@@ -224,7 +238,8 @@ class HeartbeatPlan(Generic[E_]):
                 )
             elif not held.doubtful:
                 held.doubtful = True
-                log.warning("%s; keeping its port and trying on (%s)", doubt_message(where, overdue), error)
+                doubt = doubt_message(where, overdue)
+                log.warning("%s; keeping its port and trying on (%s)", doubt, error, extra=about(held.lease))
         shortest = min((held.lease.ttl_ms / 1_000 for held in self._held.values()), default=None)
         if shortest is None:
             self._due_at = None
@@ -236,8 +251,14 @@ class HeartbeatPlan(Generic[E_]):
         self._held.pop(_token(held.lease), None)
         held.error = error
         held.doubtful = False
-        log.error("%s", error)
+        self._counts.renewals["lost"] += 1
+        log.error("%s", error, extra=about(held.lease))
         held.lost.set()
+
+
+def about(lease: Lease) -> dict[str, Lease]:
+    """Return the `extra` of a log record that is about a lease."""
+    return {"lease": lease}
 
 
 def _words(lease: Lease) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.client.driving import Kernel, UnseenKernel
 from allocator.client.policies import ClaimPatience
+from allocator.client.tracing import OFF
 from allocator.kernel.identity import default_address, default_host, host_identity
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import format_duration
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from allocator.client.arguments import ProcessWords
+    from allocator.client.tracing import Span, Tracer
+    from allocator.model.leases import Lease
 
 OnLost = Literal["keep", "stop"]
 TOKEN_BYTES = 16
@@ -52,6 +55,7 @@ class Session:
         clock: The monotonic clock, in seconds.
         rng: The source of jitter.
         identity: Which machine, boot and network namespace `host` is; None for those of this process.
+        tracer: Is told what is done with leases, or None.
     """
 
     pool: str = SDK_V2.name
@@ -62,6 +66,7 @@ class Session:
     clock: Callable[[], float] = time.monotonic
     rng: random.Random = field(default_factory=random.Random)
     identity: str | None = None
+    tracer: Tracer | None = None
     _context: Context | None = None
 
     @property
@@ -81,10 +86,28 @@ class Session:
             identity: Which machine it is known to be.
         """
         other = Session(
-            pool=self.pool, host=host, kernel=UnseenKernel(), clock=self.clock, rng=self.rng, identity=identity
+            pool=self.pool,
+            host=host,
+            kernel=UnseenKernel(),
+            clock=self.clock,
+            rng=self.rng,
+            identity=identity,
+            tracer=self.tracer,
         )
         other.context.rules = self.context.rules
         return other
+
+    def span(self, name: str, *leases: Lease, worker: WorkerId | None = None) -> Span:
+        """Return the span of what is about to be done: `claim`, `renew`, `release` or `decline`.
+
+        Args:
+            name: That word.
+            *leases: What is renewed or ended.
+            worker: Who claims.
+        """
+        if self.tracer is None:
+            return OFF
+        return self.tracer.span(name, leases[0].pool if leases else self.pool, worker, leases)
 
     def request(
         self,
@@ -165,7 +188,14 @@ class Session:
         return ClaimPatience(wait_s=wait, any_port=any_port, clock=self.clock, rng=self.rng)
 
 
-def make_session(pool: str | None, host: str | None, on_lost: OnLost, *, advertise: str | None = None) -> Session:
+def make_session(
+    pool: str | None,
+    host: str | None,
+    on_lost: OnLost,
+    *,
+    advertise: str | None = None,
+    tracer: Tracer | None = None,
+) -> Session:
     """Return the session of an allocator with these names, defaults where they are None.
 
     Raises:
@@ -178,6 +208,7 @@ def make_session(pool: str | None, host: str | None, on_lost: OnLost, *, adverti
         host=check_name("host", host) if host is not None else default_host(),
         on_lost=on_lost,
         advertise=None if advertise is None else check_address(advertise),
+        tracer=tracer,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from allocator.client.counting import serve_registry
 from allocator.database.drift import Kind
-from allocator.model.errors import AllocatorError, ConfigurationError, DatabaseUnavailableError, InvalidInputError
-from allocator.model.names import check_port, shown
+from allocator.model.errors import AllocatorError, DatabaseUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,7 @@ class PrometheusGauge:
         self._drift = Gauge(
             "allocator_reconcile_drift", "Differences met in the last whole pass", ["pool", "kind"], registry=registry
         )
+        self._lag = gauge("event_lag_seconds", "Age of the last event when its worker was settled").labels(pool)
         self._written = counter("rows_written", "Rows written or stopped").labels(pool)
         self._outages = counter("outages", "Attempts that met no Redis or no database", "of")
         self._passes = Histogram(
@@ -70,9 +71,10 @@ class PrometheusGauge:
             self._drift.labels(self._pool, str(kind)).set(report.counts[kind])
         self._written.inc(report.written)
 
-    def followed(self, report: Report) -> None:
-        """Take in the settling of events."""
+    def followed(self, report: Report, lag_s: float) -> None:
+        """Take in the settling of events, the last of which was so old then."""
         self._written.inc(report.written)
+        self._lag.set(lag_s)
 
     def failed(self, error: AllocatorError) -> None:
         """Take in that Redis or the database was away."""
@@ -87,26 +89,5 @@ def serve_metrics(address: str, pool: str) -> Iterator[PrometheusGauge]:
         InvalidInputError: When the address has another form.
         ConfigurationError: When prometheus-client is not installed, or the address cannot be had.
     """
-    host, colon, port = address.rpartition(":")
-    if not colon or not host:
-        raise InvalidInputError(f"{shown(address)} is not an address; write it like 127.0.0.1:9477")
-    number = check_port(port)
-    try:
-        from prometheus_client import CollectorRegistry, start_http_server
-    except ModuleNotFoundError:
-        raise ConfigurationError(
-            "prometheus-client is not installed; pip install 'portlease[server]', or omit --metrics-listen"
-        ) from None
-    registry = CollectorRegistry()
-    try:
-        server, thread = start_http_server(number, host.strip("[]"), registry)
-    except OSError as error:
-        raise ConfigurationError(
-            f"metrics cannot be served at {host}:{number} ({error.strerror or error}); give another --metrics-listen"
-        ) from None
-    try:
+    with serve_registry(address) as registry:
         yield PrometheusGauge(registry, pool)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

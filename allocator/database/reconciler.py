@@ -112,7 +112,8 @@ class Reconciler:
         self._clock_offset = 0.0
         self._complained: dict[str, str] = {}
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Return the time by Redis's clock, in Unix seconds, as of the last pass."""
         return time.monotonic() + self._clock_offset
 
     # -- a pass --
@@ -178,7 +179,7 @@ class Reconciler:
         return not self._is_overdue(row)
 
     def _is_overdue(self, row: Row) -> bool:
-        return self._refreshes and (row.expires_at is None or row.expires_at <= self._now())
+        return self._refreshes and (row.expires_at is None or row.expires_at <= self.now())
 
     @staticmethod
     def _nominees(lease: Lease | None, row: Row | None) -> Iterator[WorkerId | RowKey]:
@@ -307,7 +308,7 @@ class Reconciler:
 
     def _written(self, todo: Settlement) -> int:
         assert self.leader is not None  # noqa: S101  # its caller looked
-        fence, now = self.leader.keep(), self._now()
+        fence, now = self.leader.keep(), self.now()
         stops = [one.stop for one in todo.stops if one.stop]
         with self.database.writing() as connection:
             self.rows.lead(connection, fence=fence, holder=self.leader.holder, now=now)

@@ -49,8 +49,8 @@ class Gauge(Protocol):
         """Take in a whole pass."""
         ...
 
-    def followed(self, report: Report) -> None:
-        """Take in the settling of events."""
+    def followed(self, report: Report, lag_s: float) -> None:
+        """Take in the settling of events, the last of which was so old then, in seconds."""
         ...
 
     def failed(self, error: AllocatorError) -> None:
@@ -192,7 +192,8 @@ class Watch:
             self.reconciler.settle(list(workers), report)
             self._cursor = batch[-1][0]
             if self.gauge:
-                self.gauge.followed(report)
+                happened_at = int(self._cursor.partition("-")[0]) / 1_000
+                self.gauge.followed(report, max(0.0, self.reconciler.now() - happened_at))
             if len(batch) < EVENTS_AT_ONCE:
                 return
 

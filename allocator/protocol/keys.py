@@ -52,6 +52,11 @@ def leader_key(pool: str) -> str:
     return f"{pool_key(pool)}:leader"
 
 
+def queue_key(pool: str, space: str) -> str:
+    """Return the key of those who wait in line in a space of a pool, first come first."""
+    return f"{pool_key(pool)}:waiters:{space}"
+
+
 def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
     """Return the key that says that a waiter is there, and the one through which it is told to look."""
     base = pool_key(pool)

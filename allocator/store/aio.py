@@ -198,6 +198,14 @@ class AsyncStore(Opening):
 
         return await self._patiently(read)
 
+    async def count_members(self, key: str) -> int:
+        """Return how many members a sorted set has; 0 when there is none."""
+
+        async def read() -> int:
+            return int(await (await self._ready_client()).zcard(key))
+
+        return await self._patiently(read, key)
+
     async def pool_names(self) -> list[str]:
         """Return the names of the pools that Redis has, in alphabetical order."""
         from allocator.protocol.keys import PREFIX, pool_of_key

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import AllocatorError
 from allocator.supervisor.children import Children, give_back_memory
 from allocator.supervisor.signals import STOP_SIGNALS, Signals
+from allocator.supervisor.spec import Talk, say_nothing
 from allocator.supervisor.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
@@ -43,7 +44,7 @@ class Supervision:
 
     together: bool
     orphans_end: bool
-    talk: Callable[[str], None] = lambda _: None  # a default, not a function of this module
+    talk: Talk = say_nothing
     files: LeaseFiles | None = None
 
 

@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from allocator.client.policies import MAX_DECLINES
 from allocator.model.errors import InvalidInputError
@@ -21,12 +21,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from allocator.client.arguments import ClaimArguments
+    from allocator.model.leases import Lease
 
 DEFAULT_MAX_RESTARTS = 10
 """With full jitter from 0.5 s to 30 s a crash loop is given up after about a minute."""
 
 LONGEST_SHEBANG = 256
 """As much of a script's first line as the kernel reads. Source: execve(2)."""
+
+
+class Talk(Protocol):
+    """Says one line to the person who watches."""
+
+    def __call__(self, line: str, lease: Lease | None = None) -> None:
+        """Say it; `lease` is what it is about."""
+        ...
+
+
+def say_nothing(line: str, lease: Lease | None = None) -> None:
+    """Say it to nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from allocator.supervisor.groups import StartOrder, WorkerGroup
 from allocator.supervisor.mailbox import Command, Passed
 from allocator.supervisor.output import Output
 from allocator.supervisor.ports import SERVER_FAILED, says_in_use
+from allocator.supervisor.spec import say_nothing
 from allocator.supervisor.templates import filled_command, worker_environment
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from allocator.supervisor.children import Children
     from allocator.supervisor.held import HeldPorts
     from allocator.supervisor.mailbox import Mailbox
-    from allocator.supervisor.spec import WorkerSpec
+    from allocator.supervisor.spec import Talk, WorkerSpec
 
 LONGEST_WAIT_S = 1.0
 """How soon a lost lease is noticed."""
@@ -104,7 +105,7 @@ class WorkerStart:
         listening: Sequence[socket.socket] = (),
         prefix: str | None = None,
         on_ready: Callable[[float], None] = lambda _: None,
-        talk: Callable[[str], None] = lambda _: None,
+        talk: Talk = say_nothing,
     ) -> None:
         self._held, self._spec, self._mailbox = held, spec, mailbox
         self._on_ready, self._talk = on_ready, talk
@@ -171,7 +172,9 @@ class WorkerStart:
                 elif order is not Command.LOOK:
                     self._asked = order
             if self._held.draining and not self._asked:
-                self._talk(f"host {self._held.own.host} is draining: stopping {self._held.worker}")
+                self._talk(
+                    f"host {self._held.own.host} is draining: stopping {self._held.worker}", self._held.own.lease
+                )
                 self._asked = Command.STOP
             if not self._asked:
                 self._check(time.monotonic())

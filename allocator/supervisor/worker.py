@@ -30,13 +30,12 @@ from allocator.supervisor.start import WorkerStart
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
     from allocator.supervisor.children import Children
-    from allocator.supervisor.spec import WorkerSpec
+    from allocator.supervisor.spec import Talk, WorkerSpec
     from allocator.supervisor.start import Ended
 
 STOPPED_BEFORE_START = 143
@@ -77,7 +76,7 @@ class Worker:
         allocator: PortAllocator,
         spec: WorkerSpec,
         children: Children,
-        talk: Callable[[str], None],
+        talk: Talk,
         *,
         files: LeaseFiles | None = None,
         prefix: str | None = None,
@@ -190,7 +189,7 @@ class Worker:
                 if passed is None:
                     return _Outcome(declined=port, in_use=True)
                 listening.append(stack.enter_context(passed))
-            self._talk(f"{held.worker} runs on {held.where}")
+            self._talk(f"{held.worker} runs on {held.where}", held.own.lease)
             while True:
                 ended = self._start(held, listening)
                 self.ready.clear()
@@ -205,7 +204,10 @@ class Worker:
     def _outcome(self, held: HeldPorts, ended: Ended) -> _Outcome | None:
         """Return what the end of one start means for the ports; None when the worker is to be started again."""
         if ended.left:
-            self._talk(f"{held.worker}: process {ended.left[0]} cannot be ended; port {held.port} is quarantined")
+            self._talk(
+                f"{held.worker}: process {ended.left[0]} cannot be ended; port {held.port} is quarantined",
+                held.own.lease,
+            )
             return _Outcome(declined=held.port)
         if ended.lost:
             raise ended.lost
@@ -218,7 +220,7 @@ class Worker:
     def _start(self, held: HeldPorts, listening: list[socket.socket]) -> Ended:
         def on_ready(after_s: float) -> None:
             self.ready.set()
-            self._talk(f"{held.worker} is ready on {held.where} ({after_s:.1f} s)")
+            self._talk(f"{held.worker} is ready on {held.where} ({after_s:.1f} s)", held.own.lease)
 
         start = WorkerStart(
             held,
@@ -248,11 +250,15 @@ class Worker:
                 self._record(held, ended.why)
                 if self._restarts.in_a_row:
                     times = self._restarts.in_a_row + 1
-                    self._talk(f"{held.worker} failed {times} times in a row and is given up: {ended.how}")
+                    self._talk(
+                        f"{held.worker} failed {times} times in a row and is given up: {ended.how}", held.own.lease
+                    )
             return False
         self._restarts.total += 1
         held.update(state=LeaseState.STARTING)
-        self._talk(f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s")
+        self._talk(
+            f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s", held.own.lease
+        )
         return not self._told_to_stop(pause_s)
 
     def _record(self, held: HeldPorts, why: str) -> None:
@@ -271,7 +277,7 @@ class Worker:
                 port=port,
                 worker=str(held.worker),
             )
-        self._talk(f"{held.worker}: port {port} is in use by {who}; trying another")
+        self._talk(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease)
 
     def _told_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
         """Wait for orders while no process runs; return whether it was told to stop."""

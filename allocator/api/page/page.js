@@ -3,7 +3,7 @@
 
 import { Problem, follow, read, setToken } from "./client.js";
 import {
-  byId, drawChart, drawFacts, drawGrids, drawHosts, drawLeases, drawLegend, drawSummary, duration, element, eventLine,
+  byId, drawChart, drawDrift, drawFacts, drawGrids, drawHosts, drawLeases, drawLegend, drawSummary, duration, element, eventLine,
   SIGNS, statusOf, workerOf,
 } from "./view.js";
 
@@ -11,8 +11,9 @@ const MOST_HOSTS = 24; // in full; more are in the table of hosts, and come up b
 const EVERY_MS = 15_000;
 const PACE_MS = 400;
 const KEPT_EVENTS = 200;
+const DRIFT_MS = 10_000; // the server looks no oftener
 
-const state = { pool: null, pools: [], hosts: [], details: new Map(), chosen: null, search: "", following: null };
+const state = { pool: null, pools: [], hosts: [], details: new Map(), chosen: null, search: "", following: null, driftAt: 0 };
 let reading = null;
 let again = false;
 
@@ -42,11 +43,24 @@ async function readAll() {
       state.details = new Map(details.filter(Boolean).map((detail) => [detail.name, detail]));
     }
     state.samples = await read("v1/samples");
+    await readDrift();
     byId("read-at").textContent = new Date().toLocaleTimeString();
     byId("problem").hidden = true;
     draw();
   } catch (error) {
     fail(error);
+  }
+}
+
+// The database may be away while Redis is not: that is said in its own place, and the rest stays current.
+async function readDrift() {
+  if (Date.now() - state.driftAt < DRIFT_MS) return;
+  state.driftAt = Date.now();
+  try {
+    drawDrift(await read("v1/drift"));
+  } catch (error) {
+    if (!(error instanceof Problem) || error.status === 401) throw error;
+    drawDrift({ problem: error.message, differences: [] });
   }
 }
 

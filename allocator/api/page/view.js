@@ -121,6 +121,21 @@ export function drawHosts(hosts) {
     element("td", {}, String(host.free)), element("td", {}, host.cordoned ? "no, cordoned" : "yes"))));
 }
 
+export function drawDrift(drift) {
+  const count = drift.count ?? 0;
+  byId("drift-text").textContent = drift.problem ? `Not compared: ${drift.problem}`
+    : !drift.compared ? "This server has no database to compare with; see 'serve --database-url'."
+      : `${count ? `${count} ${count === 1 ? "difference" : "differences"}` : "None"}, read at ${new Date(drift.at).toLocaleTimeString()}.`;
+  byId("drift-scroll").hidden = !drift.differences.length;
+  const names = [...document.querySelectorAll("#drift th")].map((head) => head.textContent);
+  byId("drift").tBodies[0].replaceChildren(...drift.differences.map((one) => {
+    const row = element("tr", { "data-kind": one.kind });
+    [one.kind, one.host ?? "–", one.port ?? "–", one.worker ?? "–", one.action, one.detail].forEach((cell, at) =>
+      row.append(element("td", { "data-name": names[at], ...(at === 5 ? { class: "long" } : {}) }, String(cell))));
+    return row;
+  }));
+}
+
 export function eventLine(event) {
   const time = new Date(event.at).toLocaleTimeString();
   const place = event.port ? `${event.host}:${event.port}` : event.host === "-" ? "" : event.host;

@@ -7,22 +7,23 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
+from allocator.cli.databases import database_in_use
 from allocator.protocol.keys import leader_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from allocator.cli.options import Desk
-    from allocator.database.connection import Database
 
 
 def check_table(at: Desk) -> Iterator[Finding]:
     """Look at the table alone; a database that nobody configured and nobody made is no finding."""
-    if not is_used(at):
+    database = database_in_use(at.settings)
+    if database is None:
         return
     from allocator.database.upgrade import check
 
-    with closing(_database(at)) as database:
+    with closing(database):
         found = check(database, at.settings.table)
     for missing in found.missing:
         yield Finding("database", f"the database lacks {missing}", "allocator db upgrade")
@@ -33,13 +34,14 @@ def check_table(at: Desk) -> Iterator[Finding]:
 
 def check_drift(at: Desk) -> Iterator[Finding]:
     """Compare the rows with the leases, and ask who keeps them equal; nothing where the table cannot be read yet."""
-    if not is_used(at):
+    database = database_in_use(at.settings)
+    if database is None:
         return
     from allocator.database.drift import Kind
     from allocator.database.reconciler import Reconciler, Report
     from allocator.database.upgrade import check, open_layout
 
-    with closing(_database(at)) as database:
+    with closing(database):
         if not check(database, at.settings.table).is_fit:
             return
         layout = open_layout(database, at.settings.table)
@@ -57,28 +59,7 @@ def check_drift(at: Desk) -> Iterator[Finding]:
         yield Finding("leader", what, "allocator reconcile --watch")
 
 
-def is_used(at: Desk) -> bool:
-    """Return whether a database is configured, or the SQLite file that serves without one was made."""
-    if at.settings.database_url:
-        return True
-    from importlib.util import find_spec
-
-    if find_spec("sqlalchemy") is None:
-        return False
-    with closing(_database(at)) as database:
-        return database.exists()
-
-
 def leader_of(at: Desk) -> str | None:
     """Return who leads the reconcilers of the pool, or None."""
     written = at.allocator.store.read_text(leader_key(at.pool))
     return None if written is None else str(json.loads(written)["holder"])
-
-
-def _database(at: Desk) -> Database:
-    from allocator.database.connection import Database
-
-    timeout_s = at.settings.connect_timeout_ms / 1_000
-    if at.settings.database_url:
-        return Database.open(at.settings.database_url, timeout_s=timeout_s, password=at.settings.database_password)
-    return Database.beside(at.settings.state_dir, timeout_s=timeout_s)

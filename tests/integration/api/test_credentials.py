@@ -32,6 +32,7 @@ NEEDED = {
     ("GET", "/v1/hosts/{host}"): Scope.READ,
     ("POST", "/v1/hosts/{host}/cordon"): Scope.ADMIN,
     ("POST", "/v1/hosts/{host}/drain"): Scope.ADMIN,
+    ("GET", "/v1/drift"): Scope.READ,
     ("GET", "/v1/events"): Scope.READ,
     ("GET", "/v1/samples"): Scope.READ,
     ("GET", "/v1/prometheus/targets"): Scope.READ,

@@ -17,6 +17,10 @@ from allocator import AsyncPortAllocator, PortAllocator
 from allocator.api.access import Access
 from allocator.api.application import create_app
 from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_line
+from allocator.api.drift import DriftView
+from allocator.database.connection import Database
+from allocator.database.upgrade import upgrade
+from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,6 +248,47 @@ def test_a_server_with_credentials_asks_for_a_token_and_keeps_it_out_of_addresse
         assert not any(token in asked for asked in viewer.asked)
         assert token not in viewer.page.content()
         viewer.context.close()
+
+
+def test_it_shows_the_drift_that_the_reconciler_would_mend(
+    browser, axe: str, redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path
+) -> None:
+    database = Database.open(f"sqlite:///{tmp_path}/workers.sqlite3")
+    upgrade(database, TableNames())
+    lease = ports.claim("email", org="org-1")
+    view = DriftView(PortAllocator.from_url(redis_url, pool=pool.name, host="web-1"), database, TableNames())
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator, drift_view=view)) as url:
+        (told,) = httpx.get(f"{url}/v1/drift").json()["differences"]
+        viewer = Viewer(browser, url, bypass_csp=True)
+        viewer.page.locator("#drift tbody tr").wait_for()
+        cells = viewer.page.locator("#drift tbody td").all_inner_texts()
+        assert viewer.page.locator("#drift-text").inner_text().startswith("1 difference, read at")
+        viewer.page.evaluate(axe)
+        assert viewer.page.evaluate("axe.run()")["violations"] == []
+        viewer.context.close()
+    assert (told["kind"], told["port"], told["worker"]) == ("missing-row", lease.port, str(lease.worker))
+    assert cells[:5] == ["missing-row", "web-1", str(lease.port), str(lease.worker), told["action"]]
+
+
+def test_a_database_that_is_away_leaves_the_rest_of_the_page_current(
+    browser, redis_url: str, pool: PoolSpec, ports: PortAllocator
+) -> None:
+    database = Database.open("postgresql://me:S3CRET@127.0.0.1:1/workers")
+    view = DriftView(PortAllocator.from_url(redis_url, pool=pool.name, host="web-1"), database, TableNames())
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    lease = ports.claim("email", org="org-1")
+    with served(create_app(allocator, drift_view=view)) as url:
+        viewer = Viewer(browser, url)
+        viewer.page.locator("#drift-text", has_text="does not answer").wait_for()
+        viewer.shows(lease.port, "starting")
+        assert viewer.page.locator("#problem").is_hidden()
+        assert "S3CRET" not in viewer.page.content()
+        viewer.context.close()
+
+
+def test_without_a_database_it_says_so(look) -> None:
+    look().page.locator("#drift-text", has_text="no database to compare with").wait_for()
 
 
 def test_it_says_when_redis_is_away(browser) -> None:

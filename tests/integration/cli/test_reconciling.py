@@ -38,7 +38,7 @@ def test_a_wrong_argument_is_exit_2(allocator: Allocator, words: tuple[str, ...]
 
 
 def test_drift_is_shown_mended_and_gone(allocator: Allocator) -> None:
-    port = allocator("claim", "email", "--org", "org-1").out.strip()
+    port = allocator("claim", "email", "--org", "org-1", "--ttl", "10m").out.strip()
     shown = allocator("reconcile", "--dry-run")
     assert shown.code == 1
     assert shown.out.splitlines()[0].split()[:4] == ["KIND", "HOST", "PORT", "WORKER"]

@@ -1,0 +1,102 @@
+"""Where the table of workers and the leases differ: what `reconcile --dry-run` shows, for the page.
+
+A look reads everything on both sides, so it is made in a thread, at most once in `KEPT_S` however many ask, and only of
+the server's own pool. A server without a database has nothing to compare and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from allocator.api.access import Reader
+from allocator.api.routes import problems
+from allocator.model.leases import written_time
+
+if TYPE_CHECKING:
+    from allocator.client.blocking import PortAllocator
+    from allocator.database.connection import Database
+    from allocator.database.drift import Difference
+    from allocator.model.tables import TableNames
+
+router = APIRouter(prefix="/v1", tags=["fleet"])
+
+KEPT_S = 10.0
+MOST = 500
+"""Differences in one answer: more is an outage, and no list that anybody reads."""
+
+
+class DifferenceBody(BaseModel):
+    """One difference; `action` is what a reconciler does about it."""
+
+    kind: str
+    worker: str | None
+    host: str | None
+    port: int | None
+    detail: str
+    action: str
+
+
+class DriftBody(BaseModel):
+    """What was found at a moment; `compared` is false where the server has no database."""
+
+    compared: bool
+    at: str | None = None
+    count: int = 0
+    differences: list[DifferenceBody] = []
+
+
+class DriftView:
+    """Looks at the differences of one pool.
+
+    Args:
+        allocator: The pool's leases; closed at the end.
+        database: Where the rows are; closed at the end.
+        names: What the table is called.
+    """
+
+    def __init__(self, allocator: PortAllocator, database: Database, names: TableNames) -> None:
+        self._allocator, self._database, self._names = allocator, database, names
+        self._looking = asyncio.Lock()
+        self._known: tuple[float, DriftBody] | None = None
+
+    def __repr__(self) -> str:
+        return f"<DriftView of {self._allocator!r} and {self._database!r}>"
+
+    async def now(self) -> DriftBody:
+        """Return the differences, as they were at most `KEPT_S` ago."""
+        async with self._looking:
+            if self._known is None or time.monotonic() - self._known[0] > KEPT_S:
+                found = await asyncio.to_thread(self._look)
+                self._known = time.monotonic(), _body(found)
+            return self._known[1]
+
+    def _look(self) -> list[Difference]:
+        from allocator.database.reconciler import Reconciler, Report
+        from allocator.database.upgrade import open_layout
+
+        layout = open_layout(self._database, self._names)
+        report = Reconciler(self._allocator, self._database, layout, leader=None).run(Report(kept={}))
+        found = list((report.kept or {}).values())
+        return sorted(found, key=lambda one: (one.host or "", one.port or 0, one.worker or ""))
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._allocator.close()
+        self._database.close()
+
+
+def _body(found: list[Difference]) -> DriftBody:
+    bodies = [DifferenceBody.model_validate(one.as_json()) for one in found[:MOST]]
+    return DriftBody(compared=True, at=written_time(time.time()), count=len(found), differences=bodies)
+
+
+@router.get("/drift", responses=problems())
+async def drift(request: Request, _caller: Reader) -> DriftBody:
+    """Return where the table of workers differs from the leases of the server's pool, at most 500 differences."""
+    view: DriftView | None = request.app.state.drift
+    return await view.now() if view else DriftBody(compared=False)
