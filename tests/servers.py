@@ -114,12 +114,14 @@ def wait_until(condition, what: str) -> None:
     raise AssertionError(what)
 
 
+CLUSTERED = "cluster-enabled yes\ncluster-node-timeout 2000\n"
+
+
 @contextlib.contextmanager
-def cluster(*settings: str) -> Iterator[list[Server]]:
+def cluster(*settings: str, configuration: str = CLUSTERED) -> Iterator[list[Server]]:
     """Three primaries that share the slots."""
     with contextlib.ExitStack() as stack:
-        words = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *settings)
-        nodes = [stack.enter_context(Server(*words)) for _ in range(3)]
+        nodes = [stack.enter_context(Server(*settings, configuration=configuration)) for _ in range(3)]
         for number, node in enumerate(nodes):
             node.ready()
             first, last = number * 5462, min(16_383, number * 5462 + 5461)
@@ -137,22 +139,29 @@ def cluster(*settings: str) -> Iterator[list[Server]]:
         yield nodes
 
 
+SENTINEL = (
+    "sentinel monitor mymaster redis-1 6379 2\n"
+    "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+)
+
+
 @contextlib.contextmanager
-def sentinel_group(*settings: str, down_after_ms: int = 500) -> Iterator[tuple[list[Server], Server, Server]]:
+def sentinel_group(
+    *settings: str, configuration: str = "", watching: str = SENTINEL
+) -> Iterator[tuple[list[Server], Server, Server]]:
     """A primary, its replica and three Sentinels that call them `mymaster`.
 
     Args:
         *settings: Of the primary and the replica.
-        down_after_ms: After how long without an answer the Sentinels take a server for dead.
+        configuration: The text of their configuration files.
+        watching: The text of the Sentinels' files, in which `redis-1 6379` becomes the primary.
     """
     with contextlib.ExitStack() as stack:
-        primary = stack.enter_context(Server(*settings)).ready()
-        replica = stack.enter_context(Server(*settings, "--replicaof", f"127.0.0.1 {primary.port}")).ready()
+        primary = stack.enter_context(Server(*settings, configuration=configuration)).ready()
+        follows = ("--replicaof", f"127.0.0.1 {primary.port}")
+        replica = stack.enter_context(Server(*settings, *follows, configuration=configuration)).ready()
         wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "no replica")
-        lines = (
-            f"sentinel monitor mymaster 127.0.0.1 {primary.port} 2\n"
-            f"sentinel down-after-milliseconds mymaster {down_after_ms}\nsentinel failover-timeout mymaster 3000\n"
-        )
+        lines = watching.replace("redis-1 6379", f"127.0.0.1 {primary.port}")
         sentinels = [stack.enter_context(Server(mode="--sentinel", configuration=lines)).ready() for _ in range(3)]
         for one in sentinels:
             wait_until(

@@ -48,6 +48,7 @@ def check_rights(at: Desk) -> Iterator[Finding]:
         ("HDEL", f"{base}:host:{nobody}", "-"),
         ("ZREM", f"{base}:ports:{nobody}", "0"),
         ("DEL", f"{base}:lease:{nobody}:0"),
+        ("SREM", f"{base}:limited:{nobody}", "-"),
         ("PEXPIRE", f"{base}:worker:{nobody}", "1"),
         ("XTRIM", f"{base}:events:{nobody}", "MAXLEN", "0"),
     )

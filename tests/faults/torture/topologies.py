@@ -10,7 +10,7 @@ import subprocess
 from typing import TYPE_CHECKING, ClassVar
 
 import redis
-from servers import Server, cluster, free_port, sentinel_group, wait_until
+from servers import SENTINEL, Server, cluster, free_port, sentinel_group, wait_until
 
 from torture.clock import Clock, library
 from torture.proxy import Proxy
@@ -24,7 +24,7 @@ SETTINGS = (
     "--appendonly", "yes", "--enable-debug-command", "yes", "--aof-load-truncated", "yes",
     "--auto-aof-rewrite-percentage", "0",
 )  # fmt: skip
-DOWN_AFTER_MS = 1_500
+WATCHING = SENTINEL.replace("down-after-milliseconds mymaster 500", "down-after-milliseconds mymaster 1500")
 """Long enough that a busy machine does not make the Sentinels fail over by itself."""
 
 
@@ -91,7 +91,7 @@ class SentinelGroup(Topology):
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         sentinels, primary, replica = stack.enter_context(
-            sentinel_group("--enable-debug-command", "yes", down_after_ms=DOWN_AFTER_MS)
+            sentinel_group("--enable-debug-command", "yes", watching=WATCHING)
         )
         self.sentinels = sentinels
         self.pair = (primary, replica)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -54,6 +55,22 @@ def manifests() -> list:
     ]
 
 
+def pod_of(manifest: dict) -> dict | None:
+    """Return the pod that a manifest makes, or None."""
+    if manifest["kind"] == "Pod":
+        return manifest["spec"]
+    return manifest["spec"].get("template", {}).get("spec")
+
+
+def test_kubernetes_asks_for_no_rights_and_covers_what_a_fleet_needs() -> None:
+    kinds = {(one.values[0]["kind"], one.values[0]["metadata"]["name"]) for one in manifests()}
+    assert not {kind for kind, _ in kinds if "Role" in kind or kind == "ServiceAccount"}
+    for part in ("api", "reconciler"):
+        for kind in ("Deployment", "NetworkPolicy", "PodDisruptionBudget"):
+            assert (kind, f"portlease-{part}") in kinds
+    assert ("DaemonSet", "portlease-agent") in kinds
+
+
 @pytest.mark.parametrize("manifest", manifests())
 def test_kubernetes_manifests_follow_the_schemas(manifest: dict) -> None:
     import kubernetes_validate
@@ -63,17 +80,21 @@ def test_kubernetes_manifests_follow_the_schemas(manifest: dict) -> None:
 
 @pytest.mark.parametrize("manifest", manifests())
 def test_kubernetes_containers_are_locked_down_and_selectors_meet_their_pods(manifest: dict) -> None:
-    template = manifest["spec"].get("template") if manifest["kind"] in {"Deployment", "DaemonSet"} else None
-    if template is None:
+    pod = pod_of(manifest)
+    if pod is None:
         return
-    assert manifest["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    pod = template["spec"]
+    if manifest["kind"] != "Pod":
+        labels = manifest["spec"]["template"]["metadata"]["labels"]
+        assert manifest["spec"]["selector"]["matchLabels"].items() <= labels.items()
     assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
-        assert context["capabilities"] == {"drop": ["ALL"]}
+        chowns = container.get("command", [""])[0] == "chown"
+        assert context["capabilities"] == {"drop": ["ALL"]} | ({"add": ["CHOWN"]} if chowns else {})
+        assert context.get("runAsNonRoot", True) is not chowns
         assert "resources" in container
         assert not re.search(r":latest$|^[^:]+$", container["image"])
 
@@ -89,11 +110,12 @@ def commands_in_files() -> list[tuple[str, list[str]]]:
     """Return the `allocator` commands that compose and Kubernetes start, with where they stand."""
     found = []
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    found += [(name, service["command"]) for name, service in services.items() if "build" in service]
+    ours = {name: one for name, one in services.items() if "build" in one and "entrypoint" not in one}
+    found += [(name, service["command"]) for name, service in ours.items()]
     for parameter in manifests():
-        template = parameter.values[0].get("spec", {}).get("template", {}).get("spec", {})
-        for container in [*template.get("containers", []), *template.get("initContainers", [])]:
-            if "portlease" in container["image"]:
+        pod = pod_of(parameter.values[0]) or {}
+        for container in [*pod.get("containers", []), *pod.get("initContainers", [])]:
+            if "portlease" in container["image"] and "command" not in container:
                 found.append((container["name"], container["args"]))
     return found
 
@@ -132,8 +154,12 @@ def test_alert_rules_are_accepted_and_fire_when_they_should(promtool: Path) -> N
     run(promtool, "test", "rules", DEPLOY / "prometheus/alerts_test.yml")
 
 
-def test_the_scrape_settings_are_accepted(promtool: Path) -> None:
-    run(promtool, "check", "config", DEPLOY / "prometheus/prometheus.yml")
+def test_the_scrape_settings_are_accepted(promtool: Path, tmp_path: Path) -> None:
+    (tmp_path / "prometheus").write_text("token")
+    for name in ("prometheus.yml", "alerts.yml"):
+        text = (DEPLOY / "prometheus" / name).read_text()
+        (tmp_path / name).write_text(text.replace("/credentials/", f"{tmp_path}/"))
+    run(promtool, "check", "config", tmp_path / "prometheus.yml")
 
 
 def metric_names() -> set[str]:
@@ -141,12 +167,15 @@ def metric_names() -> set[str]:
     from prometheus_client import CollectorRegistry
 
     from allocator.api.metrics import Metrics
+    from allocator.client.counting import HolderCounts, HolderMetrics
     from allocator.database.metrics import PrometheusGauge
 
     reconciler = CollectorRegistry()
     PrometheusGauge(reconciler, "p")
     names = set()
-    for registry in (Metrics().registry, reconciler):
+    holder = CollectorRegistry()
+    holder.register(HolderMetrics(Mock(counts=HolderCounts()), "p"))
+    for registry in (Metrics().registry, reconciler, holder):
         for metric in registry.collect():
             names |= {metric.name, metric.name + "_total", metric.name + "_bucket", metric.name + "_count"}
     return names

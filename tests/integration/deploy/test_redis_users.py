@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,23 @@ import pytest
 import redis
 from servers import Server
 
-from allocator import AllocatorError, ConfigurationError, PoolSpec, PortAllocator
+from allocator import (
+    AllocatorError,
+    ConfigurationError,
+    ExhaustedError,
+    HeldError,
+    Lease,
+    PoolSpec,
+    PortAllocator,
+    WorkerId,
+)
+from allocator.database.leading import Leader
+from allocator.protocol import endings, finding, listing
 from allocator.protocol import hosts as host_operations
-from allocator.protocol import listing
+from allocator.protocol.keys import script_keys
+from allocator.protocol.leading import Remembered, restore
 from allocator.protocol.scripts import script, script_names
+from allocator.protocol.steps import ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,11 +198,94 @@ def test_no_role_can_do_what_it_does_not_need(empty: Server, role: str, command:
     )
 
 
-def test_a_reconciler_leads_and_reads(empty: Server) -> None:
+def test_a_reconciler_leads_restores_adopts_and_reads(empty: Server) -> None:
     with as_role(empty, "holder") as holder, as_role(empty, "reconciler") as reconciler:
         lease = holder.claim("email", org="org-1")
         assert [one.port for one in reconciler.leases()] == [lease.port]
         reconciler.run(listing.reap(SPEC.name))
+        first, second = Leader(reconciler), Leader(reconciler)
+        assert first.take().fence is not None
+        assert second.take().holder == first.holder
+        first.keep()
+        first.give_up()
+        assert second.take().fence is not None
+        remembered = Remembered(WorkerId("org-2", "stripe"), "web-1", SPEC.last, 7)
+        assert reconciler.run(restore(SPEC, [remembered], 60_000)) == [True]
+        adopted = reconciler.claim("slack", org="org-3", port=SPEC.last - 1)
+        assert reconciler.release(adopted)
+
+
+LIMITED = replace(SPEC, max_per_org=40)
+SOMEBODY = WorkerId("org-1", "email")
+Use = Callable[[PortAllocator, Lease], object]
+
+
+def wait_in_line(ports: PortAllocator, lease: Lease) -> None:
+    """Wait for a port that is leased, and leave the line again."""
+    with contextlib.suppress(HeldError, ExhaustedError):
+        ports.claim("stripe", org="org-2", port=lease.port, wait=0.3)
+
+
+def recover(ports: PortAllocator, _lease: Lease) -> None:
+    ports.store.call(ScriptCall("recover", script_keys(SPEC.name)))
+
+
+USES: dict[str, Use] = {
+    "apply": lambda ports, _: ports.apply_pool(LIMITED),
+    "claim": lambda ports, _: ports.claim("stripe", org="org-2"),
+    "claim_several": lambda ports, _: ports.claim_ports("stripe", ["http", "debug"], org="org-2"),
+    "cordon": lambda ports, _: ports.run(listing.cordon(SPEC.name, "web-1", on=True)),
+    "decline": lambda ports, lease: ports.decline(lease),
+    "drain": lambda ports, _: ports.run(host_operations.drain(SPEC.name, "web-1")),
+    "fail": lambda ports, lease: ports.run(endings.fail(ports.session.context, lease, "it ended")),
+    "find": lambda ports, _: ports.run(finding.find(SPEC, [SOMEBODY])),
+    "forget": lambda ports, _: ports.run(host_operations.forget(SPEC.name, "web-2")),
+    "index": lambda ports, _: ports.apply_pool(LIMITED),
+    "inspect": lambda ports, _: ports.leases(),
+    "lead": lambda ports, _: Leader(ports).take(),
+    "place": lambda ports, _: ports.run(host_operations.place(SPEC.name, SOMEBODY)),
+    "reap": lambda ports, _: ports.run(listing.reap(SPEC.name)),
+    "recover": recover,
+    "register": lambda ports, _: ports.register(),
+    "release": lambda ports, lease: ports.release(lease),
+    "renew": lambda ports, lease: ports.renew(lease, rewrite=True),
+    "resolve": lambda ports, _: ports.endpoints("email", org="org-1"),
+    "restore": lambda ports, _: ports.run(restore(SPEC, [Remembered(SOMEBODY, "web-9", SPEC.last, 7)], 60_000)),
+    "wait": wait_in_line,
+}
+"""How each script is used, by whoever may."""
+FOR_READERS = {"inspect", "place", "resolve"}
+
+
+def test_every_script_is_tried() -> None:
+    assert sorted(USES) == sorted(script_names())
+
+
+@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("role", ["holder", "reconciler"])
+def test_every_script_works_for_those_who_hold_or_reconcile(empty: Server, role: str, name: str) -> None:
+    with as_role(empty, role, host="web-2") as other:
+        other.register()
+    with as_role(empty, role) as ports:
+        if name not in {"apply", "index"}:
+            ports.apply_pool(LIMITED)
+        lease = ports.claim("email", org="org-1")
+        USES[name](ports, lease)
+
+
+@pytest.mark.parametrize("name", USES)
+def test_every_script_is_for_readers_or_refused_to_them(empty: Server, name: str) -> None:
+    with as_role(empty, "holder") as holder, as_role(empty, "holder", host="web-2") as other:
+        lease = holder.claim("email", org="org-1")
+        other.register()
+    before = contents(empty)
+    with as_role(empty, "reader", host="web-3") as reader:
+        if name in FOR_READERS:
+            USES[name](reader, lease)
+        else:
+            with pytest.raises(ConfigurationError, match="ACL"):
+                USES[name](reader, lease)
+    assert contents(empty) == before
 
 
 def test_the_wrong_password_is_a_clear_error(empty: Server) -> None:

@@ -1,0 +1,140 @@
+"""Pieces of the deployment that need no container run here as they stand: server settings, scripts, nginx."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import yaml
+from servers import Server, cluster, free_port, sentinel_group
+from supervised import Fleet, eventually
+
+from allocator import PortAllocator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
+
+
+def settings(name: str) -> str:
+    """Return the lines of a settings file for a server that is given its port by the test."""
+    lines = (DEPLOY / "redis" / name).read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("port ")) + "\n"
+
+
+def exercise(url: str) -> None:
+    with PortAllocator.from_url(url, host="web-1") as ports:
+        assert ports.store.server().warnings() == []
+        lease = ports.claim("email", org="org-1")
+        assert ports.renew(lease)[0].fence == lease.fence
+        assert ports.release(lease)
+
+
+def test_a_server_with_these_settings_is_all_that_is_wanted() -> None:
+    with Server(configuration=settings("redis.conf")) as server:
+        exercise(server.ready().url)
+
+
+def test_sentinels_with_these_settings_lead_to_the_primary() -> None:
+    with sentinel_group(configuration=settings("redis.conf"), watching=settings("sentinel.conf")) as (sentinels, _, _):
+        exercise(f"redis+sentinel://{','.join(f'127.0.0.1:{one.port}' for one in sentinels)}/mymaster")
+
+
+def test_nodes_with_these_settings_make_a_cluster() -> None:
+    with cluster(configuration=settings("cluster.conf")) as nodes:
+        exercise(f"redis+cluster://127.0.0.1:{nodes[0].port}")
+
+
+@pytest.fixture
+def programs(fleet: Fleet) -> Path:
+    """A directory with `allocator` and `python` as an image has them on its path."""
+    directory = fleet.state / "bin"
+    directory.mkdir()
+    for name, words in (("allocator", "-m allocator"), ("python", "")):
+        (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
+        (directory / name).chmod(0o755)
+    return directory
+
+
+@pytest.fixture
+def lease_directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "lease"
+    directory.mkdir()
+    return directory
+
+
+def start(container: dict, fleet: Fleet, programs: Path, lease: Path) -> subprocess.Popen:
+    """Start a container's command, its volume being a directory."""
+    words = [*container["command"], container["args"][0].replace("/lease", str(lease))]
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    environment = fleet.environment(PATH=path, ALLOCATOR_STATE_DIR=str(lease))
+    process = subprocess.Popen(words, env=environment, cwd=DEPLOY.parent, text=True, stderr=subprocess.PIPE)
+    fleet.started.append(process)
+    return process
+
+
+def test_an_init_container_claims_a_sidecar_keeps_and_gives_back(
+    fleet: Fleet, programs: Path, lease_directory: Path
+) -> None:
+    pod = yaml.safe_load((DEPLOY / "kubernetes/worker-hook.yaml").read_text())["spec"]
+    claim, keep = pod["initContainers"]
+    (worker,) = pod["containers"]
+    assert start(claim, fleet, programs, lease_directory).wait() == 0
+    (lease,) = fleet.ports.leases()
+    keeping = start(keep, fleet, programs, lease_directory)
+    serving = start(worker, fleet, programs, lease_directory)
+    assert fleet.listener(lease.port) == serving.pid
+    eventually(lambda: fleet.ports.leases()[0].expires_at > lease.expires_at, "nobody renews it")
+    serving.terminate()
+    serving.wait()
+    keeping.send_signal(signal.SIGTERM)
+    assert keeping.wait() == 0
+    assert fleet.ports.leases() == []
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Iterator[str]:
+    """nginx with the server of deploy/nginx, its exported workers in a directory of the test; gives its URL."""
+    from test_deploy_files import run as run_tool
+
+    binary = next((path for name in ("/usr/sbin/nginx", "/usr/bin/nginx") if (path := Path(name)).exists()), None)
+    if binary is None:
+        pytest.skip("nginx is not installed; the package nginx-light of the distribution has it")
+    port = free_port()
+    (tmp_path / "workers").mkdir()
+    server = (DEPLOY / "nginx/default.conf").read_text().replace("/etc/nginx/workers", f"{tmp_path}/workers")
+    (tmp_path / "default.conf").write_text(server.replace("listen 8080", f"listen 127.0.0.1:{port}"))
+    paths = "".join(f"{name}_temp_path {tmp_path}/{name};" for name in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; worker_processes 1; pid {tmp_path}/nginx.pid; error_log {tmp_path}/log; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {tmp_path}/body; {paths} include {tmp_path}/default.conf; }}\n"
+    )
+    words = [str(binary), "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]
+    run_tool(*words, "-t")
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        yield f"http://127.0.0.1:{port}"
+        process.send_signal(signal.SIGQUIT)
+
+
+def test_nginx_sends_a_path_to_the_workers_that_the_exporter_wrote_and_nowhere_else(
+    fleet: Fleet, nginx: str, tmp_path: Path
+) -> None:
+    services = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]
+    words = [word.replace("/workers/", f"{tmp_path}/workers/") for word in services["exporter"]["command"]]
+    words[-1] = words[-1].replace("HUP 1", f"HUP $(cat {tmp_path}/nginx.pid)")
+    fleet.spawn(*words)
+    fleet.run("--health", "/health", org="org-123", variables={"ALLOCATOR_ADVERTISE": "127.0.0.1"})
+    fleet.lease(org="org-123")
+    health = f"{nginx}/email.org-123/health"
+    eventually(lambda: httpx.get(health).status_code == 200, "it never reached the worker")
+    assert httpx.get(health).json()["organizationId"] == "org-123"
+    assert httpx.get(f"{nginx}/email.org-9/health").status_code == 502
+    for path in ("127.0.0.1/health", "localhost:6379/", "email.org-123.evil.example/"):
+        assert httpx.get(f"{nginx}/{path}").status_code == 404
