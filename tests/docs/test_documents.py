@@ -2,61 +2,148 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from api_server import served
+from supervised import Fleet
+
+from allocator import AsyncPortAllocator
+from allocator.api.application import create_app
+
+if TYPE_CHECKING:
+    from allocator import PoolSpec
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("allocator/**/*.md")})
-BLOCK = re.compile(r"(<!-- not run: [^>]+-->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"(?:<!-- (not run|run until|run with): ([^>]+) -->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+"""A block may say that it is `not run` and why; `run until: WORDS` it prints, when it goes on until it is stopped; or
+`run with: a server`, `a worker` or `PostgreSQL`, which the test starts and names in the place of the document's."""
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+PROGRAMS = {
+    "nginx": "#!/bin/sh\nexit 0\n",
+    "systemctl": "#!/bin/sh\nexit 0\n",
+    "opentelemetry-instrument": '#!/bin/sh\nexec "$@"\n',
+}
+"""What documents call besides `allocator` and is not here, or must not be touched."""
+NODE_WORKER = "require('http').createServer((q, a) => a.end('ok')).listen(process.env.PORT, () => console.log('up'));"
 
 
-def blocks(language: str) -> list:
+def blocks(language: str, directive: str | None) -> list:
     return [
-        pytest.param(match[3], id=f"{path.relative_to(ROOT)}:{path.read_text()[: match.start()].count(chr(10)) + 1}")
+        pytest.param(
+            match[4], match[2], id=f"{path.relative_to(ROOT)}:{path.read_text()[: match.start()].count(chr(10)) + 1}"
+        )
         for path in DOCUMENTS
         for match in BLOCK.finditer(path.read_text())
-        if match[2] == language and not match[1]
+        if match[3] == language and match[1] == directive
     ]
 
 
 @pytest.fixture
-def environment(tmp_path: Path, redis_url: str, pool) -> dict[str, str]:
+def environment(tmp_path: Path, redis_url: str, pool: PoolSpec) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return (
-        kept
-        | {"XDG_STATE_HOME": str(tmp_path), "PATH": paths, "ALLOCATOR_REDIS_URL": redis_url}
-        | {"ALLOCATOR_POOL": pool.name}
-    )
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in PROGRAMS.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    paths = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    own = {"XDG_STATE_HOME": str(tmp_path), "PATH": paths, "PYTHONPATH": str(ROOT), "ALLOCATOR_LISTEN": "127.0.0.1:0"}
+    return kept | own | {"ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name}
 
 
-@pytest.mark.parametrize("text", blocks("bash"))
-def test_commands_run_as_written(text: str, environment: dict[str, str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text],
+def run(words: list[str], environment: dict[str, str], tmp_path: Path) -> str:
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def program_of(text: str) -> str:
+    """Return a program whose allocators speak to the tests' Redis, in this test's pool."""
+    environ = '__import__("os").environ'
+    url = f'{environ}["ALLOCATOR_REDIS_URL"], pool={environ}["ALLOCATOR_POOL"]'
+    text = text.replace("from_url()", f"from_url({url})").replace("from_url(tracer", f"from_url({url}, tracer")
+    return re.sub(r'"redis://redis\.internal[^"]*"', url, text)
+
+
+@pytest.mark.parametrize(("text", "_"), blocks("bash", None))
+def test_commands_run_as_written(text: str, _: str, environment: dict[str, str], tmp_path: Path) -> None:
+    run(["bash", "-euo", "pipefail", "-c", text], environment, tmp_path)
+
+
+@pytest.mark.parametrize(("text", "words"), blocks("bash", "run until"))
+def test_commands_that_stay_run_until_they_are_stopped(
+    text: str, words: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "etc/nginx").mkdir(parents=True)
+    (tmp_path / "etc/haproxy").mkdir()
+    (tmp_path / "worker.js").write_text(NODE_WORKER)
+    here = text.replace("/etc/", f"{tmp_path}/etc/").replace("127.0.0.1:8577", "127.0.0.1:0")
+    if "node" in here and shutil.which("node") is None:
+        pytest.skip("Node is not installed; the package nodejs of the distribution has it")
+    process = subprocess.Popen(
+        ["bash", "-euo", "pipefail", "-c", here],
         env=environment,
         cwd=tmp_path,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr
+    said = ""
+    try:
+        for line in process.stdout:
+            said += line
+            if words in line:
+                return
+        raise AssertionError(f"it ended without {words!r}: {said}")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
 
 
-@pytest.mark.parametrize("text", blocks("python"))
-def test_programs_run_as_written(text: str, environment: dict[str, str], tmp_path: Path) -> None:
-    from_url = 'from_url(__import__("os").environ["ALLOCATOR_REDIS_URL"])'
-    program = text.replace("from_url()", from_url)
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(("text", "what"), blocks("bash", "run with"))
+def test_commands_with_what_they_need_run_as_written(
+    text: str, what: str, environment: dict[str, str], tmp_path: Path, redis_url: str, pool: PoolSpec
+) -> None:
+    assert what == "a server"
+    with served(create_app(AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1"))) as url:
+        here = text.replace("http://127.0.0.1:8577", url)
+        run(["bash", "-euo", "pipefail", "-c", here], environment, tmp_path)
+
+
+@pytest.mark.parametrize(("text", "_"), blocks("python", None))
+def test_programs_run_as_written(text: str, _: str, environment: dict[str, str], tmp_path: Path) -> None:
+    run([sys.executable, "-c", program_of(text)], environment, tmp_path)
+
+
+@pytest.mark.parametrize(("text", "what"), blocks("python", "run with"))
+def test_programs_with_what_they_need_run_as_written(
+    text: str, what: str, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    program = program_of(text)
+    if what == "PostgreSQL":
+        url = request.getfixturevalue("postgres_url")
+        run(["allocator", "db", "upgrade", "--database-url", url], environment, tmp_path)
+        program = re.sub(r'"postgresql://[^"]*"', repr(url), program)
+    else:
+        assert what == "a worker"
+        redis_url, ports = request.getfixturevalue("redis_url"), request.getfixturevalue("ports")
+        fleet = Fleet(redis_url, request.getfixturevalue("pool"), ports, tmp_path)
+        request.addfinalizer(fleet.clean)  # only where there is one
+        fleet.run("--health", "/health", org="org-123", variables={"ALLOCATOR_ADVERTISE": "127.0.0.1"})
+        fleet.lease(org="org-123")
+    run([sys.executable, "-c", program], environment, tmp_path)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
