@@ -1,0 +1,185 @@
+"""Passwords of URLs and tokens are nowhere to be seen: not in output, logs, pages, metrics, errors or process lists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from servers import Server, free_port
+from supervised import eventually
+
+from allocator import PortAllocator
+from allocator.kernel.processes import all_pids, has_variable
+
+if TYPE_CHECKING:
+    from allocator import PoolSpec
+
+REDIS_WORD = "hunter2-of-redis"
+DATABASE_WORD = "hunter2-of-sql"
+ROUTES = ("/", "/page/page.js", "/openapi.json", "/metrics", "/no/such/route")
+
+
+class Site:
+    """Everything that goes on, in one state directory, with passwords in both URLs; what it wrote is in files.
+
+    Args:
+        allocator: Makes the environment.
+        redis_url: With its password.
+        database_url: With its password.
+    """
+
+    def __init__(self, allocator, redis_url: str, database_url: str) -> None:
+        self.allocator, self.state = allocator, allocator.state
+        self.variables = {"ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_DATABASE_URL": database_url}
+        self.started: list[subprocess.Popen] = []
+        self.heard: list[str] = []
+
+    def once(self, *words: str, **variables: str) -> str:
+        done = self.allocator(*words, **self.variables | variables)
+        self.heard += [done.out, done.err]
+        return done.out
+
+    def start(self, *words: str, says: str) -> Path:
+        """Start a command that stays, and wait until it says something."""
+        log = self.state / f"log-{len(self.started)}"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "allocator", *words],
+                env=self.allocator.environment(**self.variables),
+                cwd=self.state,
+                stdout=file,
+                stderr=file,
+            )
+        self.started.append(process)
+        eventually(lambda: says in log.read_text() or process.poll() is not None)
+        assert says in log.read_text(), log.read_text()
+        return log
+
+    def processes(self) -> str:
+        """Return the words of every process that belongs to it, as `ps` shows them."""
+        found = ""
+        for pid in all_pids():
+            if has_variable(pid, "XDG_STATE_HOME", str(self.state)):
+                found += Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") + "\n"
+        return found
+
+    def call_every_route(self, url: str, headers: dict[str, str]) -> None:
+        with httpx.Client(base_url=url, headers=headers, timeout=30) as http:
+            paths = http.get("/openapi.json").json()["paths"]
+            calls = [(method, path) for path, methods in paths.items() for method in methods if path != "/v1/events"]
+            for method, path in [*calls, *(("get", route) for route in ROUTES)]:
+                values = {"port": "1", "host": "web-1", "plugin": "email", "org": "org-9"}
+                answer = http.request(method, re.sub(r"\{(\w+)\}", lambda name: values[name[1]], path))  # noqa: B023  # used at once
+                self.heard += [answer.text, str(answer.headers)]
+
+    def stop(self) -> None:
+        for process in self.started:
+            process.terminate()
+        for process in self.started:
+            process.wait(timeout=30)
+
+    def everything(self) -> str:
+        logs = "".join(path.read_text() for path in self.state.glob("log-*"))
+        return "\n".join([*self.heard, logs, (self.state / "workers.env").read_text()])
+
+
+@pytest.fixture
+def site(allocator, pool: PoolSpec, postgres_url: str):
+    with Server("--requirepass", REDIS_WORD) as server:
+        server.ready(password=REDIS_WORD)
+        redis_url = f"redis://:{REDIS_WORD}@127.0.0.1:{server.port}"
+        with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
+            ports.apply_pool(pool)
+            user, _, place = postgres_url.removeprefix("postgresql://").partition("@")
+            url = f"postgresql://{user.partition(':')[0]}:{DATABASE_WORD}@{place}"
+            one = Site(allocator, redis_url, url)
+            one.server, one.ports = server, ports
+            with ExitStack() as stack:
+                stack.callback(one.stop)
+                yield one
+
+
+def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpec) -> None:
+    site.once("db", "upgrade")
+    tokens = [
+        site.once("token", f"a-{scope}", "--scope", scope, "--file", "tokens").strip() for scope in ("read", "admin")
+    ]
+    del site.heard[-4:]  # a token that is asked for is printed, once
+    port = site.once("claim", "stripe", "--org", "org-2", "--record").strip()
+    serving = site.start("serve", "--listen", "127.0.0.1:0", "--tokens-file", "tokens", says="serving pool")
+    metrics = f"127.0.0.1:{free_port()}"
+    site.start("reconcile", "--watch", "--metrics-listen", metrics, says="leading")
+    site.start("agent", says="looking after")
+    held = f"127.0.0.1:{free_port()}"
+    worker = ["sh", "-c", "echo worker up; exec sleep 600"]
+    site.start("run", "email", "--org", "org-1", "--metrics-listen", held, "--", *worker, says="worker up")
+    site.start("export", "env", "--watch", "--out", "workers.env", says="is written")
+    site.start("renew", port, "--every", "200ms", says="")
+    site.start("events", "--follow", says="")
+    site.start("resolve", "email", "--org", "org-1", "--watch", says="")
+    for words in (
+        ["ls"],
+        ["who", port],
+        ["show", port],
+        ["doctor"],
+        ["top", "--once"],
+        ["host", "ls"],
+        ["pool", "show"],
+    ):
+        site.once(*words)
+    url = re.search(r"http://127\.0\.0\.1:\d+", serving.read_text())[0]
+    for token in tokens:
+        site.call_every_route(url, {"Authorization": f"Bearer {token}"})
+    site.heard += [httpx.get(f"http://{address}/metrics").text for address in (metrics, held)]
+    site.heard.append(site.processes())
+    stream = site.ports.store._ready_client()
+    lease_tokens = [value.decode() for key in stream.scan_iter("*:tokens:*") for value in hash_or_text(stream, key)]
+    assert len(lease_tokens) >= 3
+
+    site.server.process.kill()
+    site.server.process.wait()
+    for token in tokens:
+        site.call_every_route(url, {"Authorization": f"Bearer {token}"})
+    eventually(lambda: "events are not read" in serving.read_text())
+    for words in (
+        ["ls"],
+        ["claim", "email", "--org", "org-3"],
+        ["doctor"],
+        ["reconcile", "--once"],
+        ["resolve", "x", "--org", "o"],
+    ):
+        site.once(*words, ALLOCATOR_CONNECT_TIMEOUT="200ms")
+    broken = {
+        "ALLOCATOR_DATABASE_URL": f"postgresql://me:{DATABASE_WORD}@127.0.0.1:1/x",
+        "ALLOCATOR_CONNECT_TIMEOUT": "200ms",
+    }
+    site.once("db", "check", **broken)
+    site.heard.append(site.processes())
+    site.stop()
+
+    everything = site.everything()
+    assert "did not answer" in everything  # the errors were really heard
+    for secret in (REDIS_WORD, DATABASE_WORD, *tokens, *lease_tokens):
+        at = everything.find(secret)
+        assert at < 0, f"{secret}: {everything[max(0, at - 200) : at + 200]}"
+
+
+def hash_or_text(client, key: bytes) -> list[bytes]:
+    return client.hvals(key) if client.type(key) == b"hash" else [client.get(key)]
+
+
+def test_a_url_that_cannot_be_read_is_refused_without_repeating_it(allocator) -> None:
+    for url in (f"redis://:{REDIS_WORD}@[::1", f"redis+what://:{REDIS_WORD}@h", f"redis://u:{REDIS_WORD}@h:99999999/0"):
+        done = allocator("ls", ALLOCATOR_REDIS_URL=url)
+        assert done.code != 0
+        assert REDIS_WORD not in done.out + done.err
+    for url in (f"postgresql://u:{DATABASE_WORD}@h:port/x", f"what://u:{DATABASE_WORD}@h/x"):
+        done = allocator("db", "check", ALLOCATOR_DATABASE_URL=url)
+        assert done.code != 0
+        assert DATABASE_WORD not in done.out + done.err
