@@ -86,17 +86,19 @@ function draw() {
     return;
   }
   const details = [...state.details.values()];
+  // Of a host that was read in full its strangers are known, which are not free.
+  const hosts = state.hosts.map((host) => ({ ...host, free: (state.details.get(host.name) ?? host).free }));
   const leases = details.flatMap((host) => host.ports.map((port) => port.lease).filter(Boolean));
   const count = (status) => details.reduce((sum, host) => sum + host.ports.filter((port) => statusOf(port) === status).length, 0);
   drawSummary([
     ["Leased", state.hosts.reduce((sum, host) => sum + host.leases, 0)],
-    ["Free", state.hosts.reduce((sum, host) => sum + (state.details.get(host.name) ?? host).free, 0)],
+    ["Free", hosts.reduce((sum, host) => sum + host.free, 0)],
     ["Degraded", count("degraded")], ["Quarantined", count("quarantined")], ["Strangers", count("stranger")],
     ["Hosts", state.hosts.length],
   ]);
   drawGrids(details, pool, isShown, state.chosen);
   drawLeases(leases.filter((lease) => isShown(lease.host, lease.port, lease)), Date.now());
-  drawHosts(state.hosts);
+  drawHosts(hosts);
   drawCharts();
   drawChosen();
 }

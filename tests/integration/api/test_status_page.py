@@ -129,6 +129,7 @@ def test_the_page_shows_what_redis_has(look, worker, http, ports: PortAllocator,
             int(one.get_attribute("data-port")): one.get_attribute("data-status")
             for one in viewer.page.locator(".port").all()
         }
+        (hosts,) = [row.locator("td").all_inner_texts() for row in viewer.page.locator("#hosts tbody tr").all()]
         rows = {tuple(row.locator("td").all_inner_texts()[:6]) for row in viewer.page.locator("#leases tbody tr").all()}
     live = ports.leases(host="web-1")
     in_redis = {lease.port: str(lease.state) for lease in live}
@@ -152,6 +153,7 @@ def test_the_page_shows_what_redis_has(look, worker, http, ports: PortAllocator,
         "Strangers": 1,
         "Hosts": 1,
     }
+    assert hosts == ["5", "37", "yes"]
 
 
 def test_what_happens_is_seen_without_a_reload(look, worker, http) -> None:

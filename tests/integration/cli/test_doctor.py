@@ -151,7 +151,7 @@ def test_a_table_that_lacks_something_drifts_or_has_no_leader_is_found(
 def test_a_lease_that_is_tied_to_a_process_wants_an_agent(allocator) -> None:
     with subprocess.Popen(["sleep", "600"]) as worker:
         try:
-            port = allocator("claim", "email", "--org", "org-1", "--pid", str(worker.pid)).out.strip()
+            port = allocator("claim", "email", "--org", "org-1", "--ttl", "10m", "--pid", str(worker.pid)).out.strip()
             alone = findings(allocator("doctor", "--format", "json"))["agent"][0]
             with agent_of(allocator) as agent:
                 assert "agent" not in findings(allocator("doctor", "--format", "json"))

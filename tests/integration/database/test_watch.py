@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -122,7 +123,7 @@ def test_a_stand_by_takes_over_when_the_leader_ends_in_order(watching, ports: Po
     one = watching("--every", "1h").says("leading")
     two = watching("--every", "1h").says("standing by: host-0")
     assert one.end() == 0
-    assert one.lines[-1].endswith("stopped")
+    assert json.loads(one.lines[-1])["message"] == "stopped"
     two.says("leading")
     lease = ports.claim("email", org="org-1")
     wait_until(lambda: places_are(table, [lease]), "the new leader does not follow")
