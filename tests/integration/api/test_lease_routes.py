@@ -108,6 +108,24 @@ def test_a_wait_ends_when_a_port_is_given_back(worker, http, pool: PoolSpec) -> 
         assert waiting.result()["port"] == leases[7]["port"]
 
 
+def test_who_waits_in_line_is_counted(worker, http, pool: PoolSpec, ports: PortAllocator) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from supervised import eventually
+
+    def waiters(count: int) -> bool:
+        return f'allocator_waiters{{host="web-1",pool="{pool.name}"}} {count}.0' in http.get("/metrics").text
+
+    leases = [worker.claim(instance=instance) for instance in range(pool.size)]
+    assert waiters(0)
+    with ThreadPoolExecutor(1) as one_more:
+        waiting = one_more.submit(ports.claim, "stripe", org="org-2", wait=60)
+        eventually(lambda: waiters(1), "nobody waits")
+        http.delete(worker.path(leases[7]), headers=worker.proof(leases[7]))
+        waiting.result()
+    eventually(lambda: waiters(0), "somebody waits still")
+
+
 def test_another_token_renews_releases_and_declines_nothing(worker, http) -> None:
     lease = worker.claim()
     wrong = {"Allocator-Token": "f" * 32}

@@ -204,11 +204,13 @@ def test_metrics_are_served_while_it_watches(watching, ports: PortAllocator, tab
             return answer.read().decode()
 
     wait_until(lambda: re.search(r"reconcile_leases\{.*\} 1\.0", metrics()), "the pass was not counted")
+    wait_until(lambda: "allocator_reconcile_event_lag_seconds{" in metrics(), "no event was followed")
     text = metrics()
     assert re.search(r'allocator_reconcile_drift\{kind="unknown-row",pool=".*"\} 1\.0', text)
     assert re.search(r"allocator_reconcile_leader\{.*\} 1\.0", text)
     assert re.search(r"allocator_reconcile_rows_written_total\{.*\} 1\.0", text)
     assert "allocator_reconcile_pass_seconds_bucket" in text
+    assert 0 <= float(re.search(r"allocator_reconcile_event_lag_seconds\{.*\} (\S+)", text)[1]) < 3_600
 
 
 def test_what_cannot_be_served_or_asked_is_one_line(watching):
