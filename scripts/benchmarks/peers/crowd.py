@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from benchmarks.peers.contract import OutOfTimeError
@@ -28,7 +28,10 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Order:
-    """What one client does next: claim from a peer and give back, for so long and so often at most."""
+    """What one client does next: claim from a peer and give back, for so long and so often at most.
+
+    With `most` 0 it only gets ready for it.
+    """
 
     peer: int
     clients: int
@@ -91,8 +94,16 @@ class Crowd:
                 process.join()
         gc.unfreeze()
 
+    def get_ready(self, order: Order) -> str:
+        """Let the processes that an order is for connect and claim once; return why one could not, or nothing."""
+        done = self._send(replace(order, most=0))
+        return next((one.error for one in done if one.error), "")
+
     def carry_out(self, order: Order) -> list[Done]:
-        """Let the first `clients` processes carry out an order; return what each did."""
+        """Let the first `clients` processes carry out an order, for which they are ready; return what each did."""
+        return self._send(order)
+
+    def _send(self, order: Order) -> list[Done]:
         chosen = self._ends[: order.clients]
         for end in chosen:
             end.send(order)
@@ -108,23 +119,28 @@ def _serve(end: Connection, number: int, peers: Sequence[Peer], barriers: dict[i
             order: Order | None = end.recv()
         except EOFError:
             order = None
-        if order is None or of != order.peer:
-            if client:
-                client.close()
+        if client and (order is None or of != order.peer):
+            client.close()
             client = None
         if order is None:
             os._exit(0)
-        error = ""
-        try:
-            client = client or peers[order.peer].client(number)
-            of = order.peer
-            warm(client)
-            client.ready(order.most)
-        except Exception as problem:  # noqa: BLE001  # a peer that fails is a row that says so
-            error = _said(problem)
+        of = order.peer
+        if order.most == 0 or client is None:
+            client, error = _ready_client(client, peers[order.peer], number)
+            end.send(Done(0, 0, 0, 0, error))
+            continue
+        client.ready(order.most)
         barriers[order.clients].wait(START_S)
-        now = time.perf_counter()
-        end.send(Done(0, 0, now, now, error) if error or client is None else work(client, order.seconds, order.most))
+        end.send(work(client, order.seconds, order.most))
+
+
+def _ready_client(client: Client | None, peer: Peer, number: int) -> tuple[Client | None, str]:
+    try:
+        client = client or peer.client(number)
+        warm(client)
+    except Exception as problem:  # noqa: BLE001  # a peer that fails is a row that says so
+        return None, _said(problem)
+    return client, ""
 
 
 def warm(client: Client) -> None:
