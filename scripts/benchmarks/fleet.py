@@ -38,8 +38,8 @@ PORTS = 44
 TTL_MS = 30_000
 PERIOD_S = TTL_MS / 1_000 * (T1 - T1_SPREAD / 2)
 """How often a holder renews on average: see `HeartbeatPlan`."""
-POPULATE_TTL_MS = 60_000
-"""Leases live this long until the first heartbeat, so that none runs out while the fleet is made."""
+MAKING_TTL_MS = 1_200_000
+"""Leases are kept for so long while the fleet is made; no reaper visits meanwhile, who would believe it."""
 STORM_AFTER_S, STORM_WATCHED_S = 12.0, 35.0
 SLOW_US = 5_000
 PROBE_PERIOD_S = 0.005
@@ -79,7 +79,7 @@ class Fleet:
                     f"host-{host}",
                     str(worker),
                     token,
-                    POPULATE_TTL_MS,
+                    TTL_MS,
                     0,
                     0,
                     "ready",
@@ -97,16 +97,18 @@ class Fleet:
                         raise SystemExit(f"a claim was answered {reply[0]!r}: {text}")
                     port, fence = text.split('"port":')[1].split(",")[0], text.split('"fence":')[1].split(",")[0]
                     self.held[of_host].append((int(port), token, int(fence), worker))
+                for made in sorted({of_host for of_host, _, _ in batch}):
+                    self.beat(made, MAKING_TTL_MS, reaps=False)
                 batch.clear()
 
-    def beat(self, host: int, ttl_ms: int = TTL_MS) -> None:
+    def beat(self, host: int, ttl_ms: int = TTL_MS, *, reaps: bool = True) -> None:
         """Do what a holder's heartbeat does: renew all leases of a host, and reap where the answer asks for it."""
         leases = [self._lease(host, ttl_ms, *one) for one in self.held[host]]
         outcomes = self.bench.run(renew(self.bench.context, leases))
         self.beats += 1
         if any(outcome.lost or outcome.reasserted for outcome in outcomes):
             raise SystemExit(f"host-{host} did not renew all its leases; is this machine too busy to measure on?")
-        if outcomes[0].reap_due and (closed := self.bench.run(reap(self.pool.name)).closed):
+        if reaps and outcomes[0].reap_due and (closed := self.bench.run(reap(self.pool.name)).closed):
             self.closed += closed
             self.closed_at = time.perf_counter()
 
@@ -198,7 +200,7 @@ def steady(fleets: list[Fleet], urls: list[str], seconds: float) -> dict[str, An
     """Return what heartbeats take, and claims beside them; by the beat, so that a slow client tells no lower figure."""
     for fleet in fleets:
         for host in range(fleet.hosts):
-            fleet.beat(host)
+            fleet.beat(host, reaps=False)
         fleet.slow_calls()
         fleet.beats = 0
     before = [(fleet.cpu_s(), fleet.network_bytes()) for fleet in fleets]
