@@ -242,6 +242,7 @@ USES: dict[str, Use] = {
     "forget": lambda ports, _: ports.run(host_operations.forget(SPEC.name, "web-2")),
     "index": lambda ports, _: ports.apply_pool(LIMITED),
     "inspect": lambda ports, _: ports.leases(),
+    "keep": lambda ports, lease: ports.renew(lease),
     "lead": lambda ports, _: Leader(ports).take(),
     "place": lambda ports, _: ports.run(host_operations.place(SPEC.name, SOMEBODY)),
     "reap": lambda ports, _: ports.run(listing.reap(SPEC.name)),
