@@ -264,6 +264,8 @@ class PortAllocator:
         for one in held:
             self._heartbeats.remove(one)
         leases = [one.lease for one in held if not one.lost.is_set()]
+        if not leases:
+            return
         end, name = (endings.decline, "decline") if declined else (endings.release, "release")
         try:
             with self.session.span(name, *leases) as span:
