@@ -8,6 +8,7 @@ SQLite a writer takes its lock at the beginning, so that it cannot find itself b
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -93,6 +94,8 @@ class Database:
                 "keepalives_count": 2,
             } | dict(self._url.query)
             options["pool_pre_ping"] = True
+        # It logs the traceback of a connection that broke under a read; the error is raised too, and said in one line.
+        logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
         engine = create_engine(self._url, **options)
         if self.is_sqlite:
             event.listen(engine, "connect", _prepare_sqlite)

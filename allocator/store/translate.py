@@ -23,11 +23,14 @@ _TRANSIENT_CODES = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAI
                     "MOVED", "ASK", "CROSSSLOT", "TTL exhausted")  # fmt: skip
 
 
+_NODES_GONE = ("Redis Cluster cannot be connected", "All slots are not covered")
+
+
 def client_errors() -> tuple[type[Exception], ...]:
     """Return the errors that the Redis client may raise for something outside this program."""
-    from redis.exceptions import RedisError
+    from redis.exceptions import RedisClusterException, RedisError
 
-    return (RedisError, OSError)
+    return (RedisError, RedisClusterException, OSError)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -37,6 +40,9 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, exceptions.AuthenticationError | exceptions.InvalidResponse):
         return False
     text = str(error)
+    if isinstance(error, exceptions.RedisClusterException):  # no RedisError; raised while nodes are gone
+        gone = isinstance(error, exceptions.SlotNotCoveredError) or text.startswith(_NODES_GONE)
+        return gone and not any(sign in text for sign in ("NOAUTH", "WRONGPASS"))
     if isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError | OSError):
         return not _is_foreign(text) and "SSL" not in text and "certificate" not in text
     return isinstance(error, exceptions.ResponseError | exceptions.ClusterError) and (

@@ -44,6 +44,17 @@ def test_cluster() -> None:
         exercise(f"redis+cluster://{servers}", "cluster-host")
 
 
+def test_a_cluster_whose_nodes_are_all_gone_is_unavailable() -> None:
+    with cluster() as nodes:
+        url = f"redis+cluster://127.0.0.1:{nodes[0].port}"
+        with PortAllocator.from_url(url, pool=SPEC.name, host="cluster-host", timeout=0.6) as ports:
+            ports.apply_pool(SPEC)
+            for node in nodes:
+                node.crash()
+            with pytest.raises(StoreUnavailableError):
+                ports.claim("email", org="org-1")
+
+
 def order(node: Server, *words: object) -> list[bytes]:
     return node.client().execute_command(*words)
 

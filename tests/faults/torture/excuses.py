@@ -33,6 +33,7 @@ class Excuses:
     holding: tuple[Fault, ...]
     repeating: tuple[Fault, ...]
     grace_s: float
+    in_cluster: bool
 
     @classmethod
     def of(cls, history: History) -> Excuses:
@@ -43,6 +44,7 @@ class Excuses:
             tuple(fault for fault in faults if fault.holds_back),
             tuple(fault for fault in faults if fault.repeats),
             history.grace_s,
+            history.kind_of_redis == "cluster",
         )
 
     def may_be_lost(self, began: float, ended: float, before: float) -> bool:
@@ -90,8 +92,12 @@ class Excuses:
         return at
 
     def repeated(self, began: float, ended: float) -> bool:
-        """Return whether the network may have repeated what was sent then."""
-        return any(_meets(fault, began, ended) for fault in self.repeating)
+        """Return whether what was sent then may have been sent more than once, by the network or by the client library.
+
+        redis-py's client of a Cluster sends again by itself, unseen, what a server was silent about for too long.
+        """
+        faults = (*self.repeating, *self.holding) if self.in_cluster else self.repeating
+        return any(_meets(fault, began, ended) for fault in faults)
 
 
 def _meets(fault: Fault, since: float, until: float) -> bool:

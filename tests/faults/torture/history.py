@@ -106,6 +106,7 @@ class History:
 
     ttl_s: float
     grace_s: float
+    kind_of_redis: str = "standalone"
     calls: list[Call] = field(default_factory=list)
     listenings: list[Listening] = field(default_factory=list)
     leased: list[dict[str, Any]] = field(default_factory=list)
@@ -129,7 +130,7 @@ def read_history(directory: Path) -> History:
     """Read all books of a round."""
     lines = _lines(directory / "conductor.jsonl")
     pool = next(line for line in lines if line["kind"] == "pool")
-    history = History(pool["ttl_s"], pool["grace_s"])
+    history = History(pool["ttl_s"], pool["grace_s"], pool.get("kind_of_redis", "standalone"))
     for line in lines:
         _take_in(history, line)
     for book in sorted(directory.glob("actor-*.jsonl")):
