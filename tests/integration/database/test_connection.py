@@ -30,7 +30,11 @@ def read_after_the_end_of(connection: Connection, other: Database) -> None:
 def test_a_connection_that_breaks_under_a_read_is_one_error_and_no_traceback_in_the_log(
     postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with closing(Database.open(postgres_url)) as database, closing(Database.open(postgres_url)) as other:
-        with pytest.raises(DatabaseUnavailableError), database.reading() as connection:
-            read_after_the_end_of(connection, other)
+    with (
+        closing(Database.open(postgres_url)) as database,
+        closing(Database.open(postgres_url)) as other,
+        pytest.raises(DatabaseUnavailableError),
+        database.reading() as connection,
+    ):
+        read_after_the_end_of(connection, other)
     assert "Traceback" not in caplog.text
