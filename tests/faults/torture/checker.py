@@ -208,7 +208,7 @@ def _confirmed_until(facts: Facts, token: str, before: float) -> float:
     """Return when the last renewal or claim of a token that may have taken effect had surely done so."""
     latest = 0.0
     for call, item in facts.renewals.get(token, ()):
-        if call.began < before and (call.outcome == UNKNOWN or item.get("code") != "lost"):
+        if call.began < before and (call.outcome == UNKNOWN or item.get("code") not in {"lost", "left"}):
             late = call.outcome == UNKNOWN or facts.excuses.repeated(call.began, call.ended)
             latest = max(latest, facts.excuses.arrives(call.ended) if late else call.ended)
     for call in facts.claims.get(token, ()):

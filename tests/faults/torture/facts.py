@@ -77,6 +77,7 @@ class Facts:
     renewals: dict[str, list[tuple[Call, dict[str, Any]]]] = field(default_factory=lambda: defaultdict(list))
     superseded: dict[int, float] = field(default_factory=dict)
     told: list[float] = field(default_factory=list)
+    workers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, history: History) -> Facts:
@@ -99,19 +100,28 @@ class Facts:
             over = call.ended if sent_once and call.outcome != UNKNOWN else self.excuses.arrives(call.ended)
             ending = Ending(call.actor, call.op, item["token"], int(item["port"]), call.began, call.ended, over, code)
             self.endings[item["token"]].append(ending)
-        elif call.op == "renew":
+        elif call.op in {"renew", "keep"}:
             self.renewals[item["token"]].append((call, item))
         elif call.op == "claim":
             self.claims[item["token"]].append(call)
             if fence := int(item.get("supersede") or 0):
                 self.superseded[fence] = min(call.began, self.superseded.get(fence, call.began))
-        if call.op in {"claim", "renew"} and code in HOLDING_CODES:
+        if worker := item.get("worker"):
+            self.workers[item["token"]] = worker
+        if call.op in {"claim", "renew", "keep"} and code in HOLDING_CODES:
             deadline = call.began + item.get("remaining_ms", item["ttl_ms"]) / 1_000
             one = Confirmation(
-                actor=call.actor, token=item["token"], worker=item["worker"], port=int(item["port"]),
-                fence=int(item["fence"]), began=call.began, ended=call.ended, deadline=deadline, until=deadline,
+                actor=call.actor,
+                token=item["token"],
+                worker=self.workers.get(item["token"], ""),
+                port=int(item["port"]),
+                fence=int(item["fence"]),
+                began=call.began,
+                ended=call.ended,
+                deadline=deadline,
+                until=deadline,
                 code=code,
-            )  # fmt: skip
+            )
             self.by_port[one.port].append(one)
             self.by_token[one.token].append(one)
 

@@ -72,7 +72,8 @@ MUTATIONS = {
         {
             "renew": {
                 "find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1": "true",
-            }
+            },
+            "keep": {"find(grant, proof, 1, true) == 1": "true"},
         },
     ),
     "ended-grants-unmarked": Mutation(
@@ -84,10 +85,17 @@ MUTATIONS = {
     "fence-not-growing": Mutation(
         "a grant gets the last fence again",
         frozenset("b"),
-        {"claim": {"last_fence >= now_us then": "last_fence > 0 then", "whole(last_fence + 1)": "whole(last_fence)"}},
+        {
+            "claim": {
+                "if last_fence and (#last_fence ~= #fence or last_fence >= fence) then": "if last_fence then",
+                "whole(math.max(tonumber(last_fence) or 0, now_us - 1) + 1)": "last_fence",
+            }
+        },
     ),
     "score-not-pushed": Mutation(
-        "a renewal leaves the port's time as it was", frozenset("af"), {"renew": {SCORES: "if false then"}}
+        "a renewal leaves the port's time as it was",
+        frozenset("af"),
+        {name: {SCORES: "if false then"} for name in ("renew", "keep")},
     ),
     "no-grace": Mutation(
         "a port is claimable as soon as its lease has run out",
@@ -95,6 +103,7 @@ MUTATIONS = {
         {
             "claim": {"now + ttl_ms + grace_ms, port)": "now + ttl_ms, port)"},
             "renew": {"now + ttl_ms + grace_ms": "now + ttl_ms"},
+            "keep": {"now + ttl_ms + grace_ms": "now + ttl_ms"},
         },
     ),
     "leases-without-end": Mutation(
@@ -105,6 +114,9 @@ MUTATIONS = {
                 "call('SET', lease_prefix .. port, lease, 'PX', ttl_text)": "call('SET', lease_prefix .. port, lease)"
             },
             "renew": {"call('PEXPIRE', lease_keys[i], ttl_text)": "call('PERSIST', lease_keys[i])"},
+            "keep": {
+                "call('PEXPIRE', lease_prefix .. port, ttl_text) == 1": "call('PERSIST', lease_prefix .. port) >= 0"
+            },
         },
     ),
     "line-not-heeded": Mutation(

@@ -19,6 +19,7 @@ WORDS_OF_RENEWAL = 8
 OK_CODES = {
     "claim": {"granted", "same"},
     "renew": {"renewed", "reasserted"},
+    "keep": {"renewed"},
     "release": {"released"},
     "decline": {"declined"},
     "wait": {"queued", "left"},
@@ -107,6 +108,24 @@ def _renew_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
     return answers
 
 
+def _keep_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
+    count = (len(args) - 2) // 2
+    items = []
+    for port, proof in zip(args[2 : count + 2], args[count + 2 :], strict=True):
+        fence, token = str(proof).split()
+        items.append({"port": port, "token": token, "fence": int(fence), "ttl_ms": args[1]})
+    return {"items": items}
+
+
+def _keep_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
+    words = decode.words(reply)
+    count = (len(step.args) - 2) // 2
+    if decode.text(words[0]) == "no_pool":
+        return [{"code": "no_pool"}] * count
+    left = {int(decode.number(word)) for word in words[3:]}
+    return [{"code": "left" if at in left else "renewed"} for at in range(1, count + 1)]
+
+
 def _end_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
     return {"items": [{"port": args[at], "token": args[at + 1]} for at in range(0, len(args), 2)]}
 
@@ -128,6 +147,7 @@ def _wait_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
 ASKED = {
     "claim": _claim_asked,
     "renew": _renew_asked,
+    "keep": _keep_asked,
     "release": _end_asked,
     "decline": _end_asked,
     "wait": _wait_asked,
@@ -135,6 +155,7 @@ ASKED = {
 ANSWERED = {
     "claim": _claim_answered,
     "renew": _renew_answered,
+    "keep": _keep_answered,
     "release": _end_answered,
     "decline": _end_answered,
     "wait": _wait_answered,

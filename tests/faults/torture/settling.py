@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -14,10 +15,10 @@ import redis
 
 from allocator import AllocatorError
 from allocator.kernel.sockets import listening_ports
-from allocator.protocol import listing, waiting
+from allocator.protocol import listing
 
 if TYPE_CHECKING:
-    from allocator import Lease, PortAllocator
+    from allocator import Lease
     from torture.arena import Arena
     from torture.sql import Table
 
@@ -122,13 +123,6 @@ def leave(arena: Arena) -> None:
         arena.book.write("row", **row)
 
 
-def _look_at_the_line(ports: PortAllocator) -> None:
-    """Join the line and leave it: whoever looks takes out those who died in it."""
-    request, ticket = ports.session.request("last", org="last"), "f" * 16
-    ports.run(waiting.join(ports.session.context, request, ticket, "any", None))
-    ports.run(waiting.leave(ports.session.context, request, ticket))
-
-
 def _left_over(arena: Arena) -> list[str]:
     problems = []
     pool = arena.pool
@@ -147,11 +141,12 @@ def _left_over(arena: Arena) -> list[str]:
                 continue  # in quarantine for up to ten minutes, by right
             wait = max(0.0, deadline - time.monotonic())
             claimed.append(ports.claim("last", org=f"last-{port}", port=port, wait=wait))
-        _look_at_the_line(ports)
+        with suppress(AllocatorError):  # whoever looks at the line takes out those who died in it
+            ports.claim("last", org="line", port=claimed[0].port, wait=0.1)
         for lease in claimed:
             ports.release(lease)
         for _ in range(1_000):
-            if not ports.run(listing.reap(pool.name))[0]:
+            if not ports.run(listing.reap(pool.name)).closed:
                 break
         if live := ports.leases():
             problems.append(f"leases are left: {live}")
