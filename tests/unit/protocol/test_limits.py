@@ -136,7 +136,7 @@ def test_counting_that_was_interrupted_is_finished_by_applying_again(store):
 
 
 def test_a_limit_of_none_at_all_and_one_of_many(store):
-    store.drive(apply_pool(rules(first=2000, last=4999, max_per_org=1_500, org_limits={"banned": 0})))
+    store.drive(apply_pool(rules(first=2000, last=4999, ttl_ms=3_600_000, max_per_org=1_500, org_limits={"banned": 0})))
     context = make_context()
     assert isinstance(refused(store, context, "banned", "p"), LimitError)
     for number in range(1_500):

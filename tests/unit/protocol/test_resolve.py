@@ -120,7 +120,7 @@ def test_workers_of_the_preferred_host_take_turns_among_themselves_and_others_on
 
 
 def test_turns_stay_even_in_fleet_scope_and_over_many_pages(store):
-    store.drive(apply_pool(PoolSpec(name="wide", first=2000, last=2999, scope="fleet")))
+    store.drive(apply_pool(PoolSpec(name="wide", first=2000, last=2999, scope="fleet", ttl_ms=3_600_000)))
     for number in range(200):
         state = READY if number % 3 == 0 else LeaseState.STARTING
         worker(store, number, host=f"web-{number % 5}", pool="wide", state=state)
@@ -132,7 +132,7 @@ def test_turns_stay_even_in_fleet_scope_and_over_many_pages(store):
 
 
 def test_a_service_of_more_workers_than_one_call_reads_is_listed_in_full(store):
-    store.drive(apply_pool(PoolSpec(name="wide", first=2000, last=4999)))
+    store.drive(apply_pool(PoolSpec(name="wide", first=2000, last=4999, ttl_ms=3_600_000)))
     for number in range(1_100):
         worker(store, number, pool="wide", host="web-1")
     assert len(store.drive(endpoints("wide", "email", "org-1"))) == 1_100
