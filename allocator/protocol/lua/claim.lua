@@ -138,7 +138,7 @@ local function run()
         return { QUEUED, ahead }
       end
       avoid = avoid .. wanted
-      more.ticket = seat and ticket
+      more.ticket, more.said = seat and ticket, seat and waiters[seat]
     end
     if find(pool[1], ' more=1', 1, true) then
       local needed = 1
@@ -344,8 +344,7 @@ local function run()
       --@include limits_kept
     end
     if more.ticket then
-      call('ZREM', base .. ':waiters:' .. space, more.ticket)
-      call('DEL', base .. ':waiter:' .. more.ticket, base .. ':turn:' .. more.ticket)
+      --@include leave_lines
       local turns = 1
       --@include wake
     end

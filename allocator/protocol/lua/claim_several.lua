@@ -111,7 +111,7 @@ local function run()
       return { QUEUED, ahead }
     end
     avoid = avoid .. wanted
-    more.ticket = seat and ticket
+    more.ticket, more.said = seat and ticket, seat and waiters[seat]
   end
   if find(pool[1], ' more=1', 1, true) then
     local all = needed
@@ -258,8 +258,7 @@ local function run()
     reply[2 * i + 1], reply[2 * i + 2] = lease, ttl_ms
   end
   if more.ticket then
-    call('ZREM', base .. ':waiters:' .. space, more.ticket)
-    call('DEL', base .. ':waiter:' .. more.ticket, base .. ':turn:' .. more.ticket)
+    --@include leave_lines
     local turns = 1
     --@include wake
   end

@@ -187,7 +187,7 @@ class Holder(Actor):
             (4.0 if len(self.held) < self.most else 0.0, self.claim),
             (1.2, self.release),
             (0.05, self.decline),
-            (0.5, self.forget),
+            (0.7, self.forget),
             (0.8, self.misuse),
             (0.7, self.rest),
         ]
@@ -265,7 +265,7 @@ class Holder(Actor):
         if self.rng.random() < 0.5:
             self.drop(held)
         else:
-            held.renew_at = time.monotonic() + self.part.ttl_s * self.rng.uniform(0.8, 2.5)
+            held.renew_at = time.monotonic() + self.part.ttl_s * self.rng.uniform(0.8, 3.0)
 
     def misuse(self) -> None:
         """Use a token again that was given back, lost or left to run out."""

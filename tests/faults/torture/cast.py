@@ -39,6 +39,7 @@ class Cast:
         self._players: dict[int, Player] = {}
         self._number = 0
         self._closed = False
+        self.somebody_died = False
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +101,7 @@ class Cast:
                 self._kill(place)
 
     def _kill(self, place: int) -> None:
+        self.somebody_died = True
         player = self._players.pop(place)
         before, after = self._nursery.kill(player.pid)
         self._arena.book.write("death", actor=player.part.name, before=before, after=after)

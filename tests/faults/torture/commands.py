@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 LISTENER = """
 import signal, socket, sys
-listening = socket.create_server(("", int(sys.argv[1])))
+try:
+    listening = socket.create_server(("", int(sys.argv[1])))
+except OSError as error:
+    sys.exit(str(error))
 signal.pause()
 """
 

@@ -81,7 +81,7 @@ MUTATIONS = {
         frozenset("cf"),
         {"release": {MARKED: "local _ = grant"}},
     ),
-    "client-clock": Mutation("the claimer's clock decides", frozenset("a"), {}, _by_the_clients_clock),
+    "client-clock": Mutation("the claimer's clock decides", frozenset("adf"), {}, _by_the_clients_clock),
     "fence-not-growing": Mutation(
         "a grant gets the last fence again",
         frozenset("b"),

@@ -89,6 +89,7 @@ def _serve() -> None:
     import redis  # noqa: F401  # imported before the forks, not by each of them
 
     from allocator.agent import host  # noqa: F401  # as above
+    from allocator.api import access, application, serving  # noqa: F401  # as above
     from allocator.cli import agent, app, claiming, leases, reconciling, running  # noqa: F401  # as above
     from allocator.database import reconciler, recording, watching  # noqa: F401  # as above
     from allocator.protocol import endings, renew, waiting  # noqa: F401  # as above

@@ -182,11 +182,21 @@ def test_who_comes_back_to_a_line_that_was_lost_stands_before_all_who_come_after
     store.client.delete(
         *(key for key in store.key_names() if ":waiter" in key or key.endswith((":host:web-1", ":host:*")))
     )
-    store.drive(join(context, asked(12), ticket(12), "any", early))
+    store.drive(join(context, wish(12), ticket(12), "any", early))
     assert stand(store, context, 20).ahead == 1
     store.drive(release(context, [held[0]]))
     assert isinstance(try_claim(store, context, 20), ExhaustedError)
     assert try_claim(store, context, 12) is None
+
+
+@pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])
+def test_who_was_held_back_and_got_a_port_leaves_that_line_too(store, full, condition):
+    context, held = full
+    stand(store, context, 10, condition=condition)
+    assert any(":held:" in key for key in store.key_names())
+    store.drive(release(context, [held[0]]))
+    assert try_claim(store, context, 10) is None
+    assert [key for key in store.key_names() if ":held:" in key or ":waiter" in key] == []
 
 
 def test_the_lines_of_two_hosts_are_two(store):
