@@ -133,8 +133,10 @@ def ended_tokens_change_nothing(facts: Facts) -> Iterator[Violation]:
             if first.code not in ENDED_CODES:
                 continue
             for effect in _effects(facts, token):
-                if effect.began <= first.ended:
+                if effect.began <= first.ended or effect.port != first.port:
                     continue
+                if any(first.began < call.began < effect.ended for call in facts.claims.get(token, ())):
+                    break  # a claim in line goes on with its token after it had to decline a port
                 newest = _newest_grant(facts, token, effect, _fence_of(facts, token, effect.began))
                 if (
                     _was_declined(facts, newest, effect)

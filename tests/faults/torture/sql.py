@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 
 from allocator.database.connection import Database
 from allocator.database.upgrade import upgrade
+from allocator.model.errors import DatabaseUnavailableError
 from allocator.model.tables import LIVE_ROW_STATES, TableNames
 
 if TYPE_CHECKING:
@@ -27,12 +28,22 @@ BEGIN
 END $$;
 CREATE TRIGGER watch_fences BEFORE UPDATE ON plugin_runners FOR EACH ROW EXECUTE FUNCTION watch_fences()
 """
+UPGRADES = 5
 TABLES = ("plugin_runners", "plugin_runners_leaders")
 
 
 def make_server() -> Postgres | None:
     """Return a PostgreSQL of this run's own, or None where its binaries are not installed."""
     return None if binaries() is None else Postgres()
+
+
+def _upgrade_patiently(database: Database) -> None:
+    """Make the tables; a very busy machine may be silent for longer in the middle than PostgreSQL is told to bear."""
+    for _ in range(UPGRADES - 1):
+        with contextlib.suppress(DatabaseUnavailableError):
+            upgrade(database, TableNames())
+            return
+    upgrade(database, TableNames())
 
 
 class Table:
@@ -42,7 +53,7 @@ class Table:
         self.server = server
         self.url = server.new_database()
         with contextlib.closing(Database.open(self.url)) as database:
-            upgrade(database, TableNames())
+            _upgrade_patiently(database)
         self.run(WATCH)
 
     @contextlib.contextmanager
