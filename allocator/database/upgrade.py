@@ -66,6 +66,9 @@ def upgrade(database: Database, names: TableNames) -> list[str]:
     Raises:
         ConfigurationError: When something else has its name, or its owner has to decide something first.
     """
+    # Imported here, for PostgreSQL ends a transaction that stands idle while a busy machine imports.
+    from alembic import command
+
     with database.reading() as connection:
         planner, _ = _planner(connection, names)
     blocking = [finding.text for finding in planner.findings() if finding.blocks]
@@ -81,7 +84,9 @@ def upgrade(database: Database, names: TableNames) -> list[str]:
         planner, facts = _planner(connection, names)
         steps = planner.steps()
         try:
-            _migrate(connection, names, steps)
+            config = _config(names, steps)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
             if facts is not None and facts.version is not None:
                 for step in steps:  # what was lost since the last revision
                     connection.execute(sa.text(step.sql))
@@ -167,11 +172,3 @@ def _config(names: TableNames, steps: list[Step]) -> Config:
     }
     config.attributes |= attributes
     return config
-
-
-def _migrate(connection: Connection, names: TableNames, steps: list[Step]) -> None:
-    from alembic import command
-
-    config = _config(names, steps)
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
