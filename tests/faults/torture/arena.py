@@ -45,6 +45,7 @@ class Arena:
 
     Attributes:
         has_lost_data: Whether a fault may have lost data of Redis in this round.
+        has_repeated: Whether the network may have delivered something twice.
         unwritten_since: From when on the server confirms what it cannot write to its file, or None.
     """
 
@@ -71,6 +72,7 @@ class Arena:
         self._postgres = postgres
         self.table: Table | None = None
         self.has_lost_data = False
+        self.has_repeated = False
         self.database_down = threading.Lock()
         self.failing_over = threading.Lock()
         self._stack = contextlib.ExitStack()

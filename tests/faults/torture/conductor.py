@@ -143,6 +143,7 @@ def _do(arena: Arena, planned: Planned, done: Counter[str]) -> None:
     try:
         fault.does()
         arena.has_lost_data |= fault.loses_since is not None
+        arena.has_repeated |= fault.repeats
         done[fault.counted_as] += 1
         time.sleep(planned.lasts_s)
         fault.undoes()

@@ -83,8 +83,11 @@ def _stretches(facts: Facts, calls: list[Call]) -> Iterator[tuple[float, float]]
     """Yield when a ticket was surely in line: from a join on, as long as it said in time that it was still there."""
     since, until = math.inf, -math.inf
     for call in calls:
-        holds = call.op == "claim" and (call.outcome == UNKNOWN or call.items[0].get("code") in {"granted", "same"})
-        if holds or call.items[0].get("mode") == "leave" or call.items[0].get("condition", "any") not in {"any", ""}:
+        if (
+            _may_be_served(facts, call)
+            or call.items[0].get("mode") == "leave"
+            or call.items[0].get("condition", "any") not in {"any", ""}
+        ):
             until = min(until, call.began)
             if until > since:
                 yield since, until
@@ -101,6 +104,15 @@ def _stretches(facts: Facts, calls: list[Call]) -> Iterator[tuple[float, float]]
             since, until = call.ended, call.began + ALIVE_S
     if until > since:
         yield since, until
+
+
+def _may_be_served(facts: Facts, call: Call) -> bool:
+    """Return whether a claim has, or may have, ended a waiter's wait: also by being carried out once more, later."""
+    return call.op == "claim" and (
+        call.outcome == UNKNOWN
+        or call.items[0].get("code") in {"granted", "same"}
+        or facts.excuses.repeated(call.began, call.ended)
+    )
 
 
 def _counts_from(facts: Facts, joins: list[Call], since: float) -> float:

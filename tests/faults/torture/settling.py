@@ -162,8 +162,9 @@ def _left_over(arena: Arena) -> list[str]:
         if open_grants := [grant for grant in grants if grant[:1] not in b"-~!"]:
             problems.append(f"grants are left open: {open_grants}")
         keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
-        # A line in which somebody died is forgotten after an hour, unless somebody looks at it before.
-        died = arena.cast.somebody_died
+        # A line in which somebody died, or whose waiter's words came once more when it had left, is forgotten after an
+        # hour, unless somebody looks at it before.
+        died = arena.cast.somebody_died or arena.has_repeated
         keys -= {key for key in keys if died and key.startswith(f"{base}:held:") and client.pttl(key) > 0}
         kinds = {key.removeprefix(base).split(":")[1] for key in keys}
         if left := kinds - KEPT:
