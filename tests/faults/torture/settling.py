@@ -161,16 +161,21 @@ def _left_over(arena: Arena) -> list[str]:
         grants = client.hvals(f"{base}:tokens:web-1")
         if open_grants := [grant for grant in grants if grant[:1] not in b"-~!"]:
             problems.append(f"grants are left open: {open_grants}")
-        keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
-        # A line in which somebody died, or whose waiter's words came once more when it had left, is forgotten after an
-        # hour, unless somebody looks at it before.
-        died = arena.cast.somebody_died or arena.has_repeated
-        keys -= {key for key in keys if died and key.startswith(f"{base}:held:") and client.pttl(key) > 0}
-        kinds = {key.removeprefix(base).split(":")[1] for key in keys}
-        if left := kinds - KEPT:
-            problems.append(
-                f"keys are left: {sorted(key for key in keys if key.removeprefix(base).split(':')[1] in left)}"
-            )
+        if left := _keys_that_are_left(arena, client, base):
+            problems.append(f"keys are left: {left}")
     if listened := listening_ports(pool.first, pool.last):
         problems.append(f"ports are still listened on: {sorted(listened)}")
     return problems
+
+
+def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
+    """Return the keys of what is not the past.
+
+    A line in which somebody died, or whose waiter's words came once more when it had left, is forgotten after an hour,
+    unless somebody looks at it before; a leader that was killed leads until its ten seconds are over.
+    """
+    keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
+    if arena.cast.somebody_died or arena.has_repeated:
+        forgotten = (f"{base}:held:", f"{base}:leader")
+        keys -= {key for key in keys if key.startswith(forgotten) and client.pttl(key) > 0}
+    return sorted(key for key in keys if key.removeprefix(base).split(":")[1] not in KEPT)
