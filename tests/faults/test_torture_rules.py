@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from torture.checker import check
-from torture.history import OK, UNKNOWN, Call, Fault, History, Listening
+from torture.history import OK, REFUSED, UNKNOWN, Call, Fault, History, Listening
 
 TTL_S, GRACE_S = 2.0, 0.5
 ONE, TWO = "1" * 32, "2" * 32
@@ -116,6 +116,19 @@ def test_a_claim_that_was_sent_twice_may_make_its_token_live_again() -> None:
     assert rules(history(twice, call("release", 0.5, "released"), again)) == set()
 
 
+def test_a_claim_in_line_goes_on_with_its_token_after_it_had_to_decline_a_port() -> None:
+    declined, other = call("decline", 0.5, "declined"), claimed(0.7, 2, port=10)
+    assert rules(history(claimed(0.0, 1), declined, other, call("release", 1.0, "released", port=10))) == set()
+    assert rules(history(claimed(0.0, 1), declined, call("release", 1.0, "released"))) == {"c: ended token"}
+
+
+def test_a_heartbeat_confirms_a_lease_as_a_renewal_does() -> None:
+    kept = call("keep", 1.5, "renewed", fence=1)
+    assert rules(history(claimed(0.0, 1), by_two(3.0, 2))) == set()
+    assert "a: holdings overlap" in rules(history(claimed(0.0, 1), kept, by_two(3.0, 2)))
+    assert rules(history(claimed(0.0, 1), call("keep", 1.5, "left", fence=1), by_two(3.0, 2))) == set()
+
+
 def test_a_stale_token_does_nothing_after_a_newer_grant() -> None:
     stale = call("release", 5.0, "released")
     assert rules(history(claimed(0.0, 1), by_two(3.0, 2), stale)) == {"c: stale token"}
@@ -189,6 +202,15 @@ def test_a_waiter_that_was_silent_for_too_long_may_be_passed_by() -> None:
     assert rules(history(first, second, by_two(2.5, 2, ticket="w2"))) == set()
     there = waits("w1", "present", 1.0)
     assert rules(history(first, second, there, by_two(2.5, 2, ticket="w2"))) == {"e: passed by"}
+
+
+def test_a_waiter_whose_claim_may_come_twice_may_have_been_served() -> None:
+    first, second = waits("w1", "wait", 0.0), waits("w2", "wait", 0.5)
+    asked = Call("w1", "claim", 0.6, 0.61, REFUSED, [{"ticket": "w1", "token": ONE, "worker": "w", "code": "queued"}])
+    passing = by_two(1.0, 2, ticket="w2")
+    assert rules(history(first, second, asked, passing)) == {"e: passed by"}
+    twice = Fault("traffic duplicated", 0.55, 0.9, repeats=True)
+    assert rules(history(first, second, asked, passing, faults=[twice])) == set()
 
 
 def test_a_line_that_was_lost_begins_anew() -> None:
