@@ -12,7 +12,7 @@ from torture.mutations import MUTATIONS, edited
 from allocator.protocol.scripts import script
 
 TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
-ALONE = ("--calm", "--round-seconds", "4", "--minutes", "2", "--seed", "3")
+ALONE = ("--calm", "--round-seconds", "4", "--minutes", "4", "--seed", "3")
 
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
