@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,14 +21,17 @@ if TYPE_CHECKING:
 
     from postgres import Postgres
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: Ctrl-C would be ignored by all
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("quick", max_examples=15, deadline=None)
 settings.register_profile("default", max_examples=60, deadline=None)
 settings.register_profile("long", max_examples=20_000, deadline=None)
 settings.load_profile(os.environ.get("ALLOCATOR_TEST_PROFILE", "default"))
 
 FIRST_PORT = 10_000
-PORTS_PER_PROCESS = 1_000
-BLOCKS = 11
+PORTS_PER_PROCESS = 2_750
+BLOCKS = 4
 _numbers = itertools.count()
 
 

@@ -52,6 +52,7 @@ LEASE_TEXT = json.dumps(
 ).encode()
 REPLIES_A_CALL = 60
 """After so many calls the server is away: what asks on and on would be another mistake than reading badly."""
+WISH = waiting.Wish(REQUEST, lambda asked: claim(known_context(), asked))
 
 
 def known_context() -> Any:
@@ -96,7 +97,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "restore": lambda: leading.restore(POOL, [leading.Remembered(WORKER, "web-1", 110, 1)], 1_000),
     "resolve": lambda: resolve.resolve("p", "email", "org-1"),
     "endpoints": lambda: resolve.endpoints("p", "email", "org-1"),
-    "join": lambda: waiting.join(known_context(), REQUEST, "ticket", "any", None),
+    "join": lambda: waiting.join(known_context(), WISH, "ticket", "any", None),
 }  # fmt: skip
 
 

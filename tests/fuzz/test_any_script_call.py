@@ -47,6 +47,7 @@ RANGES = st.sampled_from(["", "100", "100-120", "103,105-110"])
 IDENTITIES = st.sampled_from([IDENTITY, "m2 b2 n2", "-", "m1 b1 n1 !10.0.0.1"])
 COUNT = st.sampled_from(["0", "1", "64", "-1"])
 NOTHING = st.just("")
+PROOF = st.builds("{} {} ".format, FENCE, TOKEN)
 ORG, PLUGIN = st.sampled_from(["org-1", "-"]), st.sampled_from(["email", "-"])
 
 FORMS: dict[str, tuple[list[st.SearchStrategy[str]], list[st.SearchStrategy[str]]]] = {
@@ -62,6 +63,7 @@ FORMS: dict[str, tuple[list[st.SearchStrategy[str]], list[st.SearchStrategy[str]
     "forget": ([HOST], []),
     "index": ([st.sampled_from(["start", "ports", "done"])], [PORT]),
     "inspect": ([st.sampled_from(["pool", "hosts", "host", "ports", "port", "newest"]), PORT, COUNT], []),
+    "keep": ([HOST, TTL], [PORT, PROOF]),
     "lead": ([st.sampled_from(["take", "release"]), TOKEN, TTL, HOST, FENCE], []),
     "place": ([COUNT, COUNT, ORG, PLUGIN], []),
     "reap": ([COUNT], []),
@@ -187,7 +189,7 @@ def assert_is_our_sentence(error: redis.ResponseError, call: Any) -> None:
 
 def assert_is_a_reply(name: str, reply: Any, call: Any) -> None:
     assert isinstance(reply, list), (call, reply)
-    if name in {"inspect", "find", "release", "decline", "restore", "renew"} or not reply:
+    if name in {"inspect", "find", "release", "decline", "restore", "renew", "keep"} or not reply:
         return
     assert reply[0].decode() in {str(code) for code in Reply}, (call, reply)
 

@@ -21,6 +21,7 @@ import socket, sys
 family, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 one = socket.socket(family)
 if family == socket.AF_INET6: one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 one.bind((address, port)); one.listen(); print("ready", flush=True); sys.stdin.read()
 """
 

@@ -109,7 +109,7 @@ def test_a_drain_reports_when_the_host_is_empty(allocator: Allocator, ports: Por
     words = [sys.executable, "-m", "allocator", "host", "drain", "web-1"]
     process = subprocess.Popen(words, env=allocator.environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    assert process.stderr.readline() == "allocator: host web-1 is draining: 1 leases\n"
+    assert process.stderr.readline() == "allocator: host web-1 is draining: 1 lease\n"
     ports.release(lease)
     _, err = process.communicate(timeout=30)
     assert err == "allocator: host web-1 is empty\n"
