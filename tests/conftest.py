@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from postgres import Postgres
+    from scripted_redis import ServerProcess
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: Ctrl-C would be ignored by all
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -33,6 +34,29 @@ FIRST_PORT = 10_000
 PORTS_PER_PROCESS = 2_750
 BLOCKS = 4
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def heeded_signals() -> Iterator[None]:
+    """Give back what a command run in the tests' own process sets: a later child would inherit an ignored Ctrl-C."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def real_server() -> Iterator[ServerProcess]:
+    """A real server for tests that call scripts by hand; empty it first."""
+    from scripted_redis import ServerProcess, valkey_binary
+
+    binary = valkey_binary()
+    if binary is None:
+        pytest.skip("no Valkey or Redis server is installed here")
+    server = ServerProcess(binary)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,18 @@ from allocator.database.reconciler import Reconciler, Report
 if TYPE_CHECKING:
     from allocator.database.connection import Database
 
+WATCH_POSTGRES = """
+CREATE FUNCTION watch_fences() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF OLD.fence IS NOT NULL AND (NEW.fence IS NULL OR NEW.fence < OLD.fence) THEN
+    INSERT INTO lowered VALUES (OLD.organization_id, OLD.fence, NEW.fence);
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER watch_fences BEFORE UPDATE ON plugin_runners FOR EACH ROW EXECUTE FUNCTION watch_fences()
+"""
+"""Notes in the table `lowered` each row that an older fence overwrites; for PostgreSQL."""
+
 
 @dataclass
 class Table:

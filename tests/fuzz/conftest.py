@@ -1,21 +1,18 @@
-"""What is run within the test's own process leaves nothing of itself behind for the tests after it."""
+"""The server of the fuzz tests."""
 
 from __future__ import annotations
 
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from scripted_redis import ScriptedRedis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from scripted_redis import ServerProcess
 
 
-@pytest.fixture(scope="module", autouse=True)
-def heeded_signals() -> Iterator[None]:
-    """Give back the signal handlers that commands set for their own process: an ignored Ctrl-C is inherited."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+@pytest.fixture(scope="module")
+def store(real_server: ServerProcess) -> ScriptedRedis:
+    """A real server, empty at the first test of a module."""
+    real_server.client.flushall()
+    return ScriptedRedis(real_server.client)

@@ -6,11 +6,10 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from fuzzing import accepted, any_json, any_text, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted_redis import ScriptedRedis, ServerProcess, make_context, valkey_binary
+from scripted_redis import ScriptedRedis, make_context
 
 from allocator.api.hub import event_of
 from allocator.client.lease_files import LeaseFiles
@@ -37,7 +36,7 @@ from allocator.protocol.pools import apply_pool
 from allocator.protocol.resolve import endpoints
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import pytest
 
 NAME = st.one_of(
     any_text(max_size=140),
@@ -47,16 +46,6 @@ NAME = st.one_of(
     ),
 )
 WORDS = st.one_of(NAME, st.builds(lambda a, b, c: f"{a}/{b}#{c}", NAME, NAME, any_text(max_size=6) | st.integers()))
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ScriptedRedis]:
-    binary = valkey_binary()
-    if binary is None:
-        pytest.skip("no Valkey or Redis server is installed here")
-    server = ServerProcess(binary)
-    yield ScriptedRedis(server.client)
-    server.close()
 
 
 @given(text=NAME)

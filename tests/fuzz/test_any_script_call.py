@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pytest
 import redis
 from fuzzing import any_text, changed_keys, examples, state_of_all_keys
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted_redis import ScriptedRedis, ServerProcess, make_context, valkey_binary
+from scripted_redis import ScriptedRedis, make_context
 
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
@@ -21,9 +20,6 @@ from allocator.protocol.pools import apply_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.scripts import script_names
 from allocator.protocol.steps import ScriptCall
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 POOL = "fuzz"
 BASE = f"alloc:{{{POOL}}}"
@@ -88,16 +84,6 @@ FIELDS = (
     "conventional:email", "limit:org:org-1", "limit:plugin:email", "identity", "watermark", "due", "reaped", "cordon",
     "drain", "seq", "strikes:100", "100", "102",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ScriptedRedis]:
-    binary = valkey_binary()
-    if binary is None:
-        pytest.skip("no Valkey or Redis server is installed here")
-    server = ServerProcess(binary)
-    yield ScriptedRedis(server.client)
-    server.close()
 
 
 def word(draw: st.DrawFn, form: st.SearchStrategy[str], tame: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,3 +22,11 @@ def fleet(redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path) 
         yield one
     finally:
         one.clean()
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen]:
+    """A process that leases can be tied to."""
+    with subprocess.Popen(["sleep", "600"]) as one:
+        yield one
+        one.kill()

@@ -7,19 +7,9 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from scripted_redis import ServerProcess, valkey_binary
 
 # Without the phase that explains a failure: it traces every line and takes minutes.
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
@@ -48,13 +38,3 @@ def nothing_to_collect() -> None:
 def profile() -> settings:
     """Return the profile that was asked for; it is not made the default of other tests."""
     return settings.get_profile(PROFILE)
-
-
-@pytest.fixture(scope="session")
-def real_server() -> Iterator[ServerProcess]:
-    binary = valkey_binary()
-    if binary is None:
-        pytest.skip("no Valkey or Redis server is installed here")
-    server = ServerProcess(binary)
-    yield server
-    server.close()

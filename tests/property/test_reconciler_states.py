@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from reconcilers import Reconcilers
-from runners_table import Table, drift
+from runners_table import WATCH_POSTGRES, Table, drift
 from scripted_redis import MINUTE, ScriptedRedis, make_context
 
 from allocator import DatabaseRecorder, PortAllocator
@@ -55,16 +55,6 @@ WATCH_SQLITE = """
 CREATE TRIGGER watch_fences BEFORE UPDATE ON plugin_runners
 WHEN OLD.fence IS NOT NULL AND (NEW.fence IS NULL OR NEW.fence < OLD.fence)
 BEGIN INSERT INTO lowered VALUES (OLD.organization_id, OLD.fence, NEW.fence); END
-"""
-WATCH_POSTGRES = """
-CREATE FUNCTION watch_fences() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-  IF OLD.fence IS NOT NULL AND (NEW.fence IS NULL OR NEW.fence < OLD.fence) THEN
-    INSERT INTO lowered VALUES (OLD.organization_id, OLD.fence, NEW.fence);
-  END IF;
-  RETURN NEW;
-END $$;
-CREATE TRIGGER watch_fences BEFORE UPDATE ON plugin_runners FOR EACH ROW EXECUTE FUNCTION watch_fences()
 """
 
 

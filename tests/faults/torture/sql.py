@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from postgres import Postgres, binaries
 from psycopg.rows import dict_row
+from runners_table import WATCH_POSTGRES
 
 from allocator.database.connection import Database
 from allocator.database.upgrade import upgrade
@@ -17,17 +18,6 @@ from allocator.model.tables import LIVE_ROW_STATES, TableNames
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WATCH = """
-CREATE TABLE lowered (worker TEXT, old BIGINT, new BIGINT);
-CREATE FUNCTION watch_fences() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-  IF OLD.fence IS NOT NULL AND (NEW.fence IS NULL OR NEW.fence < OLD.fence) THEN
-    INSERT INTO lowered VALUES (OLD.organization_id, OLD.fence, NEW.fence);
-  END IF;
-  RETURN NEW;
-END $$;
-CREATE TRIGGER watch_fences BEFORE UPDATE ON plugin_runners FOR EACH ROW EXECUTE FUNCTION watch_fences()
-"""
 UPGRADES = 5
 TABLES = ("plugin_runners", "plugin_runners_leaders")
 
@@ -54,7 +44,8 @@ class Table:
         self.url = server.new_database()
         with contextlib.closing(Database.open(self.url)) as database:
             _upgrade_patiently(database)
-        self.run(WATCH)
+        self.run("CREATE TABLE lowered (worker TEXT, old BIGINT, new BIGINT)")
+        self.run(WATCH_POSTGRES)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:

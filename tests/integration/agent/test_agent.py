@@ -11,24 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
 
 from allocator import PortAllocator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from allocator import Lease
-
-
-@pytest.fixture
-def process() -> Iterator[subprocess.Popen]:
-    """A process that leases can be tied to."""
-    with subprocess.Popen(["sleep", "600"]) as one:
-        yield one
-        one.kill()
 
 
 def agent(fleet: Fleet, *words: str, **variables: str) -> subprocess.Popen:

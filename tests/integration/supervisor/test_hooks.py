@@ -6,21 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
-import pytest
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def process() -> Iterator[subprocess.Popen]:
-    """A process that leases can be tied to."""
-    with subprocess.Popen(["sleep", "600"]) as one:
-        yield one
-        one.kill()
 
 
 def claim(fleet: Fleet, *words: str) -> str:
