@@ -5,6 +5,7 @@ A caller is told apart by its bearer token's hash, else by its address: what a l
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import math
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; the one seen longest ago is forgotten and starts afresh."""
+
+LINGER_S = 5.0
+"""How long a refused body is still read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +65,19 @@ class LimitMiddleware:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self._limits.body_bytes:
-            await self._refuse_size(scope, receive, send)
+            await self._refuse_size(scope, receive, send, goes_on=True)
             return
         await self._pass_bounded(scope, receive, send)
 
     async def _pass_bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
-        is_over = False
+        is_over = goes_on = False
 
         async def bounded() -> Message:
-            nonlocal received, is_over
+            nonlocal received, is_over, goes_on
             message = await receive()
             received += len(message.get("body", b""))
+            goes_on = message.get("more_body", False)
             if received > self._limits.body_bytes:
                 is_over = True
                 raise _TooLargeError
@@ -85,11 +90,30 @@ class LimitMiddleware:
         with contextlib.suppress(_TooLargeError):
             await self._app(scope, bounded, watched)
         if is_over:
-            await self._refuse_size(scope, receive, send)
+            await self._refuse_size(scope, receive, send, goes_on=goes_on)
 
-    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send, *, goes_on: bool) -> None:
+        """Answer at once, and read on before the connection is closed.
+
+        A socket that is closed with unread data is reset, and a caller that is still sending would see the reset in
+        place of the answer (RFC 9112, section 9.6).
+        """
         detail = f"a body may have {self._limits.body_bytes} bytes; send less"
-        await problem(TOO_LARGE, detail, headers={"Connection": "close"})(scope, receive, send)
+        refusal = problem(TOO_LARGE, detail, headers={"Connection": "close"})
+
+        async def lingering(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            more = goes_on
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while more:
+                        more = (await receive()).get("more_body", False)
+            await send({"type": "http.response.body", "body": b""})
+
+        await refusal(scope, receive, lingering)
 
     def _seconds_to_wait(self, scope: Scope) -> float:
         """Return how long a caller has to wait for its next request; 0 when it may be made now."""

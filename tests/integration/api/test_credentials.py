@@ -105,7 +105,11 @@ def test_a_request_that_is_too_large_is_refused(guarded) -> None:
         for _ in range(200):
             yield b" " * 1_000
 
-    for body in (b" " * 200_000, parts()):
+    def one_part() -> Iterator[bytes]:
+        yield b" " * 65_537
+
+    many_times_what_sockets_hold = b" " * 30_000_000
+    for body in (b" " * 200_000, parts(), one_part(), many_times_what_sockets_hold):
         answer = httpx.post(f"{url}/v1/leases", content=body, headers=headers)
         assert (answer.status_code, answer.json()["type"]) == (413, "urn:portlease:problem:too-large")
 
