@@ -107,10 +107,10 @@ def _discard_talk_that_nobody_reads() -> None:
 def _say(message: str, status: int, error: Exception | None = None) -> int:
     from contextlib import suppress
 
-    from allocator.cli.options import voice
+    from allocator.cli.options import talk
 
-    if voice.log is not None:  # a long-running command: its last word is a line of its log
-        voice.log.error("%s", message, extra={"error": error})
+    if talk.log is not None:  # a long-running command: its last word is a line of its log
+        talk.log.error("%s", message, extra={"error": error})
         return status
     with suppress(OSError):  # nobody listens: the status says it too
         print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed

@@ -256,8 +256,7 @@ class HostAgent:
             self._counts.renewals["unanswered"] += len(leases)
             raise
         for tied, outcome in zip(chosen, outcomes, strict=True):
-            word = "lost" if outcome.lost else "reasserted" if outcome.reasserted else "renewed"
-            self._counts.renewals[word] += 1
+            self._counts.renewals[outcome.word] += 1
             if outcome.lost:
                 log.error("%s", outcome.lost, extra=about(tied.lease))
                 tied.files.remove(tied.lease)

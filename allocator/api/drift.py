@@ -57,10 +57,13 @@ class DriftView:
         allocator: The pool's leases; closed at the end.
         database: Where the rows are; closed at the end.
         names: What the table is called.
+        refreshes: Whether a reconciler of it follows the renewals; see `Reconciler`.
     """
 
-    def __init__(self, allocator: PortAllocator, database: Database, names: TableNames) -> None:
-        self._allocator, self._database, self._names = allocator, database, names
+    def __init__(
+        self, allocator: PortAllocator, database: Database, names: TableNames, *, refreshes: bool = True
+    ) -> None:
+        self._allocator, self._database, self._names, self._refreshes = allocator, database, names, refreshes
         self._looking = asyncio.Lock()
         self._known: tuple[float, DriftBody] | None = None
 
@@ -76,13 +79,9 @@ class DriftView:
             return self._known[1]
 
     def _look(self) -> list[Difference]:
-        from allocator.database.reconciler import Reconciler, Report
-        from allocator.database.upgrade import open_layout
+        from allocator.database.reconciler import differences
 
-        layout = open_layout(self._database, self._names)
-        report = Reconciler(self._allocator, self._database, layout, leader=None).run(Report(kept={}))
-        found = list((report.kept or {}).values())
-        return sorted(found, key=lambda one: (one.host or "", one.port or 0, one.worker or ""))
+        return differences(self._allocator, self._database, self._names, refreshes=self._refreshes)
 
     def close(self) -> None:
         """Close both connections."""

@@ -65,7 +65,7 @@ def agent(
     with contextlib.ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config))
         places = _places(at, leases)
-        stack.enter_context(_only_one(at.settings.state_dir / "agent.lock", at.host))
+        stack.enter_context(_only_one(at.settings.agent_lock, at.host))
         listeners = _listeners(stack, at, socket_path, listen)
         start_logging()
         manager = ServiceManager(os.environ, time.monotonic)
@@ -128,7 +128,7 @@ def _listeners(
                 f"the API needs the package {error.name}; install it with: pip install 'portlease[server]'"
             ) from None
         return []
-    path = Path(socket_path) if socket_path else at.settings.state_dir / "agent.sock"
+    path = Path(socket_path) if socket_path else at.settings.agent_socket
     found = [stack.enter_context(_unix_listener(path))]
     stack.callback(path.unlink, missing_ok=True)
     if listen is not None:

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from allocator.cli.options import voice
+from allocator.cli.options import talk
 from allocator.model.errors import ConfigurationError
 from allocator.model.leases import written_time
 from allocator.model.names import shown
@@ -74,4 +74,4 @@ def start_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("allocator").setLevel(logging.INFO)
-    voice.log = logging.getLogger("allocator")
+    talk.log = logging.getLogger("allocator")

@@ -182,4 +182,4 @@ class Voice:
             print(f"allocator: {line}", file=sys.stderr)
 
 
-talk = voice = Voice()
+talk = Voice()

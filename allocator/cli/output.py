@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from allocator.cli.options import Format, ListFormat
+from allocator.model.errors import printable
 from allocator.model.names import environment_name, port_variable
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ def write_lease(lease: Lease, form: Format) -> None:
         }
         for name, value in variables.items():
             print(f"export {name}={shlex.quote(value)}" if form is Format.SHELL else f"{name}={value}")
-
-
-def printable(line: str) -> str:
-    """Return a line without what would move the cursor or end it: another program may have written a part of it."""
-    return line if line.isprintable() else "".join(one if one.isprintable() else "?" for one in line)
 
 
 def write_json(value: object) -> None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from allocator.cli.options import Desk
     from allocator.database.connection import Database
-    from allocator.database.drift import Difference
     from allocator.database.reconciler import Reconciler
 
 SHORTEST_S = 0.1
@@ -79,47 +78,40 @@ def reconcile(
             _watch(at, database, every_s, metrics_listen)
 
 
-def _reconciler(at: Desk, database: Database, *, writes: bool) -> Reconciler:
+def _reconciler(at: Desk, database: Database) -> Reconciler:
     from allocator.database.leading import Leader
     from allocator.database.reconciler import Reconciler
     from allocator.database.upgrade import open_layout
 
-    leader = Leader(at.allocator) if writes else None
     return Reconciler(
         at.allocator,
         database,
         open_layout(database, at.settings.table),
-        leader=leader,
+        leader=Leader(at.allocator),
         refreshes=at.settings.refresh_expiry,
     )
 
 
 def _show(at: Desk, database: Database, form: ListFormat) -> None:
-    from allocator.database.reconciler import Report
+    from allocator.database.reconciler import differences
 
-    report = _reconciler(at, database, writes=False).run(Report(kept={}))
-    found = list((report.kept or {}).values())
-    _write_differences(found, form)
-    if found:
-        raise typer.Exit(FOUND)
-
-
-def _write_differences(found: list[Difference], form: ListFormat) -> None:
-    ordered = sorted(found, key=lambda one: (one.host or "", one.port or 0, one.worker or ""))
+    found = differences(at.allocator, database, at.settings.table, refreshes=at.settings.refresh_expiry)
     if form is ListFormat.JSON:
-        write_json([one.as_json() for one in ordered])
-    elif not ordered:
+        write_json([one.as_json() for one in found])
+    elif not found:
         print("no drift")
     else:
-        rows = [(one.kind, one.host, one.port, one.worker, one.action, one.detail) for one in ordered]
+        rows = [(one.kind, one.host, one.port, one.worker, one.action, one.detail) for one in found]
         write_rows(("KIND", "HOST", "PORT", "WORKER", "WHAT IS DONE", "DETAIL"), rows, form)
+    if found:
+        raise typer.Exit(FOUND)
 
 
 def _once(at: Desk, database: Database, form: ListFormat) -> None:
     from allocator.database.reconciler import Report
     from allocator.database.rows import DeposedError
 
-    reconciler = _reconciler(at, database, writes=True)
+    reconciler = _reconciler(at, database)
     with _leadership(reconciler):
         _adopt_manual(at, reconciler)
         try:
@@ -186,7 +178,7 @@ def _watch(at: Desk, database: Database, every_s: float, metrics_listen: str | N
             from allocator.database.metrics import serve_metrics
 
             gauge = stack.enter_context(serve_metrics(metrics_listen, at.pool))
-        reconciler = patiently(lambda: _reconciler(at, database, writes=True), talk)
+        reconciler = patiently(lambda: _reconciler(at, database), talk)
         watch = Watch(reconciler, every_s, talk, gauge, first=lambda: _adopt_manual(at, reconciler))
         try:
             watch.run(lambda: False)

@@ -206,7 +206,7 @@ def drift_view(settings: Settings) -> DriftView | None:
         return None
     from allocator.api.drift import DriftView
 
-    return DriftView(blocking_allocator(settings), database, settings.table)
+    return DriftView(blocking_allocator(settings), database, settings.table, refreshes=settings.refresh_expiry)
 
 
 def async_allocator(settings: Settings) -> AsyncPortAllocator:

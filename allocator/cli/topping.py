@@ -18,9 +18,8 @@ import typer
 from allocator.cli.interrupts import interrupts_raised
 from allocator.cli.leases import seconds
 from allocator.cli.options import ConfigOption, Desk, PoolOption, RedisOption, desk
-from allocator.cli.output import printable
 from allocator.model.durations import format_duration
-from allocator.model.errors import AllocatorError, InvalidInputError
+from allocator.model.errors import AllocatorError, InvalidInputError, printable
 from allocator.model.states import LeaseState
 from allocator.protocol.decode import event_time
 from allocator.protocol.keys import events_key

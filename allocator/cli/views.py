@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.options import ConfigOption, Desk, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
-from allocator.cli.output import printable, write_json, write_rows
+from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
-from allocator.model.errors import InvalidInputError, LeaseLostError
+from allocator.model.errors import InvalidInputError, LeaseLostError, printable
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.protocol.decode import event_time
 from allocator.protocol.pools import check_pool

@@ -197,7 +197,7 @@ class HeartbeatPlan(Generic[E_]):
             if outcome.lost:
                 self._lose(held, outcome.lost)
                 continue
-            self._counts.renewals["reasserted" if outcome.reasserted else "renewed"] += 1
+            self._counts.renewals[outcome.word] += 1
             if outcome.reasserted:
                 log.warning(
                     "re-asserted the lease of %s on %s", held.worker, held.lease.address, extra=about(outcome.lease)

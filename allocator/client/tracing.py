@@ -136,7 +136,7 @@ class _OpenTelemetrySpan(Span):
         return lease
 
     def renewed(self, outcomes: Outcomes) -> Outcomes:
-        words = ["lost" if outcome.lost else "reasserted" if outcome.reasserted else "renewed" for outcome in outcomes]
+        words = [outcome.word for outcome in outcomes]
         if len(outcomes) == 1:
             self._span.set_attributes(_of_lease(outcomes[0].lease) | {"allocator.outcome": words[0]})
             return outcomes

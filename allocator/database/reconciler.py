@@ -18,6 +18,7 @@ from allocator.database.adoption import adoptable
 from allocator.database.drift import Action, Difference, Kind, of_lease, of_row, said_by_lease
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import Rows
+from allocator.database.upgrade import open_layout
 from allocator.kernel.sockets import listeners
 from allocator.protocol import finding, listing
 from allocator.protocol.pools import pool_rules
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
+    from allocator.model.tables import TableNames
     from allocator.protocol.finding import Whereabouts
 
 SETTLED_AT_ONCE = 256
@@ -69,6 +71,26 @@ class Report:
             return
         self.kept[difference.key or (difference.worker, difference.host, difference.port)] = difference
         self.counts = Counter(one.kind for one in self.kept.values())
+
+
+def differences(
+    allocator: PortAllocator, database: Database, names: TableNames, *, refreshes: bool = True
+) -> list[Difference]:
+    """Return where the table of workers and the leases of a pool differ, by host, port and worker; nothing is written.
+
+    Args:
+        allocator: The pool's leases.
+        database: Where the rows are.
+        names: What the table is called.
+        refreshes: See `Reconciler`.
+
+    Raises:
+        ConfigurationError: When the table is not there or lacks something.
+    """
+    layout = open_layout(database, names)
+    report = Report(kept={})
+    Reconciler(allocator, database, layout, leader=None, refreshes=refreshes).run(report)
+    return sorted((report.kept or {}).values(), key=lambda one: (one.host or "", one.port or 0, one.worker or ""))
 
 
 @dataclass(slots=True)

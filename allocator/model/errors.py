@@ -23,13 +23,14 @@ MAX_MESSAGE = 1_500
 """Longest message in characters: the longest sentence of ours, with the longest names twice in it."""
 
 
+def printable(line: str) -> str:
+    """Return a line without what would move a terminal's cursor or end it: another program may have written it."""
+    return line if line.isprintable() else "".join(one if one.isprintable() else "?" for one in line)
+
+
 def on_one_line(message: str) -> str:
     """Return a message fit for one line of any terminal: a path, or what another program says, may hold anything."""
-    if len(message) > MAX_MESSAGE:
-        message = message[: MAX_MESSAGE - 1] + "…"
-    if message.isprintable():
-        return message
-    return "".join(character if character.isprintable() else "?" for character in message)
+    return printable(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
 
 
 class AllocatorError(Exception):

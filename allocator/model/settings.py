@@ -85,6 +85,16 @@ class Settings:
         """
         return state_directory(self.environ)
 
+    @property
+    def agent_socket(self) -> Path:
+        """Where the agent of this state directory serves the API, unless it is told otherwise."""
+        return self.state_dir / "agent.sock"
+
+    @property
+    def agent_lock(self) -> Path:
+        """The file that the agent of this state directory holds locked, with its pid in it."""
+        return self.state_dir / "agent.lock"
+
 
 def load_settings(
     flags: Mapping[str, str | None], environ: Mapping[str, str], *, config: str | None = None

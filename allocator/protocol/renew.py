@@ -47,6 +47,11 @@ class RenewOutcome:
     draining: bool = False
     reap_due: bool = False
 
+    @property
+    def word(self) -> str:
+        """What became of it, in a word: `renewed`, `reasserted` or `lost`."""
+        return "lost" if self.lost else "reasserted" if self.reasserted else "renewed"
+
 
 def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
     """Extend leases by their TTL from now.

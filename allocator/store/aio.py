@@ -101,17 +101,24 @@ class AsyncStore(Opening):
             return await client.execute_command("EVAL", lua.source, len(keys), *keys, *step.args)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
+        try:
+            return await self._tried(attempt)
+        except client_errors() as error:
+            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
+        except UnicodeEncodeError:  # an argument that is no text
+            raise
+        except WRONG_SHAPES as error:
+            raise misread(key) from error
+
+    async def _tried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Make a call, and make it again while what went wrong may pass and there is time."""
         began = time.monotonic()
         try:
             return await attempt()
         except client_errors() as error:
             left_s = self._timeout_s - (time.monotonic() - began)
             if not is_transient(error) or left_s <= 0:
-                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
-        except UnicodeEncodeError:  # an argument that is no text
-            raise
-        except WRONG_SHAPES as error:
-            raise misread(key) from error
+                raise
         if self._reconnects:
             self._client = None
         from tenacity import AsyncRetrying
@@ -119,14 +126,7 @@ class AsyncStore(Opening):
         async def again() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
             return await attempt()
 
-        try:
-            return await AsyncRetrying(**transient_policy(left_s))(again)
-        except client_errors() as error:
-            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
-        except UnicodeEncodeError:  # an argument that is no text
-            raise
-        except WRONG_SHAPES as error:
-            raise misread(key) from error
+        return await AsyncRetrying(**transient_policy(left_s))(again)
 
     async def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
         if self._client is None:

@@ -85,29 +85,29 @@ class Store(Opening):
             return ask("EVAL", lua.source, len(keys), *keys, *step.args)
 
     def _patiently(self, attempt: Callable[[], T], key: str | None = None) -> T:
-        began = monotonic()
         try:
-            return attempt()
-        except client_errors() as error:
-            left_s = self._timeout_s - (monotonic() - began)
-            if not is_transient(error) or left_s <= 0:
-                raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
-        except UnicodeEncodeError:  # an argument that is no text
-            raise
-        except WRONG_SHAPES as error:
-            raise misread(key) from error
-        if self._reconnects:
-            self._client = None
-        from tenacity import Retrying
-
-        try:
-            return Retrying(**transient_policy(left_s))(attempt)
+            return self._tried(attempt)
         except client_errors() as error:
             raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
         except UnicodeEncodeError:  # an argument that is no text
             raise
         except WRONG_SHAPES as error:
             raise misread(key) from error
+
+    def _tried(self, attempt: Callable[[], T]) -> T:
+        """Make a call, and make it again while what went wrong may pass and there is time."""
+        began = monotonic()
+        try:
+            return attempt()
+        except client_errors() as error:
+            left_s = self._timeout_s - (monotonic() - began)
+            if not is_transient(error) or left_s <= 0:
+                raise
+        if self._reconnects:
+            self._client = None
+        from tenacity import Retrying
+
+        return Retrying(**transient_policy(left_s))(attempt)
 
     def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
         if self._client is None:

@@ -28,11 +28,10 @@ from allocator.model.reading import read_text, toml_of
 from allocator.supervisor.fields import convert, spec_of
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.replicas import replicated
-from allocator.supervisor.spec import check_ports, check_spec
-from allocator.supervisor.templates import check_command
+from allocator.supervisor.spec import CHECKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from allocator.supervisor.spec import WorkerSpec
@@ -82,22 +81,13 @@ def _specs(place: _Place, values: Mapping[str, Any], environ: Mapping[str, str])
     except InvalidInputError as error:
         raise ConfigurationError(f"{place.of(None)}: {error}") from None
     first = specs[0]
-    checks: dict[str, Callable[[], None]] = {
-        "command": lambda: check_command(first.command, first.ports),
-        "port_arg": lambda: check_command([first.port_argument or ""], first.ports),
-        "ports" if first.ports else "adjacent": lambda: check_ports(first),
-    }
-    for field, check in checks.items():
+    for field, check in CHECKS:
         try:
-            check()
+            check(first)
+        except CommandError as error:
+            raise CommandError(f"{place.of(field)}: {error}", error.status) from None
         except InvalidInputError as error:
             raise ConfigurationError(f"{place.of(field)}: {error}") from None
-    try:
-        check_spec(first)
-    except CommandError as error:
-        raise CommandError(f"{place.of('command')}: {error}", error.status) from None
-    except InvalidInputError as error:
-        raise ConfigurationError(f"{place.of(None)}: {error}") from None
     return specs
 
 

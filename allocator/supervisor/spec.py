@@ -18,7 +18,7 @@ from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.templates import check_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from allocator.client.arguments import ClaimArguments
     from allocator.model.leases import Lease
@@ -103,31 +103,48 @@ def check_spec(spec: WorkerSpec) -> None:
         InvalidInputError: When a template has an unknown name, or a path or a directory cannot be right.
         CommandError: When the command does not exist or cannot be executed.
     """
+    for _, check in CHECKS:
+        check(spec)
+
+
+def _check_words(spec: WorkerSpec) -> None:
     if not spec.command:
         raise InvalidInputError("there is no command to run; give one after --")
     check_command(spec.command, spec.ports)
+
+
+def _check_port_argument(spec: WorkerSpec) -> None:
     check_command([spec.port_argument or ""], spec.ports)
-    check_ports(spec)
-    for what, path in (("health", spec.health_path), ("stop", spec.stop_path)):
-        if path is not None:
-            check_path(what, path)
-    if spec.directory is not None and not spec.directory.is_dir():
-        raise InvalidInputError(f"{shown(str(spec.directory))} is not a directory to run in; make or correct it")
-    if spec.listen and not sys.platform.startswith(("linux", "darwin", "freebsd")):
-        raise InvalidInputError("sockets cannot be passed on this system; omit --listen-fd")
-    _check_program(spec)
 
 
-def check_ports(spec: WorkerSpec) -> None:
-    """Check that a worker asks for nothing of several ports that they cannot be.
-
-    Raises:
-        InvalidInputError: When it does.
-    """
+def _check_ports(spec: WorkerSpec) -> None:
     if spec.explicit_port and spec.ports:
         raise InvalidInputError("several ports cannot be one explicit port; omit the port or the names of the ports")
+
+
+def _check_adjacent(spec: WorkerSpec) -> None:
     if spec.adjacent and not spec.ports:
         raise InvalidInputError("only several ports can be adjacent; name them, for example http,debug")
+
+
+def _check_health(spec: WorkerSpec) -> None:
+    if spec.health_path is not None:
+        check_path("health", spec.health_path)
+
+
+def _check_stop_path(spec: WorkerSpec) -> None:
+    if spec.stop_path is not None:
+        check_path("stop", spec.stop_path)
+
+
+def _check_directory(spec: WorkerSpec) -> None:
+    if spec.directory is not None and not spec.directory.is_dir():
+        raise InvalidInputError(f"{shown(str(spec.directory))} is not a directory to run in; make or correct it")
+
+
+def _check_listen(spec: WorkerSpec) -> None:
+    if spec.listen and not sys.platform.startswith(("linux", "darwin", "freebsd")):
+        raise InvalidInputError("sockets cannot be passed on this system; omit --listen-fd")
 
 
 def _check_program(spec: WorkerSpec) -> None:
@@ -149,6 +166,20 @@ def _check_program(spec: WorkerSpec) -> None:
             "correct its first line",
             127,
         )
+
+
+CHECKS: tuple[tuple[str, Callable[[WorkerSpec], None]], ...] = (
+    ("command", _check_words),
+    ("port_arg", _check_port_argument),
+    ("ports", _check_ports),
+    ("adjacent", _check_adjacent),
+    ("health", _check_health),
+    ("stop_path", _check_stop_path),
+    ("directory", _check_directory),
+    ("listen_fd", _check_listen),
+    ("command", _check_program),
+)
+"""What is checked of a worker, in order, each with the field that is wrong when it fails."""
 
 
 def _interpreter(program: Path) -> str | None:

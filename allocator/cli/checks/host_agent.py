@@ -28,8 +28,8 @@ RENEWED_WITHIN = 0.6
 
 def check_agent(at: Desk) -> Iterator[Finding]:
     """Ask the agent of this state directory how it is, and look for what a killed one left."""
-    path = at.settings.state_dir / "agent.sock"
-    pid = agent_pid(at.settings.state_dir / "agent.lock")
+    path = at.settings.agent_socket
+    pid = agent_pid(at.settings.agent_lock)
     if not path.is_socket():
         return
     if pid is None:
@@ -49,7 +49,7 @@ def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterato
         leases: The live leases of the pool on this host, by port.
         now: The time, in Unix seconds by the server's clock.
     """
-    if agent_pid(at.settings.state_dir / "agent.lock") is not None:
+    if agent_pid(at.settings.agent_lock) is not None:
         return
     for saved in saved_leases(at):
         live = leases.get(saved.port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -38,15 +39,15 @@ def check_drift(at: Desk) -> Iterator[Finding]:
     if database is None:
         return
     from allocator.database.drift import Kind
-    from allocator.database.reconciler import Reconciler, Report
-    from allocator.database.upgrade import check, open_layout
+    from allocator.database.reconciler import differences
+    from allocator.database.upgrade import check
 
     with closing(database):
         if not check(database, at.settings.table).is_fit:
             return
-        layout = open_layout(database, at.settings.table)
-        report = Reconciler(at.allocator, database, layout, leader=None).run(Report(kept={}))
-    counts = {str(kind): count for kind, count in sorted(report.counts.items()) if kind is not Kind.UNKNOWN_LISTENER}
+        found = differences(at.allocator, database, at.settings.table, refreshes=at.settings.refresh_expiry)
+    kinds = Counter(one.kind for one in found if one.kind is not Kind.UNKNOWN_LISTENER)
+    counts = {str(kind): count for kind, count in sorted(kinds.items())}
     if counts:
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         yield Finding(

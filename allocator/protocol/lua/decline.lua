@@ -30,13 +30,6 @@ local function run()
   for _, strike in ipairs(strikes) do
     call('HSET', space_key, 'strikes:' .. strike[1], strike[2])
   end
-  if waiting > now then
-    local freed = {}
-    for i = 1, #ended do
-      freed[i] = ended[i][5]
-    end
-    --@include wake_held
-  end
   return reply
 end
 

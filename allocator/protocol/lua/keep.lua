@@ -28,12 +28,7 @@ local function run()
   if not pool[1] then
     return { NO_POOL }
   end
-  -- In two steps: a pattern that has to look for its place costs many times as much.
-  local _, before = find(pool[1], ' grace_ms=', 1, true)
-  local grace_ms = before and tonumber(string.match(pool[1], '^(%d+) ', before + 1))
-  if not grace_ms then
-    bad(base, 'has a garbled field rules')
-  end
+  --@include grace
   --@include now
   local ttl_text, count, ttl_ms = args[2], (#args - 2) / 2, tonumber(args[2])
   local before_proofs = count + 2

@@ -19,6 +19,7 @@ local function run()
   --@include keys
   local find, match, kind = string.find, string.match, RELEASED
   local pool = read('HMGET', base, 'rules', 'waiting')
+  local waiting = tonumber(pool[2] or 0)
   -- In two steps: a pattern that has to look for its place costs many times as much.
   local _, before = find(pool[1] or '', ' cooldown_ms=', 1, true)
   local cooldown_ms = tonumber(before and match(pool[1], '^%d+', before + 1)) or 0
@@ -26,13 +27,9 @@ local function run()
     return now + cooldown_ms
   end
   --@include endings
-  if tonumber(pool[2] or 0) > now and #ended > 0 then
-    local turns, freed = #ended, {}
+  if waiting > now and #ended > 0 then
+    local turns = #ended
     --@include wake
-    for i = 1, #ended do
-      freed[i] = ended[i][5]
-    end
-    --@include wake_held
   end
   return reply
 end

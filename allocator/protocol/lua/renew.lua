@@ -38,10 +38,8 @@ local function run()
     return { NO_POOL }
   end
   local has_limits = find(pool[1], ' more=1', 1, true)
-  local last_fence, grace_ms = pool[2], tonumber(string.match(pool[1], ' grace_ms=(%d+) '))
-  if not grace_ms then
-    bad(base, 'has a garbled field rules')
-  end
+  local last_fence = pool[2]
+  --@include grace
   --@include now
   --@include fences
   local host = args[1]

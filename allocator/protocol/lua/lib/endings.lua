@@ -1,5 +1,6 @@
 -- release and decline: a batch of (port, token) pairs in ARGV; each grant that this token holds is ended.
--- Needs `kind` and `free_at(port, now)`, the time from which the port is claimable; leaves `reply`.
+-- Needs `kind`, `free_at(port, now)` (the time from which the port is claimable) and `waiting` (until when somebody may
+-- wait); leaves `reply`.
 --@include now
 --@include grants
 local ports = {}
@@ -59,4 +60,11 @@ for i = 1, #ended do
   end
   call('DEL', lease_prefix .. port)
   call('HSET', tokens_key, port, (kind == DECLINED and '~' or '-') .. grant)
+end
+if waiting > now then
+  local freed = {}
+  for i = 1, #ended do
+    freed[i] = ended[i][5]
+  end
+  --@include wake_held
 end

@@ -4,7 +4,7 @@
 -- the lease's text in `lease`.
 --
 -- The event, the service index and the score are their own checks, where nothing was written before them: what was
--- written is taken back when the next cannot be.
+-- written is taken back when the next cannot be. The event is that of `record_event`, without what a function costs.
 local member = host .. ':' .. port
 local event = redis.pcall('XADD', events_key, '*', 'type', kind, 'host', host, 'port', port, 'worker', worker, 'fence', fence)
 local failed = event
