@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: Ctrl-C would be ignored by all
     signal.signal(signal.SIGINT, signal.default_int_handler)
+HANDLERS = {
+    number: signal.getsignal(number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+}
 
 settings.register_profile("quick", max_examples=15, deadline=None)
 settings.register_profile("default", max_examples=60, deadline=None)
@@ -38,11 +42,14 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True)
 def heeded_signals() -> Iterator[None]:
-    """Give back what a command run in the tests' own process sets: a later child would inherit an ignored Ctrl-C."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-    before = {number: signal.getsignal(number) for number in numbers}
+    """Take back what commands in this process set, also for fixtures: children would inherit an ignored Ctrl-C."""
+    _set_handlers()
     yield
-    for number, handler in before.items():
+    _set_handlers()
+
+
+def _set_handlers() -> None:
+    for number, handler in HANDLERS.items():
         signal.signal(number, handler)
 
 

@@ -279,6 +279,7 @@ class Protocol(RuleBasedStateMachine):
         self.model.forget_all()
         if not live:
             self.store.drive(apply_pool(self.rules))
+            self.recovery_passes()  # who renews later, though its lease has run out, would else begin it
             return
         fences = self.model.newest_fence
         for each, outcome in zip(
