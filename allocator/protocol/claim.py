@@ -182,25 +182,49 @@ def _allowed(pool: PoolSpec, request: ClaimRequest) -> bool:
 def _call(
     context: Context, pool: PoolSpec, request: ClaimRequest, token: str, ttl_ms: int, listening: Iterable[int]
 ) -> ScriptCall:
+    worker = f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else str(request.worker)
+    words = claim_words(
+        context.host,
+        worker,
+        token,
+        ttl_ms,
+        str(request.state),
+        context.full_identity,
+        extra=decode.extra_members(request.holder_words()),
+        strangers=written_ports(listening),
+        hint=request.hint or 0,
+        port=request.port or 0,
+        superseded=request.supersede_fence or 0,
+        ticket=request.ticket,
+    )
     return ScriptCall(
         "claim",
         script_keys(pool.name, context.space(pool)),
-        (
-            context.host,
-            f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else str(request.worker),
-            token,
-            ttl_ms,
-            request.port or 0,
-            request.hint or 0,
-            str(request.state),
-            decode.extra_members(request.holder_words()),
-            context.full_identity,
-            request.supersede_fence or 0,
-            written_ports(listening),
-            *((request.ticket,) if request.ticket else ()),
-        ),
+        words,
         replicas=1 if pool.durability == "replica" else 0,
     )
+
+
+def claim_words(
+    host: str,
+    worker: str,
+    token: str,
+    ttl_ms: int,
+    state: str,
+    identity: str,
+    *,
+    extra: str = "",
+    strangers: str = "",
+    hint: int = 0,
+    port: int = 0,
+    superseded: int = 0,
+    ticket: str = "",
+) -> tuple[str | int, ...]:
+    """Return the ARGV of `claim` (its head says what they are); the last ones are left out when they say nothing."""
+    sometimes: list[str | int] = [extra, strangers, hint, port, superseded, ticket]
+    while sometimes and not sometimes[-1]:
+        sometimes.pop()
+    return (host, worker, token, ttl_ms, state, identity, *sometimes)
 
 
 def written_ports(ports: Iterable[int]) -> str:

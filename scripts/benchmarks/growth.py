@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.pools import PoolSpec
+from allocator.protocol.claim import claim_words
 from allocator.protocol.keys import script_keys
 from allocator.protocol.pools import apply_pool
 from allocator.protocol.scripts import script
@@ -77,13 +78,13 @@ class Point:
         self.take, self.give = script("claim").sha1, script("release").sha1
         self._new = 0
 
-    def claim_words(self, host: str, ticket: str = "") -> tuple[tuple[str, str], list[str | int], str]:
+    def next_claim(self, host: str, ticket: str = "") -> tuple[tuple[str, str], tuple[str | int, ...], str]:
         """Return keys, arguments and token of the next new worker's claim."""
         self._new += 1
         token = secrets.token_hex(16)
         worker = f"org-{self._new}/crm#0"
-        words: list[str | int] = [host, worker, token, TTL_MS, 0, 0, "starting", "", self.bench.context.identity, 0, ""]
-        return script_keys(self.pool.name, host), [*words, *([ticket] if ticket else [])], token
+        words = claim_words(host, worker, token, TTL_MS, "starting", self.bench.context.identity, ticket=ticket)
+        return script_keys(self.pool.name, host), words, token
 
     def fill(self, host: str, count: int) -> None:
         """Claim some ports of a host, in pipelines."""
@@ -94,7 +95,7 @@ class Point:
         for start in range(0, len(hosts), PIPELINE):
             pipeline = self.bench.redis.pipeline(transaction=False)
             for host in hosts[start : start + PIPELINE]:
-                keys, words, _ = self.claim_words(host)
+                keys, words, _ = self.next_claim(host)
                 pipeline.evalsha(self.take, 2, *keys, *words)
             for reply in pipeline.execute():
                 port_of(reply)
@@ -102,7 +103,7 @@ class Point:
     def pairs(self, count: int, host: str = "host-0") -> None:
         """Claim and release on one host, for workers that never claimed before."""
         for _ in range(count):
-            keys, words, token = self.claim_words(host)
+            keys, words, token = self.next_claim(host)
             reply = self.bench.redis.evalsha(self.take, 2, *keys, *words)
             self.bench.redis.evalsha(self.give, 2, *keys, port_of(reply), token)
 
@@ -131,7 +132,7 @@ class Line(Point):
 
     def claim(self, ticket: str) -> tuple[bytes, str]:
         """Claim with a ticket, which has to be the first in line."""
-        keys, words, token = self.claim_words("host-0", ticket)
+        keys, words, token = self.next_claim("host-0", ticket)
         return port_of(self.bench.redis.evalsha(self.take, 2, *keys, *words)), token
 
     def hand_over(self, count: int) -> None:

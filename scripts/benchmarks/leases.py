@@ -13,7 +13,7 @@ from redis import Redis
 from allocator.client.driving import Kernel, drive
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.protocol.claim import ClaimRequest, claim
+from allocator.protocol.claim import ClaimRequest, claim, claim_words
 from allocator.protocol.context import Context
 from allocator.protocol.endings import release
 from allocator.protocol.keys import script_keys
@@ -81,7 +81,7 @@ class Bench:
 
     def claim_call(self, pool: PoolSpec, worker: str, token: str) -> ScriptCall:
         """Return the call that a claim sends."""
-        args = (HOST, worker, token, pool.ttl_ms, 0, 0, "starting", "", self.context.identity, 0, "")
+        args = claim_words(HOST, worker, token, pool.ttl_ms, "starting", self.context.identity)
         return ScriptCall("claim", script_keys(pool.name, HOST), args)
 
     def bare_pairs(self, count: int) -> None:

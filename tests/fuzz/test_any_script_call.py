@@ -49,7 +49,7 @@ ORG, PLUGIN = st.sampled_from(["org-1", "-"]), st.sampled_from(["email", "-"])
 FORMS: dict[str, tuple[list[st.SearchStrategy[str]], list[st.SearchStrategy[str]]]] = {
     "apply": ([st.sampled_from(["apply", "create", "restore"]), HOST], [st.sampled_from(list(RULES.as_fields())),
               st.sampled_from(list(RULES.as_fields().values()))]),
-    "claim": ([HOST, WORKER, TOKEN, TTL, PORT, PORT, STATE, EXTRA, IDENTITIES, FENCE, RANGES, TOKEN], []),
+    "claim": ([HOST, WORKER, TOKEN, TTL, STATE, IDENTITIES, EXTRA, RANGES, PORT, PORT, FENCE, TOKEN], []),
     "claim_several": ([HOST, TTL, STATE, IDENTITIES, RANGES, st.sampled_from("01"), PORT], [WORKER, TOKEN, EXTRA]),
     "cordon": ([HOST, st.sampled_from(["on", "off"])], []),
     "decline": ([], [PORT, TOKEN]),
@@ -204,7 +204,8 @@ GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3",
 @example(call=("apply", HERE, ("apply", "me")), breakage=None)
 @example(call=("apply", HERE, ("apply", "me", "rules", RULES.rules, "dynamic")), breakage=None)
 @example(call=("wait", HERE, (TOKENS[1], "join", "web-1", "o/p#0", "x", "", "0", "any")), breakage=None)
-@example(call=("claim", HERE, ("web-1", "nobody", TOKENS[5], "1e3", "0", "0", "ready", "")), breakage=None)
+@example(call=("wait", HERE, (TOKENS[1], "join", "web-1", "o/p#0", "0", " 1", "0", "any")), breakage=None)
+@example(call=("claim", HERE, ("web-1", "nobody", TOKENS[5], "1e3", "ready", IDENTITY)), breakage=None)
 @example(call=("index", (HERE[1], HERE[0]), ("done",)), breakage=None)
 @example(
     call=("renew", HERE, ("web-2", IDENTITY, "110", TOKENS[0], "0", "1000", "org-1/email#0", "keep", "ready", "")),

@@ -16,7 +16,7 @@
 
 local VERSIONS_KEPT = 100
 
-local function run()
+local function run(read, call, try)
   --@include keys
   local before = {}
   local pairs_before = read('HGETALL', base)

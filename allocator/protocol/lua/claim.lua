@@ -5,11 +5,12 @@
 -- The same token claiming again gets the same lease.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 worker (its instance may be auto: the lowest free one)  3 token  4 ttl_ms  5 port (0: any)  6 hint: the port the environment names (0: none)
---       7 state  8 extra JSON members, each with a comma before it
---       9 identity: machine, boot, netns and address (after a `!` when it was chosen)
---       10 fence of a lease whose process is proven dead and may be superseded (0: none)
---       11 ports that strangers have bound on this host, as ranges  12 ticket of a waiter ('' or nothing: a newcomer)
+-- ARGV  1 host  2 worker (its instance may be auto: the lowest free one)  3 token  4 ttl_ms  5 state
+--       6 identity: machine, boot, netns and address (after a `!` when it was chosen)
+--       and, as far as the last that is there:  7 extra JSON members, each with a comma before it
+--       8 ports that strangers have bound on this host, as ranges  9 hint: the port the environment names (0: none)
+--       10 port (0: any)  11 fence of a lease whose process is proven dead and may be superseded (0: none)
+--       12 ticket of a waiter ('': a newcomer)
 -- Replies
 --       granted   lease, remaining_ms, now_ms
 --       same      lease, remaining_ms, now_ms            this token holds it already
@@ -42,16 +43,16 @@ local QUEUE_WOKEN = 16
 local LIMIT_PAGE, HOLDERS_NAMED = 512, 5
 local MOST_INSTANCES = 1024
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include places
   local match, find = string.match, string.find
   local host, worker, token, ttl_text = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-  local ttl_ms, explicit, hint = ttl_text + 0, ARGV[5] + 0, ARGV[6] + 0
+  local ttl_ms, hint, explicit = ttl_text + 0, (ARGV[9] or 0) + 0, (ARGV[10] or 0) + 0
   local host_key = base .. ':host:' .. host
   local space_key = space == host and host_key or base .. ':host:' .. space
   local org, plugin, instance = match(worker, '^([^/]+)/([^#]+)#(%w+)')
-  if not (instance and find(ttl_text, '^%d+$') and #ARGV > 10) then
+  if not (instance and find(ttl_text, '^%d+$') and ARGV[6]) then
     error({ err = WRONG_WORDS }, 0)
   end
   local service = base .. ':service:' .. plugin .. ':' .. org
@@ -73,7 +74,7 @@ local function run()
   if space ~= host then
     next_due = read('HGET', space_key, 'due')
   end
-  local identity = ARGV[9]
+  local identity = ARGV[6]
   --@include known_host
 
   if instance == 'auto' then
@@ -84,7 +85,10 @@ local function run()
   local place = read('GET', place_key)
   local sticky, sticky_text, sticky_grant, own_cooldown, superseded
   if place then
-    local place_host, place_port, place_fence = place_of(place, place_key)
+    local place_host, place_port, place_fence = place_of(place)
+    if not place_host then
+      bad(place_key, NO_PLACE)
+    end
     local place_space = scope == 'fleet' and '*' or place_host
     local grant = read('HGET', place_space == space and tokens_key or base .. ':tokens:' .. place_space, place_port)
     local is_released = grant and find(grant, '-' .. place_fence .. ' ', 1, true) == 1
@@ -104,10 +108,10 @@ local function run()
         end
         local port = tonumber(place_port)
         if proof == token and place_host == host and (explicit == 0 or explicit == port) then
-          return { SAME, lease, call('PTTL', place_lease), whole(now) }
+          return { SAME, lease, read('PTTL', place_lease), whole(now) }
         end
-        if place_host ~= host or fence ~= ARGV[10] then
-          return { HELD, lease, call('PTTL', place_lease), whole(now) }
+        if place_host ~= host or fence ~= ARGV[11] then
+          return { HELD, lease, read('PTTL', place_lease), whole(now) }
         end
         superseded = port
       end
@@ -128,7 +132,7 @@ local function run()
   end
 
   -- Only pools that have waiters or limits pay for them.
-  local avoid, more = ARGV[11], nil
+  local avoid, more = ARGV[8] or '', nil
   if pool[3] or find(pool[1], ' more=1', 1, true) then
     more = {}
     if tonumber(pool[3] or 0) > now and not superseded then
@@ -331,7 +335,7 @@ local function run()
     call('DEL', lease_prefix .. superseded)
     call('ZADD', ports_key, now + grace_ms, superseded)
   end
-  local kind, state, extra, fence = GRANTED, ARGV[7], ARGV[8], clock[1] .. string.sub('00000' .. clock[2], -6)
+  local kind, state, extra, fence = GRANTED, ARGV[5], ARGV[7] or '', clock[1] .. string.sub('00000' .. clock[2], -6)
   local now_text = string.sub(fence, 1, -4)
   -- As text where that decides it: to write a number of 16 digits, or to read one, costs more than all the rest here.
   if last_fence and (#last_fence ~= #fence or last_fence >= fence) then

@@ -28,7 +28,7 @@ local QUEUE_SEEN = 64
 local QUEUE_WOKEN = 16
 local LIMIT_PAGE, HOLDERS_NAMED = 512, 5
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include places
   --@include grants
@@ -65,16 +65,19 @@ local function run()
     local its_worker, token = ARGV[HEAD + WORDS * i - 2], ARGV[HEAD + WORDS * i - 1]
     local place = read('GET', worker_prefix .. its_worker)
     if place then
-      local its_host, port = place_of(place, worker_prefix .. its_worker)
+      local its_host, port = place_of(place)
+      if not its_host then
+        bad(worker_prefix .. its_worker, NO_PLACE)
+      end
       local its_space = scope == 'fleet' and '*' or its_host
       local key = base .. ':lease:' .. its_space .. ':' .. port
       local lease, grant = read('GET', key), read('HGET', base .. ':tokens:' .. its_space, port)
       if lease and select(3, lease_head(lease, key)) == its_worker then
         local _, _, proof = grant_of(grant or '', port)
         if proof ~= token or its_host ~= host then
-          return { HELD, lease, call('PTTL', key), whole(now) }
+          return { HELD, lease, read('PTTL', key), whole(now) }
         end
-        same[2 * i + 1], same[2 * i + 2], mine[i] = lease, call('PTTL', key), true
+        same[2 * i + 1], same[2 * i + 2], mine[i] = lease, read('PTTL', key), true
       elseif its_host == host or scope == 'fleet' then
         wanted_ports[i] = { tonumber(port), grant and find(grant, '-', 1, true) == 1 }
       end

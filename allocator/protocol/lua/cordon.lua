@@ -10,7 +10,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   if #ARGV < 2 then
     error({ err = WRONG_WORDS }, 0)

@@ -15,7 +15,7 @@
 
 local FIRST_MS, FACTOR, LONGEST_MS, PEACE_MS = 5000, 4, 600000, 3600000
 
-local function run()
+local function run(read, call, try)
   --@include keys
   local kind = DECLINED
   local space_key, strikes = base .. ':host:' .. space, {}

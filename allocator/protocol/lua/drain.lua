@@ -12,7 +12,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include lease_head
   local host = ARGV[1] or error({ err = WRONG_WORDS }, 0)

@@ -10,7 +10,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include grants
   if #ARGV < 3 then

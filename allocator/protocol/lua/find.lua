@@ -16,7 +16,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   --@include places
@@ -28,7 +28,10 @@ local function run()
     local place = read('GET', worker_prefix .. worker)
     local host, port, fence, how, lease, left = '', '', '', UNKNOWN, '', 0
     if place then
-      host, port, fence = place_of(place, worker_prefix .. worker)
+      host, port, fence = place_of(place)
+      if not host then
+        bad(worker_prefix .. worker, NO_PLACE)
+      end
       local place_space = space == '*' and '*' or host
       tokens_key = base .. ':tokens:' .. place_space
       local grant = read('HGET', tokens_key, port)
@@ -41,7 +44,7 @@ local function run()
         local key = base .. ':lease:' .. place_space .. ':' .. port
         local text = ended == '' and read('GET', key)
         if text and lease_head(text, key) == fence then
-          how, lease, left = LIVE, text, redis.call('PTTL', key)
+          how, lease, left = LIVE, text, read('PTTL', key)
         end
       elseif its_fence then
         how = REPLACED

@@ -16,7 +16,7 @@
 
 local PAGE = 512
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   --@include lease_head

@@ -13,7 +13,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   local found = {}
   for i = 2, #ARGV do

@@ -17,7 +17,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   local what = ARGV[1]
   if (what == 'hosts' or what == 'ports') and not (tonumber(ARGV[2]) and tonumber(ARGV[3])) then
@@ -38,7 +38,7 @@ local function run()
   if what == 'port' then
     local key = lease_prefix .. ARGV[2]
     return { whole(now), ARGV[2], read('ZSCORE', ports_key, ARGV[2]) or '', read('GET', key) or '',
-      call('PTTL', key) }
+      read('PTTL', key) }
   end
   local from = math.max(tonumber(ARGV[2]), now)
   local ties = read('ZCOUNT', ports_key, whole(from), whole(from))
@@ -53,7 +53,7 @@ local function run()
   for i = 1, #keys do
     local at = 4 * i - 2
     reply[at], reply[at + 1] = rows[2 * i - 1], rows[2 * i]
-    reply[at + 2], reply[at + 3] = leases[i] or '', leases[i] and call('PTTL', keys[i]) or 0
+    reply[at + 2], reply[at + 3] = leases[i] or '', leases[i] and read('PTTL', keys[i]) or 0
   end
   return reply
 end

@@ -21,7 +21,7 @@
 local WHOLE_PROOF = 50
 local PLACE_PERIOD_MS = 3600000
 
-local function run()
+local function run(read, call, try)
   --@include keys
   local args, find = ARGV, string.find
   local pool = read('HMGET', base, 'rules', 'reap_at')
@@ -66,7 +66,7 @@ local function run()
   end
   if space == '*' then
     -- A host that tells of its leases; only a recovery asks for it.
-    redis.pcall('SREM', base .. ':unreported', args[1])
+    try('SREM', base .. ':unreported', args[1])
   end
   return reply
 end

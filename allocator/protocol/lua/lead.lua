@@ -18,7 +18,7 @@
 
 local TTL_DIGITS = 12
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   --@include fences
@@ -43,19 +43,19 @@ local function run()
   elseif tonumber(ttl_text) == 0 then
     error({ err = WRONG_WORDS }, 0)
   elseif leader and not is_mine then
-    return { HELD, holder, redis.call('PTTL', leader_key) }
+    return { HELD, holder, read('PTTL', leader_key) }
   end
 
   -- writes --
   if ARGV[1] == 'release' then
-    redis.call('DEL', leader_key)
-    redis.call('DEL', proof_key)
+    call('DEL', leader_key)
+    call('DEL', proof_key)
     return { RELEASED }
   end
   local code = is_mine and RENEWED or GRANTED
   fence = fence or next_fence(0, now_us, ARGV[5])
-  redis.call('SET', leader_key, '{"fence":' .. fence .. ',"holder":"' .. ARGV[4] .. '"}', 'PX', ttl_text)
-  redis.call('SET', proof_key, token, 'PX', ttl_text)
+  call('SET', leader_key, '{"fence":' .. fence .. ',"holder":"' .. ARGV[4] .. '"}', 'PX', ttl_text)
+  call('SET', proof_key, token, 'PX', ttl_text)
   return { code, fence }
 end
 

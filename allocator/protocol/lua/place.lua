@@ -15,7 +15,7 @@
 local HOSTS_A_CALL = 64
 local PORTS_A_HOST = 512
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   if #ARGV < 4 or not (string.find(ARGV[1], '^%d+$') and string.find(ARGV[2], '^%d+$')) then

@@ -21,7 +21,7 @@ local PAGE = 64
 -- Spaces that are due are visited together, not each in a call of its own; and an end is told in so much time.
 local GATHERED_MS, LATEST_MS = 250, 1000
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   --@include grants

@@ -17,7 +17,7 @@
 local PAGE = 512
 local MOST_PORTS = 65535
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   --@include lease_head
@@ -26,7 +26,7 @@ local function run()
     return { NO_POOL }
   end
   local ttl_ms = number(string.match(pool[1], ' ttl_ms=(%d+) '), base, 'rules')
-  local info = redis.pcall('INFO', 'server')
+  local info = try('INFO', 'server')
   local run_id = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
   local known_run, _, ends = string.match(pool[3] or '', '^(%x+) (%d+) (%d+)$')
   if not run_id or known_run == run_id then

@@ -13,7 +13,7 @@
 --@include replies
 --@include base
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   if #ARGV < 2 then

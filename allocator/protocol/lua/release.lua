@@ -15,7 +15,7 @@
 
 local QUEUE_WOKEN = 16
 
-local function run()
+local function run(read, call, try)
   --@include keys
   local find, match, kind = string.find, string.match, RELEASED
   local pool = read('HMGET', base, 'rules', 'waiting')
@@ -23,9 +23,7 @@ local function run()
   -- In two steps: a pattern that has to look for its place costs many times as much.
   local _, before = find(pool[1] or '', ' cooldown_ms=', 1, true)
   local cooldown_ms = tonumber(before and match(pool[1], '^%d+', before + 1)) or 0
-  local function free_at(_, now)
-    return now + cooldown_ms
-  end
+  --@define free_at(port, now) now + cooldown_ms
   --@include endings
   if waiting > now and #ended > 0 then
     local turns = #ended

@@ -27,7 +27,7 @@ local TTL_DIGITS = 12
 local PLACE_PERIOD_MS = 3600000
 local EVENTS_SEEN = 1000
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include grants
   --@include places
@@ -115,7 +115,10 @@ local function run()
     end
     local place = read('GET', worker_prefix .. worker)
     if place then
-      local place_host, place_port = place_of(place, worker_prefix .. worker)
+      local place_host, place_port = place_of(place)
+      if not place_host then
+        bad(worker_prefix .. worker, NO_PLACE)
+      end
       local place_space = space == '*' and '*' or place_host
       local key = base .. ':lease:' .. place_space .. ':' .. place_port
       local there = key ~= lease_keys[i] and read('GET', key)
@@ -244,7 +247,7 @@ local function run()
   end
   if space == '*' then
     -- A host that tells of its leases; only a recovery asks for it.
-    redis.pcall('SREM', base .. ':unreported', host)
+    try('SREM', base .. ':unreported', host)
   end
   if is_draining then
     reply[2 * count + 2] = DRAINING

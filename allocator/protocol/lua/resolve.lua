@@ -21,7 +21,7 @@ local FIRST_PAGE = 2
 local PAGE = 64
 local MOST = 1024
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include lease_head
   --@include now
@@ -77,7 +77,7 @@ local function run()
   local reply = { FOUND, whole(now), next_offset }
   for _, one in ipairs(found) do
     reply[#reply + 1] = one[2]
-    reply[#reply + 1] = call('PTTL', one[3])
+    reply[#reply + 1] = read('PTTL', one[3])
     local identity = read('HGET', base .. ':host:' .. one[4], 'identity') or ''
     reply[#reply + 1] = string.match(identity, '^%S+ %S+ %S+ !?(%S+)$') or ''
   end

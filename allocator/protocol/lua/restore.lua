@@ -19,7 +19,7 @@ local WORDS = 4
 local TTL_DIGITS = 12
 local NO_TOKEN = '00000000000000000000000000000000'
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   --@include places
@@ -52,14 +52,14 @@ local function run()
 
   -- writes --
   --@include events
-  redis.call('HSET', base, 'fence', whole(newest))
+  call('HSET', base, 'fence', whole(newest))
   for i, code in ipairs(reply) do
     if code == RESTORED then
       local at = 2 + (i - 1) * WORDS
       local host, port, worker = ARGV[at], ARGV[at + 1], ARGV[at + 2]
       local fence = whole(ARGV[at + 3] - 1)
-      redis.call('ZADD', ports_key, now + ttl_ms, port)
-      redis.call('HSET', tokens_key, port, '-' .. fence .. ' ' .. NO_TOKEN .. ' ' .. host .. ' ' .. worker)
+      call('ZADD', ports_key, now + ttl_ms, port)
+      call('HSET', tokens_key, port, '-' .. fence .. ' ' .. NO_TOKEN .. ' ' .. host .. ' ' .. worker)
       write_place(worker_prefix .. worker, host, port, fence, ttl_ms)
       record_event(RESTORED, host, port, worker, fence)
     end

@@ -26,12 +26,12 @@ local PRIORITIES, PLACES = 9, 100000000000000
 local WAITING_MS = 10000
 local LINE_MEMORY_MS = 3600000
 
-local function run()
+local function run(read, call, try)
   --@include keys
   --@include now
   local ticket, host, worker, explicit = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[7] or 0)
   if #ARGV < 2 or (ARGV[2] ~= 'leave' and not (#ARGV > 7 and explicit and string.find(ARGV[5], '^%d$')
-      and (ARGV[6] == '' or tonumber(ARGV[6])))) then
+      and (ARGV[6] == '' or string.find(ARGV[6], '^%d+$')))) then
     error({ err = WRONG_WORDS }, 0)
   end
   local line, waiter, space_key = base .. ':waiters:' .. space, base .. ':waiter:' .. ticket, base .. ':host:' .. space
@@ -74,7 +74,7 @@ local function run()
     --@include wake
   end
   if left_key and left_key ~= held then
-    redis.pcall('ZREM', left_key, ticket)
+    try('ZREM', left_key, ticket)
     local next_in_line = held_before(left_key, said_condition, '')[1]
     if next_in_line then
       local ticket = next_in_line

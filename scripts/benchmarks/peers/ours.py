@@ -10,6 +10,7 @@ from redis import Redis
 
 from allocator import ExhaustedError, PortAllocator, PortRefusedError
 from allocator.model.pools import SDK_V2, PoolSpec
+from allocator.protocol.claim import claim_words
 from allocator.protocol.keys import script_keys
 from allocator.protocol.scripts import script
 from benchmarks.leases import RETURNING, port_of
@@ -69,7 +70,7 @@ class OurPeer(Peer):
 
 def claim_args(worker: str, token: str, identity: str) -> tuple[str | int, ...]:
     """Return what a claim sends after its keys."""
-    return (HOST, worker, token, TTL_S * 1_000, 0, 0, "starting", "", identity, 0, "")
+    return claim_words(HOST, worker, token, TTL_S * 1_000, "starting", identity)
 
 
 class Scripts(OurPeer):

@@ -55,7 +55,7 @@ def _by_the_clients_clock() -> None:
         one = known(name)
         now = time.time() + (10.0 if os.getpid() % 3 == 0 else 0.0)
         clock = f"{{ {int(now)}, {int(now % 1 * 1_000_000)} }}"
-        return _changed(one, one.source.replace("call('TIME')", clock))
+        return _changed(one, one.source.replace("read('TIME')", clock))
 
     blocking.script = script
 
@@ -88,7 +88,7 @@ MUTATIONS = {
         {
             "claim": {
                 "if last_fence and (#last_fence ~= #fence or last_fence >= fence) then": "if last_fence then",
-                "whole(math.max(tonumber(last_fence) or 0, now_us - 1) + 1)": "last_fence",
+                "string.format('%.0f', math.max(tonumber(last_fence) or 0, now_us - 1) + 1)": "last_fence",
             }
         },
     ),
@@ -133,7 +133,7 @@ MUTATIONS = {
     "index-not-cleared": Mutation(
         "a released lease stays in the index of its service",
         frozenset("f"),
-        {"release": {"read('ZREM', service, member)": "0"}},
+        {"release": {"try('ZREM', service, member)": "0"}},
     ),
 }
 

@@ -73,8 +73,10 @@ class RecordingStore(Store):
 
 
 def _claim_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    item = {"worker": args[1], "token": args[2], "ttl_ms": args[3], "explicit": args[4], "supersede": args[9]}
-    return {"items": [item | {"ticket": args[11] if len(args) > 11 else ""}]}
+    _, worker, token, ttl_ms, _, _, *sometimes = args
+    *_, explicit, supersede, ticket = *sometimes, *("", "", 0, 0, 0, "")[len(sometimes) :]
+    item = {"worker": worker, "token": token, "ttl_ms": ttl_ms, "explicit": explicit}
+    return {"items": [item | {"supersede": supersede, "ticket": ticket}]}
 
 
 def _claim_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 -- Needs `kind`, `free_at(port, now)` (the time from which the port is claimable) and `waiting` (until when somebody may
 -- wait); leaves `reply`.
 --@include now
---@include grants
+--@include grant_parts
 local ports = {}
 for i = 1, #ARGV, 2 do
   ports[#ports + 1] = ARGV[i]
@@ -17,7 +17,10 @@ for i = 1, count do
   local port, grant, code, detail = ports[i], grants[i], ALREADY, ''
   local mark, fence, token, host, worker
   if grant then
-    mark, fence, token, host, worker = grant_of(grant, port)
+    mark, fence, token, host, worker = grant_parts(grant)
+    if not fence then
+      bad(tokens_key, 'has a garbled field ' .. port)
+    end
   end
   if token ~= ARGV[2 * i] then
     local lease = read('GET', lease_prefix .. port)
@@ -43,20 +46,23 @@ end
 for i = 1, #ended do
   local port, grant, fence, host, worker, claimable_at = unpack(ended[i])
   local service, member = service_key(worker), host .. ':' .. port
-  local removed = read('ZREM', service, member)
-  local event = record_event(kind, host, port, worker, fence)
-  local scored = type(event) == 'table' and event or redis.pcall('ZADD', ports_key, claimable_at, port)
-  if type(scored) == 'table' then
-    if removed == 1 then
+  local removed = try('ZREM', service, member)
+  local failed, failed_at = removed, service
+  if type(removed) ~= 'table' then
+    local event = record_event(kind, host, port, worker, fence)
+    failed, failed_at = event, events_key
+    if type(event) ~= 'table' then
+      failed, failed_at = try('ZADD', ports_key, claimable_at, port), ports_key
+      if type(failed) == 'table' then
+        call('XDEL', events_key, event)
+      end
+    end
+    if type(failed) == 'table' and removed == 1 then
       call('ZADD', service, 0, member)
     end
-    if event == scored then
-      key_read = events_key
-    else
-      key_read = ports_key
-      call('XDEL', events_key, event)
-    end
-    error(scored, 0)
+  end
+  if type(failed) == 'table' then
+    refused(failed, failed_at)
   end
   call('DEL', lease_prefix .. port)
   call('HSET', tokens_key, port, (kind == DECLINED and '~' or '-') .. grant)

@@ -19,11 +19,11 @@ end
 -- Those of a line who are there, in order, up to `ticket`, which is left out; and those who are not there any more.
 local function held_before(key, kind, ticket)
   local found, gone = {}, {}
-  for _, other in ipairs(redis.pcall('ZRANGE', key, 0, HELD_SEEN - 1)) do
+  for _, other in ipairs(try('ZRANGE', key, 0, HELD_SEEN - 1)) do
     if other == ticket then
       break
     end
-    local waiter = redis.pcall('GET', base .. ':waiter:' .. other)
+    local waiter = try('GET', base .. ':waiter:' .. other)
     local is_there = type(waiter) == 'string' and string.match(waiter, '^%-?%d+ (%l+) ') == kind
     local list = is_there and found or gone
     list[#list + 1] = other

@@ -4,7 +4,7 @@
 local its_condition, its_worker = string.match(more.said or '', '^%-?%d+ (%l+) (%S+)$')
 local held_line = its_condition and held_key(its_condition, its_worker)
 if held_line then
-  redis.pcall('ZREM', held_line, more.ticket)
+  try('ZREM', held_line, more.ticket)
 end
 call('ZREM', base .. ':waiters:' .. space, more.ticket)
 call('DEL', base .. ':waiter:' .. more.ticket, base .. ':turn:' .. more.ticket)

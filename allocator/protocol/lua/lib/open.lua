@@ -6,14 +6,13 @@
 -- The event, the service index and the score are their own checks, where nothing was written before them: what was
 -- written is taken back when the next cannot be. The event is that of `record_event`, without what a function costs.
 local member = host .. ':' .. port
-local event = redis.pcall('XADD', events_key, '*', 'type', kind, 'host', host, 'port', port, 'worker', worker, 'fence', fence)
-local failed = event
-key_read = events_key
+local event = try('XADD', events_key, '*', 'type', kind, 'host', host, 'port', port, 'worker', worker, 'fence', fence)
+local failed, failed_at = event, events_key
 if type(event) ~= 'table' then
-  local added = redis.pcall('ZADD', service, 'NX', 0, member)
-  failed, key_read = added, service
+  local added = try('ZADD', service, 'NX', 0, member)
+  failed, failed_at = added, service
   if type(added) ~= 'table' then
-    failed, key_read = redis.pcall('ZADD', ports_key, now + ttl_ms + grace_ms, port), ports_key
+    failed, failed_at = try('ZADD', ports_key, now + ttl_ms + grace_ms, port), ports_key
   end
   if type(failed) == 'table' then
     call('XDEL', events_key, event)
@@ -23,7 +22,7 @@ if type(event) ~= 'table' then
   end
 end
 if type(failed) == 'table' then
-  error(failed, 0)
+  refused(failed, failed_at)
 end
 local lease = lease_text(fence, state, worker, host, port, now_text, ttl_text, extra)
 call('HSET', base, 'fence', fence)

@@ -2,7 +2,7 @@
 -- that it forgot. A server that nobody asked before (another run id: restarted, or a replica that took over) is not.
 -- Leaves `recovering`, nil or a reply. Where the server does not tell its run id (ACL, a fake) nothing can be detected.
 local recovering
-local info = redis.pcall('INFO', 'server')
+local info = try('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 if run_id then
   local known_run, began, ends = string.match(read('HGET', base, 'recovery') or '', '^(%x+) (%d+) (%d+)$')

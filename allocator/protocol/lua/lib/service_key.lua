@@ -1,4 +1,1 @@
-local function service_key(worker)
-  local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
-  return base .. ':service:' .. plugin .. ':' .. org
-end
+--@define service_key(worker) base .. ':service:' .. string.gsub(worker, '^([^/]+)/([^#]+)#.*$', '%2:%1')

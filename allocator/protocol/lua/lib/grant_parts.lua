@@ -1,0 +1,1 @@
+--@define grant_parts(text) string.match(text, '^([-~!]?)(%d+) (%x+) (%S+) (%S+)$')
