@@ -21,6 +21,7 @@ from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
+from allocator.protocol.claim import claim_words
 from allocator.protocol.keys import pool_key, script_keys
 from allocator.protocol.listing import reap
 from allocator.protocol.pools import apply_pool
@@ -75,19 +76,7 @@ class Fleet:
             for number in range(PORTS):
                 worker = WorkerId(f"org-{host % 997}", f"plugin-{number % 13}", host // 997 * PORTS + number)
                 token = secrets.token_hex(16)
-                args = (
-                    f"host-{host}",
-                    str(worker),
-                    token,
-                    TTL_MS,
-                    0,
-                    0,
-                    "ready",
-                    "",
-                    f"m{host} b n 10.0.0.1",
-                    0,
-                    "",
-                )
+                args = claim_words(f"host-{host}", str(worker), token, TTL_MS, "ready", f"m{host} b n 10.0.0.1")
                 pipeline.evalsha(sha1, 2, *script_keys(self.pool.name, f"host-{host}"), *args)
                 batch.append((host, worker, token))
             if len(batch) >= PIPELINE or host == self.hosts - 1:
@@ -156,7 +145,7 @@ def probe(url: str, pool: str, connection: Connection) -> None:
     while not connection.poll(PROBE_PERIOD_S):
         token, at = secrets.token_hex(16), at + 1
         began = time.perf_counter()
-        args = ("probe", f"probe/plugin#{at % 40}", token, TTL_MS, 0, 0, "ready", "", "m b n 10.0.0.1", 0, "")
+        args = claim_words("probe", f"probe/plugin#{at % 40}", token, TTL_MS, "ready", "m b n 10.0.0.1")
         reply = client.evalsha(sha1, 2, *keys, *args)
         times.append((time.perf_counter() - began) * 1_000)
         client.evalsha(give, 2, *keys, reply[1].decode().split('"port":')[1].split(",")[0], token)
