@@ -1,12 +1,12 @@
--- The start of a grant, the same for a claim and for a lease that is re-asserted. Not a function, for it stands on the
--- path of every claim. Needs kind, port, fence, token, host, worker, place_key, service, state, extra, ttl_ms, ttl_text,
+-- The start of a grant, the same for a claim and for a lease that is re-asserted. Needs kind, port, fence, token, host, worker, place_key, service, state, extra, ttl_ms, ttl_text,
 -- now, now_text, grace_ms and is_due (whether the space is due on the reaper's agenda no sooner than this lease ends); leaves
 -- the lease's text in `lease`.
 --
 -- The event, the service index and the score are their own checks, where nothing was written before them: what was
--- written is taken back when the next cannot be. The event is that of `record_event`, without what a function costs.
+-- written is taken back when the next cannot be.
+--@include events
 local member = host .. ':' .. port
-local event = try('XADD', events_key, '*', 'type', kind, 'host', host, 'port', port, 'worker', worker, 'fence', fence)
+local event = record_event(kind, host, port, worker, fence)
 local failed, failed_at = event, events_key
 if type(event) ~= 'table' then
   local added = try('ZADD', service, 'NX', 0, member)
