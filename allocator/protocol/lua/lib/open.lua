@@ -1,6 +1,6 @@
--- The start of a grant, the same for a claim and for a lease that is re-asserted. Needs kind, port, fence, token, host, worker, place_key, service, state, extra, ttl_ms, ttl_text,
--- now, now_text, grace_ms and is_due (whether the space is due on the reaper's agenda no sooner than this lease ends); leaves
--- the lease's text in `lease`.
+-- The start of a grant, the same for a claim and for a lease that is re-asserted. Needs kind, port, fence, token, host,
+-- worker, place_key, service, state, extra, ttl_ms, ttl_text, now, now_text, grace_ms and is_due (whether the space is due
+-- on the reaper's agenda no sooner than this lease ends); leaves the lease's text in `lease`.
 --
 -- The event, the service index and the score are their own checks, where nothing was written before them: what was
 -- written is taken back when the next cannot be.
