@@ -211,6 +211,8 @@ def steady(fleets: list[Fleet], urls: list[str], seconds: float) -> dict[str, An
 
 def storm(fleet: Fleet, url: str) -> dict[str, Any]:
     """Let half of the hosts' leases run out at one moment; return what claims and calls took meanwhile."""
+    for host in range(fleet.hosts // 2, fleet.hosts):
+        fleet.beat(host)
     began = time.perf_counter()
     for host in range(fleet.hosts // 2):
         fleet.beat(host, max(100, int((began + STORM_AFTER_S - time.perf_counter()) * 1_000)))
