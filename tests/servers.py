@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Self
 import redis
 from scripted_redis import valkey_binary
 
+from allocator.store.embedded.process import MALLOC_VARIABLES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -70,7 +72,7 @@ class Server:
         words += ["--port", str(self.port)] if "--port" not in settings else []
         words += ["--save", ""] if not mode else []
         self._words = [*words, *settings, *([mode] if mode else [])]
-        self._environment = os.environ | (environment or {})
+        self._environment = os.environ | MALLOC_VARIABLES | (environment or {})
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:

@@ -1,6 +1,6 @@
 """When held leases are renewed: the plan that the heartbeat thread and the heartbeat task both follow.
 
-The rules: renewal starts at T1 (0.5 TTL, jittered so that holders spread out), and all leases of a process go
+The rules: renewal starts at T1 (0.5 TTL, give or take 0.05, so that holders spread out), and all leases of a process go
 along in one call. A failed renewal is tried again until it succeeds; a lease whose deadline passed unconfirmed is
 doubtful, not lost: with `keep` its holder goes on and re-asserts it, with `stop` it is told that it lost it.
 Only an answer of Redis that says so makes a lease lost under `keep`.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 T1 = 0.5
 T1_SPREAD = 0.1
-"""Holders that started together renew at 0.4-0.5 TTL, not all at once."""
+"""Holders that started together renew at 0.45-0.55 TTL, not all at once; `lib/recovery.lua` counts on no later."""
 T2 = 0.875
 RETRY_FIRST = 0.02
 RETRY_URGENT = 0.05
@@ -185,7 +185,7 @@ class HeartbeatPlan(Generic[E_]):
 
     def _plan_next(self) -> None:
         self._failures = 0
-        spread = self._session.rng.uniform(T1 - T1_SPREAD, T1)
+        spread = self._session.rng.uniform(T1 - T1_SPREAD / 2, T1 + T1_SPREAD / 2)
         self._due_at = min(
             ((held.lease.deadline or 0.0) - held.lease.ttl_ms / 1_000 * (1 - spread) for held in self._held.values()),
             default=None,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 POOL = PoolSpec(name="failover", first=24_000, last=24_199, cooldown_ms=0)
 TTL_S = 10.0
 RENEWAL_S = TTL_S / 2
-"""A renewal begins at half of the TTL at the latest."""
+"""How long it is from one renewal to the next, on average."""
 HELD = 44
 PATIENCE_S = 40.0
 POLL_S = 0.002

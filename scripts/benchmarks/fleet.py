@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PORTS = 44
 TTL_MS = 30_000
-PERIOD_S = TTL_MS / 1_000 * (T1 - T1_SPREAD / 2)
+PERIOD_S = TTL_MS / 1_000 * T1
 """How often a holder renews on average: see `HeartbeatPlan`."""
 MAKING_TTL_MS = 1_200_000
 """Leases are kept for so long while the fleet is made; no reaper visits meanwhile, who would believe it."""
@@ -101,6 +101,11 @@ class Fleet:
             self.closed += closed
             self.closed_at = time.perf_counter()
 
+    def renew_all(self) -> None:
+        """Renew every host now, so that none is late when the next part begins."""
+        for host in range(self.hosts):
+            self.beat(host, reaps=False)
+
     def _lease(self, host: int, ttl_ms: int, port: int, token: str, fence: int, worker: WorkerId) -> Lease:
         return Lease(
             pool=self.pool.name,
@@ -117,7 +122,7 @@ class Fleet:
 
     def next_beat_s(self) -> float:
         """Return after how many seconds a host that renewed renews again: as `HeartbeatPlan` decides."""
-        return TTL_MS / 1_000 * self.rng.uniform(T1 - T1_SPREAD, T1)
+        return TTL_MS / 1_000 * self.rng.uniform(T1 - T1_SPREAD / 2, T1 + T1_SPREAD / 2)
 
     def network_bytes(self) -> int:
         """Return how many bytes the server has read and written."""
@@ -186,33 +191,33 @@ def heartbeats(fleets: list[Fleet], seconds: float, first: int = 0) -> None:
 
 
 def steady(fleets: list[Fleet], urls: list[str], seconds: float) -> dict[str, Any]:
-    """Return what heartbeats take, and claims beside them; by the beat, so that a slow client tells no lower figure."""
+    """Return what heartbeats take (by the beat: a slow client tells no lower figure), then claims beside them."""
     for fleet in fleets:
-        for host in range(fleet.hosts):
-            fleet.beat(host, reaps=False)
+        fleet.renew_all()
         fleet.slow_calls()
         fleet.beats = 0
     before = [(fleet.cpu_s(), fleet.network_bytes()) for fleet in fleets]
     began = time.perf_counter()
-    with probing(urls[0], fleets[0].pool.name) as times:
-        heartbeats(fleets, seconds)
+    heartbeats(fleets, seconds)
     took_s = time.perf_counter() - began
     rate = [fleet.hosts / PERIOD_S / fleet.beats for fleet in fleets]
-    return {
+    taken = {
         "cpu": [(fleet.cpu_s() - used) * per for fleet, (used, _), per in zip(fleets, before, rate, strict=True)],
         "network": [
             (fleet.network_bytes() - was) * per for fleet, (_, was), per in zip(fleets, before, rate, strict=True)
         ],
         "kept_up": sum(fleet.beats for fleet in fleets) * PERIOD_S / took_s / sum(fleet.hosts for fleet in fleets),
-        "claims_ms": quantiles(times),
-        "slow": sum(fleet.slow_calls() for fleet in fleets),
     }
+    for fleet in fleets:
+        fleet.renew_all()
+    with probing(urls[0], fleets[0].pool.name) as times:
+        heartbeats(fleets, seconds / 2)
+    return taken | {"claims_ms": quantiles(times), "slow": sum(fleet.slow_calls() for fleet in fleets)}
 
 
 def storm(fleet: Fleet, url: str) -> dict[str, Any]:
     """Let half of the hosts' leases run out at one moment; return what claims and calls took meanwhile."""
-    for host in range(fleet.hosts // 2, fleet.hosts):
-        fleet.beat(host)
+    fleet.renew_all()
     began = time.perf_counter()
     for host in range(fleet.hosts // 2):
         fleet.beat(host, max(100, int((began + STORM_AFTER_S - time.perf_counter()) * 1_000)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from allocator.store.embedded.process import server_binaries
+from allocator.store.embedded.process import MALLOC_VARIABLES, server_binaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,12 @@ def server(binary: str | None) -> Iterator[dict[str, str]]:
         path, port = Path(directory) / "redis.sock", _free_port()
         listening = ["--port", str(port), "--bind", "127.0.0.1", "--unixsocket", str(path)]
         arguments = [*listening, "--save", "", "--dir", directory]
-        process = subprocess.Popen([binary, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [binary, *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | MALLOC_VARIABLES,
+        )
         try:
             urls = {"tcp": f"redis://127.0.0.1:{port}", "unix": f"unix://{path}", "path": str(path)}
             _wait(process, urls["tcp"])

@@ -43,7 +43,7 @@ RANGES = st.sampled_from(["", "100", "100-120", "103,105-110"])
 IDENTITIES = st.sampled_from([IDENTITY, "m2 b2 n2", "-", "m1 b1 n1 !10.0.0.1"])
 COUNT = st.sampled_from(["0", "1", "64", "-1"])
 NOTHING = st.just("")
-PROOF = st.builds("{} {} ".format, FENCE, TOKEN)
+PROOFS = st.lists(st.builds("{} {} ".format, FENCE, TOKEN), max_size=3).map("".join)
 ORG, PLUGIN = st.sampled_from(["org-1", "-"]), st.sampled_from(["email", "-"])
 
 FORMS: dict[str, tuple[list[st.SearchStrategy[str]], list[st.SearchStrategy[str]]]] = {
@@ -59,7 +59,7 @@ FORMS: dict[str, tuple[list[st.SearchStrategy[str]], list[st.SearchStrategy[str]
     "forget": ([HOST], []),
     "index": ([st.sampled_from(["start", "ports", "done"])], [PORT]),
     "inspect": ([st.sampled_from(["pool", "hosts", "host", "ports", "port", "newest"]), PORT, COUNT], []),
-    "keep": ([HOST, TTL], [PORT, PROOF]),
+    "keep": ([HOST, TTL, PROOFS], [PORT]),
     "lead": ([st.sampled_from(["take", "release"]), TOKEN, TTL, HOST, FENCE], []),
     "place": ([COUNT, COUNT, ORG, PLUGIN], []),
     "reap": ([COUNT], []),

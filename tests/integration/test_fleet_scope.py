@@ -66,7 +66,7 @@ def test_a_server_that_was_replaced_grants_nothing_until_every_known_host_has_re
         assert server.client().smembers("alloc:{shared}:unreported") == {b"web-1"}
         one.renew(held)
         assert server.client().exists("alloc:{shared}:unreported") == 0
-        with pytest.raises(RecoveringError):  # half a TTL passes all the same
+        with pytest.raises(RecoveringError):  # 0.6 TTL passes all the same
             other.claim("stripe", org="o")
         assert other.claim("stripe", org="o", wait=30).port != held.port
 

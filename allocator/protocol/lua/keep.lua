@@ -6,7 +6,8 @@
 -- words as can be: a word costs more than what is done with it.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 ttl_ms, then the ports of all the leases, then for each its proof: fence and token, a blank after each
+-- ARGV  1 host  2 ttl_ms  3 the proofs of all the leases in one word, each of 50 characters: fence and token, a blank after
+--       each; then the ports
 -- Replies
 --       now_ms, whether the host is to be emptied (1: its holders stop their workers and release), whether the reaper
 --       is to visit the pool (1), then the place in the batch, from 1, of each lease that was not extended
@@ -17,49 +18,59 @@
 --@include replies
 --@include base
 
--- A fence of 16 digits and a token of 32, with their blanks: a shorter proof is none, for a grant begins with its fence.
+-- A fence of 16 digits and a token of 32, with their blanks. What has other lengths is left to `renew`.
 local WHOLE_PROOF = 50
 local PLACE_PERIOD_MS = 3600000
+-- Words of one ZADD, two for each port. A table that has its size from the start is not moved while it fills.
+local SCORES = 64
 
 local function run(read, call, try)
   --@include keys
-  local args, find = ARGV, string.find
+  local args, find, sub = ARGV, string.find, string.sub
   local pool = read('HMGET', base, 'rules', 'reap_at')
   if not pool[1] then
     return { NO_POOL }
   end
   --@include grace
   --@include now
-  local ttl_text, count, ttl_ms = args[2], (#args - 2) / 2, tonumber(args[2])
-  local before_proofs = count + 2
-  local grants = read('HMGET', tokens_key, unpack(args, 3, before_proofs))
+  local ttl_text, proofs, count, ttl_ms = args[2], args[3], #args - 3, tonumber(args[2])
+  if #proofs ~= count * WHOLE_PROOF then
+    error({ err = WRONG_WORDS }, 0)
+  end
+  local grants = read('HMGET', tokens_key, unpack(args, 4))
   local is_draining = read('HGET', base .. ':host:' .. args[1], 'drain')
   read('ZCARD', ports_key)
   local reply = { whole(now), is_draining and 1 or 0, (tonumber(pool[2]) or 0) <= now and 1 or 0 }
-  local score, scores = whole(now + ttl_ms + grace_ms), {}
+  local score, filled = whole(now + ttl_ms + grace_ms), 0
+  local scores = { unpack(args, 1, SCORES) }
 
   -- writes --
-  for i = 1, count do
-    local port, grant, proof = args[i + 2], grants[i], args[before_proofs + i]
-    if grant and #proof >= WHOLE_PROOF and find(grant, proof, 1, true) == 1
+  -- From the last to the first: so a small sorted set, which is a list that is searched from its front, has a shorter way.
+  for i = count, 1, -1 do
+    local port, grant = args[i + 3], grants[i]
+    if grant and find(grant, sub(proofs, (i - 1) * WHOLE_PROOF + 1, i * WHOLE_PROOF), 1, true) == 1
       and call('PEXPIRE', lease_prefix .. port, ttl_text) == 1 then
-      scores[#scores + 1] = score
-      scores[#scores + 1] = port
+      scores[filled + 1], scores[filled + 2] = score, port
+      filled = filled + 2
+      if filled == SCORES then
+        call('ZADD', ports_key, unpack(scores, 1, SCORES))
+        filled = 0
+      end
     else
       reply[#reply + 1] = i
     end
   end
-  if #scores > 0 then
-    call('ZADD', ports_key, unpack(scores))
+  if filled > 0 then
+    call('ZADD', ports_key, unpack(scores, 1, filled))
   end
   if now % PLACE_PERIOD_MS < ttl_ms then
     --@include places
     local next_left = 4
-    for i = 1, count do
+    for i = count, 1, -1 do
       if reply[next_left] == i then
         next_left = next_left + 1
       else
-        local port, grant = args[i + 2], grants[i]
+        local port, grant = args[i + 3], grants[i]
         --@include place_anew
       end
     end

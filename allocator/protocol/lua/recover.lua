@@ -1,7 +1,7 @@
 -- recover: begins the grace of a fleet-wide pool on a server that may have lost grants, or finds that none is needed.
 --
 -- Safe because every holder renews, and so tells of its leases, well within its TTL: after one TTL of the pool (or after
--- half of it, when every host that has a lease here has renewed) no holder has a port that this server does not know. A
+-- 0.6 of it, when every host that has a lease here has renewed) no holder has a port that this server does not know. A
 -- pool that never granted anything and was not restored needs no grace.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*

@@ -73,7 +73,7 @@ MUTATIONS = {
             "renew": {
                 "find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1": "true",
             },
-            "keep": {"find(grant, proof, 1, true) == 1": "true"},
+            "keep": {"find(grant, sub(proofs, (i - 1) * WHOLE_PROOF + 1, i * WHOLE_PROOF), 1, true) == 1": "true"},
         },
     ),
     "ended-grants-unmarked": Mutation(
@@ -95,7 +95,7 @@ MUTATIONS = {
     "score-not-pushed": Mutation(
         "a renewal leaves the port's time as it was",
         frozenset("af"),
-        {name: {SCORES: "if false then"} for name in ("renew", "keep")},
+        {"renew": {SCORES: "if false then"}, "keep": {"      filled = filled + 2": ""}},
     ),
     "no-grace": Mutation(
         "a port is claimable as soon as its lease has run out",

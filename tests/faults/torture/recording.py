@@ -111,17 +111,19 @@ def _renew_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
 
 
 def _keep_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    count = (len(args) - 2) // 2
-    items = []
-    for port, proof in zip(args[2 : count + 2], args[count + 2 :], strict=True):
-        fence, token = str(proof).split()
-        items.append({"port": port, "token": token, "fence": int(fence), "ttl_ms": args[1]})
-    return {"items": items}
+    said = str(args[2]).split()
+    proofs = zip(said[::2], said[1::2], strict=True)
+    return {
+        "items": [
+            {"port": port, "token": token, "fence": int(fence), "ttl_ms": args[1]}
+            for port, (fence, token) in zip(args[3:], proofs, strict=True)
+        ]
+    }
 
 
 def _keep_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
     words = decode.words(reply)
-    count = (len(step.args) - 2) // 2
+    count = len(step.args) - 3
     if decode.text(words[0]) == "no_pool":
         return [{"code": "no_pool"}] * count
     left = {int(decode.number(word)) for word in words[3:]}

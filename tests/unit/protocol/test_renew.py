@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import redis
 from scripted_redis import HOUR, SECOND, assert_same_state, make_context
 
 from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissingError
@@ -16,7 +17,7 @@ from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import script_keys
 from allocator.protocol.listing import leases, reap
 from allocator.protocol.pools import apply_pool, read_pool
-from allocator.protocol.renew import renew
+from allocator.protocol.renew import PROOF_LENGTH, renew
 from allocator.protocol.steps import ScriptCall
 
 EMAIL = WorkerId("org-1", "email")
@@ -378,18 +379,29 @@ def test_two_leases_of_one_worker_in_a_batch_are_not_both_re_asserted(store):
 
 
 def raw_keep(store, lease, proof, *, space="web-1"):
-    return store.run(ScriptCall("keep", script_keys(lease.pool, space), (lease.host, HOUR, lease.port, proof)))
+    return store.run(ScriptCall("keep", script_keys(lease.pool, space), (lease.host, HOUR, proof, lease.port)))
 
 
-@pytest.mark.parametrize(
-    "proof", ["", " ", "{fence}", "{fence} ", "{fence} {half}", "{fence}  ", "{token} ", "%d+ %x+ "]
-)
+NO_PROOFS = ["", " ", "{fence}", "{fence} ", "{fence} {half}", "{fence}  ", "{token} ", "%d+ %x+ "]
+
+
+@pytest.mark.parametrize("proof", NO_PROOFS)
 def test_a_heartbeat_without_the_whole_proof_extends_nothing(store, proof):
     lease = take(store, make_context())
     before = store.dump()
     given = proof.format(fence=lease.fence, token=lease.token, half=lease.token[:16])
-    assert raw_keep(store, lease, given)[3:] == [1]
+    with pytest.raises(redis.ResponseError, match="called with other words than portlease sends"):
+        raw_keep(store, lease, given)
+    assert raw_keep(store, lease, given.ljust(PROOF_LENGTH))[3:] == [1]
     assert_same_state(before, store.dump())
+
+
+def test_a_lease_whose_proof_is_of_another_length_is_decided_one_by_one(store):
+    context = make_context()
+    held = take(store, context)
+    odd = replace(take(store, context, WorkerId("o", "p", 1)), token="abc")
+    outcomes = again(store, context, odd, held)
+    assert [bool(outcome.lost) for outcome in outcomes] == [True, False]
 
 
 @pytest.mark.parametrize("end", [release, decline])

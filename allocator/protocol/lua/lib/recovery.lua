@@ -1,6 +1,8 @@
 -- Whether this server may grant ports that are unique over the whole fleet: not before it is sure that no holder has one
 -- that it forgot. A server that nobody asked before (another run id: restarted, or a replica that took over) is not.
+-- It may end early, but not before every holder's turn to renew has come: that is within 0.55 TTL.
 -- Leaves `recovering`, nil or a reply. Where the server does not tell its run id (ACL, a fake) nothing can be detected.
+local SOONEST = 0.6
 local recovering
 local info = try('INFO', 'server')
 local run_id = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
@@ -9,7 +11,7 @@ if run_id then
   began, ends = tonumber(began), tonumber(ends)
   if known_run ~= run_id then
     recovering = { RECOVERING, -1 }
-  elseif now < ends and not (now >= (began + ends) / 2 and read('SCARD', base .. ':unreported') == 0) then
+  elseif now < ends and not (now >= began + (ends - began) * SOONEST and read('SCARD', base .. ':unreported') == 0) then
     recovering = { RECOVERING, whole(ends - now) }
   end
 end
