@@ -38,9 +38,10 @@ local function run(read, call, try)
     error({ err = WRONG_WORDS }, 0)
   end
   local grants = read('HMGET', tokens_key, unpack(args, 4))
-  local is_draining = read('HGET', base .. ':host:' .. args[1], 'drain')
+  local host_key = base .. ':host:' .. args[1]
+  local about_host = read('HMGET', host_key, 'drain', 'due')
   read('ZCARD', ports_key)
-  local reply = { whole(now), is_draining and 1 or 0, (tonumber(pool[2]) or 0) <= now and 1 or 0 }
+  local reply = { whole(now), about_host[1] and 1 or 0, (tonumber(pool[2]) or 0) <= now and 1 or 0 }
   local score, filled = whole(now + ttl_ms + grace_ms), 0
   local scores = { unpack(args, 1, SCORES) }
 
@@ -62,6 +63,17 @@ local function run(read, call, try)
   end
   if filled > 0 then
     call('ZADD', ports_key, unpack(scores, 1, filled))
+  end
+  -- Where these are all the leases of the host, and none has run out that the reaper has still to tell, none will before
+  -- they do: the reaper need not come and find that they were renewed.
+  local due, next_due = space == args[1] and tonumber(about_host[2]), now + ttl_ms
+  local comes_in_vain = due and now < due and due < next_due
+    and call('ZCOUNT', ports_key, '(' .. whole(now), FOREVER) == count + 3 - #reply
+  if comes_in_vain or due and due > next_due then
+    local next_text = whole(next_due)
+    if type(try('ZADD', hosts_key, next_text, space)) == 'number' then
+      call('HSET', host_key, 'due', next_text)
+    end
   end
   if now % PLACE_PERIOD_MS < ttl_ms then
     --@include places

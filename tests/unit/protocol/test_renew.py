@@ -438,6 +438,42 @@ def test_leases_of_different_ttls_each_get_their_own(store):
         assert outcome.lease.deadline == 1_000.0 + lease.ttl_ms / 1_000
 
 
+def test_the_reaper_need_not_visit_a_host_whose_leases_are_all_kept(store):
+    context = make_context()
+    held = [take(store, context, WorkerId("o", "p", i)) for i in range(3)]
+    store.advance(20 * SECOND)
+    again(store, context, *held)
+    assert 29 < store.drive(reap("sdk-v2")).next_s <= 30
+
+
+def test_the_reaper_comes_for_a_lease_that_is_not_kept_beside_others_that_are(store):
+    context = make_context()
+    held, left = take(store, context, EMAIL), take(store, context, STRIPE)
+    store.advance(20 * SECOND)
+    again(store, context, held)
+    assert store.drive(reap("sdk-v2")).next_s <= 10
+    store.advance(11 * SECOND)
+    again(store, context, held)
+    assert store.drive(reap("sdk-v2")).closed == 1
+    assert [lease.port for lease in live(store)] == [held.port] != [left.port]
+
+
+def test_an_end_that_nobody_told_yet_is_not_put_off_by_a_heartbeat(store):
+    context = make_context()
+    held = take(store, context, EMAIL, ttl_ms=2 * 60 * SECOND)
+    take(store, context, STRIPE)
+    store.advance(60 * SECOND)  # its grace has passed too: it is not ahead of anybody any more
+    again(store, context, held)
+    assert store.drive(reap("sdk-v2")).closed == 1
+
+
+def test_the_reaper_comes_sooner_for_a_lease_whose_ttl_got_shorter(store):
+    context = make_context()
+    lease = take(store, context, ttl_ms=60 * 60 * SECOND)
+    again(store, context, replace(lease, ttl_ms=10 * SECOND))
+    assert store.drive(reap("sdk-v2")).next_s <= 10
+
+
 def test_the_place_of_a_worker_whose_lease_is_kept_never_runs_out(store):
     context = make_context()
     lease = take(store, context, ttl_ms=2 * HOUR)  # written anew once an hour: with this TTL at every renewal
