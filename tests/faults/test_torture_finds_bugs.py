@@ -25,6 +25,13 @@ def test_a_bug_put_in_on_purpose_is_found(name: str) -> None:
     assert found & MUTATIONS[name].found_by, done.stdout
 
 
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_each_bug_still_has_its_place_in_the_scripts(name: str) -> None:
+    for wanted, edits in MUTATIONS[name].edits.items():
+        for piece, other in edits.items():
+            assert edited(script(wanted), {piece: other}) != script(wanted).source
+
+
 def test_a_mutation_whose_text_is_gone_is_an_error() -> None:
     with pytest.raises(LookupError, match="mend the mutation"):
         edited(script("claim"), {"no such text": ""})

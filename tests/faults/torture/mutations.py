@@ -73,7 +73,7 @@ MUTATIONS = {
             "renew": {
                 "find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1": "true",
             },
-            "keep": {"find(grant, sub(proofs, (i - 1) * WHOLE_PROOF + 1, i * WHOLE_PROOF), 1, true) == 1": "true"},
+            "keep": {"find(grant, sub(proofs, (i - 1) * 50 + 1, i * 50), 1, true) == 1": "true"},
         },
     ),
     "ended-grants-unmarked": Mutation(
@@ -139,17 +139,23 @@ MUTATIONS = {
 
 
 def apply(name: str | None) -> None:
-    """Put a bug into this process."""
+    """Put a bug into this process.
+
+    Raises:
+        LookupError: When the bug's place is not there any more.
+    """
     if name is None:
         return
     mutation = MUTATIONS[name]
     known = scripts.script
+    changed = {
+        wanted: _changed(known(wanted), edited(known(wanted), edits)) for wanted, edits in mutation.edits.items()
+    }
 
     def script(wanted: str) -> Script:
-        one = known(wanted)
-        return _changed(one, edited(one, mutation.edits.get(wanted, {})))
+        return changed.get(wanted) or known(wanted)
 
-    if mutation.edits:
+    if changed:
         blocking.script = script
     if mutation.patch:
         mutation.patch()
