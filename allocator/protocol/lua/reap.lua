@@ -60,7 +60,7 @@ local function run(read, call, try)
         end
         if ended == '' then
           if leases[i] or #closing >= most then
-            reached, next_at = scores[i], leases[i] and scores[i] - grace_ms or now
+            reached, next_at = scores[i], leases[i] and math.max(scores[i] - grace_ms, now + 1) or now
             break
           end
           closing[#closing + 1] = { space = due, port = port, grant = grants[i], fence = fence, host = host, worker = worker }
@@ -72,9 +72,9 @@ local function run(read, call, try)
     end
     if not next_at then
       local ahead = read('ZRANGEBYSCORE', its_ports, '(' .. whole(horizon), FOREVER, 'WITHSCORES', 'LIMIT', 0, 1)
-      next_at = ahead[2] and tonumber(ahead[2]) - grace_ms
+      next_at = ahead[2] and math.max(tonumber(ahead[2]) - grace_ms, now + 1)
     end
-    agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at and math.max(next_at, now + 1) }
+    agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at }
   end
 
   --@include service_key
