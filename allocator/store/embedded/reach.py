@@ -122,16 +122,20 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
     """
     if not is_private(path.parent):
         return Reach.ABSENT
-    if time.monotonic() >= deadline:
-        return Reach.BUSY  # no time left to ask: whoever waits knows better words for that than we
     try:
-        with Conversation(path, deadline) as server:
+        server = Conversation(path, deadline)
+    except TimeoutError:  # no time left to ask: whoever waits knows better words for that than we
+        return Reach.BUSY
+    except BlockingIOError:  # more connections are waiting than its backlog holds
+        return Reach.BUSY
+    except OSError:  # no socket, or nobody behind it
+        return Reach.ABSENT
+    try:
+        with server:
             reply = server.ask(b"PING")
     except TimeoutError:
         raise silent(path, log) from None
-    except BlockingIOError:  # more connections are waiting than its backlog holds
-        return Reach.BUSY
-    except OSError:  # no socket, nobody behind it, or gone while we asked
+    except OSError:  # gone while we asked
         return Reach.ABSENT
     return _meaning(reply, path, log)
 

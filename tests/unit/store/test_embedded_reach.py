@@ -8,7 +8,9 @@ import socket
 import tempfile
 import threading
 import time
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -119,6 +121,13 @@ def test_a_listener_that_never_answers_is_unavailable(place):
         mute.listen()
         with pytest.raises(StoreUnavailableError, match="took the connection and did not answer"):
             ask(place, limit_s=0.05)
+
+
+@pytest.mark.parametrize("looks", range(3))
+def test_time_that_runs_out_before_anybody_was_reached_is_no_silence(place, monkeypatch, looks):
+    clock = chain([0.0] * looks, repeat(2.0))
+    monkeypatch.setattr(reach, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert ask_whether_ready(place / "server.sock", place / "server.log", 1.0) is not Reach.READY
 
 
 def test_a_socket_in_a_directory_that_others_can_enter_is_not_asked(place, answering):
