@@ -82,9 +82,9 @@ than free ports, ours and redis-allocator refuse at once, which the table tells,
 
 An empty pool is where a lock for each port is at its best: the first port that it tries is free, and all that is to be
 done is a `SET`. It is ahead of a claim there, for it does less: it knows neither the worker nor whether it has a port
-already, grows no fence, tells nobody, and asks no kernel. `malloc_key` without `gc` is one script as ours is, and
-ahead of it in most places, because it does not hand out again what has expired; with its collection, which is what
-`malloc` does, it is not.
+already, grows no fence, tells nobody, and asks no kernel. So a claim is at best what the bare pair leaves it. `malloc_key`
+without `gc` is one script as ours is, and with one client as fast or faster, because it does not hand out again what has
+expired; with its collection, which is what `malloc` does, it is not.
 
 ![Rates by how full the pool is](images/peers.svg)""",
         measure.figures,
