@@ -75,16 +75,17 @@ All on one server and over the same Unix socket, with redis-py and hiredis, in p
 clock starts; the peers take turns. A pool is filled first, then ports are claimed and given back on it; where it is
 full, the figure is the rate of refusals. Server and clients have a CPU each, so that with 8 and 64 clients it is the
 clients' Python that is busy. *Its scripts* are our two scripts as a program would send them by hand; *`PortAllocator`*
-is the library as it ships, which also asks the kernel who listens, proves the port by a bind, and returns a `Lease`. A
-lock is tried at a random port and then at the next ones; a peer that answers less than twice a second is measured once,
-by the part of the ports that it had tried after a few seconds, and not with more clients. Where there are more clients
-than free ports, ours and redis-allocator refuse at once, which the table tells, and a loop goes on trying.
+is the library as it ships, which also asks the kernel who listens, proves the port by a bind, and returns a `Lease`;
+*for another host* there is no kernel to ask, which is what the peers leave out too. A lock is tried at a random port
+and then at the next ones; a peer that answers less than twice a second is measured once, by the part of the ports that
+it had tried after a few seconds, and not with more clients. Where there are more clients than free ports, ours and
+redis-allocator refuse at once, which the table tells, and the client asks again 10 ms later; a loop goes on trying.
 
 An empty pool is where a lock for each port is at its best: the first port that it tries is free, and all that is to be
 done is a `SET`. It is ahead of a claim there, for it does less: it knows neither the worker nor whether it has a port
-already, grows no fence, tells nobody, and asks no kernel. So a claim is at best what the bare pair leaves it. `malloc_key`
-without `gc` is one script as ours is, and with one client as fast or faster, because it does not hand out again what has
-expired; with its collection, which is what `malloc` does, it is not.
+already, grows no fence, tells nobody, and asks no kernel. `malloc_key` without `gc` is one script as ours is, and with
+one client as fast or faster, because it does not hand out again what has expired; with its collection, which is what
+`malloc` does, it is not.
 
 ![Rates by how full the pool is](images/peers.svg)""",
         measure.figures,

@@ -30,13 +30,14 @@ START_S = 60.0
 class Order:
     """What one client does next: claim from a peer and give back, for so long and so often at most.
 
-    With `most` 0 it only gets ready for it.
+    With `most` 0 it only gets ready for it. After a refusal it asks again when `pause_s` have passed.
     """
 
     peer: int
     clients: int
     seconds: float
     most: int
+    pause_s: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _serve(end: Connection, number: int, peers: Sequence[Peer], barriers: dict[i
             continue
         client.ready(order.most)
         barriers[order.clients].wait(START_S)
-        end.send(work(client, order.seconds, order.most))
+        end.send(work(client, order))
 
 
 def _ready_client(client: Client | None, peer: Peer, number: int) -> tuple[Client | None, str]:
@@ -152,17 +153,19 @@ def warm(client: Client) -> None:
             client.release(lease)
 
 
-def work(client: Client, seconds: float, most: int) -> Done:
+def work(client: Client, order: Order) -> Done:
     """Claim and release until the time is over, `most` times at most, but once at least."""
     pairs = refused = 0.0
     error = ""
     began = time.perf_counter()
-    until, latest = began + seconds, began + MOST_S * seconds
+    until, latest = began + order.seconds, began + MOST_S * order.seconds
     try:
-        while pairs + refused < most and (pairs + refused == 0 or time.perf_counter() < until):
+        while pairs + refused < order.most and (pairs + refused == 0 or time.perf_counter() < until):
             lease = client.claim(latest)
             if lease is None:
                 refused += 1
+                if order.pause_s:
+                    time.sleep(order.pause_s)
             else:
                 client.release(lease)
                 pairs += 1

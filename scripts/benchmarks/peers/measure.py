@@ -26,6 +26,8 @@ CLAIMS_AT_MOST = {1: 60, 8: 30, 64: 8}
 """For each client where a claim needs a process of its own, which waits before the clock starts."""
 SLOW = 2.0
 """A peer with fewer pairs a second is measured once and not with more clients: that would take minutes."""
+REFUSED_PAUSE_S = 0.01
+"""Clients that ask again at once keep the processor from those that hold a port: more, the faster they are refused."""
 ENOUGH_LEASES = 10_000
 """With fewer, the server's own buffers are as large as what the leases take."""
 
@@ -131,7 +133,7 @@ def _compare(
             if cell.error or (cell.rates and cell.rates[-1] < SLOW):
                 continue  # it fails, or one more round of it would take longer than those of all others
             most = 1_000_000 if peers[at].on_redis else CLAIMS_AT_MOST.get(clients, 8)
-            order = Order(at, clients, plan.seconds, most)
+            order = Order(at, clients, plan.seconds, most, 0.0 if fill == 100 else REFUSED_PAUSE_S)
             cell.error = crowd.get_ready(order)
             if cell.error:
                 continue

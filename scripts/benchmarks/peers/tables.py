@@ -59,7 +59,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
     """Return the lines with a target: how far ahead of those that do the same job, where it is least so."""
     cells = Cells(found)
     table = []
-    for one in (ours.Scripts, ours.Library):
+    for one in (ours.Scripts, ours.Elsewhere, ours.Library):
         for other in SAME_JOB:
             factors = {
                 place: factor for place in cells.places() if (factor := cells.factor(*place, one, other)) is not None

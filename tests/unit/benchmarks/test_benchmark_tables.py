@@ -130,13 +130,17 @@ class Scripted(Client):
         self.released.append(lease)
 
 
+def order(most: int) -> crowd.Order:
+    return crowd.Order(0, 1, 60, most, 0.001)
+
+
 def test_granted_and_refused_claims_are_counted_apart_and_a_failure_ends_the_work() -> None:
     client = Scripted(1, None, 2, RuntimeError("gone\nagain"))
-    done = crowd.work(client, 60, 100)
+    done = crowd.work(client, order(most=100))
     assert (done.pairs, done.refused, done.error) == (2, 1, "RuntimeError: gone")
     assert client.released == [1, 2]
-    assert crowd.work(Scripted(1, 2, 3), 60, 2).pairs == 2
-    assert crowd.work(Scripted(OutOfTimeError(0.25)), 60, 2).refused == 0.25
+    assert crowd.work(Scripted(1, 2, 3), order(most=2)).pairs == 2
+    assert crowd.work(Scripted(OutOfTimeError(0.25)), order(most=2)).refused == 0.25
 
 
 def test_the_layers_add_up_to_the_whole() -> None:
