@@ -23,6 +23,7 @@ MAX_TIME_MS = 32_503_680_000_000
 MAX_NUMBER = 2**63 - 1
 """The largest fence and pid that Redis, SQL and the kernel can all hold."""
 
+_HOLDER_WORDS = frozenset(HOLDER_WORDS)
 _NUMBERS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
 _TEXTS = frozenset({"boot", "namespaces", "last_error"})
 _compact = json.JSONEncoder(separators=(",", ":")).encode
@@ -157,7 +158,7 @@ def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: When a member has another form; TypeError and AttributeError alike.
     """
-    given = {name: value for name in HOLDER_WORDS if (value := fields.get(name)) is not None}
+    given = {name: fields[name] for name in _HOLDER_WORDS & fields.keys() if fields[name] is not None}
     for name in _NUMBERS & given.keys():
         given[name] = bounded(given[name])
     for name in _TEXTS & given.keys():

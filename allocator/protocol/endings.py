@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
@@ -11,7 +10,7 @@ from allocator.protocol import decode
 from allocator.protocol.context import space_of
 from allocator.protocol.keys import script_keys
 from allocator.protocol.pools import pool_rules
-from allocator.protocol.renew import BATCH
+from allocator.protocol.renew import BATCH, places_by_host
 from allocator.protocol.replies import Reply
 from allocator.protocol.steps import Operation, ScriptCall
 
@@ -55,11 +54,9 @@ def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
 def _end(context: Context, script: str, leases: Sequence[Lease]) -> Operation[list[bool]]:
     ended: dict[int, bool] = {}
     refused: HeldError | None = None
-    indexed = sorted(range(len(leases)), key=lambda i: (leases[i].pool, leases[i].host))
-    for (pool_name, host), group in groupby(indexed, key=lambda i: (leases[i].pool, leases[i].host)):
+    for (pool_name, host), members in places_by_host(leases).items():
         pool = yield from pool_rules(context, pool_name)
         keys = script_keys(pool_name, space_of(pool, host))
-        members = list(group)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
             args: list[str | int] = []

@@ -7,7 +7,6 @@ that were not extended is `renew` asked, with all that it takes to decide.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, LeaseLostError
@@ -71,15 +70,21 @@ def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -
         PoolMissingError: When a pool is gone and nobody knows its rules.
     """
     outcomes: dict[int, RenewOutcome] = {}
-    indexed = sorted(range(len(leases)), key=lambda i: (leases[i].pool, leases[i].host))
-    for (pool_name, host), group in groupby(indexed, key=lambda i: (leases[i].pool, leases[i].host)):
+    for (pool_name, host), members in places_by_host(leases).items():
         pool = yield from pool_rules(context, pool_name)
-        members = list(group)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
             results = yield from _renew_batch(context, pool, host, [leases[i] for i in batch], rewrite=rewrite)
             outcomes.update(zip(batch, results, strict=True))
     return [outcomes[i] for i in range(len(leases))]
+
+
+def places_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:
+    """Return the places of leases in a sequence, by their pool and host: what one call may be about."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for at, lease in enumerate(leases):
+        places.setdefault((lease.pool, lease.host), []).append(at)
+    return places
 
 
 def _renew_batch(

@@ -9,7 +9,6 @@ from allocator.model.errors import ConfigurationError
 from allocator.protocol.decode import WRONG_SHAPES, text
 from allocator.protocol.keys import whole_pool_keys
 from allocator.protocol.scripts import script
-from allocator.store.lines import Lines
 from allocator.store.opening import Opening
 from allocator.store.retries import transient_policy
 from allocator.store.servers import ServerInfo
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from allocator.protocol.steps import AwaitTurn, ScriptCall
+    from allocator.store.lines import Lines
     from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
@@ -232,6 +232,8 @@ def keys_for(client: Any, step: ScriptCall) -> tuple[str, ...]:  # noqa: ANN401 
 def lines_of(client: Any) -> Lines | None:  # noqa: ANN401  # one of several client classes
     """Return the connections that scripts run over, or None where the client has to choose the server itself."""
     from redis import ConnectionPool, Redis
+
+    from allocator.store.lines import Lines
 
     single = type(client) is Redis and type(client.connection_pool) is ConnectionPool
     return Lines(client) if single else None

@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from hiredis import pack_command
+from redis.exceptions import RedisError, ResponseError
+
 
 class Lines:
     """Connections of one client; safe for threads.
@@ -26,11 +29,9 @@ class Lines:
 
     def ask(self, *words: str | int) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
         """Send a command and return its reply; what goes wrong is raised as the driver raises it."""
-        from redis.exceptions import ResponseError
-
         line = self._take()
         try:
-            line.send_command(*words)
+            line.send_packed_command((pack_command(words),))  # type: ignore[arg-type]  # its stub means tuples of one
             reply = line.read_response()
         except ResponseError:  # an answer like any other
             self._idle.append(line)
@@ -61,8 +62,6 @@ class Lines:
 
 def _is_quiet(line: Any) -> bool:  # noqa: ANN401  # redis-py's
     """Return whether a connection is open and has nothing to read, as it has to be before a call."""
-    from redis.exceptions import RedisError
-
     try:
         return not line.can_read()
     except (RedisError, OSError):
