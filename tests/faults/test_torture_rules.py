@@ -73,6 +73,14 @@ def test_lost_data_never_excuses_a_grant_of_a_port_that_is_listened_on() -> None
     assert rules(made) == set()
 
 
+def test_a_port_that_was_declined_before_another_one_was_leased_with_that_token_is_not_proven() -> None:
+    declined = call("decline", 1.05, "declined", token=TWO, actor="b", ended=1.06)
+    leased = [{"actor": "b", "at": 1.1, "port": 10, "fence": 3, "token": TWO}]
+    made = history(claimed(0.0, 1), by_two(1.0, 2), declined, by_two(1.07, 3, port=10), faults=[FLUSH], leased=leased)
+    made.listenings = [Listening("a", 9, 0.1, 3.0)]
+    assert rules(made) == set()
+
+
 @pytest.mark.parametrize(("jump_s", "excused"), [(0.4, False), (3.0, True)])
 def test_a_clock_that_goes_ahead_excuses_an_overlap_only_beyond_the_grace(jump_s: float, excused: bool) -> None:
     found = rules(history(claimed(0.0, 1), by_two(1.0, 2), faults=[ahead(jump_s)]))

@@ -92,7 +92,8 @@ def listened_ports_are_not_granted(facts: Facts) -> Iterator[Violation]:
     for one in facts.history.listenings:
         on_port[one.port].append(one)
     for leased in facts.history.leased:
-        grant = next((one for one in facts.by_token.get(leased["token"], ()) if one.code == "granted"), None)
+        grants = (one for one in facts.by_token.get(leased["token"], ()) if one.code == "granted")
+        grant = next((one for one in grants if one.fence == leased["fence"]), None)
         if grant is None:
             continue
         for one in on_port[grant.port]:
