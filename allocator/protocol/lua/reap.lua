@@ -72,7 +72,7 @@ local function run(read, call, try)
     end
     if not next_at then
       local ahead = read('ZRANGEBYSCORE', its_ports, '(' .. whole(horizon), FOREVER, 'WITHSCORES', 'LIMIT', 0, 1)
-      next_at = ahead[2] and math.max(tonumber(ahead[2]) - grace_ms, now + 1)
+      next_at = ahead[2] and tonumber(ahead[2]) - grace_ms
     end
     agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at }
   end

@@ -124,9 +124,7 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
         return Reach.ABSENT
     try:
         server = Conversation(path, deadline)
-    except TimeoutError:  # no time left to ask: whoever waits knows better words for that than we
-        return Reach.BUSY
-    except BlockingIOError:  # more connections are waiting than its backlog holds
+    except (TimeoutError, BlockingIOError):  # no time left, which whoever waits has better words for, or a full backlog
         return Reach.BUSY
     except OSError:  # no socket, or nobody behind it
         return Reach.ABSENT

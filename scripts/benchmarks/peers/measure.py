@@ -126,6 +126,7 @@ def _compare(
     peers: Sequence[Peer], crowd: Crowd, redis: Any, plan: Plan, clients: int, fill: int, taking_part: dict[int, str]
 ) -> dict[int, Cell]:
     cells = {at: Cell(error=error) for at, error in taking_part.items()}
+    full = fill == 100
     print(f"peers: {peers[0].ports.size} ports, {fill} % full, {clients} clients", file=sys.stderr, flush=True)
     for number in range(plan.rounds):
         for at in reversed(cells) if number % 2 else cells:
@@ -133,14 +134,14 @@ def _compare(
             if cell.error or (cell.rates and cell.rates[-1] < SLOW):
                 continue  # it fails, or one more round of it would take longer than those of all others
             most = 1_000_000 if peers[at].on_redis else CLAIMS_AT_MOST.get(clients, 8)
-            order = Order(at, clients, plan.seconds, most, 0.0 if fill == 100 else REFUSED_PAUSE_S)
+            order = Order(at, clients, plan.seconds, most, 0.0 if full else REFUSED_PAUSE_S)
             cell.error = crowd.get_ready(order)
             if cell.error:
                 continue
             before = _spent(redis)
             done = crowd.carry_out(order)
             after = _spent(redis)
-            _enter(cell, done, full=fill == 100)
+            _enter(cell, done, full=full)
             if clients == 1 and peers[at].on_redis and not cell.error:
                 count = done[0].pairs + done[0].refused
                 cell.trips = (after[0] - before[0] - 1) / count
