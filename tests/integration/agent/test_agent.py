@@ -211,7 +211,7 @@ def test_it_works_on_when_redis_comes_later(fleet: Fleet, process: subprocess.Po
     running = agent(fleet, ALLOCATOR_REDIS_URL="redis://127.0.0.1:1", ALLOCATOR_CONNECT_TIMEOUT="200ms")
     process.kill()
     process.wait()
-    assert "goes on trying" in running.stderr.readline()
+    assert any("goes on trying" in line for line in running.stderr)  # its API may have told of its own trouble before
     running.terminate()
     assert finish(running)[0] == 0
     assert len(fleet.ports.leases()) == 1
