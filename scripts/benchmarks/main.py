@@ -9,6 +9,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from ending import heed_signals
+
 from benchmarks.page import PARTS, facts, page, section
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and options.parts:
         parser.error("a page is of a whole run: leave out either --out or the parts")
+    heed_signals()
     parts = options.parts or PARTS
     figures: dict[str, Any] = {}
     for part in parts:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from supervised import eventually
 
 TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
 
@@ -16,3 +20,30 @@ def test_no_promise_is_broken_while_clients_servers_and_the_network_fail(topolog
     done = subprocess.run([TORTURE, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "violations: 0" in done.stdout
+
+
+def test_a_run_that_is_ended_takes_its_servers_and_its_files_along(tmp_path: Path) -> None:
+    words = ["--calm", "--topology", "sentinel", "--round", "0", "--round-seconds", "60"]
+    process = subprocess.Popen(
+        [TORTURE, *words], env={**os.environ, "TMPDIR": str(tmp_path)}, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        eventually(lambda: list(tmp_path.glob("torture-*/actor-*.jsonl")), "no player wrote anything", within_s=60)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (128 + signal.SIGTERM, "")
+    eventually(lambda: not _started_in(tmp_path), "a process was left running")
+    assert not list(tmp_path.iterdir())
+
+
+def _started_in(directory: Path) -> list[int]:
+    word = f"TMPDIR={directory}\0".encode()
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if word in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found

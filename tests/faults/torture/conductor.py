@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import shutil
 import socket
@@ -97,23 +98,24 @@ def play_round(
     kinds = [processes.KillClient, processes.StopClient] if calm else FAULTS
     lossy = kind == "sentinel" or number % 2 == 1
     kinds = [fault for fault in kinds if kind in fault.topologies]
-    with Arena(directory, setting, seed * 1_000 + number, kind=kind, mutation=mutation, postgres=postgres) as arena:
-        arena.cast.fill()
-        with Observer(arena):
-            faults = _do_all(arena, plan(seed, number, seconds, kinds, lossy=lossy), seconds)
+    with contextlib.ExitStack() as kept:
+        kept.callback(shutil.rmtree, directory, ignore_errors=True)
+        with Arena(directory, setting, seed * 1_000 + number, kind=kind, mutation=mutation, postgres=postgres) as arena:
             arena.cast.fill()
-            found_already = mutation is not None and check(read_history(directory))
+            with Observer(arena):
+                faults = _do_all(arena, plan(seed, number, seconds, kinds, lossy=lossy), seconds)
+                arena.cast.fill()
+                found_already = mutation is not None and check(read_history(directory))
+                if not found_already:
+                    settling.stand_still(arena)
             if not found_already:
-                settling.stand_still(arena)
-        if not found_already:
-            settling.leave(arena)
-    history = read_history(directory)
-    violations = check(history)
-    grants = sum(item.get("code") == "granted" for call in history.calls for item in call.items)
-    if violations:
-        (directory / "violations.txt").write_text("\n".join(map(str, violations)))
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
+                settling.leave(arena)
+        history = read_history(directory)
+        violations = check(history)
+        grants = sum(item.get("code") == "granted" for call in history.calls for item in call.items)
+        if violations:
+            (directory / "violations.txt").write_text("\n".join(map(str, violations)))
+            kept.pop_all()
     return Outcome(
         number,
         kind, time.monotonic() - began, history.counts, grants, faults, violations,

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ending import heed_signals
+
 from torture.checker import check
 from torture.clock import library
 from torture.conductor import Outcome, play_round, settle_in
@@ -49,6 +51,7 @@ def main() -> int:
         violations = check(read_history(given.check))
         print("\n".join(map(str, violations)) or "no violation")
         return 1 if violations else 0
+    heed_signals()
     setting = settle_in()
     with contextlib.ExitStack() as stack:
         postgres = None if given.calm else make_server()
