@@ -111,7 +111,8 @@ def join(context: Context, wish: Wish[T], ticket: str, condition: str, seat: Sea
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
     """Give up a place in line; the next is told to look."""
     pool = yield from pool_rules(context, request.pool)
-    yield ScriptCall("wait", script_keys(pool.name, context.space(pool)), (ticket, "leave"))
+    args = (ticket, "leave", context.host, str(request.worker))
+    yield ScriptCall("wait", script_keys(pool.name, context.space(pool)), args)
 
 
 def claim_in_line(

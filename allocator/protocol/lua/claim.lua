@@ -134,15 +134,15 @@ local function run(read, call, try)
   -- Only pools that have waiters or limits pay for them.
   local avoid, more = ARGV[8] or '', nil
   if pool[3] or find(pool[1], ' more=1', 1, true) then
-    more = {}
+    local ticket = ARGV[12] or ''
+    more = { ticket = ticket ~= '' and ticket }
     if tonumber(pool[3] or 0) > now and not superseded then
-      local ticket = ARGV[12] or ''
       --@include queue
       if ahead > 0 then
         return { QUEUED, ahead }
       end
       avoid = avoid .. wanted
-      more.ticket, more.said = seat and ticket, seat and waiters[seat]
+      more.said = seat and waiters[seat]
     end
     if find(pool[1], ' more=1', 1, true) then
       local needed = 1

@@ -106,15 +106,15 @@ local function run(read, call, try)
       return recovering
     end
   end
-  local avoid, more = ARGV[5], {}
+  local avoid, ticket = ARGV[5], ARGV[8]
+  local more = { ticket = ticket ~= '' and ticket }
   if tonumber(pool[3] or 0) > now then
-    local ticket = ARGV[8]
     --@include queue
     if ahead > 0 then
       return { QUEUED, ahead }
     end
     avoid = avoid .. wanted
-    more.ticket, more.said = seat and ticket, seat and waiters[seat]
+    more.said = seat and waiters[seat]
   end
   if find(pool[1], ' more=1', 1, true) then
     local all = needed

@@ -5,8 +5,8 @@
 -- whoever looks next. One that comes back in time after all gets the place again that it had.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 ticket  2 mode (join: also keeps the place; leave)  3 host  4 worker  5 priority (0 to 9, the highest first)
---       6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of adjacent ones)
+-- ARGV  1 ticket  2 mode (join: also keeps the place; leave)  3 host  4 worker  and to join: 5 priority (0 to 9, the highest
+--       first)  6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of adjacent ones)
 --       8 condition: what it waits for (any, one, block), or what else holds it back (org, plugin, instances, worker)
 -- Replies
 --       queued  place, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none),
@@ -30,7 +30,7 @@ local function run(read, call, try)
   --@include keys
   --@include now
   local ticket, host, worker, explicit = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[7] or 0)
-  if #ARGV < 2 or (ARGV[2] ~= 'leave' and not (#ARGV > 7 and explicit and string.find(ARGV[5], '^%d$')
+  if #ARGV < 4 or (ARGV[2] ~= 'leave' and not (#ARGV > 7 and explicit and string.find(ARGV[5], '^%d$')
       and (ARGV[6] == '' or string.find(ARGV[6], '^%d+$')))) then
     error({ err = WRONG_WORDS }, 0)
   end
@@ -52,9 +52,9 @@ local function run(read, call, try)
   local last_number = tonumber(read('HGET', space_key, 'seq') or 0) or bad(space_key, 'has a garbled field seq')
   read('XLEN', events_key)
   --@include held_back
-  -- The line that it stood in because of something else than ports, and the one that it stands in now.
-  local said_condition, said_worker = string.match(read('GET', waiter) or '', '^%-?%d+ (%l+) (%S+)$')
-  local left_key, held = said_condition and held_key(said_condition, said_worker), not leaves and held_key(ARGV[8], worker)
+  -- The lines that it may have stood in because of something else than ports, and the one that it stands in now.
+  local stood_in = held_lines(read('GET', waiter), worker)
+  local held = not leaves and held_key(ARGV[8], worker)
   local held_ahead = 0
   if held then
     read('ZCARD', held)
@@ -73,12 +73,13 @@ local function run(read, call, try)
     local turns = 1
     --@include wake
   end
-  if left_key and left_key ~= held then
-    try('ZREM', left_key, ticket)
-    local next_in_line = held_before(left_key, said_condition, '')[1]
-    if next_in_line then
-      local ticket = next_in_line
-      --@include tell
+  for key, kind in pairs(stood_in) do
+    if key ~= held and try('ZREM', key, ticket) == 1 then
+      local next_in_line = held_before(key, kind, '')[1]
+      if next_in_line then
+        local ticket = next_in_line
+        --@include tell
+      end
     end
   end
   if leaves then

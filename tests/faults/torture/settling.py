@@ -149,8 +149,9 @@ def _left_over(arena: Arena) -> list[str]:
                 continue  # in quarantine for up to ten minutes, by right
             wait = max(0.0, deadline - time.monotonic())
             claimed.append(ports.claim("last", org=f"last-{port}", port=port, wait=wait))
-        with suppress(AllocatorError):  # whoever looks at the line takes out those who died in it
-            ports.claim("last", org="line", port=claimed[0].port, wait=0.1)
+        # Whoever looks at the line takes out those who died in it; the first of these leases may have run out by now.
+        with suppress(AllocatorError):
+            ports.claim("last", org="line", port=claimed[-1].port, wait=0.1)
         for lease in claimed:
             ports.release(lease)
         for _ in range(1_000):

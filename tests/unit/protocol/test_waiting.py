@@ -59,6 +59,13 @@ def die(store, number):
     store.client.delete(waiter_keys(POOL, ticket(number))[0])
 
 
+def be_passed_by(store, context, number):
+    """Be silent for so long that another takes the ticket out of the line."""
+    die(store, number)
+    stand(store, context, 99)
+    store.drive(leave(context, asked(99), ticket(99)))
+
+
 def test_the_first_in_line_gets_the_port_and_nobody_overtakes(store, full):
     context, held = full
     assert [stand(store, context, number).ahead for number in (10, 11, 12)] == [0, 1, 2]
@@ -190,11 +197,14 @@ def test_who_comes_back_to_a_line_that_was_lost_stands_before_all_who_come_after
 
 
 @pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])
-def test_who_was_held_back_and_got_a_port_leaves_that_line_too(store, full, condition):
+@pytest.mark.parametrize("silent", [False, True])
+def test_who_was_held_back_and_got_a_port_leaves_that_line_too(store, full, condition, silent):
     context, held = full
     stand(store, context, 10, condition=condition)
     assert any(":held:" in key for key in store.key_names())
     store.drive(release(context, [held[0]]))
+    if silent:
+        be_passed_by(store, context, 10)
     assert try_claim(store, context, 10) is None
     assert [key for key in store.key_names() if ":held:" in key or ":waiter" in key] == []
 
@@ -360,8 +370,11 @@ def test_limits_of_a_plugin_and_of_a_service_have_lines_of_their_own(store):
 
 
 @pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])
-def test_nothing_of_a_line_is_left_when_its_waiter_has_gone(store, limited, condition):
+@pytest.mark.parametrize("silent", [False, True])
+def test_nothing_of_a_line_is_left_when_its_waiter_has_gone(store, limited, condition, silent):
     _here, there, _held = limited
     stand(store, there, 10, condition=condition)
+    if silent:
+        be_passed_by(store, there, 10)
     store.drive(leave(there, asked(10), ticket(10)))
     assert not store.client.keys("alloc:*:held:*")

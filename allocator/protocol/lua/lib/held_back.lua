@@ -16,6 +16,19 @@ local function held_key(kind, worker)
   end
 end
 
+-- By key, the lines that a waiter may stand in, and of which kind each is: the one of which it said so, or any that its
+-- worker may be in where what it said has run out meanwhile.
+local function held_lines(said, worker)
+  local kind, said_worker = string.match(said or '', '^%-?%d+ (%l+) (%S+)$')
+  local lines = {}
+  for _, one in ipairs({ 'org', 'plugin', 'instances', 'worker' }) do
+    if not kind or kind == one then
+      lines[held_key(one, said_worker or worker)] = one
+    end
+  end
+  return lines
+end
+
 -- Those of a line who are there, in order, up to `ticket`, which is left out; and those who are not there any more.
 local function held_before(key, kind, ticket)
   local found, gone = {}, {}

@@ -1,10 +1,8 @@
--- A waiter (`more.ticket`) has what it waited for, and leaves the lines that it stood in: the last one was that of those
--- whom something else than ports holds back when it said so of itself (`more.said`).
+-- A waiter (`more.ticket`) has what it waited for, and leaves the lines that it stood in: that of the space, and that of those
+-- whom something else than ports holds back, by what it said of itself (`more.said`) or by its worker.
 --@include held_back
-local its_condition, its_worker = string.match(more.said or '', '^%-?%d+ (%l+) (%S+)$')
-local held_line = its_condition and held_key(its_condition, its_worker)
-if held_line then
-  try('ZREM', held_line, more.ticket)
+for key in pairs(held_lines(more.said, worker)) do
+  try('ZREM', key, more.ticket)
 end
-call('ZREM', base .. ':waiters:' .. space, more.ticket)
+try('ZREM', base .. ':waiters:' .. space, more.ticket)
 call('DEL', base .. ':waiter:' .. more.ticket, base .. ':turn:' .. more.ticket)

@@ -3,8 +3,7 @@
 --@include held_back
 local lines = {}
 for _, worker in ipairs(freed) do
-  for _, kind in ipairs({ 'org', 'plugin', 'instances', 'worker' }) do
-    local key = held_key(kind, worker)
+  for key, kind in pairs(held_lines(nil, worker)) do
     local line = lines[key] or { kind = kind, turns = 0 }
     line.turns = line.turns + 1
     lines[key] = line
