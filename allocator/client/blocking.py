@@ -15,8 +15,8 @@ from allocator.client.session import OnLost, Session, ensure_embedded, make_sess
 from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
 from allocator.model.names import WorkerId
+from allocator.protocol import applying, endings, hosts, listing, pools, renew
 from allocator.protocol import claim as claiming
-from allocator.protocol import endings, hosts, listing, pools, renew
 from allocator.protocol import resolve as resolving
 from allocator.protocol.keys import events_key
 from allocator.protocol.several import claim_several, named_workers
@@ -386,7 +386,7 @@ class PortAllocator:
         Raises:
             HeldError: When the scope would change while hosts use the pool.
         """
-        return str(self.run(pools.apply_pool(pool, by=by)))
+        return str(self.run(applying.apply_pool(pool, by=by)))
 
     def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""

@@ -1,18 +1,15 @@
-"""Pools: reading their rules, defining them, restoring them where Redis lost them."""
+"""Pools: reading their rules, making those that Redis has not: the built-in ones, and those that it lost."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import HeldError, PoolMissingError
 from allocator.model.pools import BUILT_IN, PoolSpec
 from allocator.protocol import decode
-from allocator.protocol.context import space_of
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
 from allocator.protocol.steps import Operation, ScriptCall
-
-INDEXED_AT_ONCE = 256
 
 if TYPE_CHECKING:
     from allocator.protocol.context import Context
@@ -20,11 +17,12 @@ if TYPE_CHECKING:
 
 def read_pool(name: str) -> Operation[PoolSpec | None]:
     """Return the rules of a pool as Redis has them, or None when it has no such pool."""
-    fields = yield from _fields(name)
+    fields = yield from pool_fields(name)
     return PoolSpec.from_fields(name, fields) if "rules" in fields else None
 
 
-def _fields(name: str) -> Operation[dict[str, str]]:
+def pool_fields(name: str) -> Operation[dict[str, str]]:
+    """Return a pool's hash as Redis has it; empty when it has no such pool."""
     reply = decode.words((yield ScriptCall("inspect", script_keys(name), ("pool",))))
     return {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
 
@@ -45,7 +43,7 @@ def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation
         restored = known or BUILT_IN.get(name)
         if restored is None:
             raise _missing(name)
-        yield from apply_pool(restored, only_create=True, restored=known is not None)
+        yield from define_pool(restored, "restore" if known else "create")
         found = yield from read_pool(name)
         if found is None:
             found = restored
@@ -70,28 +68,12 @@ def _missing(name: str) -> PoolMissingError:
     )
 
 
-def _enter_leases(pool: PoolSpec) -> Operation[None]:
-    """Enter the live leases of a pool, which had no limits before, into the indexes that they are counted by."""
-    from allocator.protocol import listing
-
-    by_space: dict[str, list[int]] = {}
-    for lease in (yield from listing.leases(pool.name)):
-        by_space.setdefault(space_of(pool, lease.host), []).append(lease.port)
-    for space, ports in by_space.items():
-        for start in range(0, len(ports), INDEXED_AT_ONCE):
-            batch = ports[start : start + INDEXED_AT_ONCE]
-            yield ScriptCall("index", script_keys(pool.name, space), ("ports", *batch))
-
-
-def apply_pool(pool: PoolSpec, *, only_create: bool = False, restored: bool = False, by: str = "-") -> Operation[Reply]:
-    """Define a pool or change its rules; no live lease is touched.
-
-    Limits that a pool had none of before hold as soon as its live leases are counted, which is when this returns.
+def define_pool(pool: PoolSpec, how: Literal["apply", "create", "restore"], by: str = "-") -> Operation[Reply]:
+    """Write the rules of a pool; no live lease is touched, and none is counted.
 
     Args:
         pool: The pool.
-        only_create: Whether a pool that is there already stays as it is.
-        restored: Whether it was there before and Redis lost it.
+        how: `create` and `restore` leave a pool that is there as it is; `restore` is for one that Redis had and lost.
         by: Who does it, for the pool's history.
 
     Returns:
@@ -100,13 +82,7 @@ def apply_pool(pool: PoolSpec, *, only_create: bool = False, restored: bool = Fa
     Raises:
         HeldError: When the scope would change while hosts use the pool.
     """
-    counts = False
-    if pool.has_limits and not only_create and not restored:
-        before = yield from _fields(pool.name)
-        counts = "counting" in before or ("rules" in before and not before["rules"].endswith(" more=1"))
-        if counts:
-            yield ScriptCall("index", script_keys(pool.name), ("start",))
-    args: list[str | int] = ["restore" if restored else "create" if only_create else "apply", by]
+    args: list[str | int] = [how, by]
     for field, value in pool.as_fields().items():
         args += (field, value)
     reply = decode.words((yield ScriptCall("apply", script_keys(pool.name), tuple(args))))
@@ -115,7 +91,4 @@ def apply_pool(pool: PoolSpec, *, only_create: bool = False, restored: bool = Fa
         raise HeldError(
             f"pool {pool.name} has scope {decode.text(reply[1])} and hosts use it; make a new pool for another scope"
         )
-    if counts:
-        yield from _enter_leases(pool)
-        yield ScriptCall("index", script_keys(pool.name), ("done",))
     return code

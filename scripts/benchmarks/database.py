@@ -32,9 +32,9 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.tables import TableNames
 from allocator.protocol import listing
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.context import Context
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.scripts import script
 from allocator.protocol.steps import ScriptCall
 from allocator.store.blocking import Store

@@ -13,11 +13,11 @@ from redis import Redis
 from allocator.client.driving import Kernel, drive
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim, claim_words
 from allocator.protocol.context import Context
 from allocator.protocol.endings import release
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.scripts import script
 from allocator.protocol.steps import ReadListeners, ScriptCall, Step

@@ -13,10 +13,10 @@ from scripted_redis import ScriptedRedis, make_context
 
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.scripts import script_names
 from allocator.protocol.steps import ScriptCall

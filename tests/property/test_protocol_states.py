@@ -23,11 +23,11 @@ from allocator.model.errors import CordonedError, ExhaustedError, HeldError, Inv
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.context import Context
 from allocator.protocol.endings import decline, release
 from allocator.protocol.listing import cordon, leases, reap
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 
 HOSTS = ("web-1", "web-2")

@@ -33,11 +33,11 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import TRANSITIONS, LeaseState
 from allocator.model.tables import LIVE_ROW_STATES, TableNames
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.finding import find
 from allocator.protocol.listing import leases
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 
 if TYPE_CHECKING:

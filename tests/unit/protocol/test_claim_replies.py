@@ -19,10 +19,11 @@ from allocator.model.errors import (
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import release
 from allocator.protocol.listing import cordon, hosts, leases, reap
-from allocator.protocol.pools import apply_pool, pool_rules, read_pool
+from allocator.protocol.pools import pool_rules, read_pool
 from allocator.protocol.renew import renew
 
 EMAIL = WorkerId("org-1", "email")

@@ -10,13 +10,13 @@ from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, error_of, ma
 from allocator.model.errors import HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.finding import find
 from allocator.protocol.keys import script_keys
 from allocator.protocol.leading import Remembered, give_up_leadership, restore, take_leadership
 from allocator.protocol.listing import leases, port_view, reap
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.replies import Reply
 from allocator.protocol.steps import ScriptCall

@@ -11,11 +11,11 @@ from allocator.model.errors import CordonedError, ExhaustedError, HeldError, Inv
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import release
 from allocator.protocol.hosts import drain, forget, place, register
 from allocator.protocol.listing import cordon, hosts, leases
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.resolve import resolve
 

@@ -8,9 +8,10 @@ from scripted_redis import MINUTE, error_of, make_context
 from allocator.model.errors import HeldError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
-from allocator.protocol.pools import apply_pool, read_pool
+from allocator.protocol.pools import read_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.replies import Reply
 

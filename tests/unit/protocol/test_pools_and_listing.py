@@ -8,10 +8,11 @@ from scripted_redis import MINUTE, SECOND, make_context
 from allocator.model.errors import HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import release
 from allocator.protocol.listing import hosts, leases, newest_event, port_view, ports, spaces
-from allocator.protocol.pools import apply_pool, read_pool
+from allocator.protocol.pools import define_pool, read_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.replies import Reply
 
@@ -43,7 +44,7 @@ def test_applying_says_created_changed_unchanged(store):
 
 def test_creating_only_leaves_a_pool_that_is_there(store):
     store.drive(apply_pool(rules(last=7010)))
-    assert store.drive(apply_pool(rules(), only_create=True)) is Reply.UNCHANGED
+    assert store.drive(define_pool(rules(), "create")) is Reply.UNCHANGED
     assert store.drive(read_pool("p")).last == 7010
 
 

@@ -12,11 +12,12 @@ from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissin
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import script_keys
 from allocator.protocol.listing import leases, reap
-from allocator.protocol.pools import apply_pool, read_pool
+from allocator.protocol.pools import read_pool
 from allocator.protocol.renew import PROOF_LENGTH, renew
 from allocator.protocol.steps import ScriptCall
 

@@ -12,10 +12,10 @@ from allocator.model.errors import HostConflictError, InvalidInputError, NoWorke
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import release
 from allocator.protocol.hosts import register
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.replies import Reply
 from allocator.protocol.resolve import endpoints, resolve

@@ -16,10 +16,10 @@ from allocator.model.errors import (
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import release
 from allocator.protocol.listing import cordon, leases
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.resolve import endpoints
 from allocator.protocol.several import claim_several

@@ -10,11 +10,11 @@ from scripted_redis import MINUTE, error_of, make_context
 from allocator.model.errors import ExhaustedError, HeldError, LimitError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.keys import waiter_keys
 from allocator.protocol.listing import reap
-from allocator.protocol.pools import apply_pool
 from allocator.protocol.several import claim_several
 from allocator.protocol.waiting import Wish, join, leave
 

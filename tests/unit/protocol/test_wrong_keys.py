@@ -12,12 +12,13 @@ from allocator.model.errors import AllocatorError, ConfigurationError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.protocol import decode
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
 from allocator.protocol.hosts import drain, forget, place, register
 from allocator.protocol.keys import pool_of_key, script_keys
 from allocator.protocol.listing import cordon, leases, reap
-from allocator.protocol.pools import apply_pool, read_pool
+from allocator.protocol.pools import read_pool
 from allocator.protocol.renew import renew
 from allocator.protocol.resolve import endpoints, resolve
 from allocator.protocol.steps import ScriptCall

@@ -1,0 +1,56 @@
+"""Defining a pool and changing its rules, with its live leases counted where it had no limits before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from allocator.protocol import listing
+from allocator.protocol.context import space_of
+from allocator.protocol.keys import script_keys
+from allocator.protocol.pools import define_pool, pool_fields
+from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from allocator.model.pools import PoolSpec
+    from allocator.protocol.replies import Reply
+
+INDEXED_AT_ONCE = 256
+
+
+def apply_pool(pool: PoolSpec, *, by: str = "-") -> Operation[Reply]:
+    """Define a pool or change its rules; no live lease is touched.
+
+    Limits that a pool had none of before hold as soon as its live leases are counted, which is when this returns.
+
+    Args:
+        pool: The pool.
+        by: Who does it, for the pool's history.
+
+    Returns:
+        `created`, `changed` or `unchanged`.
+
+    Raises:
+        HeldError: When the scope would change while hosts use the pool.
+    """
+    counts = False
+    if pool.has_limits:
+        before = yield from pool_fields(pool.name)
+        counts = "counting" in before or ("rules" in before and not before["rules"].endswith(" more=1"))
+        if counts:
+            yield ScriptCall("index", script_keys(pool.name), ("start",))
+    code = yield from define_pool(pool, "apply", by)
+    if counts:
+        yield from _enter_leases(pool)
+        yield ScriptCall("index", script_keys(pool.name), ("done",))
+    return code
+
+
+def _enter_leases(pool: PoolSpec) -> Operation[None]:
+    """Enter the live leases of a pool, which had no limits before, into the indexes that they are counted by."""
+    by_space: dict[str, list[int]] = {}
+    for lease in (yield from listing.leases(pool.name)):
+        by_space.setdefault(space_of(pool, lease.host), []).append(lease.port)
+    for space, ports in by_space.items():
+        for start in range(0, len(ports), INDEXED_AT_ONCE):
+            batch = ports[start : start + INDEXED_AT_ONCE]
+            yield ScriptCall("index", script_keys(pool.name, space), ("ports", *batch))
