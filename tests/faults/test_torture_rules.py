@@ -89,6 +89,8 @@ def test_a_clock_that_goes_ahead_excuses_an_overlap_only_beyond_the_grace(jump_s
 
 def test_a_port_rests_for_the_grace_after_its_lease_ran_out() -> None:
     assert rules(history(claimed(0.0, 1), by_two(2.1, 2))) == {"a: no grace"}
+    assert rules(history(claimed(0.0, 1), by_two(2.488, 2))) == {"a: no grace"}
+    assert rules(history(claimed(0.0, 1), by_two(2.4895, 2))) == set()
     assert rules(history(claimed(0.0, 1), by_two(2.1, 2), faults=[ahead(0.4)])) == set()
 
 
@@ -147,6 +149,17 @@ def test_a_newer_grant_that_was_declined_does_not_count() -> None:
     again = call("renew", 6.0, "reasserted", fence=3)
     assert rules(history(claimed(0.0, 1), by_two(3.0, 2), declined, again)) == set()
     assert rules(history(claimed(0.0, 1), by_two(3.0, 2), again)) == {"c: stale token"}
+
+
+@pytest.mark.parametrize(
+    ("declined", "broken"), [({9: {3}}, set()), ({9: {1, 5}, 8: {3}}, {"c: stale token"}), ({}, {"c: stale token"})]
+)
+def test_a_newer_grant_of_a_command_that_was_declined_does_not_count_either(
+    declined: dict[int, set[int]], broken: set[str]
+) -> None:
+    released, again = call("release", 3.2, "released", token=TWO), call("renew", 4.0, "reasserted", fence=4)
+    made = history(claimed(0.0, 1), by_two(3.0, 2), released, again, declined=declined)
+    assert rules(made) == broken
 
 
 def test_a_sure_holder_is_not_told_that_its_lease_is_lost() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torture.history import History
 
 TIE_S = 0.000_001
+CLOCK_STEP_S = 0.001
+"""The server's clock as the scripts read it, in whole milliseconds: a grace may be that much shorter."""
 SNAPSHOT_SLACK_MS = 250.0
 MANY_EVENTS = 400
 """When a history shows so many events there may have been a thousand: it shows no expiries, no changes of state."""
@@ -73,7 +75,7 @@ def ports_rest_for_their_grace(facts: Facts) -> Iterator[Violation]:
     for port, confirmations in facts.by_port.items():
         for at, one in enumerate(confirmations):
             for other in confirmations[at + 1 :]:
-                if other.ended >= one.deadline + grace_s:
+                if other.ended >= one.deadline + grace_s - CLOCK_STEP_S:
                     break
                 if other.token == one.token or other.code != "granted" or other.began < one.ended:
                     continue
@@ -138,9 +140,10 @@ def ended_tokens_change_nothing(facts: Facts) -> Iterator[Violation]:
                     continue
                 if any(first.began < call.began < effect.ended for call in facts.claims.get(token, ())):
                     break  # a claim in line goes on with its token after it had to decline a port
-                newest = _newest_grant(facts, token, effect, _fence_of(facts, token, effect.began))
+                above = _fence_of(facts, token, effect.began)
+                newest = _newest_grant(facts, token, effect, above)
                 if (
-                    _was_declined(facts, newest, effect)
+                    _was_declined(facts, newest, above, effect)
                     and facts.told_between(first.ended, effect.began) >= MANY_EVENTS
                 ):
                     break  # it is live again
@@ -160,10 +163,11 @@ def stale_tokens_change_nothing(facts: Facts) -> Iterator[Violation]:
             if not known:
                 continue
             since = _confirmed_until(facts, token, effect.began)
-            newest = _newest_grant(facts, token, effect, max(one.fence for one in known))
+            above = max(one.fence for one in known)
+            newest = _newest_grant(facts, token, effect, above)
             if newest is None or newest.began <= since or newest.ended >= effect.began:
                 continue
-            declined = _was_declined(facts, newest, effect)
+            declined = _was_declined(facts, newest, above, effect)
             if not declined and not facts.excuses.may_be_lost(newest.began, newest.ended, effect.ended):
                 yield Violation(
                     "c: stale token", "a token took effect after a newer grant", (known[-1], newest, effect)
@@ -187,15 +191,19 @@ def _fence_of(facts: Facts, token: str, before: float) -> int:
     return max((one.fence for one in facts.by_token.get(token, ()) if one.ended <= before), default=0)
 
 
-def _was_declined(facts: Facts, grant: Confirmation | None, effect: Confirmation | Ending) -> bool:
-    """Return whether a grant may have been declined before a renewal, which may then re-assert an older one."""
-    return (
-        grant is not None
-        and isinstance(effect, Confirmation)
-        and any(
-            ending.op == "decline" and ending.began <= effect.ended for ending in facts.endings.get(grant.token, ())
-        )
-    )
+def _was_declined(facts: Facts, newest: Confirmation | None, above: int, effect: Confirmation | Ending) -> bool:
+    """Return whether a port's newest grant may have been declined before a renewal: it may re-assert an older one then.
+
+    Also a grant of a command, which keeps no book: the pool's events tell of it.
+    """
+    if not isinstance(effect, Confirmation):
+        return False
+    if newest is not None:
+        above = newest.fence
+        endings = facts.endings.get(newest.token, ())
+        if any(ending.op == "decline" and ending.began <= effect.ended for ending in endings):
+            return True
+    return any(above < fence < effect.fence for fence in facts.history.declined.get(effect.port, ()))
 
 
 def _effects(facts: Facts, token: str) -> Iterator[Confirmation | Ending]:

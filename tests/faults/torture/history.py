@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,11 @@ class Fault:
 
 @dataclass(slots=True)
 class History:
-    """All that is known of one round."""
+    """All that is known of one round.
+
+    Attributes:
+        declined: By port, the fences of grants that were declined, as far as the pool's events were read in time.
+    """
 
     ttl_s: float
     grace_s: float
@@ -116,6 +120,7 @@ class History:
     settled: list[dict[str, Any]] = field(default_factory=list)
     crashes: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    declined: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def finish(self) -> History:
@@ -155,6 +160,8 @@ def _take_in(history: History, line: dict[str, Any]) -> None:
         history.faults.append(Fault(**line))
     elif kind == "death":
         history.deaths[line["actor"]] = line["before"], line["after"]
+    elif kind == "declined":
+        history.declined[line["port"]].add(line["fence"])
     elif kind in {"snapshot", "settled", "crashed", "row"}:
         {
             "snapshot": history.snapshots,

@@ -58,6 +58,7 @@ class Observer:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
+        self._declined: set[tuple[int, int]] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="observer", daemon=True)
 
@@ -83,6 +84,14 @@ class Observer:
         """Enter what is there; return how often in a row the pool was not."""
         pool = self._arena.pool
         self._arena.book.write("snapshot", **photograph(client, pool.name, range(pool.first, pool.last + 1)))
+        declined = {
+            (int(event[b"port"]), int(event[b"fence"]))
+            for _, event in client.xrange(f"alloc:{{{pool.name}}}:events")
+            if event[b"type"] == b"declined"
+        }
+        for port, fence in declined - self._declined:
+            self._arena.book.write("declined", port=port, fence=fence)
+        self._declined |= declined
         if client.exists(f"alloc:{{{pool.name}}}"):
             return 0
         if missing >= PATIENCE:
