@@ -104,6 +104,8 @@ class AsyncPortAllocator:
             held = await self.run(recording.may_hold(self.session.context, request))
             lease = await self._granted(request, patience)
             await self._record(recorder, lease, new=not held)
+            if not recording.is_fresh(lease, self.session.clock()):
+                (lease,) = await self.renew(lease)
             return lease
 
         with self.session.span("claim", worker=request.worker) as span:

@@ -126,6 +126,7 @@ class PortAllocator:
             HeldError: When the worker or the explicit port is held by someone else.
             InvalidInputError: When an argument cannot be right.
             DatabaseUnavailableError: When the row could not be written; the lease was given back.
+            LeaseLostError: When the row took so long to be written that the lease ran out and another has the port.
         """
         recorder = recording.needed(self.recorder) if record else None
         request = self.session.request(plugin, **arguments)
@@ -137,6 +138,8 @@ class PortAllocator:
             held = self.run(recording.may_hold(self.session.context, request))
             lease = self._granted(request, patience)
             self._record(recorder, lease, new=not held)
+            if not recording.is_fresh(lease, self.session.clock()):
+                (lease,) = self.renew(lease)
             return lease
 
         with self.session.span("claim", worker=request.worker) as span:

@@ -79,6 +79,16 @@ def may_hold(context: Context, request: ClaimRequest) -> Operation[bool]:
     return known.lease is not None
 
 
+def is_fresh(lease: Lease, now: float) -> bool:
+    """Return whether half of a lease's TTL is left: its row may have taken longer than that to be written.
+
+    Args:
+        lease: The lease.
+        now: The time of the holder's monotonic clock, in seconds.
+    """
+    return lease.deadline is not None and now < lease.deadline - lease.ttl_ms / 2_000
+
+
 def refusal(lease: Lease, standing: Standing) -> PortRefusedError:
     """Return the error of a claim whose place another row has; another port may do."""
     fence = "written by hand" if standing.fence is None else f"fence {standing.fence}"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from supervised import eventually
 
 from allocator import (
     AsyncPortAllocator,
@@ -14,16 +17,18 @@ from allocator import (
     DatabaseRecorder,
     DatabaseUnavailableError,
     HeldError,
+    LeaseLostError,
     PortAllocator,
     PortRefusedError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from runners_table import Table
 
-    from allocator import PoolSpec
+    from allocator import Lease, PoolSpec
+    from allocator.client.recording import Standing
 
 
 @pytest.fixture
@@ -144,6 +149,42 @@ def test_a_database_that_is_away_costs_no_lease_that_was_held_before(
     with pytest.raises(DatabaseUnavailableError):
         ports.claim("stripe", org="org-2", record=True)
     assert [one.worker for one in ports.leases()] == [held.worker]
+
+
+class Slow:
+    """A recorder whose database answers when the lease has run out."""
+
+    def __init__(self, recorder: DatabaseRecorder, ports: PortAllocator, then: Callable[[Lease], object]) -> None:
+        self.recorder, self.ports, self.then = recorder, ports, then
+
+    def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
+        standing = self.recorder.record(lease, over=over)
+        eventually(lambda: not self.ports.leases(), "the lease did not run out")
+        self.then(lease)
+        return standing
+
+
+def test_a_claim_returns_a_living_lease_however_long_its_row_took(
+    ports: PortAllocator, recorder: DatabaseRecorder
+) -> None:
+    ports.recorder = Slow(recorder, ports, lambda _: None)
+    lease = ports.claim("email", org="org-1", ttl=1.0, record=True)
+    assert [(one.port, one.fence) for one in ports.leases()] == [(lease.port, lease.fence)]
+    assert lease.deadline > time.monotonic()
+
+
+def test_a_claim_whose_port_another_got_before_its_row_was_written_says_so(
+    redis_url: str, pool: PoolSpec, ports: PortAllocator, recorder: DatabaseRecorder
+) -> None:
+    ports.apply_pool(replace(pool, grace_ms=0))
+
+    async def scenario() -> None:
+        slow = Slow(recorder, ports, lambda lease: ports.claim("stripe", org="org-2", port=lease.port))
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1", recorder=slow) as others:
+            await others.claim("email", org="org-1", ttl=1.0, record=True)
+
+    with pytest.raises(LeaseLostError, match="org-2/stripe#0 has web-1"):
+        asyncio.run(scenario())
 
 
 def test_recording_without_a_recorder_says_what_to_give(ports: PortAllocator) -> None:
