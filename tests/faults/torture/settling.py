@@ -172,11 +172,11 @@ def _left_over(arena: Arena) -> list[str]:
 def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
     """Return the keys of what is not the past.
 
-    A line in which somebody died, or whose waiter's words came once more when it had left, is forgotten after an hour,
-    unless somebody looks at it before; a leader that was killed leads until its ten seconds are over.
+    A line is forgotten after an hour, unless somebody looks at it before, when a waiter died in it, when one's words came
+    once more after it had left, and when Redis lost that it left; a leader that was killed leads for ten seconds more.
     """
     keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
-    if arena.cast.somebody_died or arena.has_repeated:
+    if arena.cast.somebody_died or arena.has_repeated or arena.has_lost_data:
         forgotten = (f"{base}:held:", f"{base}:leader")
         keys -= {key for key in keys if key.startswith(forgotten) and client.pttl(key) > 0}
     return sorted(key for key in keys if key.removeprefix(base).split(":")[1] not in KEPT)
