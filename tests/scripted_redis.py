@@ -178,7 +178,8 @@ class ScriptedRedis:
             elif field == b"reaped":
                 self.client.hset(key, field, f"{max(0, int(first) - ms)} {second}")
             elif field.startswith(b"strikes:"):
-                self.client.hset(key, field, f"{first} {int(second) - ms}")
+                at, until = (int(word) - ms for word in second.split())
+                self.client.hset(key, field, f"{first} {at} {until}")
 
     def _age_visit(self, key: str, ms: int) -> None:
         if due := self.client.hget(key, "reap_at"):
@@ -223,8 +224,8 @@ class ScriptedRedis:
             state[path] = float(value.split(maxsplit=1)[0])
             state[path + " version"] = value.split()[1]
         elif " strikes:" in path:
-            state[path] = float(value.split()[1])
-            state[path + " count"] = value.split(maxsplit=1)[0]
+            state[path + " count"], at, until = value.split()
+            state[path], state[path + " until"] = float(at), float(until)
         else:
             state[path] = value
 

@@ -61,14 +61,16 @@ async def hosts(request: Request, _caller: Reader, pool: PoolName = None) -> lis
     claims = claims_of(request)
     at = claims.pool(pool)
     rules = await claims.rules(at)
-    return [_host(host, rules) for host in await at.hosts()]
+    found = await at.hosts()
+    leased = sum(host.leases for host in found)
+    return [_host(host, rules, leased if rules.scope == "fleet" else host.leases) for host in found]
 
 
-def _host(host: listing.HostView, rules: PoolSpec) -> HostBody:
+def _host(host: listing.HostView, rules: PoolSpec, taken: int) -> HostBody:
     return HostBody(
         name=host.name,
         leases=host.leases,
-        free=max(0, rules.size - host.leases),
+        free=max(0, rules.size - taken),
         cordoned=host.cordoned,
         draining=host.draining,
         address=host.address or None,
@@ -87,20 +89,19 @@ async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName
         raise ProblemError(NOT_FOUND, f"host {host} is not known in pool {rules.name}; see /v1/hosts")
     ports = await _ports(claims, rules, host)
     taken = sum(port.port in rules for port in ports)
-    shown = _host(found, rules).model_copy(update={"free": max(0, rules.size - taken)})
+    shown = _host(found, rules, taken)
     return HostDetail(**shown.model_dump(), ports=ports, watched=host == claims.host)
 
 
 async def _ports(claims: Claims, rules: PoolSpec, host: str) -> list[PortBody]:
     at = claims.pool(rules.name)
     space = space_of(rules, host)
-    declined = await at.run(listing.declined_ports(rules.name, space))
     found = {}
-    for view in await at.run(listing.ports(rules.name, space)):
+    for view in await at.run(listing.ports(rules.name, space, quarantine=True)):
         lease = view.lease if view.lease and view.lease.host == host else None
         found[view.port] = PortBody(
             port=view.port,
-            status="quarantined" if view.why == "cooling" and view.port in declined else view.why,
+            status=view.why,
             claimable_in_s=round(view.claimable_in_ms / 1_000, 3) if not view.lease else None,
             lease=LeaseBody.of(lease) if lease else None,
         )

@@ -22,7 +22,7 @@ from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
 from allocator.model.states import LIVE_STATES
 from allocator.protocol import listing
-from allocator.protocol.keys import queue_key
+from allocator.protocol.keys import FLEET_SPACE, queue_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,22 +129,22 @@ class Metrics:
     async def _look_at_pool(self, claims: Claims, name: str) -> None:
         at = claims.pool(name)
         rules = await claims.rules(at)
-        for space in await at.run(listing.spaces(name)):
-            views = await at.run(listing.ports(name, space))
-            declined = await at.run(listing.declined_ports(name, space))
+        for host in await at.run(listing.spaces(name)):
+            for state in sorted(LIVE_STATES) if host != FLEET_SPACE else ():
+                self.leased.labels(name, host, state).set(0)
+        for space in await at.run(listing.port_spaces(rules)):
+            views = await at.run(listing.ports(name, space, quarantine=True))
             self.ports.labels(name, space).set(rules.size)
             self.waiters.labels(name, space).set(await at.store.count_members(queue_key(name, space)))
             self.free.labels(name, space).set(max(0, rules.size - len(views)))
-            for state in sorted(LIVE_STATES):
-                self.leased.labels(name, space, state).set(0)
             for reason in ("quarantined", "cooling"):
                 self.resting.labels(name, space, reason).set(0)
             for view in views:
                 if view.lease:
-                    self.leased.labels(name, view.lease.host if space == "*" else space, view.lease.state).inc()
+                    self.leased.labels(name, view.lease.host, view.lease.state).inc()
                     self.restarts.labels(name, view.lease.plugin).inc(view.lease.restarts)
                 else:
-                    self.resting.labels(name, space, "quarantined" if view.port in declined else "cooling").inc()
+                    self.resting.labels(name, space, view.why).inc()
 
 
 @contextlib.contextmanager

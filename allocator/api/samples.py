@@ -76,7 +76,7 @@ class Samples:
         at = self._claims.pool(None)
         rules = await self._claims.rules(at)
         size = leased = resting = 0
-        for space in await at.run(listing.spaces(rules.name)):
+        for space in await at.run(listing.port_spaces(rules)):
             views = await at.run(listing.ports(rules.name, space))
             size += rules.size
             leased += sum(view.lease is not None for view in views)

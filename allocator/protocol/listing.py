@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import InvalidInputError
@@ -16,12 +17,15 @@ from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
 
 PAGE = 256
 HOSTS_PAGE = 1_000
 MAX_HOST_PAGES = 1_000
 MAX_PAGES = 100_000
 """Bounds a listing of ports that are renewed (and so move ahead) while it goes on."""
+STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
+"""What a host's hash says of a port that was declined: how often, when last, and until when it rests for it."""
 REAP_BATCH, REAP_CALLS = 16, 4
 """Ends told in one call of a visit, and its calls: Redis is not held up for long, and a storm is told in its time."""
 
@@ -34,18 +38,22 @@ class PortView:
         port: 1-65535.
         claimable_in_ms: How long it stays unclaimable; 0 when it is claimable.
         lease: The live lease on it, without its token, or None.
+        in_quarantine: Whether it rests because the kernel refused it, as far as that was asked for.
     """
 
     port: int
     claimable_in_ms: float
     lease: Lease | None
+    in_quarantine: bool = False
 
     @property
     def why(self) -> str:
-        """`leased`, `cooling` (in its grace, cooldown or quarantine) or `free`."""
+        """`leased`, `quarantined`, `cooling` (in its grace or cooldown) or `free`."""
         if self.lease:
             return "leased"
-        return "cooling" if self.claimable_in_ms > 0 else "free"
+        if self.claimable_in_ms <= 0:
+            return "free"
+        return "quarantined" if self.in_quarantine else "cooling"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ class Reaped:
 
 
 def spaces(pool: str) -> Operation[list[str]]:
-    """Return the spaces of a pool (its hosts, or `*` in fleet scope), in alphabetical order."""
+    """Return the spaces that Redis knows of a pool, in alphabetical order: its hosts, and `*` in fleet scope."""
     found: list[str] = []
     for _ in range(MAX_HOST_PAGES):
         reply = decode.words((yield ScriptCall("inspect", script_keys(pool), ("hosts", len(found), HOSTS_PAGE))))
@@ -102,9 +110,21 @@ def spaces(pool: str) -> Operation[list[str]]:
     return sorted(set(found))
 
 
-def ports(pool: str, space: str) -> Operation[list[PortView]]:
-    """Return the ports of a space that are not claimable now, lowest port first."""
+def port_spaces(rules: PoolSpec) -> Operation[list[str]]:
+    """Return the spaces that have ports, in alphabetical order: the hosts of a pool, or `*` alone in fleet scope."""
+    return [FLEET_SPACE] if rules.scope == "fleet" else (yield from spaces(rules.name))
+
+
+def ports(pool: str, space: str, *, quarantine: bool = False) -> Operation[list[PortView]]:
+    """Return the ports of a space that are not claimable now, lowest port first.
+
+    Args:
+        pool: The pool.
+        space: A host of it, or `*` in fleet scope.
+        quarantine: Whether to ask which of those that rest are in quarantine too.
+    """
     seen: dict[int, PortView] = {}
+    until_ms = (yield from _quarantines(pool, space)) if quarantine else {}
     cursor = 0.0
     for _ in range(MAX_PAGES):
         reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("ports", f"{cursor:.0f}", PAGE))))
@@ -112,12 +132,21 @@ def ports(pool: str, space: str) -> Operation[list[PortView]]:
         rows = [reply[i : i + 4] for i in range(1, len(reply), 4)]
         for row in rows:
             view = _view(pool, space, row, now_ms)
-            seen[view.port] = view
+            is_quarantine = until_ms.get(view.port) == decode.number(row[1])
+            seen[view.port] = replace(view, in_quarantine=True) if is_quarantine else view
         reached = decode.number(rows[-1][1]) if rows else cursor
         if len(rows) < PAGE or reached == cursor:  # a batch that was renewed at once has one score
             break
         cursor = reached
     return [seen[port] for port in sorted(seen)]
+
+
+def _quarantines(pool: str, space: str) -> Operation[dict[int, float]]:
+    """Return until when ports were last put into quarantine, in milliseconds of the server's clock."""
+    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("host",))))
+    fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
+    strikes = (STRIKE.match(f"{field} {value}") for field, value in fields.items())
+    return {int(strike[1]): float(strike[2]) for strike in strikes if strike}
 
 
 def port_view(pool: str, space: str, port: int) -> Operation[PortView]:
@@ -151,7 +180,7 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     rules = yield from read_pool(pool)
     if rules is None:
         return []
-    names = [FLEET_SPACE] if rules.scope == "fleet" else (yield from spaces(pool))
+    names = yield from port_spaces(rules)
     if host is not None and rules.scope == "host":
         names = [host] if host in names else []
     found: list[Lease] = []
@@ -196,14 +225,6 @@ def host_identity(pool: str, host: str) -> Operation[str]:
     reply = decode.words((yield ScriptCall("inspect", script_keys(pool, host), ("host",))))
     fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
     return fields.get("identity", "- - -")
-
-
-def declined_ports(pool: str, space: str) -> Operation[frozenset[int]]:
-    """Return the ports of a space that the kernel refused lately: where one is not claimable, it is in quarantine."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("host",))))
-    names = [decode.text(reply[i]) for i in range(0, len(reply), 2)]
-    strikes = [name.removeprefix("strikes:") for name in names if name.startswith("strikes:")]
-    return frozenset(int(port) for port in strikes if port.isdecimal())
 
 
 def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:

@@ -24,9 +24,8 @@ def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
     if mine and (mine.cordoned or mine.draining):
         what = f"host {at.host} is {'draining' if mine.draining else 'cordoned'} and gives out no new ports"
         yield Finding("host", what, f"allocator host uncordon {at.host}")
-    declined = at.allocator.run(listing.declined_ports(at.pool, space))
-    for view in at.allocator.run(listing.ports(at.pool, space)):
-        if view.why == "cooling" and view.port in declined:
+    for view in at.allocator.run(listing.ports(at.pool, space, quarantine=True)):
+        if view.why == "quarantined":
             what = f"port {view.port} is in quarantine: something without a lease had it bound when it was claimed"
             yield Finding("quarantine", what, f"allocator who {view.port}")
 

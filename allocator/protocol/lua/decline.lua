@@ -21,10 +21,11 @@ local function run(read, call, try)
   local space_key, strikes = base .. ':host:' .. space, {}
   local waiting = tonumber(read('HGET', base, 'waiting') or 0)
   local function free_at(port, now)
-    local count, at = string.match(read('HGET', space_key, 'strikes:' .. port) or '', '^(%d+) (%d+)$')
+    local count, at = string.match(read('HGET', space_key, 'strikes:' .. port) or '', '^(%d+) (%d+)')
     count = count and now - at < PEACE_MS and tonumber(count) or 0
-    strikes[#strikes + 1] = { port, (count + 1) .. ' ' .. whole(now) }
-    return now + math.min(FIRST_MS * FACTOR ^ count, LONGEST_MS)
+    local until_ms = now + math.min(FIRST_MS * FACTOR ^ count, LONGEST_MS)
+    strikes[#strikes + 1] = { port, (count + 1) .. ' ' .. whole(now) .. ' ' .. whole(until_ms) }
+    return until_ms
   end
   --@include endings
   for _, strike in ipairs(strikes) do

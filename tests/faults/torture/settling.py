@@ -172,8 +172,8 @@ def _left_over(arena: Arena) -> list[str]:
 def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
     """Return the keys of what is not the past.
 
-    A line is forgotten after an hour, unless somebody looks at it before, when a waiter died in it, when one's words came
-    once more after it had left, and when Redis lost that it left; a leader that was killed leads for ten seconds more.
+    A line that nobody looks at is forgotten after an hour: where a waiter died in it, where the words of one came once
+    more after it had left, and where Redis lost that it left; a leader that was killed leads for ten seconds.
     """
     keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
     if arena.cast.somebody_died or arena.has_repeated or arena.has_lost_data:

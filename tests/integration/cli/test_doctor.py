@@ -39,8 +39,10 @@ def test_each_finding_has_what_mends_it_and_findings_exit_1(allocator, ports: Po
     ports.renew(replace(silent, state=LeaseState.READY), rewrite=True)
     gone = ports.claim("stripe", org="org-1")
     ports.decline(gone)
-    long = {str(gone.port): (time.time() + 600) * 1_000}  # a quarantine that outlasts this test on any machine
-    ports.store._ready_client().zadd(f"alloc:{{{pool.name}}}:ports:web-1", long)
+    until_ms = int(time.time() + 600) * 1_000  # a quarantine that outlasts this test on any machine
+    client, base = ports.store._ready_client(), f"alloc:{{{pool.name}}}"
+    client.zadd(f"{base}:ports:web-1", {str(gone.port): until_ms})
+    client.hset(f"{base}:host:web-1", f"strikes:{gone.port}", f"5 {until_ms - 600_000} {until_ms}")
     ports.run(listing.cordon(pool.name, "web-1", on=True))
     free = next(port for port in range(pool.last, pool.first, -1) if can_listen(port))
     with socket.create_server(("127.0.0.1", free)):

@@ -10,7 +10,7 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
+from allocator.protocol.endings import decline, release
 from allocator.protocol.listing import hosts, leases, newest_event, port_view, ports, spaces
 from allocator.protocol.pools import define_pool, read_pool
 from allocator.protocol.renew import renew
@@ -40,6 +40,24 @@ def test_applying_says_created_changed_unchanged(store):
     assert store.drive(apply_pool(rules(last=7010))) is Reply.CHANGED
     assert version(store) == 2
     assert store.event_types("p") == ["pool", "pool"]
+
+
+def test_a_port_is_in_quarantine_for_no_longer_than_it_rests_for_that(store):
+    store.drive(apply_pool(rules()))
+    context = make_context()
+
+    def reasons():
+        return [view.why for view in store.drive(ports("p", "web-1", quarantine=True))]
+
+    store.drive(decline(context, [take(store, context, worker(0), port=7003)]))
+    assert reasons() == ["quarantined"]
+    assert [view.why for view in store.drive(ports("p", "web-1"))] == ["cooling"]
+    store.advance(6 * SECOND)
+    assert reasons() == []
+    lease = take(store, context, worker(1), port=7003)
+    assert reasons() == ["leased"]
+    store.drive(release(context, [lease]))
+    assert reasons() == ["cooling"]
 
 
 def test_creating_only_leaves_a_pool_that_is_there(store):
