@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from allocator.agent.checks import Check, asks_for_checks
 from allocator.agent.exits import Exits
 from allocator.agent.tied import TiedLease, process_of
-from allocator.client.counting import HolderCounts
+from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
 from allocator.client.superseding import end_of_an_earlier_boot
 from allocator.model.errors import AllocatorError, HeldError
@@ -71,14 +72,12 @@ class HostAgent:
         self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
         self._looked_back: set[str] = set()
         self._stopping = False
-        self._counts = HolderCounts()
+        self._counts = defaultdict(HolderCounts, {allocator.session.pool: HolderCounts()})
 
     @property
-    def counts(self) -> HolderCounts:
-        """What became of the leases that it looks after."""
-        tied = list(self._tied.values())
-        self._counts.held, self._counts.doubtful = len(tied), sum(one.doubtful for one in tied)
-        return self._counts
+    def counts(self) -> dict[str, HolderCounts]:
+        """What became of the leases that it looks after, by pool."""
+        return with_held(self._counts, [(one.lease.pool, one.doubtful) for one in list(self._tied.values())])
 
     def __repr__(self) -> str:
         return f"<HostAgent {self._allocator.session.host} with {len(self._tied)} leases>"
@@ -130,7 +129,7 @@ class HostAgent:
         for tied in self._tied.values():
             if tied.lease.deadline is not None and now >= tied.lease.deadline and not tied.doubtful:
                 tied.doubtful = True
-                self._counts.doubts += 1
+                self._counts[tied.lease.pool].doubts += 1
 
     def _seconds_to_wait(self) -> float:
         due = [tied.check.due_at for tied in self._tied.values() if tied.check]
@@ -253,10 +252,11 @@ class HostAgent:
                 renewal = renewing.renew(session.context, leases, rewrite=rewrite)
                 outcomes = span.renewed(self._allocator.run(renewal))
         except AllocatorError:
-            self._counts.renewals["unanswered"] += len(leases)
+            for lease in leases:
+                self._counts[lease.pool].renewals["unanswered"] += 1
             raise
         for tied, outcome in zip(chosen, outcomes, strict=True):
-            self._counts.renewals[outcome.word] += 1
+            self._counts[tied.lease.pool].renewals[outcome.word] += 1
             if outcome.lost:
                 log.error("%s", outcome.lost, extra=about(tied.lease))
                 tied.files.remove(tied.lease)

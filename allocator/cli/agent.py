@@ -179,7 +179,7 @@ def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
 
     access = Access(hosts=[*LOOPBACK_NAMES])
     application = create_app(async_allocator(at.settings), access=access, on_granted=granted)
-    application.state.metrics.registry.register(HolderMetrics(core, at.pool))
+    application.state.metrics.registry.register(HolderMetrics(core))
     return application
 
 

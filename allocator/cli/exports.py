@@ -12,6 +12,7 @@ import typer
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin
+from allocator.protocol.pools import check_pool
 
 
 class ExportFormat(StrEnum):
@@ -65,6 +66,7 @@ def export(
         return FORMATS[form](directory.services())
 
     with desk(pool, None, redis_url, config) as at:
+        at.allocator.run(check_pool(at.pool))
         wanted = Directory(
             at.allocator,
             whole_pool=True,

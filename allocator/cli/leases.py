@@ -25,11 +25,11 @@ from allocator.cli.options import (
 from allocator.cli.output import write_lease, write_named
 from allocator.cli.renewing import Renewals
 from allocator.model.durations import parse_duration_ms
-from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
+from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_port, environment_name, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from allocator.client.arguments import ClaimArguments
     from allocator.client.recording import LeaseRecorder
@@ -115,9 +115,11 @@ def claim(
         if ports is not None:
             write_named(claim_named(at, worker, arguments, ports.split(","), adjacent=adjacent, wait_s=wait_s), form)
             return
-        if any_host:
-            at = placed(at, worker, spread)
-        lease = claim_and_save(at, worker, arguments, wait_s=wait_s, token=given, record=record)
+
+        def claim_on(there: Desk) -> Lease:
+            return claim_and_save(there, worker, arguments, wait_s=wait_s, token=given, record=record)
+
+        lease = claim_anywhere(at, worker, spread, claim_on) if any_host else claim_on(at)
         if any_host and form is Format.TEXT:
             print(lease.address)
         else:
@@ -151,18 +153,26 @@ def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str |
         raise InvalidInputError(f"--any-host chooses the host itself; leave {given[0]} out")
 
 
-def placed(at: Desk, worker: WorkerId, spread: str | None) -> Desk:
-    """Return a desk on the host where a worker is, or is best placed."""
+def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Callable[[Desk], Lease]) -> Lease:
+    """Claim a port on the host where a worker is, else where it is best placed; on the next one when that filled up.
+
+    Raises:
+        ExhaustedError: When no host is left.
+    """
     from typing import cast
 
     from allocator.protocol.hosts import Spread, place
 
     known = [lease for lease in at.files.all(at.pool) if lease.worker == worker]
-    if known:
-        host = max(known, key=lambda lease: lease.fence).host
-    else:
-        host = at.allocator.run(place(at.pool, worker, spread=cast("Spread | None", spread))).host
-    return replace(at, allocator=at.allocator.for_host(host))
+    host = max(known, key=lambda lease: lease.fence).host if known else None
+    tried: frozenset[str] = frozenset()
+    while True:
+        if host is None or host in tried:
+            host = at.allocator.run(place(at.pool, worker, spread=cast("Spread | None", spread), without=tried)).host
+        try:
+            return claim_on(replace(at, allocator=at.allocator.for_host(host)))
+        except ExhaustedError:
+            tried |= {host}
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def run(
         supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk, files=at.files)
         with contextlib.ExitStack() as stack:
             if metrics_listen is not None:
-                stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(at.allocator, at.pool))
+                stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(at.allocator))
             status = run_workers(at.allocator, specs, supervision)
     raise typer.Exit(status)
 
@@ -170,6 +170,11 @@ def _choice(value: str, option: str, choices: tuple[str, str]) -> str:
 
 def _policy(at: Desk, given: str | None) -> Literal["keep", "stop"]:
     """Return what to do about a doubtful lease: a port that is unique over the fleet has no kernel to arbitrate."""
-    if given is not None:
-        return "keep" if given == "keep" else "stop"
-    return "stop" if at.allocator.pool().scope == "fleet" else "keep"
+    if given == "stop" or at.allocator.pool().scope == "host":
+        return "stop" if given == "stop" else "keep"
+    if given == "keep":
+        raise InvalidInputError(
+            f"--on-lost keep is not for pool {at.pool}: its ports are unique over all hosts, and no one kernel knows "
+            "who has which; leave it out"
+        )
+    return "stop"

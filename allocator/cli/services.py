@@ -11,6 +11,7 @@ from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOpti
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin
+from allocator.protocol.pools import check_pool
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
@@ -49,6 +50,7 @@ def resolve(
     if every_one and prefer_local:
         raise InvalidInputError("--all and --prefer-local contradict each other; choose one")
     with desk(pool, host, redis_url, config) as at:
+        at.allocator.run(check_pool(at.pool))
         if watch:
             _watch(at, plugin, org, form)
             return

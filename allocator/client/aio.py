@@ -14,7 +14,8 @@ from allocator.client.driving import drive_async
 from allocator.client.heartbeats import HeldLease, about, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
-from allocator.model.errors import AllocatorError, HeldError
+from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
+from allocator.model.names import WorkerId
 from allocator.protocol import applying, endings, hosts, listing, pools, renew
 from allocator.protocol import claim as claiming
 from allocator.protocol import resolve as resolving
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.protocol.claim import ClaimRequest
+    from allocator.protocol.hosts import Spread
     from allocator.protocol.steps import Operation
 
 T = TypeVar("T")
@@ -82,8 +84,8 @@ class AsyncPortAllocator:
         return f"<AsyncPortAllocator pool {self.session.pool} host {self.session.host} holding {held}>"
 
     @property
-    def counts(self) -> HolderCounts:
-        """What became of the leases that are kept alive here; `HolderMetrics` shows it to Prometheus."""
+    def counts(self) -> dict[str, HolderCounts]:
+        """What became of the leases that are kept alive here, by pool; `HolderMetrics` shows it to Prometheus."""
         return self._heartbeats.counts
 
     async def run(self, operation: Operation[T]) -> T:
@@ -208,16 +210,22 @@ class AsyncPortAllocator:
         """Set the state of a held lease or what it says of its worker; the heartbeat task writes them at once."""
         self._heartbeats.update(held, **words)
 
-    async def let_go(self, held: HeldLease[asyncio.Event], *, declined: bool = False) -> None:
-        """End a held lease; see `PortAllocator.let_go`."""
-        self._heartbeats.remove(held)
-        if held.lost.is_set():
+    async def let_go(self, *held: HeldLease[asyncio.Event], declined: bool = False) -> None:
+        """End held leases in one step; see `PortAllocator.let_go`."""
+        for one in held:
+            self._heartbeats.remove(one)
+        leases = [one.lease for one in held if not one.lost.is_set()]
+        if not leases:
             return
+        end, name = (endings.decline, "decline") if declined else (endings.release, "release")
         try:
-            await (self.decline if declined else self.release)(held.lease)
+            with self.session.span(name, *leases) as span:
+                done = await self.run(end(self.session.context, leases))
+                span.ended(f"{name}d", done=any(done))
         except AllocatorError as error:
-            words = (held.worker, held.lease.address, error)
-            log.warning("the lease of %s on %s ends by its TTL: %s", *words, extra=about(held.lease))
+            for lease in leases:
+                words = (lease.worker, lease.address, error)
+                log.warning("the lease of %s on %s ends by its TTL: %s", *words, extra=about(lease))
 
     async def renew(self, *leases: Lease, rewrite: bool = False) -> list[Lease]:
         """Extend leases by their TTL from now; see `PortAllocator.renew`."""
@@ -263,6 +271,24 @@ class AsyncPortAllocator:
         """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
         return str(await self.run(hosts.register(self.session.context, self.session.pool)))
 
+    async def for_host(self, host: str) -> AsyncPortAllocator:
+        """Return an allocator that claims for another host, over the same connection; see `PortAllocator.for_host`."""
+        identity = await self.run(listing.host_identity(self.session.pool, host))
+        return AsyncPortAllocator(self.store, self.session.as_host(host, identity), recorder=self.recorder)
+
+    async def claim_anywhere(
+        self, plugin: str, *, spread: Spread | None = None, **arguments: Unpack[ClaimArguments]
+    ) -> Lease:
+        """Lease a port on the host of the pool that has most free ones; see `PortAllocator.claim_anywhere`."""
+        worker = WorkerId(arguments["org"], plugin, arguments.get("instance", 0))
+        tried: frozenset[str] = frozenset()
+        while True:
+            placement = await self.run(hosts.place(self.session.pool, worker, spread=spread, without=tried))
+            try:
+                return await (await self.for_host(placement.host)).claim(plugin, **arguments)
+            except ExhaustedError:  # it filled up meanwhile
+                tried |= {placement.host}
+
     async def hosts(self) -> list[listing.HostView]:
         """Return the hosts that have claimed in the pool."""
         return await self.run(listing.hosts(self.session.pool))
@@ -285,7 +311,6 @@ class AsyncPortAllocator:
 
     async def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
-        for held in self._heartbeats.held:
-            await self.let_go(held)
+        await self.let_go(*self._heartbeats.held)
         await self._heartbeats.close()
         await self.store.close()

@@ -67,7 +67,7 @@ class HeartbeatThread:
         return self._plan.held
 
     @property
-    def counts(self) -> HolderCounts:
+    def counts(self) -> dict[str, HolderCounts]:
         """What became of them."""
         return self._plan.counts
 
@@ -139,7 +139,7 @@ class HeartbeatTask:
         return self._plan.held
 
     @property
-    def counts(self) -> HolderCounts:
+    def counts(self) -> dict[str, HolderCounts]:
         """What became of them."""
         return self._plan.counts
 

@@ -78,7 +78,8 @@ class PortAllocator:
             pool: The pool; None for `sdk-v2`.
             host: The name of this port namespace; None for the host name.
             timeout: For how many seconds Redis may be silent.
-            on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`.
+            on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`. In a pool of
+                scope `fleet` they always stop.
             advertise: The address under which others reach this host; None for that of the default route.
             recorder: What `claim(…, record=True)` writes rows with: an `allocator.DatabaseRecorder`. It is not closed.
             tracer: Is told what is done with leases: an `allocator.OpenTelemetryTracer`, or None.
@@ -101,8 +102,8 @@ class PortAllocator:
         return f"<PortAllocator pool {self.session.pool} host {self.session.host} holding {len(self._heartbeats.held)}>"
 
     @property
-    def counts(self) -> HolderCounts:
-        """What became of the leases that are kept alive here; `HolderMetrics` shows it to Prometheus."""
+    def counts(self) -> dict[str, HolderCounts]:
+        """What became of the leases that are kept alive here, by pool; `HolderMetrics` shows it to Prometheus."""
         return self._heartbeats.counts
 
     def run(self, operation: Operation[T]) -> T:
@@ -346,7 +347,7 @@ class PortAllocator:
         Of that host's kernel nothing is seen: whoever starts the worker there finds out, and declines.
         """
         identity = self.run(listing.host_identity(self.session.pool, host))
-        return PortAllocator(self.store, self.session.as_host(host, identity))
+        return PortAllocator(self.store, self.session.as_host(host, identity), recorder=self.recorder)
 
     def claim_anywhere(
         self, plugin: str, *, spread: Spread | None = None, **arguments: Unpack[ClaimArguments]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -26,7 +26,7 @@ OUTCOMES = ("renewed", "reasserted", "lost", "unanswered")
 
 @dataclass(slots=True)
 class HolderCounts:
-    """What a process holds, and what its renewals came to.
+    """What a process holds of one pool, and what its renewals came to.
 
     Attributes:
         renewals: How many renewals had each of `OUTCOMES`, a lease at a time.
@@ -41,50 +41,64 @@ class HolderCounts:
     doubtful: int = 0
 
 
+def with_held(counts: Mapping[str, HolderCounts], held: Iterable[tuple[str, bool]]) -> dict[str, HolderCounts]:
+    """Return what was counted, by pool, with what is held now.
+
+    Args:
+        counts: What was counted until now, by pool.
+        held: The pool of each lease that is held, and whether it is doubtful.
+    """
+    found = {pool: replace(one, held=0, doubtful=0) for pool, one in dict(counts).items()}
+    for pool, doubtful in held:
+        one = found.setdefault(pool, HolderCounts())
+        one.held += 1
+        one.doubtful += doubtful
+    return found
+
+
 class Holder(Protocol):
     """Whoever holds leases and counts: an allocator or an agent."""
 
     @property
-    def counts(self) -> HolderCounts:
-        """What it counted until now."""
+    def counts(self) -> Mapping[str, HolderCounts]:
+        """What it counted until now, by pool."""
         ...
 
 
 class HolderMetrics:
-    """A collector of the counts of one holder: `registry.register(HolderMetrics(ports, pool))`.
+    """A collector of the counts of one holder: `registry.register(HolderMetrics(ports))`.
 
     Args:
         holder: A `PortAllocator`, an `AsyncPortAllocator`, or an agent.
-        pool: The pool, a label of each metric.
     """
 
-    def __init__(self, holder: Holder, pool: str) -> None:
+    def __init__(self, holder: Holder) -> None:
         self._holder = holder
-        self._pool = pool
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the metrics; Prometheus' client calls this at each scrape."""
+        """Return the metrics; Prometheus' client calls this at each scrape."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-        counts = self._holder.counts
+        by_pool = self._holder.counts
         renewals = CounterMetricFamily(
             "allocator_holder_renewals", "Renewals of leases that this process holds.", labels=["pool", "outcome"]
         )
-        for outcome in OUTCOMES:
-            renewals.add_metric([self._pool, outcome], counts.renewals[outcome])
-        yield renewals
         doubts = CounterMetricFamily(
             "allocator_holder_doubts", "Leases whose deadline passed without an answer of Redis.", labels=["pool"]
         )
-        doubts.add_metric([self._pool], counts.doubts)
-        yield doubts
-        for name, text, value in (
-            ("held", "Leases that this process holds.", counts.held),
-            ("doubtful", "Those of them whose deadline has passed and which are kept all the same.", counts.doubtful),
-        ):
-            gauge = GaugeMetricFamily(f"allocator_holder_{name}_leases", text, labels=["pool"])
-            gauge.add_metric([self._pool], value)
-            yield gauge
+        held = GaugeMetricFamily("allocator_holder_held_leases", "Leases that this process holds.", labels=["pool"])
+        doubtful = GaugeMetricFamily(
+            "allocator_holder_doubtful_leases",
+            "Those of them whose deadline has passed and which are kept all the same.",
+            labels=["pool"],
+        )
+        for pool, counts in by_pool.items():
+            for outcome in OUTCOMES:
+                renewals.add_metric([pool, outcome], counts.renewals[outcome])
+            doubts.add_metric([pool], counts.doubts)
+            held.add_metric([pool], counts.held)
+            doubtful.add_metric([pool], counts.doubtful)
+        return renewals, doubts, held, doubtful
 
 
 @contextmanager

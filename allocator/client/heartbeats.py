@@ -1,18 +1,19 @@
 """When held leases are renewed: the plan that the heartbeat thread and the heartbeat task both follow.
 
 The rules: renewal starts at T1 (0.5 TTL, give or take 0.05, so that holders spread out), and all leases of a process go
-along in one call. A failed renewal is tried again until it succeeds; a lease whose deadline passed unconfirmed is
-doubtful, not lost: with `keep` its holder goes on and re-asserts it, with `stop` it is told that it lost it.
-Only an answer of Redis that says so makes a lease lost under `keep`.
+along in one call. A failed renewal is tried again until it succeeds, more often from T2 (0.875 TTL) on; a lease whose
+deadline passed unconfirmed is doubtful, not lost: with `keep` its holder goes on and re-asserts it, with `stop` it is
+told that it lost it. Only an answer of Redis that says so makes a lease lost under `keep`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
-from allocator.client.counting import HolderCounts
+from allocator.client.counting import HolderCounts, with_held
 from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, LeaseLostError
 from allocator.model.leases import error_line
@@ -31,9 +32,9 @@ T1 = 0.5
 T1_SPREAD = 0.1
 """Holders that started together renew at 0.45-0.55 TTL, not all at once; `lib/recovery.lua` counts on no later."""
 T2 = 0.875
-RETRY_FIRST = 0.02
-RETRY_URGENT = 0.05
-"""After a failure a renewal is tried again after up to this part of the TTL: doubling before T2, steady after."""
+"""From this part of the TTL until its end a renewal is urgent."""
+RETRY_FIRST, RETRY_LONGEST = 0.02, 0.05
+"""A renewal that failed is tried again after up to this part of the TTL: doubling, or the first again when urgent."""
 
 log = logging.getLogger("allocator")
 
@@ -149,14 +150,12 @@ class HeartbeatPlan(Generic[E_]):
         self._held: dict[str, HeldLease[E_]] = {}
         self._due_at: float | None = None
         self._failures = 0
-        self._counts = HolderCounts()
+        self._counts = defaultdict(HolderCounts, {session.pool: HolderCounts()})
 
     @property
-    def counts(self) -> HolderCounts:
-        """What was counted until now, with what is held at this moment."""
-        held = self.held
-        self._counts.held, self._counts.doubtful = len(held), sum(one.doubtful for one in held)
-        return self._counts
+    def counts(self) -> dict[str, HolderCounts]:
+        """What was counted until now, by pool, with what is held at this moment."""
+        return with_held(self._counts, [(one.lease.pool, one.doubtful) for one in self.held])
 
     def add(self, held: HeldLease[E_]) -> None:
         """Keep this lease alive from now on."""
@@ -197,7 +196,7 @@ class HeartbeatPlan(Generic[E_]):
             if outcome.lost:
                 self._lose(held, outcome.lost)
                 continue
-            self._counts.renewals[outcome.word] += 1
+            self._counts[held.lease.pool].renewals[outcome.word] += 1
             if outcome.reasserted:
                 log.warning(
                     "re-asserted the lease of %s on %s", held.worker, held.lease.address, extra=about(outcome.lease)
@@ -219,12 +218,12 @@ class HeartbeatPlan(Generic[E_]):
         """Take in that a renewal got no answer: try again soon, and say which leases are doubtful."""
         now = self._session.clock()
         self._failures += 1
-        self._counts.renewals["unanswered"] += len(self._held)
         for held in self.held:
+            self._counts[held.lease.pool].renewals["unanswered"] += 1
             overdue = now - (held.lease.deadline or now)
             if overdue < 0:
                 continue
-            self._counts.doubts += not held.doubtful
+            self._counts[held.lease.pool].doubts += not held.doubtful
             where = f"the lease of {held.worker} on {held.lease.address}"
             if self._session.stops_in_doubt(held.lease.pool):
                 self._lose(
@@ -240,18 +239,20 @@ class HeartbeatPlan(Generic[E_]):
                 held.doubtful = True
                 doubt = doubt_message(where, overdue)
                 log.warning("%s; keeping its port and trying on (%s)", doubt, error, extra=about(held.lease))
-        shortest = min((held.lease.ttl_ms / 1_000 for held in self._held.values()), default=None)
-        if shortest is None:
+        if not self._held:
             self._due_at = None
             return
-        ceiling = shortest * min(RETRY_FIRST * 2 ** min(self._failures, 8), RETRY_URGENT)
+        times = [(held.lease.ttl_ms / 1_000, (held.lease.deadline or now) - now) for held in self._held.values()]
+        is_urgent = any(0 < left_s <= ttl_s * (1 - T2) for ttl_s, left_s in times)
+        part = RETRY_FIRST if is_urgent else min(RETRY_FIRST * 2 ** min(self._failures - 1, 8), RETRY_LONGEST)
+        ceiling = part * min(ttl_s for ttl_s, _ in times)
         self._due_at = now + self._session.rng.uniform(ceiling / 4, ceiling)
 
     def _lose(self, held: HeldLease[E_], error: LeaseLostError) -> None:
         self._held.pop(_token(held.lease), None)
         held.error = error
         held.doubtful = False
-        self._counts.renewals["lost"] += 1
+        self._counts[held.lease.pool].renewals["lost"] += 1
         log.error("%s", error, extra=about(held.lease))
         held.lost.set()
 

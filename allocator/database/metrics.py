@@ -60,6 +60,11 @@ class PrometheusGauge:
     def leads(self, *, leads: bool) -> None:
         """Take in whether this one leads."""
         self._leader.set(int(leads))
+        if not leads:  # what it met then is the next leader's to tell
+            self._leases.set(0)
+            self._refused.set(0)
+            for kind in Kind:
+                self._drift.labels(self._pool, str(kind)).set(0)
 
     def passed(self, report: Report, seconds: float) -> None:
         """Take in a whole pass."""

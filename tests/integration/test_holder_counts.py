@@ -15,6 +15,8 @@ from allocator import HolderMetrics, PortAllocator
 if TYPE_CHECKING:
     from supervised import Fleet
 
+    from allocator import PoolSpec
+
 
 def sample(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     return registry.get_sample_value(f"allocator_holder_{name}", {"pool": "sdk-v2", **labels})
@@ -25,7 +27,7 @@ def test_silence_makes_doubt_and_an_answer_ends_it() -> None:
     with Server("--appendonly", "no") as server:
         server.ready()
         with PortAllocator.from_url(server.url, host="web-1", timeout=0.3) as ports:
-            registry.register(HolderMetrics(ports, "sdk-v2"))
+            registry.register(HolderMetrics(ports))
             ports.apply_pool(replace(ports.pool(), ttl_min_ms=100))
             with ports.hold("email", org="org-1", ttl=0.3) as held:
                 assert sample(registry, "held_leases") == 1
@@ -41,6 +43,22 @@ def test_silence_makes_doubt_and_an_answer_ends_it() -> None:
                 eventually(held.lost.is_set)
             assert sample(registry, "renewals_total", outcome="lost") == 1
             assert sample(registry, "held_leases") == 0
+
+
+def test_leases_of_two_pools_are_counted_apart(ports: PortAllocator, pool: PoolSpec, redis_url: str) -> None:
+    ports.apply_pool(other := replace(pool, name=f"{pool.name}-other", first=pool.first + 5))
+    registry = CollectorRegistry()
+    registry.register(HolderMetrics(ports))
+    with PortAllocator.from_url(redis_url, pool=other.name, host="web-1") as elsewhere:
+        elsewhere.apply_pool(other)
+        held = [ports.keep(ports.claim("email", org="org-1")), ports.keep(elsewhere.claim("stripe", org="org-1"))]
+
+        def held_in(name: str) -> float | None:
+            return registry.get_sample_value("allocator_holder_held_leases", {"pool": name})
+
+        assert (held_in(pool.name), held_in(other.name)) == (1, 1)
+        ports.let_go(*held)
+        assert held_in(pool.name) == 0
 
 
 def test_a_supervisor_serves_the_counts_of_its_leases(fleet: Fleet) -> None:

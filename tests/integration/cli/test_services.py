@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from allocator import LeaseState, PoolSpec, PortAllocator
+from allocator import AsyncPortAllocator, ExhaustedError, LeaseState, PoolSpec, PortAllocator
 from allocator.protocol.claim import ClaimRequest, claim
 
 if TYPE_CHECKING:
@@ -150,6 +152,34 @@ def test_any_host_chooses_the_registered_host_with_most_free_ports(allocator: Al
     assert other.out.startswith("web-1:") or other.out.startswith("web-3:")
     assert allocator("release", "o/email", "--host", "web-2").code == 0
     assert ports.claim_anywhere("stripe", org="o").host in {"web-2", "web-3"}
+
+
+def test_any_host_goes_on_to_the_next_where_all_ports_of_the_best_one_rest(
+    allocator: Allocator, ports: PortAllocator, pool: PoolSpec, redis_url: str
+) -> None:
+    ports.apply_pool(replace(pool, last=pool.first + 1, cooldown_ms=600_000))
+    for host in ("web-2", "web-3", "web-4"):
+        assert allocator("host", "register", "--host", host).code == 0
+    there = ports.for_host("web-2")
+    there.release_all(*[there.claim("stripe", org="org-1", instance=number) for number in range(2)])
+    assert allocator("claim", "email", "--org", "o", "--any-host").out.startswith("web-3:")
+    assert ports.claim_anywhere("email", org="o", instance=1).host == "web-4"
+
+    async def claim_two() -> list[str]:
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as others:
+            found = [(await others.claim_anywhere("email", org="o", instance=number)).host for number in (2, 3)]
+            with pytest.raises(ExhaustedError):
+                await others.claim_anywhere("email", org="o", instance=4)
+            return found
+
+    assert sorted(asyncio.run(claim_two())) == ["web-3", "web-4"]
+
+
+@pytest.mark.parametrize("words", [("resolve", "email", "--org", "o"), ("export", "json")])
+def test_a_pool_that_does_not_exist_is_not_taken_for_an_empty_one(allocator: Allocator, words: tuple[str, ...]) -> None:
+    done = allocator(*words, "--pool", "typo")
+    assert (done.code, done.out) == (78, "")
+    assert "pool typo is not defined" in done.err
 
 
 @pytest.mark.parametrize("words", [("--spread", "org"), ("--any-host", "--host", "a"), ("--any-host", "--spread", "x")])

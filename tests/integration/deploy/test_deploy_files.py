@@ -174,7 +174,7 @@ def metric_names() -> set[str]:
     PrometheusGauge(reconciler, "p")
     names = set()
     holder = CollectorRegistry()
-    holder.register(HolderMetrics(Mock(counts=HolderCounts()), "p"))
+    holder.register(HolderMetrics(Mock(counts={"p": HolderCounts()})))
     for registry in (Metrics().registry, reconciler, holder):
         for metric in registry.collect():
             names |= {metric.name, metric.name + "_total", metric.name + "_bucket", metric.name + "_count"}
