@@ -165,7 +165,7 @@ def claim_named(
     live = {(lease.port, lease.fence) for lease in at.allocator.leases() if lease.host == at.host}
     known = [lease for lease in saved if lease and (lease.port, lease.fence) in live]
     if len(known) == len(workers):
-        return dict(zip(names, at.allocator.renew(*known), strict=True))
+        return dict(zip(names, _kept(at, worker, arguments, known, adjacent=adjacent), strict=True))
     if known:  # some ran out: all are claimed anew
         at.allocator.release_all(*known)
     for lease in filter(None, saved):
@@ -177,4 +177,22 @@ def claim_named(
     except AllocatorError:
         at.allocator.release_all(*leases.values())
         raise
+    return leases
+
+
+def _kept(at: Desk, worker: WorkerId, arguments: ClaimArguments, known: list[Lease], *, adjacent: bool) -> list[Lease]:
+    """Renew the leases that a worker has, with what it says now, and save their files."""
+    from allocator.protocol.claim import as_asked
+
+    ports = [lease.port for lease in known]
+    if adjacent and ports != list(range(ports[0], ports[0] + len(ports))):
+        numbers = ", ".join(map(str, ports))
+        raise HeldError(
+            f"{worker} has ports {numbers} on {at.host}, which are not adjacent; release it, then claim again"
+        )
+    request = at.allocator.session.request(worker.plugin, **arguments)
+    wanted = [as_asked(lease, request) for lease in known]
+    leases = at.allocator.renew(*wanted, rewrite=wanted != known)
+    for lease in leases:
+        at.files.save(lease)
     return leases

@@ -25,11 +25,18 @@ from allocator.cli.options import (
 from allocator.cli.output import write_lease, write_named
 from allocator.cli.renewing import Renewals
 from allocator.model.durations import parse_duration_ms
-from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError, LeaseLostError
+from allocator.model.errors import (
+    ExhaustedError,
+    HeldError,
+    InvalidInputError,
+    LeaseLostError,
+    LimitError,
+    RecoveringError,
+)
 from allocator.model.names import WorkerId, check_port, environment_name, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from allocator.client.arguments import ClaimArguments
     from allocator.client.recording import LeaseRecorder
@@ -106,7 +113,8 @@ def claim(
     check_placing(
         any_host=any_host, spread=spread, others={"--host": host, "--port": port, "--pid": pid, "--wait": wait}
     )
-    check_several(ports, adjacent=adjacent, others={"--port": port, "--token": token, "--any-host": any_host or None})
+    alone = {"--port": port, "--token": token, "--any-host": any_host or None, "--record": record or None}
+    check_several(ports, adjacent=adjacent, others=alone | {"--instance auto": arguments["auto_instance"] or None})
     with ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
@@ -119,14 +127,15 @@ def claim(
         def claim_on(there: Desk) -> Lease:
             return claim_and_save(there, worker, arguments, wait_s=wait_s, token=given, record=record)
 
-        lease = claim_anywhere(at, worker, spread, claim_on) if any_host else claim_on(at)
+        known = [] if arguments["auto_instance"] else [one for one in at.files.all(at.pool) if one.worker == worker]
+        lease = claim_anywhere(at, worker, spread, known, claim_on) if any_host else claim_on(at)
         if any_host and form is Format.TEXT:
             print(lease.address)
         else:
             write_lease(lease, form)
 
 
-def check_several(ports: str | None, *, adjacent: bool, others: dict[str, object]) -> None:
+def check_several(ports: str | None, *, adjacent: bool, others: Mapping[str, object]) -> None:
     """Check that a claim for several ports asks for nothing that only one can have.
 
     Raises:
@@ -136,8 +145,8 @@ def check_several(ports: str | None, *, adjacent: bool, others: dict[str, object
         if adjacent:
             raise InvalidInputError("--adjacent goes with --ports; name them, for example --ports http,debug")
         return
-    for name in ("--port", "--token", "--any-host"):
-        if others.get(name) is not None:
+    for name, value in others.items():
+        if value is not None:
             raise InvalidInputError(f"--ports and {name} do not go together; leave one out")
 
 
@@ -153,8 +162,17 @@ def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str |
         raise InvalidInputError(f"--any-host chooses the host itself; leave {given[0]} out")
 
 
-def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Callable[[Desk], Lease]) -> Lease:
+def claim_anywhere(
+    at: Desk, worker: WorkerId, spread: str | None, known: list[Lease], claim_on: Callable[[Desk], Lease]
+) -> Lease:
     """Claim a port on the host where a worker is, else where it is best placed; on the next one when that filled up.
+
+    Args:
+        at: What the command works with.
+        worker: Who the lease is for.
+        spread: What is to be spread over the hosts, if anything.
+        known: The leases that the worker has already, as far as their files tell.
+        claim_on: Claims on one host.
 
     Raises:
         ExhaustedError: When no host is left.
@@ -163,7 +181,6 @@ def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Cal
 
     from allocator.protocol.hosts import Spread, place
 
-    known = [lease for lease in at.files.all(at.pool) if lease.worker == worker]
     host = max(known, key=lambda lease: lease.fence).host if known else None
     tried: frozenset[str] = frozenset()
     while True:
@@ -171,6 +188,8 @@ def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Cal
             host = at.allocator.run(place(at.pool, worker, spread=cast("Spread | None", spread), without=tried)).host
         try:
             return claim_on(replace(at, allocator=at.allocator.for_host(host)))
+        except (LimitError, RecoveringError):
+            raise
         except ExhaustedError:
             tried |= {host}
 
@@ -361,8 +380,9 @@ def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
     else:
         port = check_port(target)
         saved = at.files.load(at.pool, at.host, port)
-        at.allocator.pool().check_port(port)
         live = next((lease for lease in at.allocator.leases(host=at.host) if lease.port == port), None)
+        if not saved and not live:
+            at.allocator.pool().check_port(port)
     if token:
         from allocator.client.session import check_token
 

@@ -11,7 +11,6 @@ import typer
 
 from allocator.cli.leases import (  # noqa: TC001  # Typer reads the annotations
     AdjacentOption,
-    InstanceOption,
     LabelOption,
     PortOption,
     PortsOption,
@@ -37,7 +36,7 @@ def run(
     plugin: Annotated[str | None, typer.Argument(help="The worker's plugin, for example email.")] = None,
     command: Annotated[list[str] | None, typer.Argument(help="Its command; {port} becomes its port.")] = None,
     org: Annotated[str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")] = None,
-    instance: InstanceOption = "0",
+    instance: Annotated[str, typer.Option("--instance", help="Which worker of this plugin and organisation.")] = "0",
     port: PortOption = None,
     ports: PortsOption = None,
     adjacent: AdjacentOption = False,

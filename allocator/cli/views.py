@@ -96,8 +96,10 @@ def _view(at: Desk, port: int) -> PortView:
     from allocator.protocol.listing import port_view
 
     rules = at.allocator.pool()
-    rules.check_port(port)
-    return at.allocator.run(port_view(at.pool, at.allocator.session.context.space(rules), port))
+    view = at.allocator.run(port_view(at.pool, at.allocator.session.context.space(rules), port))
+    if view.why == "free":
+        rules.check_port(port)
+    return view
 
 
 def _write_facts(facts: dict[str, object], form: ListFormat) -> None:

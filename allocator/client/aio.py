@@ -14,8 +14,8 @@ from allocator.client.driving import drive_async
 from allocator.client.heartbeats import HeldLease, about, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
-from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
-from allocator.model.names import WorkerId
+from allocator.model.errors import AllocatorError, ExhaustedError, HeldError, LimitError, RecoveringError
+from allocator.model.names import WorkerId, check_name
 from allocator.protocol import applying, endings, hosts, listing, pools, renew
 from allocator.protocol import claim as claiming
 from allocator.protocol import resolve as resolving
@@ -273,7 +273,7 @@ class AsyncPortAllocator:
 
     async def for_host(self, host: str) -> AsyncPortAllocator:
         """Return an allocator that claims for another host, over the same connection; see `PortAllocator.for_host`."""
-        identity = await self.run(listing.host_identity(self.session.pool, host))
+        identity = await self.run(listing.host_identity(self.session.pool, check_name("host", host)))
         return AsyncPortAllocator(self.store, self.session.as_host(host, identity), recorder=self.recorder)
 
     async def claim_anywhere(
@@ -286,6 +286,8 @@ class AsyncPortAllocator:
             placement = await self.run(hosts.place(self.session.pool, worker, spread=spread, without=tried))
             try:
                 return await (await self.for_host(placement.host)).claim(plugin, **arguments)
+            except (LimitError, RecoveringError):  # the same everywhere
+                raise
             except ExhaustedError:  # it filled up meanwhile
                 tried |= {placement.host}
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Generic
 
 from allocator.client.heartbeats import E_, HeartbeatPlan, HeldLease
@@ -49,6 +51,8 @@ class Beat(Generic[E_]):
 class HeartbeatThread:
     """Keeps leases alive from a daemon thread, which starts with the first of them.
 
+    A process that is forked holds none of its parent's leases: it begins with none, and a thread of its own.
+
     Args:
         session: Who holds them.
         run: Drives an operation to its end.
@@ -56,7 +60,12 @@ class HeartbeatThread:
 
     def __init__(self, session: Session, run: Callable[[Operation[Any]], Any]) -> None:
         self._session, self._run = session, run
-        self._plan: HeartbeatPlan[threading.Event] = HeartbeatPlan(session)
+        self.begin()
+        _all.add(self)
+
+    def begin(self) -> None:
+        """Hold nothing, as a new one does."""
+        self._plan: HeartbeatPlan[threading.Event] = HeartbeatPlan(self._session)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -76,7 +85,8 @@ class HeartbeatThread:
         held = HeldLease(lease, threading.Event(), threading.Event())
         with self._changed:
             self._plan.add(held)
-            if self._thread is None:
+            if self._thread is None or self._closed:
+                self._closed = False
                 self._thread = threading.Thread(target=self._beat, name="allocator-heartbeats", daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -113,7 +123,7 @@ class HeartbeatThread:
             try:
                 with self._session.span("renew", *beat.sent) as span:
                     outcomes = span.renewed(self._run(beat.renewal))
-            except AllocatorError as error:
+            except Exception as error:  # noqa: BLE001  # it concerns one call, and all leases hang on this thread
                 with self._changed:
                     self._plan.fail(error)
                 continue
@@ -129,7 +139,12 @@ class HeartbeatTask:
 
     def __init__(self, session: Session, run: Callable[[Operation[Any]], Awaitable[Any]]) -> None:
         self._session, self._run = session, run
-        self._plan: HeartbeatPlan[asyncio.Event] = HeartbeatPlan(session)
+        self.begin()
+        _all.add(self)
+
+    def begin(self) -> None:
+        """Hold nothing, as a new one does."""
+        self._plan: HeartbeatPlan[asyncio.Event] = HeartbeatPlan(self._session)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -147,7 +162,7 @@ class HeartbeatTask:
         """Keep a lease alive from now on."""
         held = HeldLease(lease, asyncio.Event(), asyncio.Event())
         self._plan.add(held)
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._beat(), name="allocator-heartbeats")
         self._changed.set()
         return held
@@ -181,10 +196,21 @@ class HeartbeatTask:
             try:
                 with self._session.span("renew", *beat.sent) as span:
                     outcomes = span.renewed(await self._run(beat.renewal))
-            except AllocatorError as error:
+            except Exception as error:  # noqa: BLE001  # it concerns one call, and all leases hang on this task
                 self._plan.fail(error)
                 continue
             for visit in beat.visits(outcomes):
                 with contextlib.suppress(AllocatorError):
                     await self._run(visit)
             beat.confirm(outcomes)
+
+
+_all: weakref.WeakSet[HeartbeatThread | HeartbeatTask] = weakref.WeakSet()
+
+
+def _begin_all() -> None:
+    for one in list(_all):
+        one.begin()
+
+
+os.register_at_fork(after_in_child=_begin_all)

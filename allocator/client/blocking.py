@@ -13,8 +13,8 @@ from allocator.client.driving import drive
 from allocator.client.heartbeats import HeldLease, about, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
-from allocator.model.errors import AllocatorError, ExhaustedError, HeldError
-from allocator.model.names import WorkerId
+from allocator.model.errors import AllocatorError, ExhaustedError, HeldError, LimitError, RecoveringError
+from allocator.model.names import WorkerId, check_name
 from allocator.protocol import applying, endings, hosts, listing, pools, renew
 from allocator.protocol import claim as claiming
 from allocator.protocol import resolve as resolving
@@ -346,7 +346,7 @@ class PortAllocator:
 
         Of that host's kernel nothing is seen: whoever starts the worker there finds out, and declines.
         """
-        identity = self.run(listing.host_identity(self.session.pool, host))
+        identity = self.run(listing.host_identity(self.session.pool, check_name("host", host)))
         return PortAllocator(self.store, self.session.as_host(host, identity), recorder=self.recorder)
 
     def claim_anywhere(
@@ -369,6 +369,8 @@ class PortAllocator:
             placement = self.run(hosts.place(self.session.pool, worker, spread=spread, without=tried))
             try:
                 return self.for_host(placement.host).claim(plugin, **arguments)
+            except (LimitError, RecoveringError):  # the same everywhere
+                raise
             except ExhaustedError:  # it filled up meanwhile
                 tried |= {placement.host}
 

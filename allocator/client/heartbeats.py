@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Un
 
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.session import doubt_message
-from allocator.model.errors import AllocatorError, LeaseLostError
+from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
 from allocator.model.leases import error_line
 from allocator.model.names import check_labels
 from allocator.model.states import TRANSITIONS, LeaseState
@@ -35,6 +35,17 @@ T2 = 0.875
 """From this part of the TTL until its end a renewal is urgent."""
 RETRY_FIRST, RETRY_LONGEST = 0.02, 0.05
 """A renewal that failed is tried again after up to this part of the TTL: doubling, or the first again when urgent."""
+
+_KINDS: dict[str, type] = {
+    "pid": int,
+    "pid_started": int,
+    "holder_pid": int,
+    "holder_started": int,
+    "restarts": int,
+    "boot": str,
+    "namespaces": str,
+    "last_error": str,
+}
 
 log = logging.getLogger("allocator")
 
@@ -120,8 +131,14 @@ class HeldLease(Generic[E_]):
 
         Raises:
             ValueError: When the state cannot follow the present one.
-            InvalidInputError: When labels are not valid.
+            InvalidInputError: When a word is of another type, or labels are not valid.
         """
+        for name, value in words.items():
+            wanted = _KINDS.get(name)
+            if wanted and value is not None and type(value) is not wanted:
+                raise InvalidInputError(
+                    f"{name} of a lease cannot be {value!r}; give a value of type {wanted.__name__}"
+                )
         if "labels" in words:
             words["labels"] = check_labels(dict(words["labels"]))
         if words.get("last_error"):
@@ -214,8 +231,10 @@ class HeartbeatPlan(Generic[E_]):
         if any(held.rewrite for held in self._held.values()):
             self.touch()
 
-    def fail(self, error: AllocatorError) -> None:
+    def fail(self, error: Exception) -> None:
         """Take in that a renewal got no answer: try again soon, and say which leases are doubtful."""
+        if not isinstance(error, AllocatorError):
+            log.error("a heartbeat failed; it is tried again", exc_info=error)
         now = self._session.clock()
         self._failures += 1
         for held in self.held:

@@ -132,7 +132,7 @@ class LimitError(ExhaustedError):
         holders: Some of the workers that count, as `org/plugin#instance`.
     """
 
-    def __init__(self, message: str, *, kind: str, holders: tuple[str, ...] = (), **data: object) -> None:
+    def __init__(self, message: str, *, kind: str = "", holders: tuple[str, ...] = (), **data: object) -> None:
         super().__init__(message, **data)  # type: ignore[arg-type]  # the base's keywords, passed through
         self.kind = kind
         self.holders = holders

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from allocator.protocol.context import Context
 
 MAX_ROUNDS = 300
+BOUND_RETRY_S = 1.0
 """Bounds the rounds of `again`: a host's 65,535 ports at 256 a round, and room to spare."""
 
 
@@ -126,7 +127,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
         return granted if request.bound_already else (yield from _proven(context, granted))
     if code is Reply.SAME:
         same = _leased(pool, request, reply, token, sent_at)
-        return (yield from _kept(context, same, request, pool.check_ttl_ms(request.ttl_ms)))
+        return (yield from _kept(context, same, request))
     raise (yield from refusal(context, pool, request, code, reply))
 
 
@@ -271,9 +272,14 @@ def _proven(context: Context, lease: Lease) -> Operation[Lease]:
     )
 
 
-def _kept(context: Context, lease: Lease, request: ClaimRequest, ttl_ms: int) -> Operation[Lease]:
-    wanted = replace(lease, ttl_ms=ttl_ms if request.ttl_ms else lease.ttl_ms)
-    wanted = replace(wanted, **{name: value for name, value in request.holder_words().items() if value})
+def as_asked(lease: Lease, request: ClaimRequest) -> Lease:
+    """Return the lease that a worker has already with what it says in a new claim: TTL, labels, its processes."""
+    said = {name: value for name, value in request.holder_words().items() if value}
+    return replace(lease, ttl_ms=request.ttl_ms or lease.ttl_ms, **said)
+
+
+def _kept(context: Context, lease: Lease, request: ClaimRequest) -> Operation[Lease]:
+    wanted = as_asked(lease, request)
     (outcome,) = yield from renew(context, [wanted], rewrite=wanted != lease)
     if outcome.lost:
         raise outcome.lost
@@ -388,7 +394,8 @@ def _taken(
         return HeldError(
             f"{where} is not leased, but {who or 'another process'} listens on it; "
             "end that process or omit --port to get another",
-            **data,
+            # One who waits for it already goes on: a worker may give its lease back a moment before its socket.
+            **data | {"retry_after": BOUND_RETRY_S if request.ticket else None},
         )
     wait = format_wait(free_ms)
     if why == "leased":

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
-from allocator.model.names import check_name, shown
+from allocator.model.names import check_name, port_variable, shown
 from allocator.protocol import decode
 from allocator.protocol.claim import asked, not_copied, refusal, written_ports
 from allocator.protocol.endings import decline, release
@@ -34,14 +34,19 @@ def named_workers(worker: WorkerId, names: Sequence[str]) -> list[WorkerId]:
     """Return who holds each of a worker's named ports; the first is the worker itself.
 
     Raises:
-        InvalidInputError: When a name is not valid or stands there twice, or there are none or more than 16.
+        InvalidInputError: When a name is not valid or stands there twice, two give one variable, or there are none or
+            more than 16.
     """
     if not 1 <= len(names) <= MAX_PORTS or len(set(names)) != len(names):
         raise InvalidInputError(
             f"{shown(','.join(names))} does not name ports; give 1 to {MAX_PORTS} different names, as http,debug"
         )
+    variables: dict[str, str] = {}
     for name in names:
         check_name("port", name)
+        other = variables.setdefault(port_variable(name), name)
+        if other != name:
+            raise InvalidInputError(f"the ports {other} and {name} would both be {port_variable(name)}; rename one")
     return [worker, *(replace(worker, plugin=f"{worker.plugin}+{name}") for name in names[1:])]
 
 
@@ -63,6 +68,8 @@ def claim_several(
     Raises:
         AllocatorError: As `claim`; nothing is leased then.
     """
+    if request.auto_instance:
+        raise InvalidInputError("several ports are claimed for a worker that has a number; give it with --instance")
     workers = named_workers(request.worker, names)
     pool = yield from pool_rules(context, request.pool)
     look_from = 0

@@ -239,9 +239,7 @@ class Worker:
     def _is_to_start_again(self, held: HeldPorts, ended: Ended) -> bool:
         """Say how it ended, and wait until it is to be started again; return False when it is not."""
         if ended.asked is Command.RESTART:
-            self._restarts.total += 1
-            held.update(state=LeaseState.STARTING)
-            return True
+            return self._says_it_starts(held)
         pause_s = self._restarts.pause_s(self._status, was_well=ended.was_well)
         if ended.failed:
             held.update(last_error=ended.why)
@@ -254,12 +252,21 @@ class Worker:
                         f"{held.worker} failed {times} times in a row and is given up: {ended.how}", held.own.lease
                     )
             return False
-        self._restarts.total += 1
-        held.update(state=LeaseState.STARTING)
+        if not self._says_it_starts(held):
+            return False
         self._talk(
             f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s", held.own.lease
         )
         return not self._told_to_stop(pause_s)
+
+    def _says_it_starts(self, held: HeldPorts) -> bool:
+        """Let the leases say that the worker is started again; return False when the host is drained meanwhile."""
+        try:
+            held.update(state=LeaseState.STARTING)
+        except ValueError:  # nothing follows `draining` but the end
+            return False
+        self._restarts.total += 1
+        return True
 
     def _record(self, held: HeldPorts, why: str) -> None:
         """Write why the worker failed before its lease ends: in the lease, and in an event that outlives it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pickle
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from allocator import (
     InvalidInputError,
     LeaseLostError,
     LeaseState,
+    LimitError,
     PoolMissingError,
     PortAllocator,
 )
@@ -28,6 +31,7 @@ from allocator.protocol import listing
 
 if TYPE_CHECKING:
     from allocator import PoolSpec
+    from allocator.protocol.steps import Operation
 
 
 def test_hold_keeps_the_lease_beyond_its_ttl_and_releases_it_at_the_end(ports: PortAllocator) -> None:
@@ -180,3 +184,96 @@ def test_the_largest_pool_can_be_claimed_from_both_ends(redis_url: str, pool: Po
         assert ports.claim("email", org="org-1", port=65_535).port == 65_535
         with pytest.raises(InvalidInputError):
             ports.claim("email", org="org-1", port=65_536)
+
+
+def test_a_forked_process_keeps_its_own_leases_alive_and_leaves_its_parents(ports: PortAllocator) -> None:
+    with ports.hold("email", org="master", ttl=0.5) as held:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                with ports.hold("stripe", org="kid", ttl=0.5) as own:
+                    threading.Event().wait(1.5)
+                    alive = [one.fence for one in ports.leases(org="kid")] == [own.fence]
+                ports.close()
+                status = 0 if alive else 2
+            os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert [one.fence for one in ports.leases()] == [held.fence]
+        assert not held.lost.is_set()
+
+
+def test_what_is_held_after_a_close_is_kept_alive_too(redis_url: str, pool: PoolSpec) -> None:
+    with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
+        ports.keep(ports.claim("email", org="org-1"))
+        ports.close()
+        with ports.hold("email", org="org-1", ttl=0.4) as lease:
+            threading.Event().wait(1.2)
+            assert [one.fence for one in ports.leases()] == [lease.fence]
+
+    async def scenario() -> None:
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as others:
+            others.keep(await others.claim("email", org="org-1"))
+            await others.close()
+            async with others.hold("email", org="org-1", ttl=0.4) as lease:
+                await asyncio.sleep(1.2)
+                assert [one.fence for one in await others.leases()] == [lease.fence]
+
+    asyncio.run(scenario())
+
+
+def test_what_one_lease_cannot_say_costs_no_other_lease_its_port(ports: PortAllocator) -> None:
+    with ports.hold("email", org="org-1", ttl=0.5) as held, ports.hold("stripe", org="org-1", ttl=0.5) as other:
+        for words in ({"restarts": "many"}, {"pid": 1.5}, {"last_error": 7}, {"labels": {"a": "\n"}}):
+            with pytest.raises(InvalidInputError):
+                ports.update(held, **words)
+        threading.Event().wait(1.2)
+        assert not held.lost.is_set()
+        assert not other.lost.is_set()
+        assert len(ports.leases()) == 2
+
+
+def test_a_heartbeat_that_fails_as_nobody_expected_is_tried_again(
+    ports: PortAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, failed = ports.run, threading.Event()
+
+    def fail_once(operation: Operation[Any]) -> Any:
+        if threading.current_thread().name == "allocator-heartbeats" and not failed.is_set():
+            failed.set()
+            raise RuntimeError("nobody expected this")
+        return run(operation)
+
+    monkeypatch.setattr(ports._heartbeats, "_run", fail_once)
+    with ports.hold("email", org="org-1", ttl=0.6) as held:
+        assert failed.wait(20)
+        threading.Event().wait(1.2)
+        assert not held.lost.is_set()
+        assert [one.fence for one in ports.leases()] == [held.fence]
+
+
+@pytest.mark.parametrize("name", ["web-1 ", "a:b", "x}y", "", "*"])
+def test_another_host_has_a_valid_name(ports: PortAllocator, redis_url: str, pool: PoolSpec, name: str) -> None:
+    with pytest.raises(InvalidInputError):
+        ports.for_host(name)
+
+    async def scenario() -> None:
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as others:
+            with pytest.raises(InvalidInputError):
+                await others.for_host(name)
+
+    asyncio.run(scenario())
+
+
+def test_a_limit_is_not_taken_for_a_full_host(ports: PortAllocator, pool: PoolSpec) -> None:
+    ports.apply_pool(replace(pool, max_per_org=1))
+    ports.register()
+    ports.claim_anywhere("email", org="org-1")
+    with pytest.raises(LimitError, match="max_per_org"):
+        ports.claim_anywhere("stripe", org="org-1")
+
+
+def test_errors_go_from_process_to_process() -> None:
+    error = LimitError("full", kind="org", holders=("a/b#0",), host="web-1", retry_after=1.5)
+    copied = pickle.loads(pickle.dumps(error))
+    assert (str(copied), copied.kind, copied.holders, copied.retry_after) == ("full", "org", ("a/b#0",), 1.5)

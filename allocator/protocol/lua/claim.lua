@@ -174,12 +174,13 @@ local function run(read, call, try)
     if explicit > 0 then
       if explicit < first or explicit > last then
         return { TAKEN, 'outside', '', -1, whole(now) }
-      elseif within(strangers, explicit) then
-        return { TAKEN, 'bound', '', -1, whole(now) }
       elseif not claimable(explicit) then
-        local lease = read('GET', lease_prefix .. explicit)
-        return { TAKEN, lease and 'leased' or 'cooling', lease or '',
-          whole(read('ZSCORE', ports_key, explicit) - now), whole(now) }
+        -- Its holder listens on it as a stranger would.
+        local lease, score = read('GET', lease_prefix .. explicit), read('ZSCORE', ports_key, explicit)
+        if not lease and within(strangers, explicit) then
+          return { TAKEN, 'bound', '', -1, whole(now) }
+        end
+        return { TAKEN, lease and 'leased' or 'cooling', lease or '', whole((score or now) - now), whole(now) }
       end
       port = explicit
     elseif sticky and claimable(sticky) then

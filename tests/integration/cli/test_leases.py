@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -254,3 +255,77 @@ def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
         out, err = waiting.communicate(timeout=20)
     assert (waiting.returncode, out, err) == (130, b"", b"")
     assert len(ports.leases()) == pool.size
+
+
+def test_a_port_whose_holder_listens_is_held_and_waited_for(
+    allocator: Allocator, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    lease = ports.claim("email", org="org-1")
+    words = ("claim", "stripe", "--org", "org-2", "--port", str(lease.port))
+    listener = socket.create_server(("127.0.0.1", lease.port))
+    with listener:
+        refused = allocator(*words)
+        assert refused.code == 73
+        assert f"port {lease.port} on web-1 is held by org-1/email#0" in refused.err
+        command = [sys.executable, "-m", "allocator", *words, "--wait", "50s"]
+        waiting = subprocess.Popen(command, env=allocator.environment(), stdout=subprocess.PIPE, text=True)
+        line = f"alloc:{{{pool.name}}}:waiters:web-1"
+        wait_until(lambda: ports.store._ready_client().zcard(line), "nobody waits")
+        ports.release(lease)  # a moment before its socket
+        wait_until(lambda: ports.store._ready_client().zcard(line), "the waiter left")
+    out, _ = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out) == (0, f"{lease.port}\n")
+
+
+def test_several_ports_are_tied_to_the_process_that_claims_them_again(
+    allocator: Allocator, ports: PortAllocator
+) -> None:
+    words = ("claim", "email", "--org", "o", "--ports", "http,debug")
+    first = allocator(*words, "--pid", str(os.getppid()))
+    again = allocator(*words, "--pid", str(os.getpid()), "--ttl", "60s", "--label", "a=b")
+    assert (again.code, again.out) == (0, first.out)
+    found = {(lease.pid, lease.ttl_ms, lease.labels.get("a")) for lease in ports.leases()}
+    assert found == {(os.getpid(), 60_000, "b")}
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--ports", "a,b", "--instance", "auto"), "--ports and --instance auto do not go together"),
+        (("--ports", "a,b", "--record"), "--ports and --record do not go together"),
+        (("--ports", "a.b,a_b"), "the ports a.b and a_b would both be PORT_A_B"),
+    ],
+)
+def test_several_ports_that_cannot_be_are_refused(allocator: Allocator, words: tuple[str, ...], what: str) -> None:
+    done = allocator("claim", "email", "--org", "o", *words)
+    assert done.code == 2
+    assert what in done.err
+
+
+def test_ports_that_are_not_adjacent_are_not_passed_off_as_such(
+    allocator: Allocator, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    ports.claim("stripe", org="o", port=pool.first + 1)
+    words = ("claim", "email", "--org", "o", "--ports", "a,b")
+    assert allocator(*words).code == 0
+    done = allocator(*words, "--adjacent")
+    assert done.code == 73
+    assert "not adjacent" in done.err
+
+
+def test_a_port_that_a_shrunken_pool_has_no_more_is_released_by_its_number(
+    allocator: Allocator, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    port = allocator("claim", "email", "--org", "o", "--port", str(pool.last)).out.strip()
+    ports.apply_pool(replace(pool, last=pool.last - 1))
+    for command in ("show", "who", "renew"):
+        done = allocator(command, port)
+        assert (done.code, done.err) == (0, "")
+    assert allocator("release", port).code == 0
+    assert ports.leases() == []
+    assert allocator("show", port).code in {0, 2}
+
+
+def test_run_takes_a_number_for_its_instance_and_says_so(allocator: Allocator) -> None:
+    assert allocator("run", "email", "--org", "o", "--instance", "auto", "--", "true").code == 2
+    assert "lowest free number" not in allocator("run", "--help").out

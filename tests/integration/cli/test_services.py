@@ -175,6 +175,13 @@ def test_any_host_goes_on_to_the_next_where_all_ports_of_the_best_one_rest(
     assert sorted(asyncio.run(claim_two())) == ["web-3", "web-4"]
 
 
+def test_workers_without_a_number_are_spread_over_hosts(allocator: Allocator) -> None:
+    for host in ("ha", "hb", "hc"):
+        assert allocator("host", "register", "--host", host).code == 0
+    words = ("claim", "email", "--org", "o", "--instance", "auto", "--any-host", "--spread", "org")
+    assert {allocator(*words).out.partition(":")[0] for _ in range(3)} == {"ha", "hb", "hc"}
+
+
 @pytest.mark.parametrize("words", [("resolve", "email", "--org", "o"), ("export", "json")])
 def test_a_pool_that_does_not_exist_is_not_taken_for_an_empty_one(allocator: Allocator, words: tuple[str, ...]) -> None:
     done = allocator(*words, "--pool", "typo")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from supervised import LEAVE, NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
 
 from allocator.kernel.processes import process_group_members, process_table
+from allocator.protocol.hosts import drain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,3 +138,32 @@ def test_an_orphan_that_is_kept_keeps_its_port_from_everyone(fleet: Fleet) -> No
     assert lease.port not in claimed
     assert lease.port in fleet.listening()
     os.killpg(lease.pid, signal.SIGKILL)
+
+
+SLOW_TO_STOP = (
+    "import http.server, os, pathlib, signal, time\n"
+    "def stop(*_):\n"
+    "    pathlib.Path('stopping').touch()\n"
+    "    while not pathlib.Path('go').exists(): time.sleep(0.02)\n"
+    "    os._exit(0)\n"
+    "signal.signal(signal.SIGTERM, stop)\n"
+    "address = '127.0.0.1', int(os.environ['PORT'])\n"
+    "http.server.HTTPServer(address, http.server.BaseHTTPRequestHandler).serve_forever()\n"
+)
+"""Says in its directory that it was told to end, and does so when it finds a file there."""
+
+
+def test_a_host_that_is_drained_during_a_restart_ends_the_worker_as_a_drain_does(fleet: Fleet) -> None:
+    command = [sys.executable, "-c", SLOW_TO_STOP]
+    process = fleet.run("--replicas", "2", "--ttl", "1s", "--stop-timeout", "60s", command=command)
+    eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
+    process.send_signal(signal.SIGHUP)
+    eventually((fleet.state / "stopping").exists, "it was not told to end")
+    fleet.ports.run(drain(fleet.pool.name, "web-1"))
+    eventually(lambda: [one.state for one in fleet.ports.leases()] == ["draining"] * 2)
+    (fleet.state / "go").touch()
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    assert process.returncode in {0, 128 + signal.SIGTERM}
+    assert fleet.ports.leases() == []
+    assert "declined" not in fleet.events()
