@@ -45,7 +45,8 @@ def agent(
         str | None, typer.Option("--listen", help="Serve the API on loopback as well: 127.0.0.1:8578.")
     ] = None,
     leases: Annotated[
-        list[str] | None, typer.Option("--leases", help="Look after the lease files of this directory as well.")
+        list[str] | None,
+        typer.Option("--leases", help="Look after the lease files of this directory as well; may be repeated."),
     ] = None,
     pool: PoolOption = None,
     host: HostOption = None,

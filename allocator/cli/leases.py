@@ -58,7 +58,9 @@ AdjacentOption = Annotated[
 TtlOption = Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")]
 WaitOption = Annotated[str | None, typer.Option("--wait", help="How long to wait for a free port.")]
 PriorityOption = Annotated[str, typer.Option("--priority", help="With --wait: 0 to 9, the highest is served first.")]
-LabelOption = Annotated[list[str] | None, typer.Option("--label", help="A free word about the lease: name=value.")]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", help="A free word about the lease: name=value; may be repeated.")
+]
 TokenOption = Annotated[
     str | None, typer.Option("--token", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]")
 ]

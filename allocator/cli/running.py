@@ -61,7 +61,9 @@ def run(
         str | None,
         typer.Option(help="While Redis is gone: keep the worker, or stop it. [default: by the pool's scope]"),
     ] = None,
-    env_file: Annotated[list[str] | None, typer.Option(help="A file of NAME=value lines for its environment.")] = None,
+    env_file: Annotated[
+        list[str] | None, typer.Option(help="A file of NAME=value lines for its environment; may be repeated.")
+    ] = None,
     port_arg: Annotated[
         str | None, typer.Option(help="Add this option to the command: --port becomes --port=5556.")
     ] = None,

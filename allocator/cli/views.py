@@ -108,7 +108,13 @@ def _write_facts(facts: dict[str, object], form: ListFormat) -> None:
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        print(printable(f"{name.ljust(width)}  {'-' if value is None else value}"))
+        print(printable(f"{name.ljust(width)}  {_fact(value)}"))
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={word}" for name, word in value.items()) or "-"
+    return "-" if value is None else str(value)
 
 
 def who(

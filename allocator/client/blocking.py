@@ -42,13 +42,14 @@ T = TypeVar("T")
 class PortAllocator:
     """Hands out port leases of one pool on one host.
 
+    Every method that asks Redis may raise StoreUnavailableError, when it does not answer in time, and
+    ConfigurationError, when it cannot be used as it is; where the pool's rules are needed also PoolMissingError, when
+    nobody has defined that pool.
+
     Args:
         store: The connection to Redis; `from_url` makes one.
         session: Who this host is.
         recorder: Writes the rows of leases that are claimed with `record=True`, or None.
-
-    All methods raise StoreUnavailableError when Redis does not answer in time, and ConfigurationError when it
-    cannot be used as it is.
     """
 
     def __init__(self, store: Store, session: Session, *, recorder: recording.LeaseRecorder | None = None) -> None:
@@ -128,6 +129,9 @@ class PortAllocator:
             InvalidInputError: When an argument cannot be right.
             DatabaseUnavailableError: When the row could not be written; the lease was given back.
             LeaseLostError: When the row took so long to be written that the lease ran out and another has the port.
+            StoreUnavailableError: When Redis did not answer in time; a lease that it may have granted ends by its TTL.
+            ConfigurationError: When Redis or the database cannot be used as it is, or `record` has no recorder.
+            PoolMissingError: When the pool is neither defined nor built in.
         """
         recorder = recording.needed(self.recorder) if record else None
         request = self.session.request(plugin, **arguments)
@@ -255,7 +259,16 @@ class PortAllocator:
         return self._heartbeats.add(lease)
 
     def update(self, held: HeldLease[threading.Event], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
-        """Set the state of a held lease or what it says of its worker; the heartbeat thread writes them at once."""
+        """Set the state of a held lease or what it says of its worker; the heartbeat thread writes them at once.
+
+        Args:
+            held: The lease.
+            **words: Its `state`, and what it says of its worker (see `HolderWords`).
+
+        Raises:
+            ValueError: When the state cannot follow the present one.
+            InvalidInputError: When labels are not valid.
+        """
         self._heartbeats.update(held, **words)
 
     def let_go(self, *held: HeldLease[threading.Event], declined: bool = False) -> None:

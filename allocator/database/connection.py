@@ -126,13 +126,6 @@ class Database:
                     connection.execute(text(idle))
                 yield connection
 
-    def ping(self) -> None:
-        """Prove that the database answers."""
-        from sqlalchemy import text
-
-        with self.reading() as connection:
-            connection.execute(text("SELECT 1"))
-
     def exists(self) -> bool:
         """Return whether there is something to connect to: a SQLite file is made by its first writer."""
         return not self.is_sqlite or Path(str(self._url.database)).exists()

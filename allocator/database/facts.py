@@ -124,9 +124,9 @@ def _triggers(connection: Connection) -> frozenset[str]:
 
 
 def _version(connection: Connection, inspector: Inspector, names: TableNames) -> str | None:
-    if not inspector.has_table(f"{names.table}_version", schema=names.schema):
+    if not inspector.has_table(names.version_table, schema=names.schema):
         return None
-    table = sa.table(f"{names.table}_version", sa.column("version_num"), schema=names.schema)
+    table = sa.table(names.version_table, sa.column("version_num"), schema=names.schema)
     return connection.execute(sa.select(table.c.version_num)).scalar_one_or_none()
 
 

@@ -77,11 +77,6 @@ class Layout:
     runners: sa.Table
     leaders: sa.Table
 
-    @property
-    def version_table(self) -> str:
-        """Where Alembic writes which migrations were run."""
-        return f"{self.names.table}_version"
-
     def column(self, name: str) -> sa.Column[Any]:
         """Return a column of the runners by the name of the documents."""
         return self.runners.c[name]

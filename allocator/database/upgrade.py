@@ -56,7 +56,7 @@ def check(database: Database, names: TableNames) -> Checked:
         planner, facts = _planner(connection, names)
     missing = [step.why for step in planner.steps()]
     if facts is None or facts.version is None:
-        missing.append(f"table {names.table}_version, which records the migrations")
+        missing.append(f"table {names.version_table}, which records the migrations")
     return Checked(missing, planner.findings())
 
 
@@ -166,7 +166,7 @@ def _config(names: TableNames, steps: list[Step]) -> Config:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     attributes: dict[str, Any] = {
-        "version_table": f"{names.table}_version",
+        "version_table": names.version_table,
         "schema": names.schema,
         "steps": steps,
     }

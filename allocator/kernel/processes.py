@@ -144,13 +144,6 @@ def _poll_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
     return True
 
 
-def process_group_members(group: int) -> list[int]:
-    """Return the living processes of a process group, zombies left out, in no order."""
-    return [
-        pid for pid in all_pids() if (status := _status(pid)) is not None and status.group == group and status.alive
-    ]
-
-
 def process_table() -> dict[int, ProcessRow]:
     """Return the processes that this user may see, by pid; zombies are among them."""
     return {pid: row for pid in all_pids() if (row := _status(pid)) is not None}

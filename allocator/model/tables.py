@@ -82,6 +82,11 @@ class TableNames:
             raise InvalidInputError("two columns of [database.columns] have one name; give each its own")
         return names
 
+    @property
+    def version_table(self) -> str:
+        """Where Alembic writes which migrations were run."""
+        return f"{self.table}_version"
+
     def column(self, name: str) -> str:
         """Return what a column of the documents is called in this table."""
         return self.columns.get(name, name)

@@ -24,7 +24,6 @@ class ServerInfo:
         role: `master` or `slave`, in the server's own words.
         eviction: Its `maxmemory-policy`.
         append_only: Whether it keeps an append-only file.
-        used_memory: Bytes.
     """
 
     kind: str
@@ -32,7 +31,6 @@ class ServerInfo:
     role: str
     eviction: str
     append_only: bool | None
-    used_memory: int
 
     @classmethod
     def read(cls, info: Mapping[str, Any]) -> ServerInfo:
@@ -48,7 +46,6 @@ class ServerInfo:
             role=str(info.get("role", "")),
             eviction=str(info.get("maxmemory_policy", "")),
             append_only=None if append_only is None else bool(int(append_only)),
-            used_memory=int(info.get("used_memory", 0)),
         )
 
     def check(self, shown_url: str) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from allocator.cli.app import run_command
+
 ROOT = Path(__file__).parents[2]
 REFERENCE = runpy.run_path(str(ROOT / "scripts/reference"))
 
@@ -28,6 +30,17 @@ def test_every_command_has_an_example_and_explains_its_options(path: str, comman
     assert path.removeprefix("allocator ") in text.partition("Example")[2]
     for option in command.params:
         assert getattr(option, "help", None) or option.param_type_name == "argument" or option.name == "help"
+
+
+@pytest.mark.parametrize("path", [path for path, _ in REFERENCE["commands"]()])
+def test_the_written_help_is_what_is_printed(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+    assert run_command([*path.split()[1:], "--help"]) == 0
+    page = (ROOT / "docs/reference/command-line.md").read_text()
+    assert f"## {path}\n\n```text\n{capsys.readouterr().out.rstrip()}\n```\n" in page
 
 
 def test_the_manual_is_well_formed() -> None:

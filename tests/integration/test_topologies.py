@@ -13,7 +13,21 @@ import pytest
 import redis
 from servers import Server, cluster, sentinel_group, wait_until
 
-from allocator import AsyncPortAllocator, ConfigurationError, LeaseState, PoolSpec, PortAllocator, StoreUnavailableError
+from allocator import (
+    AsyncPortAllocator,
+    ConfigurationError,
+    HeldError,
+    LeaseState,
+    PoolSpec,
+    PortAllocator,
+    StoreUnavailableError,
+    WorkerId,
+)
+from allocator.database.leading import Leader
+from allocator.protocol import endings, listing
+from allocator.protocol import hosts as host_operations
+from allocator.protocol.keys import history_key
+from allocator.protocol.leading import Remembered, restore
 
 SPEC = PoolSpec(name="kinds", first=23_000, last=23_043, cooldown_ms=0)
 
@@ -124,6 +138,42 @@ def documented_rules() -> dict[str, list[str]]:
     return {name: words.replace(">PASSWORD", ">word").split() for name, words in lines}
 
 
+def do_what_holders_and_reconcilers_do(url: str, host: str) -> None:
+    """Use scripts that `exercise` does not: limits, lines, several ports, drains, the reaper, the lead, restoring."""
+    with PortAllocator.from_url(url, pool=SPEC.name, host=host) as ports:
+        ports.apply_pool(replace(SPEC, max_per_org=40))
+        several = ports.claim_ports("email", ["http", "debug"], org="org-2")
+        with pytest.raises(HeldError):
+            ports.claim("stripe", org="org-2", port=several["http"].port, wait=0.3)
+        assert ports.run(endings.fail(ports.session.context, several["http"], "it ended"))
+        ports.run(host_operations.drain(SPEC.name, host))
+        ports.run(listing.cordon(SPEC.name, host, on=False))
+        assert ports.release_all(*several.values()) == 2
+        assert ports.decline(ports.claim("slack", org="org-2"))
+        ports.run(listing.reap(SPEC.name))
+        leader = Leader(ports)
+        assert leader.take().fence is not None
+        leader.give_up()
+        remembered = Remembered(WorkerId("org-3", "stripe"), "elsewhere", SPEC.last, 7)
+        assert ports.run(restore(SPEC, [remembered], 60_000)) == [True]
+        ports.apply_pool(SPEC)
+
+
+@pytest.mark.parametrize("name", ["worker", "reader"])
+def test_the_documented_acl_rules_are_enough_in_a_cluster(name: str) -> None:
+    with cluster() as nodes:
+        for node in nodes:
+            node.client().execute_command("ACL", "SETUSER", name, *documented_rules()[name], "+cluster|slots")
+        with PortAllocator.from_url(f"redis+cluster://127.0.0.1:{nodes[0].port}", pool=SPEC.name) as ports:
+            ports.apply_pool(SPEC)
+        url = f"redis+cluster://{name}:word@127.0.0.1:{nodes[0].port}"
+        if name == "worker":
+            exercise(url, "acl-host")
+        with PortAllocator.from_url(url, pool=SPEC.name, host="acl-host") as ports:
+            assert ports.leases() == []
+            assert ports.store.pool_names() == [SPEC.name]
+
+
 def test_the_documented_acl_rules_are_enough_and_a_reader_sees_no_token() -> None:
     with Server() as server:
         client = server.ready().client()
@@ -131,6 +181,7 @@ def test_the_documented_acl_rules_are_enough_and_a_reader_sees_no_token() -> Non
             client.execute_command("ACL", "SETUSER", name, *words)
         worker, reader = (f"redis://{name}:word@127.0.0.1:{server.port}" for name in ("worker", "reader"))
         exercise(worker, "acl-host")
+        do_what_holders_and_reconcilers_do(worker, "acl-host")
         with (
             PortAllocator.from_url(worker, pool=SPEC.name, host="acl-host") as holding,
             PortAllocator.from_url(reader, pool=SPEC.name, host="acl-host") as reading,
@@ -139,6 +190,8 @@ def test_the_documented_acl_rules_are_enough_and_a_reader_sees_no_token() -> Non
             assert [one.port for one in reading.leases()] == [lease.port]
             assert [one.name for one in reading.hosts()] == ["acl-host"]
             assert reading.store.newest_events(f"alloc:{{{SPEC.name}}}:events", 1)
+            assert reading.store.newest_events(history_key(SPEC.name), 1)
+            assert [one.address for one in reading.endpoints("email", org="org-1")] == []
             with pytest.raises(ConfigurationError, match="ACL rule"):
                 reading.claim("stripe", org="org-1")
             with pytest.raises(ConfigurationError, match="ACL rule"):

@@ -14,7 +14,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 from servers import Server, wait_until
+
+from allocator.protocol.keys import lease_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +41,23 @@ def test_claim_as_json_has_the_promised_keys_and_ls_the_same_without_the_token(a
     assert claimed["labels"] == {"a": "b"}
     listed = json.loads(allocator("ls", "--format", "json").out)
     assert [one.keys() for one in listed] == [claimed.keys() - {"token"}]
+
+
+def test_show_writes_labels_as_words_and_a_strangers_without_what_moves_a_terminal(
+    allocator: Allocator, redis_url: str, pool: PoolSpec
+) -> None:
+    def labels(port: str) -> str:
+        line = next(line for line in allocator("show", port).out.splitlines() if line.startswith("labels"))
+        return line.removeprefix("labels").strip()
+
+    bare = allocator("claim", "slack", "--org", "o").out.strip()
+    assert labels(bare) == "-"
+    port = allocator("claim", "email", "--org", "o", "--label", "health=/health", "--label", "team=a b").out.strip()
+    assert labels(port) == "health=/health, team=a b"
+    with redis.Redis.from_url(redis_url) as client:
+        key = lease_key(pool.name, "web-1", port)
+        client.set(key, client.get(key).replace(b"/health", rb"/\u001b[2J\n"), keepttl=True)
+    assert labels(port) == "health=/?[2J?, team=a b"
 
 
 def test_shell_and_env_formats_can_be_evaluated(allocator: Allocator) -> None:

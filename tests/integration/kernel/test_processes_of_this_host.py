@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from process_groups import process_group_members
 
-from allocator.kernel.processes import identify, is_alive, process_group_members, wait_for_exit
+from allocator.kernel.processes import identify, is_alive, wait_for_exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from process_groups import process_group_members
 from supervised import LEAVE, NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
 
-from allocator.kernel.processes import process_group_members, process_table
+from allocator.kernel.processes import process_table
 from allocator.protocol.hosts import drain
 
 if TYPE_CHECKING:

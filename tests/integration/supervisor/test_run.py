@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from process_groups import process_group_members
 from supervised import LEAVE, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
 
-from allocator.kernel.processes import process_group_members, process_table
+from allocator.kernel.processes import process_table
 
 LOG_SIGNALS = (
     "import signal, sys, time\n"

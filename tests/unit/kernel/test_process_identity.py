@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from process_groups import process_group_members
 
 from allocator.kernel import processes
-from allocator.kernel.processes import ProcessIdentity, command_name, identify, is_alive, process_group_members
+from allocator.kernel.processes import ProcessIdentity, command_name, identify, is_alive
 from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
