@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from allocator.model.leases import Lease
 from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, PORT_MAX, PORT_MIN
@@ -28,7 +29,17 @@ Port = Annotated[int, Field(ge=PORT_MIN, le=PORT_MAX)]
 Instance = Annotated[int, Field(ge=0, le=MAX_INSTANCE)]
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_MS / 1_000, allow_inf_nan=False)]
 Labels = Annotated[dict[str, str], Field(max_length=MAX_LABELS)]
-LiveState = Annotated[LeaseState, Field(json_schema_extra={"enum": sorted(LIVE_STATES)})]
+
+
+def _live(state: LeaseState) -> LeaseState:
+    """Return a state that a lease can be in; an ended one is reached by release and decline only."""
+    if state not in LIVE_STATES:
+        known = ", ".join(sorted(LIVE_STATES))
+        raise PydanticCustomError("live_state", "a live lease is one of {known}", {"known": known})
+    return state
+
+
+LiveState = Annotated[LeaseState, AfterValidator(_live), Field(json_schema_extra={"enum": sorted(LIVE_STATES)})]
 
 
 class _Request(BaseModel):

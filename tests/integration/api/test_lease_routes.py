@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from allocator import PortAllocator
+from allocator.model.states import ENDED_STATES
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
@@ -251,6 +252,18 @@ def test_a_state_that_cannot_follow_is_refused(worker, http) -> None:
     http.patch(worker.path(lease), json={"state": "draining"}, headers=worker.proof(lease))
     answer = http.patch(worker.path(lease), json={"state": "ready"}, headers=worker.proof(lease))
     assert "draining to ready" in problem(answer, 422, "invalid-input")["detail"]
+
+
+@pytest.mark.parametrize("state", sorted(ENDED_STATES))
+def test_a_live_lease_is_not_set_to_an_ended_state(worker, http, state) -> None:
+    lease = worker.claim()
+    answer = http.patch(worker.path(lease), json={"state": state, "labels": {"a": "b"}}, headers=worker.proof(lease))
+    assert problem(answer, 422, "invalid-input")["errors"] == [
+        {"where": "body.state", "what": "a live lease is one of degraded, draining, ready, starting"}
+    ]
+    shown = http.get(worker.path(lease)).json()
+    assert (shown["state"], shown["labels"]) == ("starting", {})
+    problem(http.get("/v1/leases", params={"state": ["ready", state]}), 422, "invalid-input")
 
 
 def test_a_cordoned_host_gives_out_no_ports(worker, http) -> None:
