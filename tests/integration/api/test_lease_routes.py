@@ -328,6 +328,27 @@ def test_the_next_ready_worker_of_a_service_and_the_targets_of_prometheus(worker
     assert targets[0]["labels"]["plugin"] == "email"
 
 
+def test_a_further_port_of_a_worker_is_resolved_filtered_and_re_asserted(http, ports: PortAllocator, pool) -> None:
+    held = ports.claim_ports("email", ["http", "debug"], org="org-1")
+    lease, path = held["debug"], f"/v1/leases/web-1/{held['debug'].port}"
+    proof = {"Allocator-Token": lease.token or ""}
+    assert http.patch(path, json={"state": "ready"}, headers=proof).status_code == 200
+    for way in ("email%2Bdebug", "email+debug"):
+        assert http.get(f"/v1/resolve/{way}/org-1").json()["port"] == lease.port
+    for plugin, port in (("email+debug", lease.port), ("email", held["http"].port)):
+        found = http.get("/v1/leases", params={"plugin": plugin}).json()["leases"]
+        assert [(one["plugin"], one["port"]) for one in found] == [(plugin, port)]
+    ports.store._ready_client().delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
+    words = {"org": lease.org, "plugin": lease.plugin, "instance": lease.instance, "fence": lease.fence}
+    assert http.patch(path, json=words, headers=proof).json()["fence"] > lease.fence
+    long = "p" * 128
+    problem(http.get(f"/v1/resolve/{long}+{long}/org-1"), 409, "none-ready")
+    for wrong in (f"{long}p", f"{long}p+a", f"email+{long}p", "email+", "+debug", "email+a+b", "email+-"):
+        problem(http.get(f"/v1/resolve/{wrong}/org-1"), 422, "invalid-input")
+        patched = http.patch("/v1/leases/web-1/9", json={**words, "plugin": wrong}, headers=proof)
+        problem(patched, 422, "invalid-input")
+
+
 def test_a_drained_host_is_left_by_its_workers(worker, http) -> None:
     lease = worker.claim()
     assert http.post("/v1/hosts/web-1/drain").json() == {"host": "web-1", "draining": 1, "left": 1}
