@@ -223,6 +223,24 @@ def test_what_is_not_there_is_a_problem_with_a_stable_type(http, method, path, s
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allowed", "words"),
+    [
+        ("PUT", "/v1/leases", "GET, POST", "use GET or POST"),
+        ("PUT", "/v1/leases/vm/7100", "GET, PATCH, DELETE", "use GET, PATCH or DELETE"),
+        ("POST", "/v1/leases/vm/7100", "GET, PATCH, DELETE", "use GET, PATCH or DELETE"),
+        ("GET", "/v1/leases/vm/7100/decline", "POST", "use POST"),
+        ("NONSENSE", "/v1/pools", "GET", "use GET"),
+        ("DELETE", "/", "GET", "use GET"),
+        ("POST", "/openapi.json", "GET, HEAD", "use GET or HEAD"),
+    ],
+)
+def test_a_method_that_a_path_has_not_is_told_all_that_it_has(http, method, path, allowed, words) -> None:
+    answer = http.request(method, path)
+    assert problem(answer, 405, "method-not-allowed")["detail"] == f"{method} is not allowed here; {words}"
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
