@@ -77,7 +77,7 @@ class Access:
             raise ProblemError(
                 MISDIRECTED,
                 "without credentials this server answers only to its loopback names; "
-                "call it as 127.0.0.1 or localhost, or start it with --tokens",
+                "call it as 127.0.0.1 or localhost, or start it with --tokens-file",
             )
 
 
