@@ -6,6 +6,7 @@ write, log or repeat a token here.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +14,13 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from allocator.api.credentials import Caller, Scope, TokensFile
-from allocator.api.problems import FORBIDDEN, MISDIRECTED, UNAUTHORIZED, ProblemError
+from allocator.api.problems import FORBIDDEN, KINDS, MISDIRECTED, UNAUTHORIZED, ProblemError
+from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine
+
+log = logging.getLogger("allocator.api")
 
 
 class Access:
@@ -31,6 +35,7 @@ class Access:
     def __init__(self, tokens: TokensFile | None = None, *, hosts: Collection[str] | None = None) -> None:
         self._tokens = tokens
         self._hosts = None if hosts is None else frozenset(hosts)
+        self._complaint: str | None = None
         self._local = Caller("local", Scope.ADMIN, secrets.token_bytes(32))
 
     @property
@@ -47,7 +52,7 @@ class Access:
         """Return who calls.
 
         Raises:
-            ProblemError: When the credentials are missing or unknown.
+            ProblemError: When the credentials are missing or unknown, or the server cannot read those that it knows.
         """
         if self._tokens is None:
             self._check_names(request)
@@ -58,7 +63,7 @@ class Access:
                 "this server wants a bearer token; send 'Authorization: Bearer …'",
                 headers={"WWW-Authenticate": 'Bearer realm="portlease"'},
             )
-        found = self._tokens.caller(bearer)
+        found = self._known(self._tokens, bearer)
         if found is None:
             raise ProblemError(
                 UNAUTHORIZED,
@@ -66,6 +71,30 @@ class Access:
                 headers={"WWW-Authenticate": 'Bearer realm="portlease", error="invalid_token"'},
             )
         return found
+
+    def _known(self, tokens: TokensFile, bearer: str) -> Caller | None:
+        """Return whose token this is, or None.
+
+        Raises:
+            ProblemError: When the tokens file cannot be read.
+        """
+        try:
+            found = tokens.caller(bearer)
+        except ConfigurationError as error:
+            raise self._unreadable(error) from None
+        self._complaint = None
+        return found
+
+    def _unreadable(self, error: ConfigurationError) -> ProblemError:
+        """Return what a caller is told while nobody can be known; where the file lies and what it lacks the log has.
+
+        It is logged once for each reason, or every stranger could fill the log.
+        """
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            log.error("%s; until then every caller with a token is refused", error, extra={"error": error})
+        detail = "this server cannot read its credentials; its log says why, its administrator has to mend them"
+        return ProblemError(KINDS[ConfigurationError], detail)
 
     def _check_names(self, request: Request) -> None:
         if self._hosts is None:
@@ -77,7 +106,7 @@ class Access:
             raise ProblemError(
                 MISDIRECTED,
                 "without credentials this server answers only to its loopback names; "
-                "call it as 127.0.0.1 or localhost, or start it with --tokens",
+                "call it as 127.0.0.1 or localhost, or start it with --tokens-file",
             )
 
 

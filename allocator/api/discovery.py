@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel
 
 from allocator.api.access import Reader
-from allocator.api.models import MAX_WAIT_S, NAME_PATTERN, EndpointBody
+from allocator.api.models import MAX_PLUGIN_LENGTH, MAX_WAIT_S, NAME_PATTERN, PLUGIN_PATTERN, EndpointBody
 from allocator.api.routes import PoolName, claims_of, problems
 from allocator.model.endpoints import Endpoint
 from allocator.model.names import MAX_NAME_LENGTH
@@ -17,6 +17,7 @@ from allocator.model.states import LeaseState
 router = APIRouter(prefix="/v1", tags=["discovery"])
 
 SCRAPED_STATES = frozenset({LeaseState.READY, LeaseState.DEGRADED})
+PathPlugin = Annotated[str, Path(pattern=PLUGIN_PATTERN, max_length=MAX_PLUGIN_LENGTH)]
 PathName = Annotated[str, Path(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 
 
@@ -24,7 +25,7 @@ PathName = Annotated[str, Path(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
 async def resolve(
     request: Request,
     _caller: Reader,
-    plugin: PathName,
+    plugin: PathPlugin,
     org: PathName,
     wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for a ready worker.")] = 0.0,
     pool: PoolName = None,

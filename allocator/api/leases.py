@@ -13,7 +13,9 @@ from allocator.api.credentials import Caller
 from allocator.api.metrics import watched_claim, watched_renewal
 from allocator.api.models import (
     MAX_PAGE,
+    MAX_PLUGIN_LENGTH,
     NAME_PATTERN,
+    PLUGIN_PATTERN,
     ClaimBody,
     EndBody,
     GrantBody,
@@ -48,6 +50,7 @@ log = logging.getLogger("allocator.api")
 router = APIRouter(prefix="/v1/leases", tags=["leases"])
 
 NameFilter = Annotated[str | None, Query(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+PluginFilter = Annotated[str | None, Query(pattern=PLUGIN_PATTERN, max_length=MAX_PLUGIN_LENGTH)]
 After = Annotated[
     str | None,
     Query(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?:[0-9]{1,5}$", description="`next` of the page before."),
@@ -109,7 +112,7 @@ async def list_leases(
     request: Request,
     _caller: Reader,
     org: NameFilter = None,
-    plugin: NameFilter = None,
+    plugin: PluginFilter = None,
     host: NameFilter = None,
     state: Annotated[list[LiveState] | None, Query(description="Only of these states; may be given again.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,

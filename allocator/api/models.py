@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from allocator.model.leases import Lease
 from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, PORT_MAX, PORT_MIN
 from allocator.model.pools import MAX_DURATION_MS
 from allocator.model.states import LIVE_STATES, LeaseState
 
-NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+NAME_PATTERN = f"^{_NAME}$"
+PLUGIN_PATTERN = rf"^{_NAME}(\+{_NAME})?$"
+"""A plugin, or a further port of its worker: `email+debug`. In a query the plus is written `%2B`."""
+MAX_PLUGIN_LENGTH = 2 * MAX_NAME_LENGTH + 1
 MAX_PID = 2**31 - 1
 MAX_FENCE = 2**53 - 1
 """The largest whole number that JavaScript reads exactly; fences are microseconds and reach it in the year 2255."""
@@ -24,11 +29,22 @@ MAX_WAIT_S = 60.0
 MAX_PAGE = 500
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_LENGTH, pattern=NAME_PATTERN)]
+PluginName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PLUGIN_LENGTH, pattern=PLUGIN_PATTERN)]
 Port = Annotated[int, Field(ge=PORT_MIN, le=PORT_MAX)]
 Instance = Annotated[int, Field(ge=0, le=MAX_INSTANCE)]
 TtlSeconds = Annotated[float, Field(gt=0, le=MAX_DURATION_MS / 1_000, allow_inf_nan=False)]
 Labels = Annotated[dict[str, str], Field(max_length=MAX_LABELS)]
-LiveState = Annotated[LeaseState, Field(json_schema_extra={"enum": sorted(LIVE_STATES)})]
+
+
+def _live(state: LeaseState) -> LeaseState:
+    """Return a state that a lease can be in; an ended one is reached by release and decline only."""
+    if state not in LIVE_STATES:
+        known = ", ".join(sorted(LIVE_STATES))
+        raise PydanticCustomError("live_state", "a live lease is one of {known}", {"known": known})
+    return state
+
+
+LiveState = Annotated[LeaseState, AfterValidator(_live), Field(json_schema_extra={"enum": sorted(LIVE_STATES)})]
 
 
 class _Request(BaseModel):
@@ -64,7 +80,7 @@ class RenewBody(_Request):
     restarts: Annotated[int | None, Field(ge=0, le=MAX_RESTARTS)] = None
     last_error: Annotated[str | None, Field(max_length=4_000, description="Kept as one line of 500 characters.")] = None
     org: Name | None = None
-    plugin: Name | None = None
+    plugin: PluginName | None = None
     instance: Instance = 0
     fence: Annotated[int | None, Field(ge=1, le=MAX_FENCE)] = None
 

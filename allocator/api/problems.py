@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from allocator.model import errors
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:portlease:problem:"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""What a route can answer to, in the order in which a caller is told of them."""
 STORE_RETRY_S = 1
 """What a caller is told to wait when Redis is away: about the time of a failover's first retry."""
 
@@ -178,11 +181,24 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return problem(NOT_FOUND, f"no route {request.url.path[:100]}; see /openapi.json", headers=headers)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = headers.get("Allow", "other methods")
-        return problem(METHOD_NOT_ALLOWED, f"{request.method} is not allowed here; use {allowed}", headers=headers)
+        return _wrong_method(request)
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return problem(BAD_REQUEST._replace(status=error.status_code), str(error.detail), headers=headers)
     return problem(UNEXPECTED, "the server met an error; its log has more", headers=headers)
+
+
+def _wrong_method(request: Request) -> JSONResponse:
+    """Return the problem of a path that has other methods: all of them, where the framework names its first route's."""
+    allowed = [method for method in METHODS if _is_routed(request, method)]
+    words = " or ".join(filter(None, [", ".join(allowed[:-1]), *allowed[-1:]]))
+    detail = f"{request.method} is not allowed here; use {words}"
+    return problem(METHOD_NOT_ALLOWED, detail, headers={"Allow": ", ".join(allowed)})
+
+
+def _is_routed(request: Request, method: str) -> bool:
+    asked = {"type": "http", "method": method, "headers": []}
+    asked |= {name: request.scope[name] for name in ("path", "root_path") if name in request.scope}
+    return any(route.matches(dict(asked))[0] is Match.FULL for route in request.app.routes)
 
 
 def _unexpected(_request: Request, _error: Exception) -> JSONResponse:

@@ -18,7 +18,7 @@ from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
 from allocator.model.leases import error_line
 from allocator.model.names import check_labels
-from allocator.model.states import TRANSITIONS, LeaseState
+from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,13 +126,15 @@ class HeldLease(Generic[E_]):
         """Change what the lease says of its worker; the next heartbeat, which is due at once, writes it.
 
         Args:
-            state: Where it is in its life.
+            state: Where it is in its life; a live state, for a lease is ended by releasing or declining it.
             **words: See `HolderWords`.
 
         Raises:
-            ValueError: When the state cannot follow the present one.
+            ValueError: When the state is an ended one, or cannot follow the present one.
             InvalidInputError: When a word is of another type, or labels are not valid.
         """
+        if state is not None and state not in LIVE_STATES:
+            raise ValueError(f"a lease that is held cannot be {state}; release or decline it")
         for name, value in words.items():
             wanted = _KINDS.get(name)
             if wanted and value is not None and type(value) is not wanted:

@@ -193,9 +193,14 @@ def leased(*words: str) -> tuple[str, ...]:
 HERE = script_keys(POOL, "web-1")
 GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3", "org-2/stripe#0", "set", "ready", "")
 
+GOOD_THEN_ENDED = (
+    "web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "30000", "org-2/stripe#0", "set", "released", "",
+)  # fmt: skip
+
 
 @given(call=calls(), breakage=st.none() | breakages())
 @example(call=("renew", HERE, GOOD_THEN_BAD_TTL), breakage=None)
+@example(call=("renew", HERE, GOOD_THEN_ENDED), breakage=None)
 @example(call=("renew", HERE, ("web-1", IDENTITY, *leased()[:-3])), breakage=None)
 @example(call=("restore", HERE, ("x", "web-1", "110", "org-9/a#0", "1")), breakage=None)
 @example(call=("restore", HERE, ("1e400", "web-1", "110", "org-9/a#0", "1")), breakage=None)

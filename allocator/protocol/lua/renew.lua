@@ -9,8 +9,8 @@
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 host  2 identity: machine, boot and netns (-: not told), then for each lease
---       port, token, fence, ttl_ms, worker, mode (keep: only extend; set: also write what follows), state,
---       extra JSON members
+--       port, token, fence, ttl_ms, worker, mode (keep: only extend; set: also write what follows), state (with
+--       set a live one: an ended one in a live lease would break who reads it), extra JSON members
 -- Replies
 --       now_ms, then for each lease a code and its detail:
 --       renewed '' (or the fence, when it is not the one that was sent)  ·  reasserted <new fence>  ·  lost <the lease in the way, or a word: released, replaced>
@@ -54,6 +54,10 @@ local function run(read, call, try)
     local at = HEAD + (i - 1) * WORDS
     local port = args[at + 1]
     if #args[at + 4] > TTL_DIGITS or not find(args[at + 4], '^[1-9]%d*$') then
+      error({ err = WRONG_WORDS }, 0)
+    end
+    local state = args[at + 6] == 'set' and args[at + 7] or 'ready'
+    if state ~= 'ready' and state ~= 'starting' and state ~= 'degraded' and state ~= 'draining' then
       error({ err = WRONG_WORDS }, 0)
     end
     ports[i], lease_keys[i] = port, lease_prefix .. port

@@ -91,6 +91,33 @@ def test_an_unknown_token_opens_nothing(guarded) -> None:
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
+def test_a_broken_tokens_file_is_told_to_the_log_once_and_to_no_caller(guarded, tmp_path: Path, caplog) -> None:
+    url, tokens = guarded
+    file = tmp_path / "tokens"
+    good = file.read_text()
+
+    def refused() -> list[str]:
+        caplog.clear()
+        for token in (new_api_token(), tokens[Scope.READ], tokens[Scope.ADMIN]):
+            answer = httpx.get(f"{url}/v1/leases", headers={"Authorization": f"Bearer {token}"})
+            assert (answer.status_code, answer.json()["type"]) == (500, "urn:portlease:problem:configuration")
+            assert not re.search(r"/|line|directory|credential,", answer.json()["detail"])
+            assert str(tmp_path) not in answer.text
+        assert httpx.get(f"{url}/v1/leases").status_code == 401
+        return [record.getMessage() for record in caplog.records if record.name == "allocator.api"]
+
+    for _ in range(2):
+        file.write_text(f"{good}\none two\n")
+        (said,) = refused()
+        assert f"{file}: line 4 is no credential" in said
+        file.unlink()
+        (said,) = refused()
+        assert f"the tokens file {file} cannot be read (No such file or directory)" in said
+        file.write_text(good)
+        known = {"Authorization": f"Bearer {tokens[Scope.READ]}"}
+        assert httpx.get(f"{url}/v1/leases", headers=known).status_code == 200
+
+
 def test_the_page_and_the_document_hold_no_data_and_need_no_credentials(guarded) -> None:
     url, _ = guarded
     for path in ("/", "/page/page.js", "/page/page.css", "/openapi.json"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from allocator import PortAllocator
+from allocator.model.states import ENDED_STATES
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
@@ -222,6 +223,24 @@ def test_what_is_not_there_is_a_problem_with_a_stable_type(http, method, path, s
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allowed", "words"),
+    [
+        ("PUT", "/v1/leases", "GET, POST", "use GET or POST"),
+        ("PUT", "/v1/leases/vm/7100", "GET, PATCH, DELETE", "use GET, PATCH or DELETE"),
+        ("POST", "/v1/leases/vm/7100", "GET, PATCH, DELETE", "use GET, PATCH or DELETE"),
+        ("GET", "/v1/leases/vm/7100/decline", "POST", "use POST"),
+        ("NONSENSE", "/v1/pools", "GET", "use GET"),
+        ("DELETE", "/", "GET", "use GET"),
+        ("POST", "/openapi.json", "GET, HEAD", "use GET or HEAD"),
+    ],
+)
+def test_a_method_that_a_path_has_not_is_told_all_that_it_has(http, method, path, allowed, words) -> None:
+    answer = http.request(method, path)
+    assert problem(answer, 405, "method-not-allowed")["detail"] == f"{method} is not allowed here; {words}"
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
@@ -251,6 +270,18 @@ def test_a_state_that_cannot_follow_is_refused(worker, http) -> None:
     http.patch(worker.path(lease), json={"state": "draining"}, headers=worker.proof(lease))
     answer = http.patch(worker.path(lease), json={"state": "ready"}, headers=worker.proof(lease))
     assert "draining to ready" in problem(answer, 422, "invalid-input")["detail"]
+
+
+@pytest.mark.parametrize("state", sorted(ENDED_STATES))
+def test_a_live_lease_is_not_set_to_an_ended_state(worker, http, state) -> None:
+    lease = worker.claim()
+    answer = http.patch(worker.path(lease), json={"state": state, "labels": {"a": "b"}}, headers=worker.proof(lease))
+    assert problem(answer, 422, "invalid-input")["errors"] == [
+        {"where": "body.state", "what": "a live lease is one of degraded, draining, ready, starting"}
+    ]
+    shown = http.get(worker.path(lease)).json()
+    assert (shown["state"], shown["labels"]) == ("starting", {})
+    problem(http.get("/v1/leases", params={"state": ["ready", state]}), 422, "invalid-input")
 
 
 def test_a_cordoned_host_gives_out_no_ports(worker, http) -> None:
@@ -313,6 +344,27 @@ def test_the_next_ready_worker_of_a_service_and_the_targets_of_prometheus(worker
     targets = http.get("/v1/prometheus/targets").json()
     assert {target["targets"][0].rpartition(":")[2] for target in targets} == {str(port) for port in ports}
     assert targets[0]["labels"]["plugin"] == "email"
+
+
+def test_a_further_port_of_a_worker_is_resolved_filtered_and_re_asserted(http, ports: PortAllocator, pool) -> None:
+    held = ports.claim_ports("email", ["http", "debug"], org="org-1")
+    lease, path = held["debug"], f"/v1/leases/web-1/{held['debug'].port}"
+    proof = {"Allocator-Token": lease.token or ""}
+    assert http.patch(path, json={"state": "ready"}, headers=proof).status_code == 200
+    for way in ("email%2Bdebug", "email+debug"):
+        assert http.get(f"/v1/resolve/{way}/org-1").json()["port"] == lease.port
+    for plugin, port in (("email+debug", lease.port), ("email", held["http"].port)):
+        found = http.get("/v1/leases", params={"plugin": plugin}).json()["leases"]
+        assert [(one["plugin"], one["port"]) for one in found] == [(plugin, port)]
+    ports.store._ready_client().delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
+    words = {"org": lease.org, "plugin": lease.plugin, "instance": lease.instance, "fence": lease.fence}
+    assert http.patch(path, json=words, headers=proof).json()["fence"] > lease.fence
+    long = "p" * 128
+    problem(http.get(f"/v1/resolve/{long}+{long}/org-1"), 409, "none-ready")
+    for wrong in (f"{long}p", f"{long}p+a", f"email+{long}p", "email+", "+debug", "email+a+b", "email+-"):
+        problem(http.get(f"/v1/resolve/{wrong}/org-1"), 422, "invalid-input")
+        patched = http.patch("/v1/leases/web-1/9", json={**words, "plugin": wrong}, headers=proof)
+        problem(patched, 422, "invalid-input")
 
 
 def test_a_drained_host_is_left_by_its_workers(worker, http) -> None:

@@ -138,6 +138,7 @@ def test_a_page_under_another_name_cannot_use_a_loopback_server(allocator) -> No
         for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
             answer = httpx.get(server.url + "/v1/leases", headers=headers)
             assert (answer.status_code, answer.json()["type"]) == (421, "urn:portlease:problem:misdirected")
+            assert answer.json()["detail"].endswith("or start it with --tokens-file")
         assert httpx.get(server.url.replace("127.0.0.1", "localhost") + "/v1/leases").status_code == 200
 
 

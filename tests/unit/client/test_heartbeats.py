@@ -12,7 +12,7 @@ from allocator.client.session import Session
 from allocator.model.errors import StoreUnavailableError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
-from allocator.model.states import LeaseState
+from allocator.model.states import ENDED_STATES, LeaseState
 
 TTL_S = 100.0
 
@@ -57,6 +57,16 @@ def test_a_failed_renewal_is_tried_again_later_and_later(plan: HeartbeatPlan[thr
     clock.now += plan.seconds_to_wait() or 0.0
     assert clock.now == pytest.approx(1_000 + 0.55 * TTL_S)
     assert pauses(plan, clock, 4) == pytest.approx([2, 4, 5, 5])
+
+
+@pytest.mark.parametrize("state", sorted(ENDED_STATES))
+def test_a_held_lease_is_not_set_to_an_ended_state(plan: HeartbeatPlan[threading.Event], state: LeaseState) -> None:
+    (held,) = plan.held
+    before = held.lease
+    with pytest.raises(ValueError, match=f"cannot be {state}; release or decline it"):
+        held.set(state=state, labels={"a": "b"})
+    assert held.lease == before
+    assert not held.rewrite
 
 
 def test_it_is_urgent_from_t2_until_the_deadline(plan: HeartbeatPlan[threading.Event], clock: Clock) -> None:

@@ -11,7 +11,7 @@ from scripted_redis import HOUR, SECOND, assert_same_state, make_context
 from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissingError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.model.states import LeaseState
+from allocator.model.states import ENDED_STATES, LIVE_STATES, LeaseState
 from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, release
@@ -37,9 +37,9 @@ def live(store, pool="sdk-v2"):
     return store.drive(leases(pool))
 
 
-def raw_renew(store, lease, token, *, fence=None, space="web-1"):
+def raw_renew(store, lease, token, *, fence=None, space="web-1", state="starting"):
     args = (lease.host, "m1 b1 n1", lease.port, token, fence or lease.fence, lease.ttl_ms, str(lease.worker),
-            "set", "starting", "")  # fmt: skip
+            "set", state, "")  # fmt: skip
     return store.run(ScriptCall("renew", script_keys(lease.pool, space), args))
 
 
@@ -381,6 +381,25 @@ def test_two_leases_of_one_worker_in_a_batch_are_not_both_re_asserted(store):
 
 def raw_keep(store, lease, proof, *, space="web-1"):
     return store.run(ScriptCall("keep", script_keys(lease.pool, space), (lease.host, HOUR, proof, lease.port)))
+
+
+@pytest.mark.parametrize("state", [*sorted(ENDED_STATES), "", "read", "READY"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_state_that_is_not_a_live_one_is_not_written(store, state, lost):
+    lease = take(store, make_context())
+    if lost:
+        store.client.delete(f"alloc:{{sdk-v2}}:lease:web-1:{lease.port}")
+    before = store.dump()
+    with pytest.raises(redis.ResponseError, match="called with other words than portlease sends"):
+        raw_renew(store, lease, lease.token, state=state)
+    assert_same_state(before, store.dump())
+
+
+@pytest.mark.parametrize("state", sorted(LIVE_STATES))
+def test_every_live_state_is_written(store, state):
+    lease = take(store, make_context())
+    raw_renew(store, lease, lease.token, state=state)
+    assert [one.state for one in live(store)] == [state]
 
 
 NO_PROOFS = ["", " ", "{fence}", "{fence} ", "{fence} {half}", "{fence}  ", "{token} ", "%d+ %x+ "]
