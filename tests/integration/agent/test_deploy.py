@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -150,3 +151,9 @@ def test_systemd_finds_nothing_wrong_with_the_units(unit: Path, tmp_path: Path) 
     words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if str(tmp_path) in line or name in line] == []
+
+
+def test_a_restart_of_the_agent_restarts_no_worker() -> None:
+    lines = [line for unit in (DEPLOY / "systemd").glob("*.service") for line in unit.read_text().splitlines()]
+    about_the_agent = {line.partition("=")[0] for line in lines if re.match(r"\w+=.*allocator-agent\.service", line)}
+    assert about_the_agent == {"After", "Wants"}
