@@ -99,6 +99,19 @@ def test_kubernetes_containers_are_locked_down_and_selectors_meet_their_pods(man
         assert not re.search(r":latest$|^[^:]+$", container["image"])
 
 
+@pytest.mark.parametrize("manifest", manifests())
+def test_whoever_uses_the_name_of_a_node_says_which_machine_it_is(manifest: dict) -> None:
+    pod = pod_of(manifest) or {}
+    containers = [*pod.get("containers", []), *pod.get("initContainers", [])]
+    users = [one for one in containers if "ALLOCATOR_HOST" in {variable["name"] for variable in one.get("env", [])}]
+    assert bool(users) == pod.get("hostNetwork", False)
+    for container in users:
+        mounts = [one for one in container["volumeMounts"] if one["mountPath"] == "/etc/machine-id"]
+        assert [one["readOnly"] for one in mounts] == [True], container["name"]
+        volume = next(one for one in pod["volumes"] if one["name"] == mounts[0]["name"])
+        assert volume["hostPath"] == {"path": "/etc/machine-id", "type": "File"}
+
+
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("Dockerfile*")), ids=lambda path: path.name)
 def test_dockerfiles(path: Path) -> None:
     if not (BIN / "hadolint").exists():
