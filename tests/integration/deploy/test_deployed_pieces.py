@@ -104,6 +104,22 @@ def test_an_init_container_claims_a_sidecar_keeps_and_gives_back(
     assert fleet.ports.leases() == []
 
 
+def test_the_worker_of_the_demonstration_has_what_prometheus_asks_it_for(fleet: Fleet) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    demo = DEPLOY / "demo"
+    port = free_port()
+    words = [sys.executable, str(demo / "worker.py"), f"--plugin-path={demo / 'plugins/email'}"]
+    process = subprocess.Popen([*words, "--org-id=org-1", f"--port={port}"])
+    fleet.started.append(process)
+    fleet.listener(port)
+    for count in (1, 2):
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        (metric,) = text_string_to_metric_families(answer.text)
+        assert [(one.name, one.value) for one in metric.samples] == [("plugin_requests_total", count)]
+
+
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[str]:
     """nginx with the server of deploy/nginx, its exported workers in a directory of the test; gives its URL."""
