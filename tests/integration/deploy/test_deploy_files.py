@@ -215,7 +215,7 @@ def commands_in_alerts() -> list[str]:
 def test_the_commands_that_alerts_name_can_be_typed(
     command: str, redis_url: str, pool: PoolSpec, tmp_path: Path
 ) -> None:
-    (tmp_path / "pool.toml").write_text(f'name = "{pool.name}"\nfirst = {pool.first}\nlast = {pool.last}\n')
+    (tmp_path / "pool.toml").write_text(f'[pool]\nname = "{pool.name}"\nfirst = {pool.first}\nlast = {pool.last}\n')
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
     own = {"XDG_STATE_HOME": str(tmp_path), "ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name}
     with subprocess.Popen(
