@@ -48,6 +48,9 @@ def agent(
         list[str] | None,
         typer.Option("--leases", help="Look after the lease files of this directory as well; may be repeated."),
     ] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option("--metrics-listen", help="Serve the metrics of its leases at this HOST:PORT.")
+    ] = None,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
@@ -62,6 +65,7 @@ def agent(
     from allocator.agent.host import HostAgent
     from allocator.agent.notify import ServiceManager
     from allocator.cli.logs import start_logging
+    from allocator.client.counting import HolderMetrics, serve_registry
 
     with contextlib.ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config))
@@ -71,6 +75,8 @@ def agent(
         start_logging()
         manager = ServiceManager(os.environ, time.monotonic)
         core = HostAgent(at.allocator, places, on_step=manager.beat)
+        if metrics_listen is not None:
+            stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(core))
         count = core.take_over()
         application = _application(at, core, places[0]) if listeners else None
         where = ", ".join(_shown(listener) for listener in listeners) or "no socket"

@@ -111,6 +111,7 @@ class LeaseFiles:
             descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=".new-")
             temporary = Path(name)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                self._give_to_the_owner(descriptor)
                 file.write(content)
             yield temporary
         except OSError as error:
@@ -122,6 +123,13 @@ class LeaseFiles:
             if temporary is not None:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
+
+    def _give_to_the_owner(self, descriptor: int) -> None:
+        """Leave a file that root writes to the user whose directory it is, or they could not read their own lease."""
+        if os.geteuid() == 0:
+            owner = self.directory.stat()
+            with contextlib.suppress(OSError):  # root of a container that may not, or whose map has no such user
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
     def remove(self, lease: Lease) -> None:
         """Delete the file of a lease, if it is still of this lease."""

@@ -287,6 +287,9 @@ def _common_options(address: StoreAddress, timeout_s: float) -> dict[str, Any]:
         "socket_connect_timeout": timeout_s,
         "protocol": 2,
         "client_name": address.client_name or "portlease",
+        # No CLIENT SETINFO: two more ways to the server for each connection, and for a user with least rights an entry
+        # of ACL LOG each, for the right cannot be given in a file that Redis 7.0 reads as well.
+        "driver_info": None,
     }
     if address.tls:
         options |= {"ssl": True, **address.ssl_options}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import itertools
 import json
 import signal
 import socket
@@ -30,6 +31,13 @@ class DualStackServer(ThreadingHTTPServer):
         super().server_bind()
 
 
+METRICS = """\
+# HELP plugin_requests_total Requests, this one included.
+# TYPE plugin_requests_total counter
+plugin_requests_total {count}
+"""
+
+
 def answers(plugin: dict, org: str) -> dict[str, dict]:
     name = plugin["name"]
     return {
@@ -40,12 +48,20 @@ def answers(plugin: dict, org: str) -> dict[str, dict]:
 
 
 def handler_for(pages: dict[str, dict]) -> type[BaseHTTPRequestHandler]:
+    counted = itertools.count(1)
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            page = pages.get(self.path)
-            body = json.dumps(page or {"error": "not found"}).encode()
-            self.send_response(200 if page else 404)
-            self.send_header("Content-Type", "application/json")
+            count, page = next(counted), pages.get(self.path)
+            if self.path == "/metrics":
+                self.answer(200, "text/plain; version=0.0.4; charset=utf-8", METRICS.format(count=count))
+            else:
+                self.answer(200 if page else 404, "application/json", json.dumps(page or {"error": "not found"}))
+
+        def answer(self, status: int, kind: str, text: str) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

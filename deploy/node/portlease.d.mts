@@ -95,6 +95,8 @@ export class HeldLease extends EventEmitter {
   decline(): Promise<void>;
   on(event: "renewed", listener: (fence: number) => void): this;
   on(event: "doubtful" | "lost", listener: (error: Error) => void): this;
+  /** Once, when the host is to be emptied: stop the worker, then `release()`. */
+  on(event: "draining", listener: () => void): this;
 }
 
 export function canBind(port: number): Promise<boolean>;

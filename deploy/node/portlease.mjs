@@ -6,6 +6,7 @@
 //   const lease = await ports.hold("email", { org: "org-123" });
 //   server.listen(lease.port);
 //   lease.on("lost", (error) => server.close());
+//   lease.on("draining", () => stop()); // the host is to be emptied: stop the worker, then release
 //   await lease.setState("ready");
 //   ...
 //   await lease.release();
@@ -23,6 +24,8 @@ import net from "node:net";
 
 const RETRY_FIRST_MS = 50;
 const RETRY_LONGEST_MS = 2_000;
+const T1 = 0.45;
+const T1_SPREAD = 0.1; // holders renew at 0.45 to 0.55 of the TTL, not all at once; the scripts count on no later
 const MAX_DECLINES = 5;
 
 /** An error of the API: `type` is stable, `message` says what happened and what to do. */
@@ -159,7 +162,10 @@ export class Portlease {
   }
 }
 
-/** A lease that is kept alive. Emits `renewed`, `doubtful` (its time passed unconfirmed), `lost` (with the error). */
+/**
+ * A lease that is kept alive. Emits `renewed`, `doubtful` (its time passed unconfirmed), `lost` (with the error), and
+ * once `draining`: the host is to be emptied, so stop the worker and `release()`.
+ */
 export class HeldLease extends EventEmitter {
   #client;
   #lease;
@@ -167,6 +173,7 @@ export class HeldLease extends EventEmitter {
   #ended = false;
   #failures = 0;
   #change = {};
+  #drains = false;
 
   constructor(client, lease) {
     super();
@@ -207,7 +214,8 @@ export class HeldLease extends EventEmitter {
     clearTimeout(this.#timer);
     const ttlMs = this.#lease.ttl_s * 1000;
     const retry = Math.min(ttlMs * 0.05, RETRY_FIRST_MS * 2 ** this.#failures) * (0.5 + Math.random() / 2);
-    const due = this.#failures ? retry : ttlMs * (0.4 + Math.random() * 0.1);
+    const passed = performance.now() - this.#lease.sentAt;
+    const due = this.#failures ? retry : Math.max(0, ttlMs * (T1 + Math.random() * T1_SPREAD) - passed);
     this.#timer = setTimeout(() => this.#renew({}).catch(() => {}), due);
     this.#timer.unref?.();
   }
@@ -222,10 +230,12 @@ export class HeldLease extends EventEmitter {
       this.#failures = 0;
       if (this.#change === sent) this.#change = {};
       this.emit("renewed", renewed.fence);
+      this.#tellOfDrain(sent);
     } catch (error) {
       if (error.type === "lease-lost") {
         if (this.#end()) this.emit("lost", error);
       } else {
+        if (isRefusal(error) && this.#change === sent) this.#change = {}; // sent again it would end the heartbeats
         this.#failures += 1;
         if (this.doubtful) this.emit("doubtful", error);
       }
@@ -234,6 +244,17 @@ export class HeldLease extends EventEmitter {
       this.#plan();
     }
   }
+
+  #tellOfDrain(sent) {
+    if (this.#drains || this.state !== "draining") return;
+    this.#drains = true;
+    if (sent.state !== "draining") this.emit("draining"); // a worker that said so itself knows
+  }
+}
+
+/** Whether the server understood a request and said no, so that it says no again. */
+function isRefusal(error) {
+  return error instanceof PortleaseError && error.status < 500 && error.status !== 429;
 }
 
 function pathOf(lease) {

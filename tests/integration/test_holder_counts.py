@@ -77,10 +77,13 @@ def test_a_supervisor_serves_the_counts_of_its_leases(fleet: Fleet) -> None:
 def test_an_agent_shows_the_counts_of_the_leases_that_it_looks_after(fleet: Fleet) -> None:
     worker = fleet.spawn("events", "--follow")  # any process that stays
     fleet.spawn("claim", "email", "--org", "org-1", "--pid", str(worker.pid), "--ttl", "1s").wait()
-    agent = fleet.spawn("agent")
+    port = free_port()
+    agent = fleet.spawn("agent", "--metrics-listen", f"127.0.0.1:{port}")
     assert "looking after 1 leases" in next(agent.stderr)
     path = fleet.state / "allocator/agent.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=30) as http:
         eventually(lambda: 'outcome="renewed"' in (text := http.get("/metrics").text) and "held_leases" in text)
         text = http.get("/metrics").text
+    alone = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert f'allocator_holder_held_leases{{pool="{fleet.pool.name}"}} 1.0' in alone
     assert f'allocator_holder_held_leases{{pool="{fleet.pool.name}"}} 1.0' in text

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,6 @@ from allocator.kernel.processes import process_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DEPLOY = ROOT / "deploy"
 RUNNER = ROOT / "tests/workers/runner.mjs"
@@ -150,3 +151,26 @@ def test_systemd_finds_nothing_wrong_with_the_units(unit: Path, tmp_path: Path) 
     words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if str(tmp_path) in line or name in line] == []
+
+
+def test_a_restart_of_the_agent_restarts_no_worker() -> None:
+    lines = [line for unit in (DEPLOY / "systemd").glob("*.service") for line in unit.read_text().splitlines()]
+    about_the_agent = {line.partition("=")[0] for line in lines if re.match(r"\w+=.*allocator-agent\.service", line)}
+    assert about_the_agent == {"After", "Wants"}
+
+
+def test_the_agents_unit_may_write_where_its_guide_sends_it(tmp_path: Path) -> None:
+    guide = (ROOT / "docs/how-to/run-the-agent.md").read_text()
+    (override,) = re.findall(r"```ini\n(.*?)```", guide, re.DOTALL)
+    unit = (DEPLOY / "systemd/allocator-agent.service").read_text()
+    assert "ProtectHome=read-only" in unit
+    writable = [Path(path) for path in re.findall(r"^ReadWritePaths=(.*)$", override, re.MULTILINE)]
+    directories = re.findall(r"--leases (\S+)", override)
+    assert directories
+    assert all(any(Path(one).is_relative_to(path) for path in writable) for one in directories)
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "allocator-agent.service.d").mkdir()
+        (tmp_path / "allocator-agent.service.d/override.conf").write_text(override)
+        (tmp_path / "allocator-agent.service").write_text(unit)
+        words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "allocator-agent.service")]
+        assert str(tmp_path) not in subprocess.run(words, capture_output=True, text=True, check=False).stderr

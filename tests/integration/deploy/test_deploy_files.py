@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
 import yaml
+
+from allocator.model.errors import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from allocator import PoolSpec
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -99,6 +106,19 @@ def test_kubernetes_containers_are_locked_down_and_selectors_meet_their_pods(man
         assert not re.search(r":latest$|^[^:]+$", container["image"])
 
 
+@pytest.mark.parametrize("manifest", manifests())
+def test_whoever_uses_the_name_of_a_node_says_which_machine_it_is(manifest: dict) -> None:
+    pod = pod_of(manifest) or {}
+    containers = [*pod.get("containers", []), *pod.get("initContainers", [])]
+    users = [one for one in containers if "ALLOCATOR_HOST" in {variable["name"] for variable in one.get("env", [])}]
+    assert bool(users) == pod.get("hostNetwork", False)
+    for container in users:
+        mounts = [one for one in container["volumeMounts"] if one["mountPath"] == "/etc/machine-id"]
+        assert [one["readOnly"] for one in mounts] == [True], container["name"]
+        volume = next(one for one in pod["volumes"] if one["name"] == mounts[0]["name"])
+        assert volume["hostPath"] == {"path": "/etc/machine-id", "type": "File"}
+
+
 @pytest.mark.parametrize("path", sorted(DEPLOY.glob("Dockerfile*")), ids=lambda path: path.name)
 def test_dockerfiles(path: Path) -> None:
     if not (BIN / "hadolint").exists():
@@ -162,6 +182,54 @@ def test_the_scrape_settings_are_accepted(promtool: Path, tmp_path: Path) -> Non
     run(promtool, "check", "config", tmp_path / "prometheus.yml")
 
 
+def test_whoever_holds_leases_is_scraped() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    served = set()
+    for name, service in services.items():
+        words = [str(word).replace("--metrics-listen=", "") for word in service.get("command", [])]
+        served |= {f"{name}:{word.rpartition(':')[2]}" for word in words if re.fullmatch(r"0\.0\.0\.0:\d+", word)}
+        assert "build" not in service or words[:1] != ["run"] or any(one.startswith(f"{name}:") for one in served)
+    jobs = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
+    scraped = {target for job in jobs for group in job.get("static_configs", []) for target in group["targets"]}
+    assert scraped == served
+    for where, words in commands_in_files():
+        assert words[0] not in {"run", "agent"} or any("--metrics-listen" in word for word in words), where
+
+
+@pytest.mark.parametrize("manifest", manifests())
+def test_the_port_of_metrics_is_declared_so_that_two_on_one_node_are_seen(manifest: dict) -> None:
+    for container in (pod_of(manifest) or {}).get("containers", []):
+        ports = {str(port["containerPort"]) for port in container.get("ports", []) if port["name"] == "metrics"}
+        words = " ".join(container.get("args", []))
+        assert set(re.findall(r"--metrics-listen[= ]\S+:(\d+)", words)) == ports
+
+
+def commands_in_alerts() -> list[str]:
+    """Return the `allocator` commands that alerts tell people to type."""
+    rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+    texts = [re.sub(r"{{.*?}}", "web-1", text) for rule in rules for text in rule["annotations"].values()]
+    return sorted({found for text in texts for found in re.findall(r"\ballocator ([\w./=-]+(?: [\w./=-]+)*)", text)})
+
+
+@pytest.mark.parametrize("command", commands_in_alerts())
+def test_the_commands_that_alerts_name_can_be_typed(
+    command: str, redis_url: str, pool: PoolSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "pool.toml").write_text(f'[pool]\nname = "{pool.name}"\nfirst = {pool.first}\nlast = {pool.last}\n')
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+    own = {"XDG_STATE_HOME": str(tmp_path), "ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name}
+    with subprocess.Popen(
+        [sys.executable, "-m", "allocator", *command.split()], env=kept | own | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "leading" in line:  # of those that stay, the last word on whether they could be typed
+                process.terminate()
+        assert process.wait() != EXIT_USAGE, said
+
+
 def metric_names() -> set[str]:
     """Return the names under which this project's metrics are scraped."""
     from prometheus_client import CollectorRegistry
@@ -181,10 +249,26 @@ def metric_names() -> set[str]:
     return names
 
 
-def test_dashboard_and_alerts_ask_only_for_metrics_that_exist() -> None:
+def asked_for() -> list[str]:
+    """Return the expressions of the dashboard and of the alerts."""
     board = json.loads((DEPLOY / "grafana/portlease.json").read_text())
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())
-    asked += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
-    unknown = {name for expression in asked for name in re.findall(r"allocator_\w+", expression)} - metric_names()
+    return asked + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+def test_dashboard_and_alerts_ask_only_for_metrics_that_exist() -> None:
+    unknown = {name for expression in asked_for() for name in re.findall(r"allocator_\w+", expression)} - metric_names()
     assert unknown == set()
+
+
+def test_what_every_server_shows_of_the_pool_is_not_counted_twice() -> None:
+    from allocator.api.metrics import Metrics
+
+    shown = Metrics()
+    whole_pool = (shown.ports, shown.leased, shown.free, shown.resting, shown.restarts, shown.waiters)
+    labels = {metric._name: ", ".join(metric._labelnames) for metric in whole_pool}
+    for expression in asked_for():
+        for name in re.findall(r"allocator_\w+", expression):
+            if name in labels:
+                assert f"max by ({labels[name]}) ({name}" in expression, expression

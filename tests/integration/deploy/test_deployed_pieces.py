@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,12 +104,28 @@ def test_an_init_container_claims_a_sidecar_keeps_and_gives_back(
     assert fleet.ports.leases() == []
 
 
+def test_the_worker_of_the_demonstration_has_what_prometheus_asks_it_for(fleet: Fleet) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    demo = DEPLOY / "demo"
+    port = free_port()
+    words = [sys.executable, str(demo / "worker.py"), f"--plugin-path={demo / 'plugins/email'}"]
+    process = subprocess.Popen([*words, "--org-id=org-1", f"--port={port}"])
+    fleet.started.append(process)
+    fleet.listener(port)
+    for count in (1, 2):
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics")
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        (metric,) = text_string_to_metric_families(answer.text)
+        assert [(one.name, one.value) for one in metric.samples] == [("plugin_requests_total", count)]
+
+
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[str]:
     """nginx with the server of deploy/nginx, its exported workers in a directory of the test; gives its URL."""
     from test_deploy_files import run as run_tool
 
-    binary = next((path for name in ("/usr/sbin/nginx", "/usr/bin/nginx") if (path := Path(name)).exists()), None)
+    binary = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
     if binary is None:
         pytest.skip("nginx is not installed; the package nginx-light of the distribution has it")
     port = free_port()
@@ -116,7 +137,7 @@ def nginx(tmp_path: Path) -> Iterator[str]:
         f"daemon off; worker_processes 1; pid {tmp_path}/nginx.pid; error_log {tmp_path}/log; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {tmp_path}/body; {paths} include {tmp_path}/default.conf; }}\n"
     )
-    words = [str(binary), "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]
+    words = [binary, "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]
     run_tool(*words, "-t")
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         yield f"http://127.0.0.1:{port}"
@@ -144,3 +165,47 @@ def test_nginx_sends_a_path_to_the_workers_that_the_exporter_wrote_and_nowhere_e
     assert httpx.get(f"{nginx}/email.org-9/health").status_code == 502
     for path in ("127.0.0.1/health", "localhost:6379/", "email.org-123.evil.example/"):
         assert httpx.get(f"{nginx}/{path}").status_code == 404
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """A worker that answers with the path that it was asked for, as it came; gives its port."""
+
+    class Echo(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.path.encode())
+
+        def log_message(self, *words: object) -> None:
+            """Stay quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_nginx_passes_a_path_on_as_it_was_asked_for(nginx: str, echo: int, tmp_path: Path) -> None:
+    (tmp_path / "workers/workers.conf").write_text(
+        f"upstream email.org-1 {{ server 127.0.0.1:{echo}; }}\nupstream stripe.org-1 {{ server 127.0.0.1:{echo}; }}\n"
+    )
+
+    def asked(path: str) -> tuple[int, str]:  # httpx would put its own idea of the path on the wire
+        connection = http.client.HTTPConnection(nginx.removeprefix("http://"), timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def arrives(path: str) -> bool:
+        return asked(f"/email.org-1{path}") == (200, path)
+
+    eventually(lambda: (tmp_path / "nginx.pid").exists() and (tmp_path / "nginx.pid").read_text(), "it never started")
+    os.kill(int((tmp_path / "nginx.pid").read_text()), signal.SIGHUP)
+    eventually(partial(arrives, "/health"), "it never read its workers")
+    for path in ("/", "/a%20b", "/a%2Fb", "/a%3Fb", "/a%25b", "/a/../b", "/b//c", "/?x=%26&y=/z", "/a%3Fb?c%20d=e%23f"):
+        eventually(partial(arrives, path), path)  # one of nginx's processes of before the reload may answer still
+    for path in ("/email.org-1", "/email.org-1/../stripe.org-1/a", "/%65mail.org-1/a", "/a/../email.org-1/b"):
+        assert asked(path)[0] == 404, path

@@ -17,6 +17,7 @@ from allocator import AsyncPortAllocator
 from allocator.api.access import Access
 from allocator.api.application import create_app
 from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_line
+from allocator.client.heartbeats import T1, T1_SPREAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,6 +123,60 @@ def test_a_lease_that_is_lost_is_told_and_other_errors_have_their_type(url: str,
         url,
     )
     assert said == {"type": "lease-lost", "refused": "invalid-input", "status": 422, "isOurs": True}
+
+
+def test_a_drain_is_told_once_and_the_lease_is_kept_until_its_release(url: str) -> None:
+    said = node(
+        f"""
+        const lease = await ports.hold("email", {{ org: "org-1", ttlMs: 400 }});
+        await lease.setState("ready");
+        let told = 0;
+        const drained = new Promise((heard) => lease.on("draining", () => {{ told += 1; heard(); }}));
+        await fetch("{url}/v1/hosts/web-1/drain", {{ method: "POST" }});
+        await drained;
+        const refused = await lease.setState("ready").catch((error) => error.type);
+        let beats = 0;
+        await new Promise((enough) => lease.on("renewed", () => {{ beats += 1; if (beats === 4) enough(); }}));
+        say({{ told, refused, state: lease.state, doubtful: lease.doubtful }});
+        await lease.release();
+        """,
+        url,
+    )
+    assert said == {"told": 1, "refused": "invalid-input", "state": "draining", "doubtful": False}
+    assert httpx.get(f"{url}/v1/leases").json()["leases"] == []
+
+
+def test_a_worker_that_drains_by_itself_is_not_told_so(url: str) -> None:
+    said = node(
+        """
+        const lease = await ports.hold("email", { org: "org-1", ttlMs: 400 });
+        let told = 0, beats = 0;
+        lease.on("draining", () => { told += 1; });
+        await lease.setState("draining");
+        await new Promise((enough) => lease.on("renewed", () => { beats += 1; if (beats === 2) enough(); }));
+        say({ told, state: lease.state });
+        await lease.release();
+        """,
+        url,
+    )
+    assert said == {"told": 0, "state": "draining"}
+
+
+def test_heartbeats_are_spread_as_those_of_the_other_holders(url: str) -> None:
+    said = node(
+        """
+        const waits = [];
+        const real = globalThis.setTimeout;
+        globalThis.setTimeout = (_, ms) => { waits.push(ms); return real(() => {}, 0); };
+        for (let i = 0; i < 500; i += 1) new HeldLease(ports, { ttl_s: 1000, sentAt: performance.now() - 100_000 });
+        say({ first: Math.min(...waits), last: Math.max(...waits) });
+        """,
+        url,
+    )
+    ttl_ms, ago_ms, spread_ms = 1_000_000, 100_000, T1_SPREAD * 1_000_000
+    earliest = (T1 - T1_SPREAD / 2) * ttl_ms - ago_ms
+    assert earliest - 1_000 < said["first"] < earliest + spread_ms / 4
+    assert earliest + spread_ms * 3 / 4 < said["last"] <= earliest + spread_ms
 
 
 def test_it_carries_a_bearer_token_and_shows_it_nowhere(redis_url: str, pool, tmp_path: Path) -> None:

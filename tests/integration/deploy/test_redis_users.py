@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import shutil
@@ -16,6 +17,7 @@ from servers import Server
 
 from allocator import (
     AllocatorError,
+    AsyncPortAllocator,
     ConfigurationError,
     ExhaustedError,
     HeldError,
@@ -287,6 +289,29 @@ def test_every_script_is_for_readers_or_refused_to_them(empty: Server, name: str
             with pytest.raises(ConfigurationError, match="ACL"):
                 USES[name](reader, lease)
     assert contents(empty) == before
+
+
+def test_the_reconciler_has_the_rights_of_a_holder_as_the_file_says() -> None:
+    lines = [line.split(" ", 2) for line in ACL.read_text().splitlines() if line.startswith("user ")]
+    rights = {name: rest for _, name, rest in lines}
+    assert rights["reconciler"] == rights["holder"]
+
+
+def test_work_within_the_rights_leaves_no_refusal_in_the_log(empty: Server) -> None:
+    async def look() -> None:
+        url = f"redis://reader:reader-word@127.0.0.1:{empty.port}"
+        async with AsyncPortAllocator.from_url(url, pool=SPEC.name, host="web-1") as reader:
+            await reader.leases()
+
+    admin = client(empty, "admin")
+    admin.acl_log_reset()
+    with as_role(empty, "holder") as holder, as_role(empty, "reader") as reader:
+        holder.claim("email", org="org-1")
+        assert reader.leases()
+    with as_role(empty, "reconciler") as reconciler:
+        assert Leader(reconciler).take().fence is not None
+    asyncio.run(look())
+    assert admin.acl_log() == []
 
 
 def test_the_wrong_password_is_a_clear_error(empty: Server) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
+
+import pytest
 
 from allocator.client.lease_files import LeaseFiles
 from allocator.model.leases import Lease
@@ -36,3 +39,12 @@ def test_a_file_without_the_newer_members_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(fields | {"pid": None, "labels": {}}))
     loaded = files.load("sdk-v2", "web-1", 5556)
     assert (loaded.pid, loaded.pid_started, loaded.restarts, loaded.last_error) == (None, None, 0, None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes in the directories of others")
+def test_what_root_writes_in_the_directory_of_a_user_is_that_users(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65_534, 65_533)
+    LeaseFiles(tmp_path).save(LEASE)
+    (path,) = tmp_path.iterdir()
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65_534, 65_533, 0o600)
