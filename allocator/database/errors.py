@@ -58,11 +58,15 @@ def why_refused(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def translated(shown_url: str) -> Iterator[None]:
+def translated(shown_url: str, *, writes: bool) -> Iterator[None]:
     """Turn what SQLAlchemy raises inside the block into an error of ours.
 
+    Args:
+        shown_url: Where the database is, without its password.
+        writes: Whether the block may write rows, so that one of them can be refused.
+
     Raises:
-        RowRefusedError: When the database refuses a row.
+        RowRefusedError: When the database refuses a row that is written.
         DatabaseUnavailableError: When the database did not answer, or is locked.
         ConfigurationError: When it cannot be used as it is.
     """
@@ -72,9 +76,28 @@ def translated(shown_url: str) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, NoConnectionError) as error:
-        if is_about_a_row(error):
+        if writes and is_about_a_row(error):
             raise RowRefusedError(why_refused(error)) from error
         raise translate(error, shown_url) from error
+
+
+@contextlib.contextmanager
+def reading_rows(table: object) -> Iterator[None]:
+    """Say of which table it is that a value cannot be read, also where rows are read between writes.
+
+    Raises:
+        ConfigurationError: When one cannot.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_about_a_row(error):
+            raise
+        raise ConfigurationError(
+            f"the table {table} holds what cannot be read ({why_refused(error)}); correct that value in its row"
+        ) from error
 
 
 def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0911  # a case a line
@@ -85,6 +108,8 @@ def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0
     lower = text.lower()
     if "sqlite" in type(getattr(error, "orig", None)).__module__:
         return _translate_sqlite(lower, text, where)
+    if is_about_a_row(error):
+        return ConfigurationError(f"{where} holds what cannot be read ({text}); correct that value")
     if state in _AUTHENTICATION or "authentication failed" in lower or "no password supplied" in lower:
         return ConfigurationError(
             f"{where} refused the user or password; put them into the URL, or set ALLOCATOR_DATABASE_PASSWORD"
