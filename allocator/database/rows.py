@@ -36,6 +36,10 @@ _FOLLOWS_LEASE = tuple(column for column in COLUMNS if column not in _NEVER_REPL
 """What an upsert replaces; `created_at` and what others added stay."""
 
 
+NO_INSTANCE = -1
+"""The instance of a row whose column is NULL: no lease has it, and no statement meets it as if it were number 0."""
+
+
 class RowKey(NamedTuple):
     """Whose row it is, within a pool, in the database's own spelling."""
 
@@ -52,7 +56,7 @@ class RowKey(NamedTuple):
             return None
 
     def __str__(self) -> str:
-        return f"{self.org}/{self.plugin}#{self.instance}"
+        return f"{self.org}/{self.plugin}#{'NULL' if self.instance == NO_INSTANCE else self.instance}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +374,7 @@ class Rows:
 def _row(found: Sequence[Any]) -> Row:
     """Return a row as it is read; SQLite's columns hold what they are given, and a word of another type is unknown."""
     org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error = found
-    key = RowKey(_text(org) or "", _text(plugin) or "", 0 if instance is None else instance)
+    key = RowKey(_text(org) or "", _text(plugin) or "", NO_INSTANCE if instance is None else instance)
     its_host = host if isinstance(host, str) else None
     counts = _whole(restarts) or 0
     return Row(
