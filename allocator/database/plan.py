@@ -128,15 +128,17 @@ class Planner:
         yield Step(f"index {name}", f"CREATE UNIQUE INDEX {self._quote(name)} ON {self._table} ({listed})")
 
     def _numbering(self) -> str:
-        row = "rowid" if self._is_sqlite else "ctid"
+        place = ("rowid",) if self._is_sqlite else ("tableoid", "ctid")  # partitions count their rows apart
+        places = ", ".join(f"{name} AS its_{name}" for name in place)
+        same_place = " AND ".join(f"{self._table}.{name} = numbered.its_{name}" for name in place)
         of = {name: self._quote(self._names.column(name)) for name in COLUMNS}
         live = ", ".join(f"'{state}'" for state in LIVE_ROW_STATES)
         return (  # names only, each quoted by the dialect
             f"UPDATE {self._table} SET {of['instance']} = numbered.number FROM ("  # noqa: S608
-            f"SELECT {row} AS place, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
+            f"SELECT {places}, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
             f"{of['plugin_id']} ORDER BY CASE WHEN {of['runtime_state']} IN ({live}) THEN 0 ELSE 1 END, "
             f"{of['created_at']} DESC) - 1 AS number FROM {self._table}) AS numbered "
-            f"WHERE {self._table}.{row} = numbered.place AND numbered.number > 0"
+            f"WHERE {same_place} AND numbered.number > 0"
         )
 
     def _checks(self, facts: TableFacts) -> Iterator[Step]:
