@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from allocator.database.facts import TableFacts
 
 
+_WITHOUT = {"without pool": "pool", "without instance": "instance"}
+"""Rules of columns that tell a row's worker and that a table which was there before may leave empty."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One statement.
@@ -211,6 +215,13 @@ class Planner:
                     f"{count} addresses of {self._names} have several live rows; set all but one of each to stopped",
                     True,
                 )
+            elif rule in _WITHOUT:
+                column = self._names.column(_WITHOUT[rule])
+                yield Finding(
+                    f"{count} rows of {self._names} have no {column} (NULL), so that no claim finds them and a second "
+                    f"row is made beside them; give them their {column} and set the column NOT NULL",
+                    False,
+                )
             elif rule == f"{self._names.table}_worker":
                 yield Finding(f"{count} workers of {self._names} have several rows; delete all but one of each", True)
             else:
@@ -262,6 +273,10 @@ def count_contradictions(connection: Connection, layout: Layout, facts: TableFac
         counts[f"{names.table}_worker"] = _count(
             connection, sa.select(sa.literal(1)).select_from(runners).group_by(*worker).having(sa.func.count() > 1)
         )
+    for rule, name in _WITHOUT.items():
+        if columns(name) and facts.columns[names.column(name)]["nullable"]:
+            empty = sa.select(sa.literal(1)).select_from(runners).where(layout.column(name).is_(None))
+            counts[rule] = _count(connection, empty)
     return counts
 
 

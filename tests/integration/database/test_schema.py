@@ -262,6 +262,27 @@ def test_several_live_rows_at_one_place_have_to_be_settled_by_their_owner(empty:
     assert upgrade(empty, NAMES)
 
 
+def test_rows_that_no_key_finds_are_a_finding(empty: Database) -> None:
+    execute(
+        empty,
+        "CREATE TABLE plugin_runners (pool TEXT, organization_id TEXT, plugin_id TEXT, instance INTEGER, port INTEGER)",
+    )
+    upgrade(empty, NAMES)
+    assert check(empty, NAMES).findings == []
+    execute(
+        empty,
+        "INSERT INTO plugin_runners (pool, organization_id, plugin_id, instance) VALUES ('sdk-v2', 'o', 'p', NULL), "
+        "(NULL, 'o', 'p', 0), (NULL, 'o', 'q', 0), ('sdk-v2', 'o', 'p', 0)",
+    )
+    findings = [finding.text for finding in check(empty, NAMES).findings]
+    assert [text.partition(", so")[0] for text in findings] == [
+        "2 rows of plugin_runners have no pool (NULL)",
+        "1 rows of plugin_runners have no instance (NULL)",
+    ]
+    assert upgrade(empty, NAMES) == []
+    assert open_layout(empty, NAMES)
+
+
 def test_something_else_under_the_name_is_refused(empty: Database) -> None:
     execute(empty, "CREATE TABLE plugin_runners (id INTEGER, colour TEXT)")
     for use in (check, upgrade, open_layout):
