@@ -115,10 +115,12 @@ def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -
             else:
                 told.append((at.host, one.row.port, str(one.row.key), *_adopted(at, database, rows, one, ttl_ms)))
         unbound += unexplained_rows(at.allocator, database, rows)
-        if apply:
-            stop_unbound(at.allocator, database, rows, unbound)
-        done = "set to stopped" if apply else "nothing"
-        told += [(row.host, row.port, str(row.key), done, "nobody listens on its port here") for row in unbound]
+        kept = stop_unbound(at.allocator, database, rows, unbound) if apply else {}
+        for row in unbound:
+            done = "set to stopped" if apply and row.key not in kept else "nothing"
+            why = "nobody listens on its port here"
+            why += f", but nothing was written: {kept[row.key]}" if row.key in kept else ""
+            told.append((row.host, row.port, str(row.key), done, why))
     write_rows(_HEADINGS, told, form)
     if unbound and not apply:
         talk(f"{len(unbound)} rows say that a worker runs where nobody listens; --apply sets them to stopped")
@@ -134,4 +136,4 @@ def _adopted(at: Desk, database: Database, rows: Rows, one: Candidate, ttl_ms: i
     except (HeldError, ExhaustedError, InvalidInputError) as error:
         return "nothing", str(error)
     refused = write_adopted(database, rows, one.row.key, lease)
-    return "adopted", f"pid {lease.pid}" + (f"; the database refuses its row: {refused}" if refused else "")
+    return "adopted", f"pid {lease.pid}" + (f"; its row is not written: {refused}" if refused else "")

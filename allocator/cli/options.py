@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.model.errors import ConfigurationError
+from allocator.model.errors import ConfigurationError, printable
 from allocator.model.names import shown
 from allocator.model.settings import Settings, load_settings
 
@@ -172,9 +172,10 @@ class Voice:
         """Say it.
 
         Args:
-            line: The sentence.
+            line: The sentence, which may have a name of anybody's in it.
             lease: What it is about, or None.
         """
+        line = printable(line)
         if self.log is not None:
             self.log.info("%s", line, extra={"lease": lease})
             return

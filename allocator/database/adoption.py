@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.database.errors import RowRefusedError
-from allocator.database.rows import Stop
+from allocator.database.rows import NO_INSTANCE, Stop
 from allocator.kernel.processes import command_words
 from allocator.kernel.sockets import listeners, listening_ports
 from allocator.model.errors import AllocatorError, InvalidInputError
@@ -77,6 +77,8 @@ def candidates(rows: Iterable[Row], listening: Iterable[Listener], host: str) ->
 
 
 def _why_not(row: Row, rivals: list[Row], listener: Listener | None) -> str | None:  # noqa: PLR0911  # a case a line
+    if row.key.instance == NO_INSTANCE:
+        return "its instance is NULL, so that it is no worker's row; give it one"
     if row.key.worker is None:
         return "its names cannot be those of a lease"
     if listener is None:
@@ -183,23 +185,41 @@ def _whereabouts(allocator: PortAllocator, rows: Iterable[Row]) -> dict[RowKey, 
     return dict(zip(workers, found, strict=True))
 
 
-def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: Iterable[Row]) -> int:
-    """Set rows to stopped of which a person says that nothing runs there; return how many were."""
-    stops = [Stop(row.key, row.fence, STOPPED, "nobody listened on its port") for row in unbound]
+def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: Iterable[Row]) -> dict[RowKey, str]:
+    """Set rows to stopped of which a person says that nothing runs there; return those that were not, and why."""
     now = allocator.store.server_time()
-    with database.writing() as connection:
-        return rows.stop(connection, stops, now)
+    kept = {}
+    for row in unbound:
+        why_not = _stop(database, rows, Stop(row.key, row.fence, STOPPED, "nobody listened on its port"), now)
+        if why_not is not None:
+            kept[row.key] = why_not
+    return kept
+
+
+def _stop(database: Database, rows: Rows, stop: Stop, now: float) -> str | None:
+    try:
+        with database.writing() as connection:
+            if rows.stop(connection, [stop], now):
+                return None
+            row = rows.of_workers(connection, [stop.key]).get(stop.key)
+    except RowRefusedError as error:
+        return f"the database refuses it ({error.why})"
+    if stop.key.instance == NO_INSTANCE:
+        return f"its {rows.layout.column('instance').name} is NULL, so that no statement finds it"
+    if row is None or not row.is_live or row.fence != stop.fence:
+        return "it was changed meanwhile"
+    return "the table drops the change without a word; mend its triggers and rules"
 
 
 def write_adopted(database: Database, rows: Rows, key: RowKey, lease: Lease) -> str | None:
-    """Write the row of an adopted lease; return why the database refuses it, or None."""
+    """Write the row of an adopted lease; return why it is not written, or None."""
     now = lease.expires_at - lease.ttl_ms / 1_000
     try:
         with database.writing() as connection:
-            rows.upsert(connection, [(key, lease)], now, same_fence=False)
+            written = rows.upsert(connection, [(key, lease)], now, same_fence=False)
     except RowRefusedError as error:
         return error.why
-    return None
+    return None if written else "it was changed meanwhile, or the table drops the change without a word"
 
 
 def adopt_row(

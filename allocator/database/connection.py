@@ -100,12 +100,14 @@ class Database:
         if self.is_sqlite:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
+        else:
+            event.listen(engine, "connect", _prepare_postgresql)
         return engine
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a connection for reads, in a transaction that is rolled back at the end."""
-        with translated(self.shown_url), self.engine.connect() as connection:
+        with translated(self.shown_url, writes=False), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -117,7 +119,7 @@ class Database:
         """
         from sqlalchemy import text
 
-        with translated(self.shown_url), self.engine.connect() as base:
+        with translated(self.shown_url, writes=True), self.engine.connect() as base:
             connection = base.execution_options(**{_WRITES: True})
             with connection.begin():
                 if not self.is_sqlite:
@@ -149,6 +151,29 @@ def _installed() -> Iterator[None]:
         raise ConfigurationError(
             f"the database driver {error.name} is not installed; pip install 'portlease[sql]'"
         ) from None
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:  # noqa: ANN401  # a connection of the driver
+    """Let a moment that Python has no datetime for (`infinity`, 4713 BC) be unknown instead of ending what reads it."""
+    from psycopg import DataError
+    from psycopg.adapt import Loader
+    from psycopg.pq import Format
+
+    class Moment(Loader):
+        def __init__(self, oid: int, context: Any = None) -> None:  # noqa: ANN401  # as the base's
+            super().__init__(oid, context)
+            self._load = of_the_driver[oid](oid, context).load
+
+        def load(self, data: Any) -> Any:  # noqa: ANN401  # as the base's
+            try:
+                return self._load(data)
+            except DataError:
+                return None
+
+    oids = [connection.adapters.types[name].oid for name in ("timestamptz", "timestamp")]
+    of_the_driver = {oid: connection.adapters.get_loader(oid, Format.TEXT) for oid in oids}
+    for oid in oids:
+        connection.adapters.register_loader(oid, Moment)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  # a connection of the driver

@@ -19,6 +19,9 @@ _NO_RIGHTS = "42501"
 _READ_ONLY = "25006"
 _NO_DATABASE = "3D000"
 _NO_TABLE = ("42P01", "42703", "3F000")
+_KIND_REFUSED = ("0A", "42")
+"""Classes of what the table cannot do as it is: a key over partitions, an index on a view, a generated column."""
+
 _LOCKED = ("55P03", "40001", "40P01", "57014")
 _REFUSED_CLASSES = ("22", "23", "P0")
 """A value that the column cannot take, a constraint, an exception of a trigger: about one row, not the database."""
@@ -58,11 +61,15 @@ def why_refused(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def translated(shown_url: str) -> Iterator[None]:
+def translated(shown_url: str, *, writes: bool) -> Iterator[None]:
     """Turn what SQLAlchemy raises inside the block into an error of ours.
 
+    Args:
+        shown_url: Where the database is, without its password.
+        writes: Whether the block may write rows, so that one of them can be refused.
+
     Raises:
-        RowRefusedError: When the database refuses a row.
+        RowRefusedError: When the database refuses a row that is written.
         DatabaseUnavailableError: When the database did not answer, or is locked.
         ConfigurationError: When it cannot be used as it is.
     """
@@ -72,9 +79,28 @@ def translated(shown_url: str) -> Iterator[None]:
     try:
         yield
     except (DBAPIError, NoConnectionError) as error:
-        if is_about_a_row(error):
+        if writes and is_about_a_row(error):
             raise RowRefusedError(why_refused(error)) from error
         raise translate(error, shown_url) from error
+
+
+@contextlib.contextmanager
+def reading_rows(table: object) -> Iterator[None]:
+    """Say of which table it is that a value cannot be read, also where rows are read between writes.
+
+    Raises:
+        ConfigurationError: When one cannot.
+    """
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_about_a_row(error):
+            raise
+        raise ConfigurationError(
+            f"the table {table} holds what cannot be read ({why_refused(error)}); correct that value in its row"
+        ) from error
 
 
 def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0911  # a case a line
@@ -85,6 +111,8 @@ def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0
     lower = text.lower()
     if "sqlite" in type(getattr(error, "orig", None)).__module__:
         return _translate_sqlite(lower, text, where)
+    if is_about_a_row(error) or state.startswith(_KIND_REFUSED) or state in _NO_TABLE:
+        return _about_the_table(state, text, where)
     if state in _AUTHENTICATION or "authentication failed" in lower or "no password supplied" in lower:
         return ConfigurationError(
             f"{where} refused the user or password; put them into the URL, or set ALLOCATOR_DATABASE_PASSWORD"
@@ -95,15 +123,24 @@ def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0
         return DatabaseUnavailableError(
             f"{where} takes no changes now ({text}); wait for its failover, or give the URL and role of the primary"
         )
-    if state == _NO_RIGHTS:
-        return ConfigurationError(f"{where} does not allow this ({text}); grant the rights, or use another role")
-    if state in _NO_TABLE:
-        return ConfigurationError(f"{where} lacks something ({text}); run 'allocator db upgrade'")
     if state in _LOCKED:
         return DatabaseUnavailableError(f"{where} is busy with another transaction ({text}); try again")
     if "invalid connection option" in lower or "invalid dsn" in lower or "invalid port" in lower:
         return ConfigurationError(f"{where}: {text}; correct --database-url")
     return DatabaseUnavailableError(f"{where} does not answer ({text}); start it, or correct --database-url")
+
+
+def _about_the_table(state: str, text: str, where: str) -> AllocatorError:
+    if state == _NO_RIGHTS:
+        return ConfigurationError(f"{where} does not allow this ({text}); grant the rights, or use another role")
+    if state in _NO_TABLE:
+        return ConfigurationError(f"{where} lacks something ({text}); run 'allocator db upgrade'")
+    if state.startswith(_KIND_REFUSED):
+        return ConfigurationError(
+            f"{where} cannot do this with the table as it is ({text}); change the table, or name another in [database] "
+            "of allocator.toml"
+        )
+    return ConfigurationError(f"{where} holds what cannot be read ({text}); correct that value")
 
 
 def _translate_sqlite(lower: str, text: str, where: str) -> AllocatorError:  # noqa: PLR0911  # a case a line

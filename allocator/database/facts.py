@@ -31,6 +31,19 @@ _NUMBERS = frozenset({"instance", "port", "pid", "restart_count", "fence"})
 _MOMENTS = frozenset({"lease_expires_at", "created_at", "updated_at", "stopped_at"})
 
 
+_KIND = """
+SELECT CAST(c.relkind AS text), ARRAY(
+    SELECT CAST(coalesce(a.attname, 'an expression') AS text) FROM unnest(CAST(p.partattrs AS int2[])) AS part
+    LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = part)
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_partitioned_table AS p ON p.partrelid = c.oid
+WHERE c.relname = :name AND CASE WHEN CAST(:schema AS text) IS NULL
+    THEN pg_catalog.pg_table_is_visible(c.oid) ELSE n.nspname = CAST(:schema AS text) END
+"""
+"""Of what kind a relation of PostgreSQL is, and by which columns it is partitioned: its unique keys all have those, and
+the pool is all that the worker's key and the place's have in common."""
+
+
 @dataclass(frozen=True)
 class TableFacts:
     """What there is.
@@ -70,8 +83,9 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
     inspector = sa.inspect(connection)
     if not inspector.has_table(names.table, schema=names.schema):
         return None
-    if names.table in inspector.get_view_names(schema=names.schema):
-        raise ConfigurationError(f"{names} is a view; name a table in [database] of allocator.toml")
+    kind = _kind(connection, inspector, names)
+    if kind is not None:
+        raise ConfigurationError(f"{names} is {kind}; name an ordinary table in [database] of allocator.toml")
     columns = {column["name"]: column for column in inspector.get_columns(names.table, schema=names.schema)}
     missing = [names.column(name) for name in TOLD_BY if names.column(name) not in columns]
     if missing:
@@ -98,6 +112,21 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
         has_leaders=inspector.has_table(f"{names.table}_leaders", schema=names.schema),
         version=_version(connection, inspector, names),
     )
+
+
+def _kind(connection: Connection, inspector: Inspector, names: TableNames) -> str | None:
+    """Return what has the table's name instead of a table that can have its keys, or None."""
+    if connection.dialect.name == "sqlite":
+        return "a view" if names.table in inspector.get_view_names(schema=names.schema) else None
+    found = connection.execute(sa.text(_KIND), {"name": names.table, "schema": names.schema}).one_or_none()
+    if found is None:
+        return None
+    kind, parted_by = found
+    if kind == "p":
+        return (
+            None if parted_by == [names.column("pool")] else f"partitioned by {', '.join(parted_by)}, not by the pool"
+        )
+    return {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(kind)
 
 
 def _unique_over(inspector: Inspector, names: TableNames) -> frozenset[frozenset[str]]:

@@ -27,6 +27,9 @@ WORKER_COLUMNS = ("pool", "organization_id", "plugin_id", "instance")
 DISCOVERED_STATES = ("starting", "ready")
 """The states that the discovery query of the port conventions asks for."""
 
+_AFTER_ALL_DATETIMES = 253_402_300_800.0
+"""The year 10000, to which the last microsecond of 9999 is rounded as a float: no datetime can be made of it again."""
+
 
 class UtcTime(TypeDecorator[float]):
     """A moment as Unix seconds here and as a timestamp in the database, in UTC whether or not the column says so."""
@@ -60,7 +63,8 @@ class UtcTime(TypeDecorator[float]):
         """Return the moment as Unix seconds."""
         if value is None:
             return None
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        seconds = (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        return seconds if seconds < _AFTER_ALL_DATETIMES else None
 
 
 @dataclass(frozen=True)

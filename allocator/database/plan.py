@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from allocator.database.facts import TableFacts
 
 
+_WITHOUT = {"without pool": "pool", "without instance": "instance"}
+"""Rules of columns that tell a row's worker and that a table which was there before may leave empty."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One statement.
@@ -128,15 +132,17 @@ class Planner:
         yield Step(f"index {name}", f"CREATE UNIQUE INDEX {self._quote(name)} ON {self._table} ({listed})")
 
     def _numbering(self) -> str:
-        row = "rowid" if self._is_sqlite else "ctid"
+        place = ("rowid",) if self._is_sqlite else ("tableoid", "ctid")  # partitions count their rows apart
+        places = ", ".join(f"{name} AS its_{name}" for name in place)
+        same_place = " AND ".join(f"{self._table}.{name} = numbered.its_{name}" for name in place)
         of = {name: self._quote(self._names.column(name)) for name in COLUMNS}
         live = ", ".join(f"'{state}'" for state in LIVE_ROW_STATES)
         return (  # names only, each quoted by the dialect
             f"UPDATE {self._table} SET {of['instance']} = numbered.number FROM ("  # noqa: S608
-            f"SELECT {row} AS place, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
+            f"SELECT {places}, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
             f"{of['plugin_id']} ORDER BY CASE WHEN {of['runtime_state']} IN ({live}) THEN 0 ELSE 1 END, "
             f"{of['created_at']} DESC) - 1 AS number FROM {self._table}) AS numbered "
-            f"WHERE {self._table}.{row} = numbered.place AND numbered.number > 0"
+            f"WHERE {same_place} AND numbered.number > 0"
         )
 
     def _checks(self, facts: TableFacts) -> Iterator[Step]:
@@ -209,6 +215,13 @@ class Planner:
                     f"{count} addresses of {self._names} have several live rows; set all but one of each to stopped",
                     True,
                 )
+            elif rule in _WITHOUT:
+                column = self._names.column(_WITHOUT[rule])
+                yield Finding(
+                    f"{count} rows of {self._names} have no {column} (NULL), so that no claim finds them and a second "
+                    f"row is made beside them; give them their {column} and set the column NOT NULL",
+                    False,
+                )
             elif rule == f"{self._names.table}_worker":
                 yield Finding(f"{count} workers of {self._names} have several rows; delete all but one of each", True)
             else:
@@ -260,6 +273,10 @@ def count_contradictions(connection: Connection, layout: Layout, facts: TableFac
         counts[f"{names.table}_worker"] = _count(
             connection, sa.select(sa.literal(1)).select_from(runners).group_by(*worker).having(sa.func.count() > 1)
         )
+    for rule, name in _WITHOUT.items():
+        if columns(name) and facts.columns[names.column(name)]["nullable"]:
+            empty = sa.select(sa.literal(1)).select_from(runners).where(layout.column(name).is_(None))
+            counts[rule] = _count(connection, empty)
     return counts
 
 

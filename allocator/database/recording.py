@@ -21,13 +21,14 @@ from allocator.database.connection import Database
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import RowKey, Rows
 from allocator.database.upgrade import open_layout
-from allocator.model.errors import ConfigurationError
+from allocator.model.errors import ConfigurationError, HeldError
 from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from allocator.database.layout import Layout
+    from allocator.database.rows import Row
     from allocator.model.leases import Lease
 
 
@@ -82,7 +83,8 @@ class DatabaseRecorder:
 
         Raises:
             DatabaseUnavailableError: When the database does not answer.
-            ConfigurationError: When it cannot be used, or refuses the row for another reason.
+            ConfigurationError: When it cannot be used, refuses the row for another reason, or drops it.
+            HeldError: When the row is of a newer lease.
         """
         if self._layout is None:
             self._layout = open_layout(self._database, self._names)
@@ -100,10 +102,28 @@ class DatabaseRecorder:
                     return standing
                 if standing:
                     rows.make_way(connection, [(key, lease)], now, unfenced=False)
-                rows.upsert(connection, [(key, lease)], now, same_fence=False)
+                if rows.upsert(connection, [(key, lease)], now, same_fence=False) == 0:
+                    self._check_unwritten(rows.of_workers(connection, [key]).get(key), lease)
         except RowRefusedError as error:
             return self._taken_meanwhile(rows, key, lease, error)
         return None
+
+    def _check_unwritten(self, row: Row | None, lease: Lease) -> None:
+        """Look why nothing was written; a row that has this very lease already is as it should be."""
+        if row is not None and row.fence is not None and row.fence > lease.fence:
+            raise HeldError(
+                f"the row of {lease.worker} is of a newer lease (fence {row.fence} on {row.host}:{row.port}) than that "
+                f"of port {lease.port} on {lease.host} (fence {lease.fence}), and stays; see "
+                "'allocator reconcile --dry-run', or 'pool restore --from-database' when Redis lost its leases",
+                host=lease.host,
+                port=lease.port,
+                worker=str(lease.worker),
+            )
+        if row is None or row.fence != lease.fence:
+            raise ConfigurationError(
+                f"the table {self._names} drops the row of {lease.worker} without a word; mend its triggers and rules, "
+                "or claim without recording"
+            )
 
     @staticmethod
     def _standing(connection: Connection, rows: Rows, key: RowKey, lease: Lease) -> Standing | None:

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from allocator.database.errors import reading_rows
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, STOPPED
@@ -35,6 +36,10 @@ _FOLLOWS_LEASE = tuple(column for column in COLUMNS if column not in _NEVER_REPL
 """What an upsert replaces; `created_at` and what others added stay."""
 
 
+NO_INSTANCE = -1
+"""The instance of a row whose column is NULL: no lease has it, and no statement meets it as if it were number 0."""
+
+
 class RowKey(NamedTuple):
     """Whose row it is, within a pool, in the database's own spelling."""
 
@@ -51,7 +56,7 @@ class RowKey(NamedTuple):
             return None
 
     def __str__(self) -> str:
-        return f"{self.org}/{self.plugin}#{self.instance}"
+        return f"{self.org}/{self.plugin}#{'NULL' if self.instance == NO_INSTANCE else self.instance}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +142,7 @@ class Rows:
         host, port = self.layout.column("host"), self.layout.column("port")
         by_bytes = sa.collate(host, "BINARY" if connection.dialect.name == "sqlite" else "C")
         query = self._select.where(self._is_live, host.is_not(None), port.is_not(None)).order_by(by_bytes, port)
-        for found in connection.execution_options(yield_per=READ_AT_ONCE).execute(query):
-            row = _row(found)
+        for row in self._read(connection.execution_options(yield_per=READ_AT_ONCE), query):
             if row.host is not None and row.port is not None:
                 yield row
 
@@ -150,13 +154,13 @@ class Rows:
             types = ((host, "text"), (port, "integer"), (fence, "integer"))
             by_hand = sa.or_(by_hand, *(sa.func.typeof(column) != kind for column, kind in types))
         query = self._select.where(self._is_live, by_hand).order_by(port)
-        return [_row(found) for found in connection.execute(query)]
+        return list(self._read(connection, query))
 
     def on_host(self, connection: Connection, host_name: str) -> list[Row]:
         """Return the live rows of a host that have a fence, by port."""
         host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
         query = self._select.where(self._is_live, host == host_name, fence.is_not(None)).order_by(port)
-        return [_row(found) for found in connection.execute(query)]
+        return list(self._read(connection, query))
 
     def of_workers(self, connection: Connection, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows of workers, as far as they have one."""
@@ -164,8 +168,7 @@ class Rows:
             return {}
         columns = [self.layout.column(name) for name in ("organization_id", "plugin_id", "instance")]
         query = self._select.where(sa.tuple_(*columns).in_([tuple(key) for key in keys]))
-        rows = [_row(found) for found in connection.execute(query)]
-        return {row.key: row for row in rows}
+        return {row.key: row for row in self._read(connection, query)}
 
     def at_places(self, connection: Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
         """Return the live rows at places (host and port)."""
@@ -173,7 +176,12 @@ class Rows:
             return {}
         at = sa.tuple_(self.layout.column("host"), self.layout.column("port"))
         query = self._select.where(self._is_live, at.in_(list(places)))
-        return {row.place: row for row in (_row(found) for found in connection.execute(query))}
+        return {row.place: row for row in self._read(connection, query)}
+
+    def _read(self, connection: Connection, query: sa.Select[Any]) -> Iterator[Row]:
+        with reading_rows(self.layout.names):
+            for found in connection.execute(query):
+                yield _row(found)
 
     def leader_fence(self, connection: Connection) -> int:
         """Return the fence of the last leader that wrote, 0 when there was none."""
@@ -366,7 +374,7 @@ class Rows:
 def _row(found: Sequence[Any]) -> Row:
     """Return a row as it is read; SQLite's columns hold what they are given, and a word of another type is unknown."""
     org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error = found
-    key = RowKey(_text(org) or "", _text(plugin) or "", 0 if instance is None else instance)
+    key = RowKey(_text(org) or "", _text(plugin) or "", NO_INSTANCE if instance is None else instance)
     its_host = host if isinstance(host, str) else None
     counts = _whole(restarts) or 0
     return Row(

@@ -28,7 +28,7 @@ from allocator.database.leading import Leader
 from allocator.database.reconciler import Reconciler, Report
 from allocator.database.rows import DeposedError
 from allocator.database.upgrade import open_layout, upgrade
-from allocator.model.errors import AllocatorError, DatabaseUnavailableError
+from allocator.model.errors import AllocatorError, DatabaseUnavailableError, HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import TRANSITIONS, LeaseState
@@ -125,8 +125,8 @@ class Following(RuleBasedStateMachine):
         if recorded:
             try:
                 standing = self.arena.recorder.record(lease)
-            except DatabaseUnavailableError:
-                standing = "a paused writer has the file"
+            except (DatabaseUnavailableError, HeldError) as error:
+                standing = f"a paused writer has the file, or Redis forgot a newer lease: {error}"
             if standing:
                 self.store.drive(decline(context, [lease]))
                 del self.held[worker]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,11 @@ from runners_table import Table, drift
 from servers import wait_until
 
 from allocator.client.lease_files import LeaseFiles
+from allocator.database.connection import Database
+from allocator.database.upgrade import upgrade
 from allocator.kernel.processes import identify
 from allocator.kernel.sockets import listening_ports
+from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +69,19 @@ def run(tmp_path: Path, redis_url: str, pool: PoolSpec, database_url: str):
         return done.returncode, done.stdout, done.stderr
 
     return command
+
+
+@pytest.fixture
+def nullable_table(database_url: str, ports: PortAllocator) -> Iterator[Table]:
+    """A table that was there before portlease, whose columns all may be NULL."""
+    with closing(Database.open(database_url)) as database:
+        table = Table(database, ports.session.pool)
+        table.run(
+            "CREATE TABLE plugin_runners "
+            "(pool TEXT, organization_id TEXT, plugin_id TEXT, instance INTEGER, port INTEGER)"
+        )
+        upgrade(database, TableNames())
+        yield table
 
 
 def test_a_bound_row_of_the_manual_days_becomes_a_lease_of_its_process(
@@ -208,3 +225,50 @@ def test_a_lease_that_redis_lost_is_stopped_when_asked_once_its_time_has_passed(
     assert {worker: state for worker, (_, _, state) in table.places().items()} == {
         "org-1/email#0": "stopped", "org-2/email#0": "ready",
     }  # fmt: skip
+
+
+def test_a_row_that_is_not_stopped_is_not_said_to_be(run, table: Table, ports: PortAllocator, pool: PoolSpec) -> None:
+    before = "BEFORE UPDATE ON plugin_runners FOR EACH ROW WHEN (OLD.organization_id = '{}') {}"
+    if table.database.is_sqlite:
+        table.run("CREATE TRIGGER drops " + before.format("org-1", "BEGIN SELECT RAISE(IGNORE); END"))
+        table.run("CREATE TRIGGER refuses " + before.format("org-2", "BEGIN SELECT RAISE(ABORT, 'hands off'); END"))
+    else:
+        table.run("CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+        table.run(
+            "CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE EXCEPTION 'hands off'; END$$"
+        )
+        table.run("CREATE TRIGGER drops " + before.format("org-1", "EXECUTE FUNCTION drops()"))
+        table.run("CREATE TRIGGER refuses " + before.format("org-2", "EXECUTE FUNCTION refuses()"))
+    for number in (1, 2, 3):
+        table.add(f"org-{number}/email", port=pool.first + number, runtime_state="ready")
+    code, out, _ = run("adopt", "--apply", "--format", "json")
+    assert code == 0
+    told = {row["worker"]: (row["what_was_done"], row["detail"]) for row in json.loads(out)}
+    assert told["org-1/email#0"][0] == told["org-2/email#0"][0] == "nothing"
+    assert "nothing was written: the table drops" in told["org-1/email#0"][1]
+    assert "nothing was written: the database refuses it (hands off)" in told["org-2/email#0"][1]
+    assert told["org-3/email#0"][0] == "set to stopped"
+    assert [row["runtime_state"] for row in table.rows().values()] == ["ready", "ready", "stopped"]
+
+
+def test_a_row_without_an_instance_is_not_taken_for_the_first_one(
+    run, listener, nullable_table: Table, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    """The NULL of a table that was there before: it is no worker's, and its end would be that of instance 0."""
+    table = nullable_table
+    listener(pool.first, "org-1")
+    listener(pool.first + 2, "org-2")
+    table.add("org-1/email", port=pool.first, runtime_state="ready")
+    table.add("org-1/email", instance=None, port=pool.first + 1, runtime_state="ready")
+    table.add("org-2/email", instance=None, port=pool.first + 2, runtime_state="ready")
+    table.add("org-3/email", instance=None, host="web-1", port=pool.first + 3, runtime_state="ready", fence=7)
+    code, out, _ = run("adopt", "--apply", "--format", "json")
+    assert code == 0
+    told = {(row["worker"], row["port"]): (row["what_was_done"], row["detail"]) for row in json.loads(out)}
+    assert told["org-1/email#0", pool.first][0] == "adopted"
+    for org, port in (("org-1", pool.first + 1), ("org-2", pool.first + 2), ("org-3", pool.first + 3)):
+        what, why = told[f"{org}/email#NULL", port]
+        assert (what, "instance is NULL" in why) == ("nothing", True)
+    assert [lease.port for lease in ports.leases()] == [pool.first]
+    rows = table.run("SELECT port, runtime_state FROM plugin_runners ORDER BY port")
+    assert rows == [{"port": pool.first + number, "runtime_state": "ready"} for number in range(4)]

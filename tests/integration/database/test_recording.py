@@ -127,8 +127,39 @@ def test_an_older_fence_changes_nothing(ports: PortAllocator, table: Table, reco
     ports.release(old)
     ports.claim("email", org="org-1", port=old.port + 5, record=True)
     before = table.rows()
-    assert recorder.record(old) is None
+    with pytest.raises(HeldError, match=r"row of org-1/email#0 is of a newer lease \(fence \d+ on web-1:\d+\)"):
+        recorder.record(old)
     assert table.rows() == before
+
+
+def test_a_row_of_a_newer_lease_costs_a_fresh_claim_its_lease_and_not_its_place(
+    ports: PortAllocator, table: Table, pool: PoolSpec
+) -> None:
+    """Redis lost its leases and counts from the beginning; the row knows a later one."""
+    table.add("org-1/email", host="web-2", port=pool.first + 7, runtime_state="ready", fence=5 * 10**15)
+    before = table.rows()
+    with pytest.raises(HeldError, match="pool restore --from-database"):
+        ports.claim("email", org="org-1", record=True)
+    assert table.rows() == before
+    assert ports.leases() == []
+
+
+@pytest.mark.parametrize("event", ["INSERT", "UPDATE"])
+def test_a_table_that_drops_the_row_is_an_error_and_the_lease_is_given_back(
+    ports: PortAllocator, table: Table, event: str
+) -> None:
+    if event == "UPDATE":
+        ports.release(ports.claim("email", org="org-1", record=True))
+    before = table.rows()
+    if table.database.is_sqlite:
+        table.run(f"CREATE TRIGGER drops BEFORE {event} ON plugin_runners BEGIN SELECT RAISE(IGNORE); END")
+    else:
+        table.run("CREATE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+        table.run(f"CREATE TRIGGER drops BEFORE {event} ON plugin_runners FOR EACH ROW EXECUTE FUNCTION drops()")
+    with pytest.raises(ConfigurationError, match="plugin_runners drops the row of org-1/email#0"):
+        ports.claim("email", org="org-1", record=True)
+    assert table.rows() == before
+    assert ports.leases() == []
 
 
 def test_claiming_again_keeps_the_lease_and_its_row(ports: PortAllocator, table: Table) -> None:

@@ -262,6 +262,27 @@ def test_several_live_rows_at_one_place_have_to_be_settled_by_their_owner(empty:
     assert upgrade(empty, NAMES)
 
 
+def test_rows_that_no_key_finds_are_a_finding(empty: Database) -> None:
+    execute(
+        empty,
+        "CREATE TABLE plugin_runners (pool TEXT, organization_id TEXT, plugin_id TEXT, instance INTEGER, port INTEGER)",
+    )
+    upgrade(empty, NAMES)
+    assert check(empty, NAMES).findings == []
+    execute(
+        empty,
+        "INSERT INTO plugin_runners (pool, organization_id, plugin_id, instance) VALUES ('sdk-v2', 'o', 'p', NULL), "
+        "(NULL, 'o', 'p', 0), (NULL, 'o', 'q', 0), ('sdk-v2', 'o', 'p', 0)",
+    )
+    findings = [finding.text for finding in check(empty, NAMES).findings]
+    assert [text.partition(", so")[0] for text in findings] == [
+        "2 rows of plugin_runners have no pool (NULL)",
+        "1 rows of plugin_runners have no instance (NULL)",
+    ]
+    assert upgrade(empty, NAMES) == []
+    assert open_layout(empty, NAMES)
+
+
 def test_something_else_under_the_name_is_refused(empty: Database) -> None:
     execute(empty, "CREATE TABLE plugin_runners (id INTEGER, colour TEXT)")
     for use in (check, upgrade, open_layout):
@@ -270,6 +291,73 @@ def test_something_else_under_the_name_is_refused(empty: Database) -> None:
     execute(empty, "DROP TABLE plugin_runners", "CREATE VIEW plugin_runners AS SELECT 1 AS organization_id")
     with pytest.raises(ConfigurationError, match=r"view"):
         check(empty, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("statements", "says"),
+    [
+        (
+            ["CREATE MATERIALIZED VIEW plugin_runners AS SELECT 'o' AS organization_id, 'p' AS plugin_id"],
+            "materialized",
+        ),
+        (
+            [
+                "CREATE FOREIGN DATA WRAPPER files",
+                "CREATE SERVER files FOREIGN DATA WRAPPER files",
+                "CREATE FOREIGN TABLE plugin_runners (organization_id text, plugin_id text) SERVER files",
+            ],
+            "foreign table",
+        ),
+        (
+            ["CREATE TABLE plugin_runners (organization_id text, plugin_id text) PARTITION BY HASH (organization_id)"],
+            "partitioned by organization_id, not by the pool",
+        ),
+        (
+            ["CREATE TABLE plugin_runners (organization_id text, plugin_id text) PARTITION BY HASH (lower(plugin_id))"],
+            "partitioned by an expression",
+        ),
+    ],
+)
+def test_what_is_no_ordinary_table_is_refused_in_one_line(postgres_url: str, statements: list[str], says: str) -> None:
+    database = Database.open(postgres_url)
+    execute(database, *statements)
+    for use in (check, upgrade, open_layout):
+        with pytest.raises(ConfigurationError, match=f"^plugin_runners is .*{says}.*; name an ordinary table"):
+            use(database, NAMES)
+    database.close()
+
+
+def test_a_table_that_is_partitioned_by_the_pool_keeps_its_other_partitions_rows(postgres_url: str) -> None:
+    database = Database.open(postgres_url)
+    execute(
+        database,
+        "CREATE TABLE plugin_runners (pool text, organization_id text, plugin_id text) PARTITION BY LIST (pool)",
+        "CREATE TABLE one PARTITION OF plugin_runners FOR VALUES IN ('one')",
+        "CREATE TABLE two PARTITION OF plugin_runners FOR VALUES IN ('two')",
+        "INSERT INTO plugin_runners VALUES ('one', 'o', 'p'), ('one', 'o', 'p'), ('two', 'o', 'p'), ('two', 'o', 'q')",
+    )
+    upgrade(database, NAMES)
+    assert check(database, NAMES).is_fit
+    rows = rows_of(database, "SELECT pool, plugin_id, instance FROM plugin_runners ORDER BY pool, plugin_id, instance")
+    assert [tuple(row.values()) for row in rows] == [("one", "p", 0), ("one", "p", 1), ("two", "p", 0), ("two", "q", 0)]
+    database.close()
+
+
+def test_a_column_that_the_database_makes_itself_is_the_administrators_to_mend(postgres_url: str) -> None:
+    database = Database.open(postgres_url)
+    upgrade(database, NAMES)
+    execute(
+        database,
+        "ALTER TABLE plugin_runners DROP COLUMN port",
+        "ALTER TABLE plugin_runners ADD COLUMN port integer GENERATED ALWAYS AS (5556) STORED",
+    )
+    upgrade(database, NAMES)
+    with (
+        pytest.raises(ConfigurationError, match=r"cannot do this with the table as it is \(.*port.*\); change"),
+        database.writing() as connection,
+    ):
+        connection.execute(sa.text("INSERT INTO plugin_runners (organization_id, port) VALUES ('o', 1)"))
+    database.close()
 
 
 def test_columns_of_the_wrong_type_are_named(postgres_url: str) -> None:

@@ -1,0 +1,24 @@
+"""What a command says to the person who watches."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from allocator.cli.options import Voice
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_a_name_with_control_characters_makes_no_second_line(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    said, printed = "the row of a\nallocator: all well\x1b[2K cannot", "the row of a?allocator: all well?[2K cannot"
+    voice = Voice()
+    voice(said)
+    assert capsys.readouterr().err == f"allocator: {printed}\n"
+    voice.log = logging.getLogger("allocator.test")
+    with caplog.at_level(logging.INFO, "allocator.test"):
+        voice(said)
+    assert caplog.messages == [printed]
