@@ -43,11 +43,6 @@ class Access:
         """The credentials, or None where none are asked for."""
         return self._tokens
 
-    @property
-    def is_open(self) -> bool:
-        """Whether no credentials are asked for."""
-        return self._tokens is None
-
     def caller(self, request: Request, bearer: str | None) -> Caller:
         """Return who calls.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from servers import Server
+from servers import Server, cluster
 
 from allocator import (
     AllocatorError,
@@ -321,3 +321,20 @@ def test_the_wrong_password_is_a_clear_error(empty: Server) -> None:
     ):
         ports.claim("email", org="org-1")
     assert "S3CRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_gets_into_a_cluster(role: str) -> None:
+    line = next(line for line in ACL.read_text().splitlines() if line.startswith(f"user {role} "))
+    words = ["nopass" if word == "#" + "0" * 64 else word for word in line.split()[2:]]
+    with cluster() as nodes:
+        for node in nodes:
+            node.client().execute_command("ACL", "SETUSER", role, *words)
+        with PortAllocator.from_url(f"redis+cluster://127.0.0.1:{nodes[0].port}", pool=SPEC.name) as ports:
+            ports.apply_pool(SPEC)
+            lease = ports.claim("email", org="org-1")
+        url = f"redis+cluster://{role}:word@127.0.0.1:{nodes[1].port}"
+        with PortAllocator.from_url(url, pool=SPEC.name, host="web-1") as ports:
+            assert [one.fence for one in ports.leases()] == [lease.fence]
+            if role != "reader":
+                assert ports.release(ports.claim("stripe", org="org-1"))
