@@ -266,8 +266,8 @@ class PortAllocator:
             **words: Its `state`, and what it says of its worker (see `HolderWords`).
 
         Raises:
-            ValueError: When the state cannot follow the present one.
-            InvalidInputError: When labels are not valid.
+            ValueError: When the state is an ended one, or cannot follow the present one.
+            InvalidInputError: When a word is of another type, or labels are not valid.
         """
         self._heartbeats.update(held, **words)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +107,8 @@ class Exporter:
         self._command = command
         self._talk = talk
         self._clock = clock
-        self._stopped = threading.Event()
+        self._stopping = False
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._command_due = False
         self._failures = 0
 
@@ -115,13 +116,18 @@ class Exporter:
         return f"<Exporter to {self._path}, {self._failures} failures in a row>"
 
     def stop(self) -> None:
-        """End `run` at the next step; the file stays as it is."""
-        self._stopped.set()
+        """End `run` within a second; the file stays as it is. From any thread or signal handler.
+
+        A signal handler may interrupt the wait that it ends; the lock of an event would then be held by its own thread,
+        for ever. A `SimpleQueue` may be filled at any moment.
+        """
+        self._stopping = True
+        self._wakes.put(None)
 
     def run(self) -> None:
         """Keep the file current until `stop`."""
         seen = -1
-        while not self._stopped.is_set():
+        while not self._stopping:
             began = self._clock()
             try:
                 self._directory.start()
@@ -131,8 +137,8 @@ class Exporter:
                 self._failed(error)
                 continue
             self._failures = 0
-            self._stopped.wait(max(0.0, PERIOD_S - (self._clock() - began)))
-            while not self._stopped.is_set() and self._directory.wait_for_change(seen, PERIOD_S) == seen:
+            self._pause(PERIOD_S - (self._clock() - began))
+            while not self._stopping and self._directory.wait_for_change(seen, PERIOD_S) == seen:
                 if not self._path.exists():  # somebody removed it
                     break
 
@@ -154,4 +160,8 @@ class Exporter:
         stays = "; the last file stays" if isinstance(error, StoreUnavailableError) else ""
         self._talk(f"{error}{stays}; trying again in {pause_s:g} s")
         self._failures += 1
-        self._stopped.wait(pause_s)
+        self._pause(pause_s)
+
+    def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._wakes.get(timeout=max(0.0, seconds))
