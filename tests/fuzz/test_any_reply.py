@@ -23,6 +23,7 @@ from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.protocol import finding, hosts, leading, listing, pools, renew, resolve, several, waiting
+from allocator.protocol.applying import apply_pool
 from allocator.protocol.claim import ClaimRequest, claim
 from allocator.protocol.endings import decline, fail, release
 from allocator.protocol.replies import Reply
@@ -75,7 +76,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "decline": lambda: decline(known_context(), [HELD]),
     "fail": lambda: fail(known_context(), HELD, "why"),
     "read a pool": lambda: pools.read_pool("p"),
-    "apply a pool": lambda: pools.apply_pool(LIMITED),
+    "apply a pool": lambda: apply_pool(LIMITED),
     "check a pool": lambda: pools.check_pool("p"),
     "spaces": lambda: listing.spaces("p"),
     "ports": lambda: listing.ports("p", "web-1"),
