@@ -169,8 +169,11 @@ class AsyncPortAllocator:
                 raise
         from tenacity import AsyncRetrying
 
+        async def again() -> T:  # tenacity awaits what a coroutine function returns, and no other awaitable
+            return await attempt()
+
         cursor[0] = await self.run(listing.newest_event(pool))
-        result: T = await AsyncRetrying(**patience.policy(wait_for_event))(attempt)
+        result: T = await AsyncRetrying(**patience.policy(wait_for_event))(again)
         return result
 
     async def _record(self, recorder: recording.LeaseRecorder, lease: Lease, *, new: bool) -> None:

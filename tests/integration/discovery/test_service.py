@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -52,7 +52,15 @@ def test_resolve_waits_until_a_worker_is_ready(redis_url: str, pool: PoolSpec, p
 
     async def later() -> int:
         async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-9") as asking:
+            wait_for_event, waits = asking.store.wait_for_event, asyncio.Event()
+
+            async def seen(*words: Any) -> str | None:
+                waits.set()
+                return await wait_for_event(*words)
+
+            asking.store.wait_for_event = seen
             waiting = asyncio.create_task(asking.resolve("email", org="org-123", wait=20))
+            await asyncio.wait_for(waits.wait(), 20)
             await asyncio.to_thread(worker.ready)
             return (await waiting).port
 
