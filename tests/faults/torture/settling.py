@@ -16,6 +16,7 @@ import redis
 from allocator import AllocatorError
 from allocator.kernel.sockets import listening_ports
 from allocator.protocol import listing
+from torture.history import UNKNOWN, read_history
 
 if TYPE_CHECKING:
     from allocator import Lease
@@ -173,10 +174,17 @@ def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
     """Return the keys of what is not the past.
 
     A line that nobody looks at is forgotten after an hour: where a waiter died in it, where the words of one came once
-    more after it had left, and where Redis lost that it left; a leader that was killed leads for ten seconds.
+    more after it had left, and where Redis never heard that it left, or lost it; a leader that was killed leads for ten
+    seconds.
     """
     keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
-    if arena.cast.somebody_died or arena.has_repeated or arena.has_lost_data:
+    if arena.cast.somebody_died or arena.has_repeated or arena.has_lost_data or _left_unheard(arena):
         forgotten = (f"{base}:held:", f"{base}:leader")
         keys -= {key for key in keys if key.startswith(forgotten) and client.pttl(key) > 0}
     return sorted(key for key in keys if key.removeprefix(base).split(":")[1] not in KEPT)
+
+
+def _left_unheard(arena: Arena) -> bool:
+    """Return whether a waiter left its line and got no answer."""
+    calls = read_history(arena.directory).calls
+    return any(call.op == "wait" and call.outcome == UNKNOWN and call.items[0]["mode"] == "leave" for call in calls)
