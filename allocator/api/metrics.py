@@ -129,10 +129,11 @@ class Metrics:
     async def _look_at_pool(self, claims: Claims, name: str) -> None:
         at = claims.pool(name)
         rules = await claims.rules(at)
-        for host in await at.run(listing.spaces(name)):
+        spaces = await at.run(listing.spaces(name))
+        for host in spaces:
             for state in sorted(LIVE_STATES) if host != FLEET_SPACE else ():
                 self.leased.labels(name, host, state).set(0)
-        for space in await at.run(listing.port_spaces(rules)):
+        for space in [FLEET_SPACE] if rules.scope == "fleet" else spaces:
             views = await at.run(listing.ports(name, space, quarantine=True))
             self.ports.labels(name, space).set(rules.size)
             self.waiters.labels(name, space).set(await at.store.count_members(queue_key(name, space)))

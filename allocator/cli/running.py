@@ -171,8 +171,10 @@ def _choice(value: str, option: str, choices: tuple[str, str]) -> str:
 
 def _policy(at: Desk, given: str | None) -> Literal["keep", "stop"]:
     """Return what to do about a doubtful lease: a port that is unique over the fleet has no kernel to arbitrate."""
-    if given == "stop" or at.allocator.pool().scope == "host":
-        return "stop" if given == "stop" else "keep"
+    if given == "stop":
+        return "stop"
+    if at.allocator.pool().scope == "host":
+        return "keep"
     if given == "keep":
         raise InvalidInputError(
             f"--on-lost keep is not for pool {at.pool}: its ports are unique over all hosts, and no one kernel knows "

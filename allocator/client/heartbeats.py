@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Un
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
-from allocator.model.leases import error_line
+from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
 
@@ -36,16 +36,7 @@ T2 = 0.875
 RETRY_FIRST, RETRY_LONGEST = 0.02, 0.05
 """A renewal that failed is tried again after up to this part of the TTL: doubling, or the first again when urgent."""
 
-_KINDS: dict[str, type] = {
-    "pid": int,
-    "pid_started": int,
-    "holder_pid": int,
-    "holder_started": int,
-    "restarts": int,
-    "boot": str,
-    "namespaces": str,
-    "last_error": str,
-}
+_KINDS: dict[str, type] = dict.fromkeys(NUMBER_WORDS, int) | dict.fromkeys(TEXT_WORDS, str)
 
 log = logging.getLogger("allocator")
 

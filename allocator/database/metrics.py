@@ -52,8 +52,7 @@ class PrometheusGauge:
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
             registry=registry,
         ).labels(pool)
-        for kind in Kind:
-            self._drift.labels(pool, str(kind)).set(0)
+        self._show()
         for of in ("redis", "database"):
             self._outages.labels(pool, of)
 
@@ -61,20 +60,21 @@ class PrometheusGauge:
         """Take in whether this one leads."""
         self._leader.set(int(leads))
         if not leads:  # what it met then is the next leader's to tell
-            self._leases.set(0)
-            self._refused.set(0)
-            for kind in Kind:
-                self._drift.labels(self._pool, str(kind)).set(0)
+            self._show()
 
     def passed(self, report: Report, seconds: float) -> None:
         """Take in a whole pass."""
         self._passes.observe(seconds)
-        self._leases.set(report.leases)
-        self._refused.set(len(report.refused))
+        self._show(report)
         self._last.set_to_current_time()
-        for kind in Kind:
-            self._drift.labels(self._pool, str(kind)).set(report.counts[kind])
         self._written.inc(report.written)
+
+    def _show(self, report: Report | None = None) -> None:
+        """Show what a pass met; without one, nothing."""
+        self._leases.set(report.leases if report else 0)
+        self._refused.set(len(report.refused) if report else 0)
+        for kind in Kind:
+            self._drift.labels(self._pool, str(kind)).set(report.counts[kind] if report else 0)
 
     def followed(self, report: Report, lag_s: float) -> None:
         """Take in the settling of events, the last of which was so old then."""

@@ -30,6 +30,10 @@ HOLDER_WORDS = (
 )
 """What a holder says of itself: the members of a lease that scripts carry and never read."""
 
+NUMBER_WORDS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
+TEXT_WORDS = frozenset({"boot", "namespaces", "last_error"})
+"""Of these, which are whole numbers and which are texts."""
+
 MAX_ERROR_LENGTH = 500
 
 

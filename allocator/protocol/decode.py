@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import HOLDER_WORDS, Lease, error_line
+from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
 from allocator.model.names import WorkerId, check_name, check_port, shown
 from allocator.model.states import LeaseState
 from allocator.protocol.keys import pool_key
@@ -24,8 +24,6 @@ MAX_NUMBER = 2**63 - 1
 """The largest fence and pid that Redis, SQL and the kernel can all hold."""
 
 _HOLDER_WORDS = frozenset(HOLDER_WORDS)
-_NUMBERS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
-_TEXTS = frozenset({"boot", "namespaces", "last_error"})
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -159,9 +157,9 @@ def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: When a member has another form; TypeError and AttributeError alike.
     """
     given = {name: fields[name] for name in _HOLDER_WORDS & fields.keys() if fields[name] is not None}
-    for name in _NUMBERS & given.keys():
+    for name in NUMBER_WORDS & given.keys():
         given[name] = bounded(given[name])
-    for name in _TEXTS & given.keys():
+    for name in TEXT_WORDS & given.keys():
         given[name] = error_line(str(given[name]))
     if "labels" in given:
         given["labels"] = {str(key): str(word) for key, word in given["labels"].items()}
