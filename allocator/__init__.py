@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from allocator.client.counting import HolderMetrics
     from allocator.client.heartbeats import HeldLease
     from allocator.client.tracing import OpenTelemetryTracer
-    from allocator.database.recording import DatabaseRecorder
+    from allocator.database.recorder import DatabaseRecorder
     from allocator.discovery.service import Service
     from allocator.discovery.transport import AsyncPluginTransport, PluginTransport
     from allocator.model.endpoints import Endpoint
@@ -52,7 +52,7 @@ _HOMES = {
     "allocator.client.counting": ("HolderMetrics",),
     "allocator.client.heartbeats": ("HeldLease",),
     "allocator.client.tracing": ("OpenTelemetryTracer",),
-    "allocator.database.recording": ("DatabaseRecorder",),
+    "allocator.database.recorder": ("DatabaseRecorder",),
     "allocator.discovery.service": ("Service",),
     "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport"),
     "allocator.model.endpoints": ("Endpoint",),

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from allocator.protocol.context import Context
+from allocator.operations.context import Context
+from allocator.operations.steps import DescribeListener, ProvePort, ReadListeners
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.scripts import script
-from allocator.protocol.steps import DescribeListener, ProvePort, ReadListeners, ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,8 +20,8 @@ from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
 from allocator.client.superseding import end_of_an_earlier_boot
 from allocator.model.errors import AllocatorError, HeldError
-from allocator.protocol import listing, pools
-from allocator.protocol import renew as renewing
+from allocator.operations import listing, pools
+from allocator.operations import renew as renewing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

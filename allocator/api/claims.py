@@ -16,17 +16,17 @@ from allocator.client.session import Session
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.protocol import listing
-from allocator.protocol.context import space_of
+from allocator.operations import listing
+from allocator.operations.context import space_of
+from allocator.operations.pools import pool_rules
 from allocator.protocol.keys import FLEET_SPACE
-from allocator.protocol.pools import pool_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.client.arguments import ClaimArguments, ProcessWords
     from allocator.model.pools import PoolSpec
-    from allocator.protocol.listing import PortView
+    from allocator.operations.listing import PortView
 
 MAX_POOLS = 64
 """Allocators that are kept ready, one a pool; more pools only cost a caller the making of one."""

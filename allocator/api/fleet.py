@@ -12,9 +12,9 @@ from allocator.api.problems import NOT_FOUND, ProblemError
 from allocator.api.routes import HostName, PoolName, claims_of, problems
 from allocator.kernel.sockets import listening_ports
 from allocator.model.errors import InvalidInputError
-from allocator.protocol import hosts as draining
-from allocator.protocol import listing
-from allocator.protocol.context import space_of
+from allocator.operations import hosts as draining
+from allocator.operations import listing
+from allocator.operations.context import space_of
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims

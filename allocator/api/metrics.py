@@ -21,7 +21,7 @@ from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
 from allocator.model.states import LIVE_STATES
-from allocator.protocol import listing
+from allocator.operations import listing
 from allocator.protocol.keys import FLEET_SPACE, queue_key
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from allocator.api.access import Reader
 from allocator.api.routes import problems
 from allocator.model.errors import AllocatorError
 from allocator.model.leases import written_time
-from allocator.protocol import listing
+from allocator.operations import listing
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims

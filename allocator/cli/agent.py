@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
-from allocator.cli.serving import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
+from allocator.cli.serve import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, InvalidInputError
 from allocator.model.names import shown
 
@@ -197,7 +197,7 @@ def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.so
             signal.signal(number, lambda *_: core.stop())
         core.run()
         return
-    from allocator.api.serving import run_server
+    from allocator.api.server import run_server
 
     failures: list[BaseException] = []
 

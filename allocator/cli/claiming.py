@@ -15,7 +15,7 @@ from allocator.cli.interrupts import ignore_interrupts, interrupts_raised
 from allocator.client.session import new_token
 from allocator.client.superseding import claim_over_the_dead
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
-from allocator.protocol.several import named_workers
+from allocator.operations.several import named_workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def _claim_anew(
     at: Desk, worker: WorkerId, arguments: ClaimArguments, wait_s: float | None, *, record: bool
 ) -> Lease | None:
     """Claim with a token of its own; None when another claim for this worker was finished or undone meanwhile."""
-    from allocator.protocol.pools import pool_rules
+    from allocator.operations.pools import pool_rules
 
     at.allocator.run(
         pool_rules(at.allocator.session.context, at.pool)
@@ -137,8 +137,8 @@ def _undo(at: Desk, worker: WorkerId, token: str) -> None:
 
 def live_token(at: Desk, known: Lease) -> str | None:
     """Return the token of a saved lease if Redis says that it is live; another grant needs another token."""
-    from allocator.protocol import listing
-    from allocator.protocol.pools import pool_rules
+    from allocator.operations import listing
+    from allocator.operations.pools import pool_rules
 
     rules = at.allocator.run(pool_rules(at.allocator.session.context, at.pool))
     space = at.allocator.session.context.space(rules)
@@ -182,7 +182,7 @@ def claim_named(
 
 def _kept(at: Desk, worker: WorkerId, arguments: ClaimArguments, known: list[Lease], *, adjacent: bool) -> list[Lease]:
     """Renew the leases that a worker has, with what it says now, and save their files."""
-    from allocator.protocol.claim import as_asked
+    from allocator.operations.claim import as_asked
 
     ports = [lease.port for lease in known]
     if adjacent and ports != list(range(ports[0], ports[0] + len(ports))):

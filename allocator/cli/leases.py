@@ -181,7 +181,7 @@ def claim_anywhere(
     """
     from typing import cast
 
-    from allocator.protocol.hosts import Spread, place
+    from allocator.operations.hosts import Spread, place
 
     host = max(known, key=lambda lease: lease.fence).host if known else None
     tried: frozenset[str] = frozenset()
@@ -199,8 +199,8 @@ def claim_anywhere(
 @contextmanager
 def recorder(at: Desk) -> Iterator[LeaseRecorder]:
     """Give what writes the rows of leases into the database that the settings name."""
-    from allocator.cli.databases import database_of
-    from allocator.database.recording import DatabaseRecorder
+    from allocator.cli.db import database_of
+    from allocator.database.recorder import DatabaseRecorder
 
     with database_of(at.settings) as database:
         yield DatabaseRecorder(database, at.settings.table)

@@ -66,7 +66,7 @@ class Renewals:
                 return
 
     def _renew(self) -> None:
-        from allocator.protocol.renew import renew
+        from allocator.operations.renew import renew
 
         allocator, files = self._at.allocator, self._at.files
         with allocator.session.span("renew", *self.leases) as span:

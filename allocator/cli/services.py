@@ -11,7 +11,7 @@ from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOpti
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin
-from allocator.protocol.pools import check_pool
+from allocator.operations.pools import check_pool
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk

@@ -12,12 +12,12 @@ from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError, LeaseLostError, printable
 from allocator.model.names import WorkerId, check_name, check_port
+from allocator.operations.pools import check_pool
 from allocator.protocol.decode import event_time
-from allocator.protocol.pools import check_pool
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
-    from allocator.protocol.listing import PortView
+    from allocator.operations.listing import PortView
 
 MAX_EVENTS = 10_000
 
@@ -93,7 +93,7 @@ def show(
 
 
 def _view(at: Desk, port: int) -> PortView:
-    from allocator.protocol.listing import port_view
+    from allocator.operations.listing import port_view
 
     rules = at.allocator.pool()
     view = at.allocator.run(port_view(at.pool, at.allocator.session.context.space(rules), port))

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from allocator.model.leases import Lease
-    from allocator.protocol.renew import RenewOutcome
+    from allocator.operations.renew import RenewOutcome
 
 
 class ProcessWords(TypedDict, total=False):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from allocator.client.heartbeats import E_, HeartbeatPlan, HeldLease
 from allocator.model.errors import AllocatorError
-from allocator.protocol import listing, renew
+from allocator.operations import listing, renew
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from allocator.client.counting import HolderCounts
     from allocator.client.session import Session
     from allocator.model.leases import Lease
-    from allocator.protocol.renew import RenewOutcome
-    from allocator.protocol.steps import Operation
+    from allocator.operations.renew import RenewOutcome
+    from allocator.operations.steps import Operation
 
 
 class Beat(Generic[E_]):

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 from allocator.client import recording
 from allocator.client.arguments import ClaimArguments, check_renewed
 from allocator.client.beating import HeartbeatThread
-from allocator.client.driving import drive
+from allocator.client.drivers import drive
 from allocator.client.heartbeats import HeldLease, about, log
 from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, ExhaustedError, HeldError, LimitError, RecoveringError
 from allocator.model.names import WorkerId, check_name
-from allocator.protocol import applying, endings, hosts, listing, pools, renew
-from allocator.protocol import claim as claiming
-from allocator.protocol import resolve as resolving
+from allocator.operations import apply, end, hosts, listing, pools, renew
+from allocator.operations import claim as claiming
+from allocator.operations import resolve as resolving
+from allocator.operations.several import claim_several, named_workers
 from allocator.protocol.keys import events_key
-from allocator.protocol.several import claim_several, named_workers
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
-    from allocator.protocol.claim import ClaimRequest
-    from allocator.protocol.hosts import Spread
-    from allocator.protocol.steps import Operation
+    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.hosts import Spread
+    from allocator.operations.steps import Operation
 
 T = TypeVar("T")
 
@@ -196,7 +196,7 @@ class PortAllocator:
     def release_all(self, *leases: Lease) -> int:
         """End leases together, in one step; return how many had not ended yet."""
         with self.session.span("release", *leases) as span:
-            count = sum(self.run(endings.release(self.session.context, leases)))
+            count = sum(self.run(end.release(self.session.context, leases)))
             span.ended("released", done=count > 0)
         return count
 
@@ -283,10 +283,10 @@ class PortAllocator:
         leases = [one.lease for one in held if not one.lost.is_set()]
         if not leases:
             return
-        end, name = (endings.decline, "decline") if declined else (endings.release, "release")
+        operation, name = (end.decline, "decline") if declined else (end.release, "release")
         try:
             with self.session.span(name, *leases) as span:
-                done = self.run(end(self.session.context, leases))
+                done = self.run(operation(self.session.context, leases))
                 span.ended(f"{name}d", done=any(done))
         except AllocatorError as error:
             for lease in leases:
@@ -315,13 +315,13 @@ class PortAllocator:
             HeldError: When someone else holds the port.
         """
         with self.session.span("release", lease) as span:
-            (done,) = self.run(endings.release(self.session.context, [lease]))
+            (done,) = self.run(end.release(self.session.context, [lease]))
             return span.ended("released", done=done)
 
     def decline(self, lease: Lease) -> bool:
         """End a lease because the kernel refuses its port, which goes into quarantine; as `release` else."""
         with self.session.span("decline", lease) as span:
-            (done,) = self.run(endings.decline(self.session.context, [lease]))
+            (done,) = self.run(end.decline(self.session.context, [lease]))
             return span.ended("declined", done=done)
 
     def leases(self, *, org: str | None = None, plugin: str | None = None, host: str | None = None) -> list[Lease]:
@@ -405,7 +405,7 @@ class PortAllocator:
         Raises:
             HeldError: When the scope would change while hosts use the pool.
         """
-        return str(self.run(applying.apply_pool(pool, by=by)))
+        return str(self.run(apply.apply_pool(pool, by=by)))
 
     def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from allocator.client.session import Session
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
-    from allocator.protocol.renew import RenewOutcome
+    from allocator.operations.renew import RenewOutcome
 
 T1 = 0.5
 T1_SPREAD = 0.1

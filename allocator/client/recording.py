@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
 from allocator.model.names import WorkerId
-from allocator.protocol import finding
-from allocator.protocol.pools import pool_rules
+from allocator.operations import find
+from allocator.operations.pools import pool_rules
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
-    from allocator.protocol.claim import ClaimRequest
-    from allocator.protocol.context import Context
-    from allocator.protocol.steps import Operation
+    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.context import Context
+    from allocator.operations.steps import Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def has_ended(context: Context, lease: Lease, standing: Standing) -> Operation[b
     except InvalidInputError:
         return False
     pool = yield from pool_rules(context, lease.pool)
-    (known,) = yield from finding.find(pool, [worker])
+    (known,) = yield from find.find(pool, [worker])
     return known.explains_end_of(standing.fence)
 
 
@@ -75,7 +75,7 @@ def may_hold(context: Context, request: ClaimRequest) -> Operation[bool]:
     if request.token is None:
         return False
     pool = yield from pool_rules(context, request.pool)
-    (known,) = yield from finding.find(pool, [request.worker])
+    (known,) = yield from find.find(pool, [request.worker])
     return known.lease is not None
 
 

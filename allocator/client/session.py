@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from allocator.client.driving import Kernel, UnseenKernel
+from allocator.client.drivers import Kernel, UnseenKernel
 from allocator.client.policies import ClaimPatience
 from allocator.client.tracing import OFF
 from allocator.kernel.identity import default_address, default_host, host_identity
@@ -22,8 +22,8 @@ from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_address, check_labels, check_name, check_port
 from allocator.model.pools import MAX_DURATION_MS, SDK_V2
 from allocator.model.settings import state_directory
-from allocator.protocol.claim import ClaimRequest
-from allocator.protocol.context import Context
+from allocator.operations.claim import ClaimRequest
+from allocator.operations.context import Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -15,7 +15,7 @@ from allocator.kernel.processes import ProcessIdentity, boot_id, has_variable, i
 from allocator.kernel.sockets import listeners, listening_ports
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
 from allocator.model.names import environment_name
-from allocator.protocol.claim import ClaimRequest, claim
+from allocator.operations.claim import ClaimRequest, claim
 
 if TYPE_CHECKING:
     from allocator.client.arguments import ClaimArguments

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
-    from allocator.protocol.renew import RenewOutcome
+    from allocator.operations.renew import RenewOutcome
 
 Outcomes = TypeVar("Outcomes", bound="Sequence[RenewOutcome]")
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from allocator.client.policies import ClaimPatience
     from allocator.client.session import Session
-    from allocator.protocol.claim import ClaimRequest
-    from allocator.protocol.steps import Operation
+    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.steps import Operation
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def claim_in_turn(
     except AllocatorError as error:
         if not patience.waits_after(error):
             raise
-    from allocator.protocol.waiting import Wish, claim_in_line
+    from allocator.operations.queue import Wish, claim_in_line
 
     return (
         yield from claim_in_line(

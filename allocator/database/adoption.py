@@ -17,8 +17,8 @@ from allocator.kernel.sockets import listeners, listening_ports
 from allocator.model.errors import AllocatorError, InvalidInputError
 from allocator.model.states import LeaseState
 from allocator.model.tables import STOPPED
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.finding import find
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.find import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
-    from allocator.protocol.finding import Whereabouts
+    from allocator.operations.find import Whereabouts
 
 ADOPTED_STATES = frozenset({LeaseState.STARTING, LeaseState.READY})
 

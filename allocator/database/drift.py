@@ -18,7 +18,7 @@ from allocator.protocol.replies import Reply
 if TYPE_CHECKING:
     from allocator.database.rows import Row
     from allocator.model.leases import Lease
-    from allocator.protocol.finding import Whereabouts
+    from allocator.operations.find import Whereabouts
 
 
 class Kind(StrEnum):

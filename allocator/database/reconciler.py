@@ -20,8 +20,8 @@ from allocator.database.errors import RowRefusedError
 from allocator.database.rows import Rows
 from allocator.database.upgrade import open_layout
 from allocator.kernel.sockets import listeners
-from allocator.protocol import finding, listing
-from allocator.protocol.pools import pool_rules
+from allocator.operations import find, listing
+from allocator.operations.pools import pool_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.database.connection import Database
     from allocator.database.layout import Layout
-    from allocator.database.leading import Leader
+    from allocator.database.leader import Leader
     from allocator.database.rows import Row, RowKey
     from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
     from allocator.model.tables import TableNames
-    from allocator.protocol.finding import Whereabouts
+    from allocator.operations.find import Whereabouts
 
 SETTLED_AT_ONCE = 256
 """Workers in one transaction, and in one call of `find`: some 20 ms, so that nothing waits long behind it."""
@@ -250,7 +250,7 @@ class Reconciler:
     def _find(self, workers: Iterable[WorkerId | None]) -> dict[WorkerId, Whereabouts]:
         asked = list(dict.fromkeys(worker for worker in workers if worker is not None))
         pool = self.allocator.run(pool_rules(self.allocator.session.context, self.rows.pool))
-        return dict(zip(asked, self.allocator.run(finding.find(pool, asked)), strict=True)) if asked else {}
+        return dict(zip(asked, self.allocator.run(find.find(pool, asked)), strict=True)) if asked else {}
 
     def _compared(self, nominated: Sequence[WorkerId | RowKey], report: Report) -> Settlement:
         by_key: dict[RowKey, WorkerId | None] = {}

@@ -23,7 +23,8 @@ from allocator.store.urls import Topology
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from allocator.protocol.steps import AwaitTurn, ScriptCall
+    from allocator.operations.steps import AwaitTurn
+    from allocator.protocol.calls import ScriptCall
     from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")

@@ -18,7 +18,8 @@ from allocator.store.urls import Topology
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from allocator.protocol.steps import AwaitTurn, ScriptCall
+    from allocator.operations.steps import AwaitTurn
+    from allocator.protocol.calls import ScriptCall
     from allocator.store.lines import Lines
     from allocator.store.urls import StoreAddress
 

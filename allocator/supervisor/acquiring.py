@@ -12,13 +12,13 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from allocator.client.driving import describe_listener
+from allocator.client.drivers import describe_listener
 from allocator.client.superseding import claim_over_the_dead, is_proven_dead
 from allocator.kernel.processes import ProcessIdentity, ancestors_of, boot_id, command_name, is_alive, namespaces
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.protocol.several import named_workers
+from allocator.operations.several import named_workers
 from allocator.supervisor.held import OWN
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_name, shown
 from allocator.model.reading import read_text
-from allocator.protocol.several import named_workers
+from allocator.operations.several import named_workers
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, WorkerSpec, check_path
 

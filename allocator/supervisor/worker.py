@@ -13,13 +13,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from allocator.client.driving import describe_listener
+from allocator.client.drivers import describe_listener
 from allocator.kernel.processes import start_time_of
 from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.protocol.endings import fail
+from allocator.operations.end import fail
 from allocator.supervisor.acquiring import acquire
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts

@@ -31,12 +31,12 @@ from allocator.database.upgrade import upgrade
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.tables import TableNames
-from allocator.protocol import listing
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.context import Context
+from allocator.operations import listing
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.context import Context
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.scripts import script
-from allocator.protocol.steps import ScriptCall
 from allocator.store.blocking import Store
 from benchmarks.leases import NoKernel
 from benchmarks.servers import server
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from allocator.model.leases import Lease
-    from allocator.protocol.steps import Operation
+    from allocator.operations.steps import Operation
 
 ROOT = Path(__file__).parents[2]
 RATE = 100
@@ -85,7 +85,7 @@ class Fleet:
 
     def run(self, operation: Operation[Any]) -> Any:
         """Run an operation as the client does, without asking the kernel."""
-        from allocator.client.driving import drive
+        from allocator.client.drivers import drive
 
         return drive(operation, self.store, self.kernel)
 

@@ -21,11 +21,11 @@ from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import claim_words
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import claim_words
+from allocator.operations.listing import reap
+from allocator.operations.renew import renew
 from allocator.protocol.keys import pool_key, script_keys
-from allocator.protocol.listing import reap
-from allocator.protocol.renew import renew
 from allocator.protocol.scripts import script
 from benchmarks.leases import Bench
 from benchmarks.servers import server

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.pools import PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import claim_words
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import claim_words
 from allocator.protocol.keys import script_keys
 from allocator.protocol.scripts import script
 from benchmarks.leases import PIPELINE, Bench, port_of

@@ -13,14 +13,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from allocator import PortAllocator
-from allocator.client.driving import Kernel
-from allocator.protocol.steps import ReadListeners, ScriptCall, Step
+from allocator.client.drivers import Kernel
+from allocator.operations.steps import ReadListeners, Step
 from benchmarks.leases import RETURNING, SMALL, Bench
 from benchmarks.servers import server
 from benchmarks.timing import Spread, seconds_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from allocator.protocol.calls import ScriptCall
 
 HOST = "bench"
 PING = b"*1\r\n$4\r\nPING\r\n"

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from allocator.client.driving import Kernel, drive
+from allocator.client.drivers import Kernel, drive
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim, claim_words
-from allocator.protocol.context import Context
-from allocator.protocol.endings import release
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim, claim_words
+from allocator.operations.context import Context
+from allocator.operations.end import release
+from allocator.operations.renew import renew
+from allocator.operations.steps import ReadListeners, Step
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.renew import renew
 from allocator.protocol.scripts import script
-from allocator.protocol.steps import ReadListeners, ScriptCall, Step
 from allocator.store.blocking import Store
 from benchmarks.timing import Spread, ratios, seconds_for, take_turns
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from allocator.model.leases import Lease
-    from allocator.protocol.steps import Operation
+    from allocator.operations.steps import Operation
 
 HOST = "bench"
 RETURNING = 100

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from allocator import PoolSpec, PortAllocator
 from allocator.client.lease_files import LeaseFiles
 from allocator.kernel.processes import all_pids, has_variable
-from allocator.protocol.listing import port_view
+from allocator.operations.listing import port_view
 from benchmarks.servers import server
 from benchmarks.table import Row, at_most
 from benchmarks.timing import Spread

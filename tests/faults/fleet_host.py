@@ -18,8 +18,8 @@ from dataclasses import replace
 import redis  # noqa: F401  # imported before the forks, not by each of them
 
 from allocator import AllocatorError, Lease, LeaseLostError, LeaseState, PortAllocator
-from allocator.client.driving import Kernel, UnseenKernel
-from allocator.protocol import waiting  # noqa: F401  # as above
+from allocator.client.drivers import Kernel, UnseenKernel
+from allocator.operations import queue  # noqa: F401  # as above
 
 CLONE_NEWNET = 0x40000000
 TTL_S = 1.5

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from allocator import PoolSpec, PortAllocator, WorkerId
-from allocator.protocol import hosts, listing
+from allocator.operations import hosts, listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

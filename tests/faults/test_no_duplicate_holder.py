@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from allocator.protocol import listing
+from allocator.operations import listing
 
 if TYPE_CHECKING:
     from allocator import PoolSpec, PortAllocator

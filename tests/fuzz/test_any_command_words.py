@@ -128,7 +128,7 @@ def surroundings(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
            "ALLOCATOR_STATE_DIR": str(home / "state"), "ALLOCATOR_CONNECT_TIMEOUT": "300ms"}  # fmt: skip
     before = os.getcwd()  # noqa: PTH109  # what chdir takes back
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("allocator.api.serving.run_server", lambda _app, listener, **_: listener.close())
+        patch.setattr("allocator.api.server.run_server", lambda _app, listener, **_: listener.close())
         patch.setattr("allocator.cli.agent._run", lambda *_: None)
         patch.setattr("allocator.cli.logs.start_logging", lambda: None)
         for name in os.environ.keys() - kept.keys():

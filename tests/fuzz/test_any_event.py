@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from allocator import AsyncPortAllocator, PoolSpec, PortAllocator
 from allocator.api.application import create_app
 from allocator.api.hub import Hub, event_of, identifier_of
-from allocator.database.watching import Watch
+from allocator.database.watcher import Watch
 from allocator.discovery.directory import Directory
 from allocator.model.errors import AllocatorError
 from allocator.protocol.keys import events_key, history_key

@@ -28,12 +28,12 @@ from allocator.model.names import (
 )
 from allocator.model.pools import PoolSpec
 from allocator.model.tables import TableNames
-from allocator.protocol import listing
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
+from allocator.operations import listing
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import release
+from allocator.operations.resolve import endpoints
 from allocator.protocol.keys import pool_key, pool_of_key
-from allocator.protocol.resolve import endpoints
 
 if TYPE_CHECKING:
     import pytest

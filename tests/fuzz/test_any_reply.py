@@ -18,20 +18,20 @@ from hypothesis import strategies as st
 from scripted_redis import make_context
 
 from allocator import AsyncPortAllocator, Lease, PortAllocator
-from allocator.client.driving import UnseenKernel, drive, drive_async
+from allocator.client.drivers import UnseenKernel, drive, drive_async
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.protocol import finding, hosts, leading, listing, pools, renew, resolve, several, waiting
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, fail, release
+from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve, several
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, fail, release
 from allocator.protocol.replies import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from allocator.protocol.steps import Operation
+    from allocator.operations.steps import Operation
 
 WORKER = WorkerId("org-1", "email")
 TOKEN = "0" * 32
@@ -53,7 +53,7 @@ LEASE_TEXT = json.dumps(
 ).encode()
 REPLIES_A_CALL = 60
 """After so many calls the server is away: what asks on and on would be another mistake than reading badly."""
-WISH = waiting.Wish(REQUEST, lambda asked: claim(known_context(), asked))
+WISH = queue.Wish(REQUEST, lambda asked: claim(known_context(), asked))
 
 
 def known_context() -> Any:
@@ -93,13 +93,13 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "drain": lambda: hosts.drain("p", "web-1"),
     "forget": lambda: hosts.forget("p", "web-1"),
     "place": lambda: hosts.place("p", WORKER, spread="org"),
-    "find": lambda: finding.find(POOL, [WORKER]),
-    "lead": lambda: leading.take_leadership("p", token=TOKEN, ttl_ms=1_000, holder="me"),
-    "give up": lambda: leading.give_up_leadership("p", TOKEN),
-    "restore": lambda: leading.restore(POOL, [leading.Remembered(WORKER, "web-1", 110, 1)], 1_000),
+    "find": lambda: find.find(POOL, [WORKER]),
+    "lead": lambda: lead.take_leadership("p", token=TOKEN, ttl_ms=1_000, holder="me"),
+    "give up": lambda: lead.give_up_leadership("p", TOKEN),
+    "restore": lambda: lead.restore(POOL, [lead.Remembered(WORKER, "web-1", 110, 1)], 1_000),
     "resolve": lambda: resolve.resolve("p", "email", "org-1"),
     "endpoints": lambda: resolve.endpoints("p", "email", "org-1"),
-    "join": lambda: waiting.join(known_context(), WISH, "ticket", "any", None),
+    "join": lambda: queue.join(known_context(), WISH, "ticket", "any", None),
 }  # fmt: skip
 
 

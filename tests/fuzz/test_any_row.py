@@ -15,9 +15,9 @@ from runners_table import Table, drift
 from allocator import PoolSpec, PortAllocator
 from allocator.database.adoption import manual_rows, unexplained_rows
 from allocator.database.connection import Database
-from allocator.database.leading import Leader
+from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
-from allocator.database.restoring import restore_from_rows
+from allocator.database.restore import restore_from_rows
 from allocator.database.upgrade import check, open_layout, upgrade
 from allocator.model.errors import ExhaustedError
 from allocator.model.tables import COLUMNS, ROW_STATES, TableNames

@@ -13,13 +13,13 @@ from scripted_redis import ScriptedRedis, make_context
 
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
 from allocator.protocol.scripts import script_names
-from allocator.protocol.steps import ScriptCall
 
 POOL = "fuzz"
 BASE = f"alloc:{{{POOL}}}"

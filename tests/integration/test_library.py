@@ -27,11 +27,11 @@ from allocator import (
     PortAllocator,
 )
 from allocator.kernel.processes import boot_id, identify, namespaces
-from allocator.protocol import listing
+from allocator.operations import listing
 
 if TYPE_CHECKING:
     from allocator import PoolSpec
-    from allocator.protocol.steps import Operation
+    from allocator.operations.steps import Operation
 
 
 def test_hold_keeps_the_lease_beyond_its_ttl_and_releases_it_at_the_end(ports: PortAllocator) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from allocator import HeldError, PoolSpec, PortAllocator
-from allocator.client.driving import Kernel
-from allocator.protocol.steps import ReadListeners
+from allocator.client.drivers import Kernel
+from allocator.operations.steps import ReadListeners
 
 if TYPE_CHECKING:
-    from allocator.protocol.steps import Step
+    from allocator.operations.steps import Step
 
 STRANGER = """
 import socket, sys

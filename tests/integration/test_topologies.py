@@ -23,11 +23,11 @@ from allocator import (
     StoreUnavailableError,
     WorkerId,
 )
-from allocator.database.leading import Leader
-from allocator.protocol import endings, listing
-from allocator.protocol import hosts as host_operations
+from allocator.database.leader import Leader
+from allocator.operations import end, listing
+from allocator.operations import hosts as host_operations
+from allocator.operations.lead import Remembered, restore
 from allocator.protocol.keys import history_key
-from allocator.protocol.leading import Remembered, restore
 
 SPEC = PoolSpec(name="kinds", first=23_000, last=23_043, cooldown_ms=0)
 
@@ -145,7 +145,7 @@ def do_what_holders_and_reconcilers_do(url: str, host: str) -> None:
         several = ports.claim_ports("email", ["http", "debug"], org="org-2")
         with pytest.raises(HeldError):
             ports.claim("stripe", org="org-2", port=several["http"].port, wait=0.3)
-        assert ports.run(endings.fail(ports.session.context, several["http"], "it ended"))
+        assert ports.run(end.fail(ports.session.context, several["http"], "it ended"))
         ports.run(host_operations.drain(SPEC.name, host))
         ports.run(listing.cordon(SPEC.name, host, on=False))
         assert ports.release_all(*several.values()) == 2

@@ -23,12 +23,12 @@ from allocator.model.errors import CordonedError, ExhaustedError, HeldError, Inv
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.context import Context
-from allocator.protocol.endings import decline, release
-from allocator.protocol.listing import cordon, leases, reap
-from allocator.protocol.renew import renew
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.context import Context
+from allocator.operations.end import decline, release
+from allocator.operations.listing import cordon, leases, reap
+from allocator.operations.renew import renew
 
 HOSTS = ("web-1", "web-2")
 WORKERS = tuple(WorkerId(f"org-{n}", plugin) for n in (1, 2) for plugin in ("email", "stripe", "other"))

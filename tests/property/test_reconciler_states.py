@@ -24,7 +24,7 @@ from scripted_redis import MINUTE, ScriptedRedis, make_context
 from allocator import DatabaseRecorder, PortAllocator
 from allocator.database import connection as connections
 from allocator.database.connection import Database
-from allocator.database.leading import Leader
+from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
 from allocator.database.rows import DeposedError
 from allocator.database.upgrade import open_layout, upgrade
@@ -33,12 +33,12 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import TRANSITIONS, LeaseState
 from allocator.model.tables import LIVE_ROW_STATES, TableNames
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
-from allocator.protocol.finding import find
-from allocator.protocol.listing import leases
-from allocator.protocol.renew import renew
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.find import find
+from allocator.operations.listing import leases
+from allocator.operations.renew import renew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from allocator.cli.checks.findings import Finding
 from allocator.kernel.sockets import listeners
 from allocator.model.states import LeaseState
-from allocator.protocol import listing
+from allocator.operations import listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
-from allocator.cli.databases import database_in_use
+from allocator.cli.db import database_in_use
 from allocator.protocol.keys import leader_key
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from redis import Redis
 
 from allocator import ExhaustedError, PortAllocator, PortRefusedError
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.protocol.claim import claim_words
+from allocator.operations.claim import claim_words
 from allocator.protocol.keys import script_keys
 from allocator.protocol.scripts import script
 from benchmarks.leases import RETURNING, port_of

@@ -226,7 +226,7 @@ class Holder(Actor):
             self.renew(due)
 
     def renew(self, due: list[Held]) -> None:
-        from allocator.protocol.renew import renew
+        from allocator.operations.renew import renew
 
         rewrite = self.rng.random() < 0.1
         for held in due:

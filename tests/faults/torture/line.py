@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torture.facts import Facts
     from torture.history import Call
 
-from allocator.protocol.waiting import ALIVE_MS
+from allocator.operations.queue import ALIVE_MS
 
 ALIVE_S = ALIVE_MS / 1_000
 

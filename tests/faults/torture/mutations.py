@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha1
 from typing import TYPE_CHECKING
 
-from allocator.client import driving
+from allocator.client import drivers
 from allocator.protocol import scripts
 from allocator.protocol.scripts import Script
 from allocator.store import blocking
@@ -43,8 +43,8 @@ class Mutation:
 
 
 def _without_a_look_at_the_kernel() -> None:
-    driving.listening_ports = lambda *_: frozenset()
-    driving.prove_port = lambda *_: True
+    drivers.listening_ports = lambda *_: frozenset()
+    drivers.prove_port = lambda *_: True
 
 
 def _by_the_clients_clock() -> None:

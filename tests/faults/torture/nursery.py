@@ -89,11 +89,11 @@ def _serve() -> None:
     import redis  # noqa: F401  # imported before the forks, not by each of them
 
     from allocator.agent import host  # noqa: F401  # as above
-    from allocator.api import access, application, serving  # noqa: F401  # as above
-    from allocator.cli import agent, app, claiming, leases, reconciling, running  # noqa: F401  # as above
-    from allocator.database import reconciler, recording, watching  # noqa: F401  # as above
-    from allocator.protocol import endings, renew, waiting  # noqa: F401  # as above
-    from allocator.supervisor import run, worker  # noqa: F401  # as above
+    from allocator.api import access, application, server  # noqa: F401  # as above
+    from allocator.cli import agent, app, claiming, leases, reconcile, run  # noqa: F401  # as above
+    from allocator.database import reconciler, recorder, watcher  # noqa: F401  # as above
+    from allocator.operations import end, queue, renew  # noqa: F401  # as above
+    from allocator.supervisor import run as _run  # noqa: F401  # as above
     from torture import actors, commands, mutations  # noqa: F401  # as above
 
     mutations.apply(os.environ.get(MUTATION))

@@ -12,7 +12,8 @@ from allocator.store.blocking import Store
 from torture.history import OK, REFUSED, UNKNOWN
 
 if TYPE_CHECKING:
-    from allocator.protocol.steps import AwaitTurn, ScriptCall
+    from allocator.operations.steps import AwaitTurn
+    from allocator.protocol.calls import ScriptCall
     from torture.history import Book
 
 WORDS_OF_RENEWAL = 8

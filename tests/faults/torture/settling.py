@@ -15,7 +15,7 @@ import redis
 
 from allocator import AllocatorError
 from allocator.kernel.sockets import listening_ports
-from allocator.protocol import listing
+from allocator.operations import listing
 from torture.history import UNKNOWN, read_history
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from servers import Server
 
-from allocator.database.leading import Leader
-from allocator.protocol import listing
+from allocator.database.leader import Leader
+from allocator.operations import listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

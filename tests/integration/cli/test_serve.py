@@ -198,7 +198,7 @@ def test_tls_by_files(allocator, tmp_path: Path) -> None:
 def test_an_answer_does_not_wait_for_an_acknowledgement(tmp_path: Path) -> None:
     """Each answer took 40 ms: its second half waited for the acknowledgement of the first."""
     from allocator.api.application import create_app
-    from allocator.api.serving import run_server
+    from allocator.api.server import run_server
 
     listener = socket.create_server(("127.0.0.1", 0))
     seen: list[int] = []

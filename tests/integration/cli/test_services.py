@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from allocator import AsyncPortAllocator, ExhaustedError, LeaseState, PoolSpec, PortAllocator
-from allocator.protocol.claim import ClaimRequest, claim
+from allocator.operations.claim import ClaimRequest, claim
 
 if TYPE_CHECKING:
     from pathlib import Path

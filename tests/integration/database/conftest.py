@@ -8,7 +8,7 @@ import pytest
 from runners_table import Table
 
 from allocator.database.connection import Database
-from allocator.database.leading import Leader
+from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler
 from allocator.database.upgrade import open_layout, upgrade
 from allocator.model.tables import TableNames

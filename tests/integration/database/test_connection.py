@@ -12,7 +12,7 @@ from sqlalchemy import event, text
 
 from allocator.database.adoption import unexplained_rows
 from allocator.database.connection import Database
-from allocator.database.leading import Leader
+from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
 from allocator.database.rows import Rows
 from allocator.database.upgrade import open_layout, upgrade

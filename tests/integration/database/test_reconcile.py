@@ -12,12 +12,12 @@ from runners_table import Table, drift
 
 from allocator import LeaseState, PortAllocator
 from allocator.database.connection import Database
-from allocator.database.leading import Leader
+from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
 from allocator.database.rows import DeposedError
 from allocator.database.upgrade import open_layout, upgrade
 from allocator.model.tables import TableNames
-from allocator.protocol.listing import reap
+from allocator.operations.listing import reap
 
 if TYPE_CHECKING:
     from allocator import PoolSpec

@@ -8,7 +8,7 @@ import pytest
 
 from allocator import HeldError, PortAllocator
 from allocator.database.reconciler import Report
-from allocator.database.restoring import restore_from_rows
+from allocator.database.restore import restore_from_rows
 
 if TYPE_CHECKING:
     from runners_table import Table

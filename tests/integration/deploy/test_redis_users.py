@@ -26,13 +26,13 @@ from allocator import (
     PortAllocator,
     WorkerId,
 )
-from allocator.database.leading import Leader
-from allocator.protocol import endings, finding, listing
-from allocator.protocol import hosts as host_operations
+from allocator.database.leader import Leader
+from allocator.operations import end, find, listing
+from allocator.operations import hosts as host_operations
+from allocator.operations.lead import Remembered, restore
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.leading import Remembered, restore
 from allocator.protocol.scripts import script, script_names
-from allocator.protocol.steps import ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -239,8 +239,8 @@ USES: dict[str, Use] = {
     "cordon": lambda ports, _: ports.run(listing.cordon(SPEC.name, "web-1", on=True)),
     "decline": lambda ports, lease: ports.decline(lease),
     "drain": lambda ports, _: ports.run(host_operations.drain(SPEC.name, "web-1")),
-    "fail": lambda ports, lease: ports.run(endings.fail(ports.session.context, lease, "it ended")),
-    "find": lambda ports, _: ports.run(finding.find(SPEC, [SOMEBODY])),
+    "fail": lambda ports, lease: ports.run(end.fail(ports.session.context, lease, "it ended")),
+    "find": lambda ports, _: ports.run(find.find(SPEC, [SOMEBODY])),
     "forget": lambda ports, _: ports.run(host_operations.forget(SPEC.name, "web-2")),
     "index": lambda ports, _: ports.apply_pool(LIMITED),
     "inspect": lambda ports, _: ports.leases(),

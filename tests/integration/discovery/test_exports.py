@@ -19,7 +19,7 @@ from workers import fleet
 
 from allocator import LeaseState, PoolSpec, PortAllocator
 from allocator.discovery.directory import Directory
-from allocator.discovery.exporting import Exporter
+from allocator.discovery.exports import Exporter
 from allocator.discovery.formats import FORMATS
 
 if TYPE_CHECKING:

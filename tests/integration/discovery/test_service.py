@@ -23,7 +23,7 @@ from allocator import (
     PortAllocator,
     Service,
 )
-from allocator.protocol.hosts import drain
+from allocator.operations.hosts import drain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

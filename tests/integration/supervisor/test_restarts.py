@@ -12,7 +12,7 @@ from process_groups import process_group_members
 from supervised import LEAVE, NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventually, finish, is_running, needs_node
 
 from allocator.kernel.processes import process_table
-from allocator.protocol.hosts import drain
+from allocator.operations.hosts import drain
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from allocator import Lease, LeaseState, WorkerId
 from allocator.database.drift import Action, Kind, how_it_ended, of_lease, of_row
 from allocator.database.rows import Row, RowKey
 from allocator.database.urls import parse_database_url, redacted
-from allocator.protocol.finding import Whereabouts
+from allocator.operations.find import Whereabouts
 from allocator.protocol.replies import Reply
 
 WORKER = WorkerId("org-1", "email")

@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
-from allocator.discovery.exporting import Exporter
+from allocator.discovery.exports import Exporter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from scripted_redis import HOUR, SECOND, make_context
 from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError, InvalidInputError, PortRefusedError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim, written_ports
-from allocator.protocol.endings import decline, release
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim, written_ports
+from allocator.operations.end import decline, release
 
 EMAIL = WorkerId("org-1", "email")
 CUSTOM = WorkerId("org-1", "anything")

@@ -19,12 +19,12 @@ from allocator.model.errors import (
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
-from allocator.protocol.listing import cordon, hosts, leases, reap
-from allocator.protocol.pools import pool_rules, read_pool
-from allocator.protocol.renew import renew
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import release
+from allocator.operations.listing import cordon, hosts, leases, reap
+from allocator.operations.pools import pool_rules, read_pool
+from allocator.operations.renew import renew
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")

@@ -10,13 +10,13 @@ from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, make_context
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.listing import Reaped, leases, port_view, reap
+from allocator.operations.renew import renew
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.listing import Reaped, leases, port_view, reap
-from allocator.protocol.renew import renew
-from allocator.protocol.steps import ScriptCall
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")

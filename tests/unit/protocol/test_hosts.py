@@ -11,13 +11,13 @@ from allocator.model.errors import CordonedError, ExhaustedError, HeldError, Inv
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
-from allocator.protocol.hosts import drain, forget, place, register
-from allocator.protocol.listing import cordon, hosts, leases
-from allocator.protocol.renew import renew
-from allocator.protocol.resolve import resolve
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import release
+from allocator.operations.hosts import drain, forget, place, register
+from allocator.operations.listing import cordon, hosts, leases
+from allocator.operations.renew import renew
+from allocator.operations.resolve import resolve
 
 POOL = "p"
 

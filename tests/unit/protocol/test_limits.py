@@ -8,11 +8,11 @@ from scripted_redis import MINUTE, error_of, make_context
 from allocator.model.errors import HeldError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
-from allocator.protocol.pools import read_pool
-from allocator.protocol.renew import renew
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.pools import read_pool
+from allocator.operations.renew import renew
 from allocator.protocol.replies import Reply
 
 POOL = "p"

@@ -10,11 +10,11 @@ from scripted_redis import error_of, make_context
 
 import allocator.protocol
 from allocator.model.names import WorkerId
-from allocator.protocol.claim import ClaimRequest, claim
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
 from allocator.protocol.scripts import script, script_names
-from allocator.protocol.steps import ScriptCall
 
 LUA = Path(allocator.protocol.__file__).parent / "lua"
 FILES = sorted(LUA.rglob("*.lua"))

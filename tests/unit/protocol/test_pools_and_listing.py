@@ -8,12 +8,12 @@ from scripted_redis import MINUTE, SECOND, make_context
 from allocator.model.errors import HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
-from allocator.protocol.listing import hosts, leases, newest_event, port_view, ports, spaces
-from allocator.protocol.pools import define_pool, read_pool
-from allocator.protocol.renew import renew
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.listing import hosts, leases, newest_event, port_view, ports, spaces
+from allocator.operations.pools import define_pool, read_pool
+from allocator.operations.renew import renew
 from allocator.protocol.replies import Reply
 
 

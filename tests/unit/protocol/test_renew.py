@@ -12,14 +12,14 @@ from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissin
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import ENDED_STATES, LIVE_STATES, LeaseState
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.listing import leases, reap
+from allocator.operations.pools import read_pool
+from allocator.operations.renew import PROOF_LENGTH, renew
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.listing import leases, reap
-from allocator.protocol.pools import read_pool
-from allocator.protocol.renew import PROOF_LENGTH, renew
-from allocator.protocol.steps import ScriptCall
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")
@@ -514,7 +514,7 @@ def test_a_heartbeat_of_a_lease_that_is_gone_leaves_its_workers_newer_place_alon
 
 
 def test_a_heartbeat_learns_that_its_host_is_draining(store):
-    from allocator.protocol.hosts import drain
+    from allocator.operations.hosts import drain
 
     context = make_context()
     lease = take(store, context)

@@ -12,13 +12,13 @@ from allocator.model.errors import HostConflictError, InvalidInputError, NoWorke
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
-from allocator.protocol.hosts import register
-from allocator.protocol.renew import renew
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import release
+from allocator.operations.hosts import register
+from allocator.operations.renew import renew
+from allocator.operations.resolve import endpoints, resolve
 from allocator.protocol.replies import Reply
-from allocator.protocol.resolve import endpoints, resolve
 
 READY, POOL = LeaseState.READY, "sdk-v2"
 

@@ -16,13 +16,13 @@ from allocator.model.errors import (
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import release
-from allocator.protocol.listing import cordon, leases
-from allocator.protocol.renew import renew
-from allocator.protocol.resolve import endpoints
-from allocator.protocol.several import claim_several
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import release
+from allocator.operations.listing import cordon, leases
+from allocator.operations.renew import renew
+from allocator.operations.resolve import endpoints
+from allocator.operations.several import claim_several
 
 POOL = "p"
 NAMES = ("http", "debug", "metrics")

@@ -10,13 +10,13 @@ from scripted_redis import MINUTE, error_of, make_context
 from allocator.model.errors import ExhaustedError, HeldError, LimitError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.listing import reap
+from allocator.operations.queue import Wish, join, leave
+from allocator.operations.several import claim_several
 from allocator.protocol.keys import waiter_keys
-from allocator.protocol.listing import reap
-from allocator.protocol.several import claim_several
-from allocator.protocol.waiting import Wish, join, leave
 
 POOL = "p"
 

@@ -11,17 +11,17 @@ from scripted_redis import SECOND, assert_same_state, error_of, make_context
 from allocator.model.errors import AllocatorError, ConfigurationError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
+from allocator.operations.apply import apply_pool
+from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.end import decline, release
+from allocator.operations.hosts import drain, forget, place, register
+from allocator.operations.listing import cordon, leases, reap
+from allocator.operations.pools import read_pool
+from allocator.operations.renew import renew
+from allocator.operations.resolve import endpoints, resolve
 from allocator.protocol import decode
-from allocator.protocol.applying import apply_pool
-from allocator.protocol.claim import ClaimRequest, claim
-from allocator.protocol.endings import decline, release
-from allocator.protocol.hosts import drain, forget, place, register
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import pool_of_key, script_keys
-from allocator.protocol.listing import cordon, leases, reap
-from allocator.protocol.pools import read_pool
-from allocator.protocol.renew import renew
-from allocator.protocol.resolve import endpoints, resolve
-from allocator.protocol.steps import ScriptCall
 
 EMAIL = WorkerId("org-1", "email")
 SUFFIXES = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.databases import FOUND, database_of
+from allocator.cli.db import FOUND, database_of
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -79,7 +79,7 @@ def reconcile(
 
 
 def _reconciler(at: Desk, database: Database) -> Reconciler:
-    from allocator.database.leading import Leader
+    from allocator.database.leader import Leader
     from allocator.database.reconciler import Reconciler
     from allocator.database.upgrade import open_layout
 
@@ -169,7 +169,7 @@ def _adopt_manual(at: Desk, reconciler: Reconciler) -> None:
 
 
 def _watch(at: Desk, database: Database, every_s: float, metrics_listen: str | None) -> None:
-    from allocator.database.watching import Watch, patiently
+    from allocator.database.watcher import Watch, patiently
 
     signal.signal(signal.SIGTERM, _interrupt)
     with ExitStack() as stack:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.protocol import listing
-from allocator.protocol.context import space_of
+from allocator.operations import listing
+from allocator.operations.context import space_of
+from allocator.operations.pools import define_pool, pool_fields
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import define_pool, pool_fields
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
+    from allocator.operations.steps import Operation
     from allocator.protocol.replies import Reply
 
 INDEXED_AT_ONCE = 256

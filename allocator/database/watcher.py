@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.database.reconciler import Reconciler
-    from allocator.protocol.leading import Leadership
+    from allocator.operations.lead import Leadership
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MOST_S = 2.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from allocator.database.rows import READ_AT_ONCE, Rows
-from allocator.protocol.leading import Remembered, restore
-from allocator.protocol.pools import pool_rules
+from allocator.operations.lead import Remembered, restore
+from allocator.operations.pools import pool_rules
 
 if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allocator.model.endpoints import Endpoint
 from allocator.model.errors import NoWorkerError
 from allocator.model.names import check_name, check_plugin
 from allocator.protocol import decode
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
+
+if TYPE_CHECKING:
+    from allocator.operations.steps import Operation
 
 MAX_PAGES = 1_000
 """Bounds a listing of a service to 1,024,000 workers, more than hosts and ports that a pool can have."""

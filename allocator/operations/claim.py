@@ -26,13 +26,14 @@ from allocator.model.errors import (
 )
 from allocator.model.leases import HOLDER_WORDS
 from allocator.model.states import LeaseState
+from allocator.operations.end import decline, release
+from allocator.operations.pools import pool_rules
+from allocator.operations.renew import renew
+from allocator.operations.steps import DescribeListener, Operation, ProvePort, ReadListeners
 from allocator.protocol import decode
-from allocator.protocol.endings import decline, release
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import pool_rules
-from allocator.protocol.renew import renew
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
     from allocator.model.pools import PoolSpec
-    from allocator.protocol.context import Context
+    from allocator.operations.context import Context
 
 MAX_ROUNDS = 300
 BOUND_RETRY_S = 1.0

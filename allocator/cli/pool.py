@@ -85,7 +85,7 @@ def _user() -> str:
 
 def _foresee(at: Desk, pool: PoolSpec) -> None:
     from allocator.model.pool_changes import differences, effects
-    from allocator.protocol.pools import read_pool
+    from allocator.operations.pools import read_pool
 
     before = at.allocator.run(read_pool(pool.name))
     leases = at.allocator.leases()
@@ -164,7 +164,7 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
     Example: allocator pool ls
     """
     from allocator.model.pools import BUILT_IN
-    from allocator.protocol.pools import read_pool
+    from allocator.operations.pools import read_pool
 
     with desk(None, None, redis_url, config) as at:
         rows = []
@@ -194,8 +194,8 @@ def restore(
 
     Example: allocator pool restore --from-database --for 5m
     """
-    from allocator.cli.databases import database_of
-    from allocator.database.restoring import restore_from_rows
+    from allocator.cli.db import database_of
+    from allocator.database.restore import restore_from_rows
     from allocator.database.upgrade import open_layout
     from allocator.model.durations import parse_duration_ms
 

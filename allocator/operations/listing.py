@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_port
+from allocator.operations.context import space_of
+from allocator.operations.pools import read_pool
 from allocator.protocol import decode
-from allocator.protocol.context import space_of
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import FLEET_SPACE, lease_key, script_keys
-from allocator.protocol.pools import read_pool
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
+    from allocator.operations.steps import Operation
 
 PAGE = 256
 HOSTS_PAGE = 1_000

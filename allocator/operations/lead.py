@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.operations.context import space_of
 from allocator.protocol import decode
-from allocator.protocol.context import space_of
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allocator.model.names import WorkerId
     from allocator.model.pools import PoolSpec
+    from allocator.operations.steps import Operation
 
 RESTORE_BATCH = 256
 

@@ -12,7 +12,7 @@ import typer
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin
-from allocator.protocol.pools import check_pool
+from allocator.operations.pools import check_pool
 
 
 class ExportFormat(StrEnum):
@@ -52,7 +52,7 @@ def export(
     """
     from allocator.cli.logs import start_logging
     from allocator.discovery.directory import Directory
-    from allocator.discovery.exporting import Exporter
+    from allocator.discovery.exports import Exporter
     from allocator.discovery.formats import FORMATS
 
     if org is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from allocator.client.session import new_token
 from allocator.database.rows import DeposedError
-from allocator.protocol.leading import Leadership, give_up_leadership, take_leadership
+from allocator.operations.lead import Leadership, give_up_leadership, take_leadership
 
 if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator

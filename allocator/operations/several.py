@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
 from allocator.model.names import check_name, port_variable, shown
+from allocator.operations.claim import asked, not_copied, refusal, written_ports
+from allocator.operations.end import decline, release
+from allocator.operations.pools import pool_rules
+from allocator.operations.steps import DescribeListener, Operation, ProvePort, ReadListeners
 from allocator.protocol import decode
-from allocator.protocol.claim import asked, not_copied, refusal, written_ports
-from allocator.protocol.endings import decline, release
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import pool_rules
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
-    from allocator.protocol.claim import ClaimRequest
-    from allocator.protocol.context import Context
+    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.context import Context
 
 MAX_PORTS = 16
 MAX_ROUNDS = 300

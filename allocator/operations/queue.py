@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from allocator.model.errors import AllocatorError, HeldError, LimitError
+from allocator.operations.pools import pool_rules
+from allocator.operations.steps import AwaitTurn, Operation
 from allocator.protocol import decode
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys, waiter_keys
-from allocator.protocol.pools import pool_rules
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import AwaitTurn, Operation, ScriptCall
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from allocator.protocol.claim import ClaimRequest
-    from allocator.protocol.context import Context
+    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.context import Context
 
 T = TypeVar("T")
 

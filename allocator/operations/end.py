@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
+from allocator.operations.context import space_of
+from allocator.operations.pools import pool_rules
+from allocator.operations.renew import BATCH, places_by_host
 from allocator.protocol import decode
-from allocator.protocol.context import space_of
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import pool_rules
-from allocator.protocol.renew import BATCH, places_by_host
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allocator.model.leases import Lease
-    from allocator.protocol.context import Context
+    from allocator.operations.context import Context
+    from allocator.operations.steps import Operation
 
 
 def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from allocator.model.leases import Lease
-    from allocator.protocol.listing import HostView, PortView
+    from allocator.operations.listing import HostView, PortView
 
 SIGNS = {"starting": "s", "ready": "R", "degraded": "D", "draining": "d", "cooling": "c", "free": "."}
 COLOURS = {"starting": "34", "ready": "32", "degraded": "33", "draining": "35", "cooling": "2", "free": "2"}
@@ -111,8 +111,8 @@ def _watch(at: Desk, interval_s: float, interrupts: list[int]) -> None:
 
 def picture(at: Desk, columns: int, rows: int, *, coloured: bool) -> list[str]:
     """Return the lines of one picture, none longer than `columns` and at most `rows - 1` of them."""
-    from allocator.protocol import listing
-    from allocator.protocol.context import space_of
+    from allocator.operations import listing
+    from allocator.operations.context import space_of
 
     rules = at.allocator.pool()
     hosts = at.allocator.hosts()

@@ -79,7 +79,7 @@ def serve(
     try:
         from allocator.api.application import create_app
         from allocator.api.limits import Limits
-        from allocator.api.serving import run_server
+        from allocator.api.server import run_server
     except ImportError as error:
         raise ConfigurationError(
             f"serve needs the package {error.name}; install it with: pip install 'portlease[server]'"
@@ -188,7 +188,7 @@ def tcp_listener(address: str, port: int) -> socket.socket:
     except UnicodeError:
         raise ConfigurationError(f"{shown(address)} is no address and no host name; correct --listen") from None
     except OSError as error:
-        from allocator.client.driving import describe_listener
+        from allocator.client.drivers import describe_listener
 
         where = f"{_shown_address(address)}:{port}"
         who = describe_listener(port) if port else None
@@ -199,7 +199,7 @@ def tcp_listener(address: str, port: int) -> socket.socket:
 
 def drift_view(settings: Settings) -> DriftView | None:
     """Return what compares the leases with the database that is in use, not connected yet, or None."""
-    from allocator.cli.databases import database_in_use
+    from allocator.cli.db import database_in_use
 
     database = database_in_use(settings)
     if database is None:

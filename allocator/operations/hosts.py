@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import ExhaustedError, HeldError, HostConflictError, InvalidInputError
 from allocator.model.states import LeaseState
-from allocator.protocol import decode, listing
-from allocator.protocol.context import space_of
+from allocator.operations import listing
+from allocator.operations.context import space_of
+from allocator.operations.pools import pool_rules, read_pool
+from allocator.operations.renew import BATCH
+from allocator.protocol import decode
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import pool_rules, read_pool
-from allocator.protocol.renew import BATCH
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from allocator.model.names import WorkerId
     from allocator.model.pools import PoolSpec
-    from allocator.protocol.context import Context
+    from allocator.operations.context import Context
+    from allocator.operations.steps import Operation
 
 Spread = Literal["org", "plugin"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.databases import database_of
+from allocator.cli.db import database_of
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,

@@ -10,25 +10,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from allocator.protocol.calls import ScriptCall
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class ScriptCall:
-    """Run a script; answered with its reply (nested lists of `bytes`, `str` and `int`).
-
-    Attributes:
-        script: Which script: the name of a file under `lua/`, without `.lua`.
-        keys: Its KEYS, all with the hash tag of one pool.
-        args: Its ARGV.
-        replicas: How many replicas have to have what it wrote; answered with the reply and how many had it in time,
-            where that is not 0.
-    """
-
-    script: str
-    keys: tuple[str, ...]
-    args: tuple[str | int, ...] = ()
-    replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from allocator.model.errors import HeldError, PoolMissingError
 from allocator.model.pools import BUILT_IN, PoolSpec
 from allocator.protocol import decode
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
-    from allocator.protocol.context import Context
+    from allocator.operations.context import Context
+    from allocator.operations.steps import Operation
 
 
 def read_pool(name: str) -> Operation[PoolSpec | None]:

@@ -10,19 +10,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, LeaseLostError
+from allocator.operations.context import space_of
+from allocator.operations.pools import pool_rules
 from allocator.protocol import decode
-from allocator.protocol.context import space_of
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
-from allocator.protocol.pools import pool_rules
 from allocator.protocol.replies import Reply
-from allocator.protocol.steps import Operation, ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
-    from allocator.protocol.context import Context
+    from allocator.operations.context import Context
+    from allocator.operations.steps import Operation
 
 BATCH = 256
 """Leases in one call: under 1 ms of server time, so that no claim waits behind a longer script."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from allocator.kernel.sockets import listeners, listening_ports, prove_port
+from allocator.operations.steps import AwaitTurn, DescribeListener, Operation, ProvePort, ReadListeners, Step
+from allocator.protocol.calls import ScriptCall
 from allocator.protocol.decode import WRONG_SHAPES, unreadable
-from allocator.protocol.steps import AwaitTurn, DescribeListener, Operation, ProvePort, ReadListeners, ScriptCall, Step
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

@@ -134,7 +134,7 @@ def uncordon(
 
 
 def _set(name: str, pool: str | None, redis_url: str | None, config: str | None, *, on: bool) -> None:
-    from allocator.protocol import listing
+    from allocator.operations import listing
 
     check_name("host", name)
     with desk(pool, None, redis_url, config) as at:
@@ -157,7 +157,7 @@ def drain(
 
     Example: allocator host drain web-1 --timeout 2m
     """
-    from allocator.protocol import hosts
+    from allocator.operations import hosts
 
     check_name("host", name)
     timeout_s = seconds(timeout, "timeout") or 0.0
@@ -174,7 +174,7 @@ def _leases(count: int) -> str:
 
 
 def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
-    from allocator.protocol import listing
+    from allocator.operations import listing
     from allocator.protocol.keys import events_key
 
     deadline = time.monotonic() + timeout_s
@@ -202,7 +202,7 @@ def forget(name: HostName, pool: PoolOption = None, redis_url: RedisOption = Non
 
     Example: allocator host forget web-1
     """
-    from allocator.protocol import hosts
+    from allocator.operations import hosts
 
     check_name("host", name)
     with desk(pool, None, redis_url, config) as at:
