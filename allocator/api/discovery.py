@@ -21,7 +21,7 @@ PathPlugin = Annotated[str, Path(pattern=PLUGIN_PATTERN, max_length=MAX_PLUGIN_L
 PathName = Annotated[str, Path(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 
 
-@router.get("/resolve/{plugin}/{org}", responses=problems(404, 409))
+@router.get("/resolve/{plugin:path}/{org}", responses=problems(404, 409))
 async def resolve(
     request: Request,
     _caller: Reader,

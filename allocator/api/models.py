@@ -12,15 +12,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic_core import PydanticCustomError
 
 from allocator.model.leases import Lease
-from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, PORT_MAX, PORT_MIN
+from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, MAX_PACKAGE_LENGTH, PORT_MAX, PORT_MIN
 from allocator.model.pools import MAX_DURATION_MS
 from allocator.model.states import LIVE_STATES, LeaseState
 
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 NAME_PATTERN = f"^{_NAME}$"
-PLUGIN_PATTERN = rf"^{_NAME}(\+{_NAME})?$"
+_PLUGIN = rf"({_NAME}|@[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*)"
+BASE_PLUGIN_PATTERN = f"^{_PLUGIN}$"
+"""A plugin, with the name of an npm package (`@hay/plugin-email`) too."""
+PLUGIN_PATTERN = rf"^{_PLUGIN}(\+{_NAME})?$"
 """A plugin, or a further port of its worker: `email+debug`. In a query the plus is written `%2B`."""
-MAX_PLUGIN_LENGTH = 2 * MAX_NAME_LENGTH + 1
+MAX_PLUGIN_LENGTH = MAX_PACKAGE_LENGTH + 1 + MAX_NAME_LENGTH
 MAX_PID = 2**31 - 1
 MAX_FENCE = 2**53 - 1
 """The largest whole number that JavaScript reads exactly; fences are microseconds and reach it in the year 2255."""
@@ -29,6 +32,7 @@ MAX_WAIT_S = 60.0
 MAX_PAGE = 500
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME_LENGTH, pattern=NAME_PATTERN)]
+BasePlugin = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PACKAGE_LENGTH, pattern=BASE_PLUGIN_PATTERN)]
 PluginName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PLUGIN_LENGTH, pattern=PLUGIN_PATTERN)]
 Port = Annotated[int, Field(ge=PORT_MIN, le=PORT_MAX)]
 Instance = Annotated[int, Field(ge=0, le=MAX_INSTANCE)]
@@ -54,7 +58,7 @@ class _Request(BaseModel):
 class ClaimBody(_Request):
     """What a worker asks for. `host` is where it will bind: this server's own host unless given."""
 
-    plugin: Name
+    plugin: BasePlugin
     org: Name
     instance: Instance = 0
     host: Name | None = None

@@ -33,7 +33,7 @@ from allocator.model.errors import (
     LimitError,
     RecoveringError,
 )
-from allocator.model.names import WorkerId, check_port, environment_name, shown
+from allocator.model.names import WorkerId, check_port, environment_hint, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -225,12 +225,7 @@ def claim_arguments(
     worker = WorkerId(org, plugin, 0)
     if number < 0:
         raise InvalidInputError(f"{shown(instance)} is not an instance; give a whole number from 0, or auto")
-    hint_name = environment_name(worker.plugin)
-    hint = os.environ.get(hint_name)
-    try:
-        hint_port = check_port(hint) if hint else None
-    except InvalidInputError as error:
-        raise InvalidInputError(f"the variable {hint_name}: {error}") from None
+    hint_port = environment_hint(worker.plugin, os.environ)
     if priority not in set("0123456789"):
         raise InvalidInputError(f"{shown(priority)} is not a priority; give a whole number from 0 to 9")
     pairs = dict(word.partition("=")[::2] for word in labels or [])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from allocator.cli.options import Format, ListFormat
 from allocator.model.errors import printable
-from allocator.model.names import environment_name, port_variable
+from allocator.model.names import environment_names, port_variable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def write_lease(lease: Lease, form: Format) -> None:
     else:
         variables = {
             "PORT": str(lease.port),
-            environment_name(lease.plugin): str(lease.port),
+            **dict.fromkeys(environment_names(lease.plugin), str(lease.port)),
             "ALLOCATOR_HOST": lease.host,
             "ALLOCATOR_FENCE": str(lease.fence),
         }

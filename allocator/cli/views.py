@@ -11,7 +11,7 @@ from allocator.cli.options import ConfigOption, Desk, HostOption, ListFormat, Po
 from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError, LeaseLostError, printable
-from allocator.model.names import WorkerId, check_name, check_port
+from allocator.model.names import WorkerId, check_name, check_plugin, check_port
 from allocator.operations.pools import check_pool
 from allocator.protocol.decode import event_time
 
@@ -43,9 +43,11 @@ def list_leases(
 
     Example: allocator ls --org org-123 --format json
     """
-    for kind, name in (("organisation", org), ("plugin", plugin), ("host", host)):
+    for kind, name in (("organisation", org), ("host", host)):
         if name is not None:
             check_name(kind, name)
+    if plugin is not None:
+        check_plugin(plugin)
     with desk(pool, None, redis_url, config) as at:
         leases = at.allocator.leases(org=org, plugin=plugin, host=host)
         if not leases:

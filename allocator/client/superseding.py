@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Unpack
 from allocator.kernel.processes import ProcessIdentity, boot_id, has_variable, is_alive, namespaces
 from allocator.kernel.sockets import listeners, listening_ports
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
-from allocator.model.names import environment_name
+from allocator.model.names import environment_names
 from allocator.operations.claim import ClaimRequest, claim
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _has_orphan(lease: Lease) -> bool:
     deadline = time.monotonic() + ORPHAN_WAIT_S
     while lease.port in listening_ports(lease.port, lease.port):
         if time.monotonic() >= deadline:
-            name = environment_name(lease.plugin)
+            name = environment_names(lease.plugin)[0]
             found = [listener.pid for listener in listeners(lease.port, lease.port)]
             return any(pid is None or has_variable(pid, name, str(lease.port)) for pid in found)
         time.sleep(_POLL_S)

@@ -1,18 +1,26 @@
 """Names and numbers that people type: pools, hosts, organisations, plugins, instances, ports.
 
 The rule of this file: a value that passed here is safe in a Redis key, in JSON and in a shell word without
-any quoting, because the alphabet has no colon, brace, quote, space or control character.
+any quoting, because the alphabet has no colon, brace, quote, space or control character. A plugin may have the name of
+an npm package, with a `@` and a `/`: what has no room for those takes it through `allocator.model.encodings`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MAX_NAME_LENGTH = 128
 """Longest name in characters: room for a UUID with a prefix, short enough that a key stays under 512 bytes."""
+
+MAX_PACKAGE_LENGTH = 214
+"""Longest name of an npm package, its scope included. Source: `validate-npm-package-name`."""
 
 MAX_INSTANCE = 99_999
 PORT_MIN = 1
@@ -21,6 +29,7 @@ MAX_LABELS = 16
 MAX_LABEL_VALUE_LENGTH = 256
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_PACKAGE = re.compile(r"@[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*", re.ASCII)
 _PORT_DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
 _SHOWN_CHARACTERS = 40
 
@@ -72,6 +81,22 @@ def check_address(text: str) -> str:
     raise InvalidInputError(f"{shown(text)} is not an address; give an IP address or a host name, without a port")
 
 
+def check_plugin_name(text: str) -> str:
+    """Return `text` when it is the name of a plugin: `email`, or that of an npm package, `@hay/plugin-email`.
+
+    Raises:
+        InvalidInputError: When it is neither.
+    """
+    if "@" not in text and "/" not in text:
+        return check_name("plugin", text)
+    if len(text) <= MAX_PACKAGE_LENGTH and _PACKAGE.fullmatch(text):
+        return text
+    raise InvalidInputError(
+        f"{shown(text)} is not a valid plugin name; an npm name is @scope/name, both of lower-case letters, digits, "
+        f"'.', '_' and '-' with a letter or digit first, {MAX_PACKAGE_LENGTH} characters at most"
+    )
+
+
 def check_plugin(text: str) -> str:
     """Return `text` when it is the name of a plugin, or of one of its further ports: `email`, `email+debug`.
 
@@ -79,7 +104,7 @@ def check_plugin(text: str) -> str:
         InvalidInputError: When it is neither.
     """
     plugin, plus, port = text.partition("+")
-    check_name("plugin", plugin)
+    check_plugin_name(plugin)
     if plus:
         check_name("port", port)
     return text
@@ -159,6 +184,37 @@ def port_variable(name: str) -> str:
     return "PORT_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
-def environment_name(plugin: str) -> str:
-    """Return the name of a plugin's port variable: `email` gives `EMAIL_PLUGIN_PORT`, `custom-1` gives `CUSTOM_1_…`."""
-    return re.sub(r"[^A-Z0-9]", "_", plugin.upper()) + "_PLUGIN_PORT"
+def short_name(plugin: str) -> str:
+    """Return a plugin's name without its scope, and without a leading `plugin-` or otherwise a trailing `-plugin`.
+
+    `@hay/plugin-email` gives `email`. Conventional ports and bands go by it where the pool does not name the plugin in
+    full; `lua/lib/short_name.lua` does the same.
+    """
+    name = plugin.rpartition("/")[2]
+    shorter = name.removeprefix("plugin-")
+    shorter = shorter if shorter != name else name.removesuffix("-plugin")
+    return shorter or name
+
+
+def environment_names(plugin: str) -> tuple[str, ...]:
+    """Return the names of a plugin's port variable: by its full name, and by its short name where that is another.
+
+    `email` gives `EMAIL_PLUGIN_PORT`; `@hay/plugin-email` gives `HAY_PLUGIN_EMAIL_PLUGIN_PORT` and `EMAIL_PLUGIN_PORT`.
+    """
+    words = (re.sub(r"[^A-Z0-9]", "_", name.upper()) for name in (plugin.removeprefix("@"), short_name(plugin)))
+    return tuple(dict.fromkeys(f"{word}_PLUGIN_PORT" for word in words))
+
+
+def environment_hint(plugin: str, environment: Mapping[str, str]) -> int | None:
+    """Return the port that the environment names for a plugin, by its full name before its short one; None without.
+
+    Raises:
+        InvalidInputError: When the variable holds something else than a port; the error names it.
+    """
+    for name in environment_names(plugin):
+        if text := environment.get(name):
+            try:
+                return check_port(text)
+            except InvalidInputError as error:
+                raise InvalidInputError(f"the variable {name}: {error}") from None
+    return None

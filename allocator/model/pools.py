@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.model.durations import written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.names import PORT_MAX, PORT_MIN, check_name
+from allocator.model.names import PORT_MAX, PORT_MIN, check_name, check_plugin_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +106,7 @@ class PoolSpec:
     def _check_conventional(self) -> None:
         owner: dict[int, str] = {}
         for plugin, ports in [*self.conventional.items(), *self._band_ports().items()]:
-            check_name("plugin", plugin)
+            check_plugin_name(plugin)
             for port in ports:
                 if not self.first <= port <= self.last:
                     raise InvalidInputError(
@@ -131,7 +131,7 @@ class PoolSpec:
     def _check_limits(self) -> None:
         named = [(name, getattr(self, name)) for name in _LIMITS]
         named += [(f"the limit of organisation {check_name('organisation', o)}", n) for o, n in self.org_limits.items()]
-        named += [(f"the limit of plugin {check_name('plugin', p)}", n) for p, n in self.plugin_limits.items()]
+        named += [(f"the limit of plugin {check_plugin_name(p)}", n) for p, n in self.plugin_limits.items()]
         for name, value in named:
             if value is not None and not 0 <= value <= MAX_LIMIT:
                 raise InvalidInputError(f"pool {self.name}: {name} {value} is out of bounds; give 0 to {MAX_LIMIT}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from allocator.client.policies import MAX_DECLINES
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_name, shown
+from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_hint, shown
 from allocator.model.reading import read_text
 from allocator.operations.several import named_workers
 from allocator.supervisor.restarts import RestartMode
@@ -47,7 +47,7 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
         "org": worker.org,
         "instance": worker.instance,
         "port": values.get("port"),
-        "hint": _hint(worker.plugin, environment),
+        "hint": environment_hint(worker.plugin, environment),
         "ttl": values.get("ttl"),
         "labels": values.get("labels"),
         "priority": values.get("priority", 0),
@@ -73,15 +73,6 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
         max_restarts=values.get("max_restarts", DEFAULT_MAX_RESTARTS),
         max_declines=values.get("max_declines", MAX_DECLINES),
     )
-
-
-def _hint(plugin: str, environment: Mapping[str, str]) -> int | None:
-    name = environment_name(plugin)
-    text = environment.get(name)
-    try:
-        return check_port(text) if text else None
-    except InvalidInputError as error:
-        raise InvalidInputError(f"the variable {name}: {error}") from None
 
 
 def convert(field: str, value: object) -> Any:  # noqa: ANN401  # each field has a type of its own

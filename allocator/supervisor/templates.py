@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import environment_name, port_variable, shown
+from allocator.model.names import environment_names, port_variable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ def worker_environment(
     port = str(lease.port)
     environment |= {
         "PORT": port,
-        environment_name(lease.plugin): port,
+        **dict.fromkeys(environment_names(lease.plugin), port),
         "HAY_WORKER_PORT": port,
         "ALLOCATOR_HOST": lease.host,
         "ALLOCATOR_FENCE": str(lease.fence),

@@ -24,7 +24,7 @@ from allocator.model.names import (
     check_name,
     check_plugin,
     check_port,
-    environment_name,
+    environment_names,
 )
 from allocator.model.pools import PoolSpec
 from allocator.model.tables import TableNames
@@ -42,7 +42,32 @@ NAME = st.one_of(
     any_text(max_size=140),
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,140}", fullmatch=True),
     st.sampled_from(
-        ["a.b_c-d", "0", "a" * 128, "auto", "*", "org.x", "A", "a+b", "a+b+c", "+a", "a+", "-", "a/b", "a#1"],
+        [
+            "a.b_c-d",
+            "0",
+            "a" * 128,
+            "auto",
+            "*",
+            "org.x",
+            "A",
+            "a+b",
+            "a+b+c",
+            "+a",
+            "a+",
+            "-",
+            "a/b",
+            "a#1",
+            "@",
+            "@/x",
+            "@a/",
+            "@a/b",
+            "@a/..",
+            "@A/b",
+            "@a/b+c",
+            "@hay/plugin-email",
+            "@a/" + "b" * 211,
+            "@a/é",
+        ],
     ),
 )
 WORDS = st.one_of(NAME, st.builds(lambda a, b, c: f"{a}/{b}#{c}", NAME, NAME, any_text(max_size=6) | st.integers()))
@@ -69,7 +94,8 @@ def test_a_worker_reads_back_as_it_is_written_or_is_refused(text: str) -> None:
     if not isinstance(worker, AllocatorError):
         assert WorkerId.parse(str(worker)) == worker
         assert str(worker).isascii()
-        assert environment_name(worker.plugin).removesuffix("_PLUGIN_PORT").replace("_", "a").isalnum()
+        for name in environment_names(worker.plugin):
+            assert name.removesuffix("_PLUGIN_PORT").replace("_", "a").isalnum()
 
 
 @given(text=any_text(max_size=60), number=st.one_of(st.integers(), st.booleans()))
@@ -121,6 +147,8 @@ def test_a_reason_becomes_one_line(text: str) -> None:
 
 @given(org=NAME, plugin=NAME, instance=st.integers(0, 99_999), pool=NAME, host=NAME)
 @example(org="o.", plugin="p", instance=0, pool="p", host="h")
+@example(org="o", plugin="@hay/plugin-email", instance=3, pool="p", host="h")
+@example(org="a" * 128, plugin="@b/" + "b" * 211, instance=99_999, pool="c" * 128, host="d" * 128)
 @example(org="a" * 128, plugin="b" * 128, instance=99_999, pool="c" * 128, host="d" * 128)
 @examples(60)
 def test_names_that_are_accepted_come_back_from_redis_events_and_files(

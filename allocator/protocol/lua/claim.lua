@@ -189,8 +189,10 @@ local function run(read, call, try)
       port = hint
     else
       local spills = find(pool[1], ' spill=1', 1, true)
-      pool = read('HMGET', base, 'dynamic', 'version', 'conventional:' .. plugin)
-      local dynamic, version, conventional = parse_ranges(pool[1] or bad(base, 'has no field dynamic')), pool[2], pool[3]
+      --@include short_name
+      pool = read('HMGET', base, 'dynamic', 'version', 'conventional:' .. plugin, 'conventional:' .. short_name(plugin))
+      local dynamic, version = parse_ranges(pool[1] or bad(base, 'has no field dynamic')), pool[2]
+      local conventional = pool[3] or pool[4]
       local complete = true
       skipped, forgotten = {}, {}
 

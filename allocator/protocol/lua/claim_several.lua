@@ -44,11 +44,13 @@ local function run(read, call, try)
     error({ err = WRONG_WORDS }, 0)
   end
   local service = base .. ':service:' .. plugin .. ':' .. org
-  local pool = read('HMGET', base, 'rules', 'fence', 'waiting', 'dynamic', 'conventional:' .. plugin, 'reserved')
+  --@include short_name
+  local pool = read('HMGET', base, 'rules', 'fence', 'waiting', 'dynamic', 'conventional:' .. plugin, 'reserved',
+    'conventional:' .. short_name(plugin))
   if not pool[1] then
     return { NO_POOL }
   end
-  local last_fence = tonumber(pool[2]) or 0
+  local last_fence, conventional = tonumber(pool[2]) or 0, pool[5] or pool[7] or ''
   --@include rules
   if ttl_ms < tonumber(ttl_min_ms) or ttl_ms > tonumber(ttl_max_ms) or (scope == 'fleet') ~= (space == '*') then
     return { STALE_POOL }
@@ -149,7 +151,7 @@ local function run(read, call, try)
       end
     end
   elseif not chosen[1] then
-    for port in string.gmatch(pool[5] or '', '%d+') do
+    for port in string.gmatch(conventional, '%d+') do
       if take(1, tonumber(port)) then
         break
       end
@@ -161,7 +163,7 @@ local function run(read, call, try)
   end
   -- Then the dynamic ports; and where that may be, and nothing else is left, those of other plugins (spill).
   local dynamic, looked = parse_ranges(pool[4] or bad(base, 'has no field dynamic')), 0
-  local own = ',' .. (pool[5] or '') .. ','
+  local own = ',' .. conventional .. ','
   local others = find(pool[1], ' spill=1', 1, true) and ',' .. (pool[6] or '') .. ',' or ','
   for round = look_from > MOST_PORTS and 2 or 1, adjacent and others ~= ',,' and others ~= ',' and 2 or 1 do
     local in_a_row = 0

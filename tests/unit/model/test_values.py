@@ -7,7 +7,17 @@ import pytest
 from allocator.model.durations import format_duration, parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import Lease, error_line, written_time
-from allocator.model.names import WorkerId, check_labels, check_name, check_port, environment_name
+from allocator.model.names import (
+    WorkerId,
+    check_labels,
+    check_name,
+    check_plugin,
+    check_port,
+    environment_hint,
+    environment_names,
+    short_name,
+    shown,
+)
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.states import ENDED_STATES, LIVE_STATES, TRANSITIONS, LeaseState
 
@@ -116,8 +126,80 @@ def test_labels_are_bounded():
 
 
 def test_the_variable_of_a_plugin():
-    assert environment_name("email") == "EMAIL_PLUGIN_PORT"
-    assert environment_name("custom-1") == "CUSTOM_1_PLUGIN_PORT"
+    assert environment_names("email") == ("EMAIL_PLUGIN_PORT",)
+    assert environment_names("custom-1") == ("CUSTOM_1_PLUGIN_PORT",)
+    assert environment_names("@hay/plugin-email") == ("HAY_PLUGIN_EMAIL_PLUGIN_PORT", "EMAIL_PLUGIN_PORT")
+
+
+def test_the_environment_names_a_port_by_the_full_name_before_the_short_one():
+    both = {"EMAIL_PLUGIN_PORT": "5570", "HAY_PLUGIN_EMAIL_PLUGIN_PORT": "5571"}
+    assert environment_hint("@hay/plugin-email", both) == 5571
+    assert environment_hint("@hay/plugin-email", {"EMAIL_PLUGIN_PORT": "5570"}) == 5570
+    assert environment_hint("@hay/plugin-email", {}) is None
+    with pytest.raises(InvalidInputError, match="the variable EMAIL_PLUGIN_PORT: 'x' is not a port"):
+        environment_hint("@hay/plugin-email", {"EMAIL_PLUGIN_PORT": "x"})
+
+
+@pytest.mark.parametrize(
+    "name", ["email", "@hay/plugin-email", "@a/b", "@a/b.", "@a/b_-c", "@a/" + "b" * 211, "@a/b+debug"]
+)
+def test_a_plugin_may_have_the_name_of_an_npm_package(name):
+    assert check_plugin(name) == name
+    worker = WorkerId("org-1", name, 7)
+    assert WorkerId.parse(str(worker)) == worker
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "@",
+        "@/x",
+        "@a/",
+        "@a",
+        "a/b",
+        "a@b",
+        "@a/b/c",
+        "@a/..",
+        "@../a",
+        "@A/b",
+        "@a/B",
+        "@é/b",
+        "@a/b c",
+        "@a/b\n",
+        "@a/" + "b" * 212,
+        "@a/.b",
+        "@a/_b",
+        "@a/b+",
+        "..",
+        "@a/b#1",
+        "@a/b:c",
+    ],
+)
+def test_a_bad_plugin_is_one_line_that_names_it(name):
+    with pytest.raises(InvalidInputError) as refused:
+        check_plugin(name)
+    text = str(refused.value)
+    assert text.isprintable()
+    assert text.startswith(shown(name)) or name.endswith("+")
+    assert len(text) < 250
+
+
+@pytest.mark.parametrize(
+    ("plugin", "short"),
+    [
+        ("email", "email"),
+        ("plugin-email", "email"),
+        ("email-plugin", "email"),
+        ("@hay/plugin-email", "email"),
+        ("@hay/email-plugin", "email"),
+        ("@hay/email", "email"),
+        ("@hay/plugin-a-plugin", "a-plugin"),
+        ("@hay/plugin-", "plugin-"),
+        ("plugin", "plugin"),
+    ],
+)
+def test_the_short_name_of_a_plugin(plugin, short):
+    assert short_name(plugin) == short
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,13 @@ local counted_plugin = string.match(plugin, '^[^+]+')
 more.sets, more.gone, more.closing, more.next = {}, {}, {}, {}
 local limit = read('HMGET', base, 'limits', 'limit:org:' .. org, 'limit:plugin:' .. counted_plugin, 'bands', 'counting')
 local limits = limit[1] or ''
-for range, owner in string.gmatch(limit[4] or '', '([%d-]+):([^,]+)') do
-  if owner ~= counted_plugin then
+--@include short_name
+local bands, band_owner = limit[4] or '', counted_plugin
+if not string.find(bands .. ',', ':' .. band_owner .. ',', 1, true) then
+  band_owner = short_name(counted_plugin)
+end
+for range, owner in string.gmatch(bands, '([%d-]+):([^,]+)') do
+  if owner ~= band_owner then
     local from, to = string.match(range, '^(%d+)-(%d+)$')
     if explicit >= tonumber(from) and explicit <= tonumber(to) then
       refusal = { TAKEN, 'reserved', owner, -1, whole(now) }
@@ -60,7 +65,7 @@ local function count(kind, most, key, members, pattern)
         if grant and string.find(grant, '^%d+ %x+ %S+ ' .. string.sub(pattern, 2)) then
           more.closing[#more.closing + 1] = { tokens, port, grant }
           local its_service = string.match(grant, ' ([^/ ]+/[^# ]+)#%d+$')
-          local its_org, its_plugin = string.match(its_service, '^(.+)/(.+)$')
+          local its_org, its_plugin = string.match(its_service, '^([^/]+)/(.+)$')
           read('ZCARD', base .. ':service:' .. its_plugin .. ':' .. its_org)
         end
       end
