@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
-    from allocator.operations.find import Whereabouts
+    from allocator.protocol.signatures.inspect import Whereabouts
 
 ADOPTED_STATES = frozenset({LeaseState.STARTING, LeaseState.READY})
 

@@ -18,7 +18,7 @@ from allocator.protocol.replies import Reply
 if TYPE_CHECKING:
     from allocator.database.rows import Row
     from allocator.model.leases import Lease
-    from allocator.operations.find import Whereabouts
+    from allocator.protocol.signatures.inspect import Whereabouts
 
 
 class Kind(StrEnum):

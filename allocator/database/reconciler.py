@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
     from allocator.model.tables import TableNames
-    from allocator.operations.find import Whereabouts
+    from allocator.protocol.signatures.inspect import Whereabouts
 
 SETTLED_AT_ONCE = 256
 """Workers in one transaction, and in one call of `find`: some 20 ms, so that nothing waits long behind it."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from allocator.operations import listing
 from allocator.operations.context import space_of
 from allocator.operations.pools import define_pool, pool_fields
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
+from allocator.operations.steps import ask
+from allocator.protocol.signatures.pool import IndexCall
 
 if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
@@ -38,11 +38,11 @@ def apply_pool(pool: PoolSpec, *, by: str = "-") -> Operation[Reply]:
         before = yield from pool_fields(pool.name)
         counts = "counting" in before or ("rules" in before and not before["rules"].endswith(" more=1"))
         if counts:
-            yield ScriptCall("index", script_keys(pool.name), ("start",))
+            yield from ask(IndexCall(pool=pool.name, mode="start"))
     code = yield from define_pool(pool, "apply", by)
     if counts:
         yield from _enter_leases(pool)
-        yield ScriptCall("index", script_keys(pool.name), ("done",))
+        yield from ask(IndexCall(pool=pool.name, mode="done"))
     return code
 
 
@@ -53,5 +53,5 @@ def _enter_leases(pool: PoolSpec) -> Operation[None]:
         by_space.setdefault(space_of(pool, lease.host), []).append(lease.port)
     for space, ports in by_space.items():
         for start in range(0, len(ports), INDEXED_AT_ONCE):
-            batch = ports[start : start + INDEXED_AT_ONCE]
-            yield ScriptCall("index", script_keys(pool.name, space), ("ports", *batch))
+            batch = tuple(ports[start : start + INDEXED_AT_ONCE])
+            yield from ask(IndexCall(pool=pool.name, space=space, mode="ports", ports=batch))

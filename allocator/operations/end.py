@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
@@ -9,13 +10,12 @@ from allocator.model.leases import error_line
 from allocator.operations.context import space_of
 from allocator.operations.pools import pool_rules
 from allocator.operations.renew import BATCH, places_by_host
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.replies import Reply
+from allocator.operations.steps import ask
+from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, FailCall, NotYours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Literal
 
     from allocator.model.leases import Lease
     from allocator.operations.context import Context
@@ -32,12 +32,12 @@ def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
         HeldError: When someone else holds one of the ports; the other leases are ended all the same.
         InvalidInputError: When a lease has no token.
     """
-    return (yield from _end(context, "release", leases))
+    return (yield from _end(context, "released", leases))
 
 
 def decline(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
     """End leases because the kernel refused their ports, which go into quarantine; as `release` else."""
-    return (yield from _end(context, "decline", leases))
+    return (yield from _end(context, "declined", leases))
 
 
 def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
@@ -47,28 +47,28 @@ def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
         Whether it was recorded (False: the lease is not this holder's any more).
     """
     pool = yield from pool_rules(context, lease.pool)
-    args = (lease.port, _token(lease), error_line(why))
-    reply = decode.words((yield ScriptCall("fail", script_keys(lease.pool, space_of(pool, lease.host)), args)))
-    return decode.text(reply[0]) == Reply.CHANGED
+    space = space_of(pool, lease.host)
+    return (
+        yield from ask(
+            FailCall(pool=lease.pool, space=space, port=lease.port, token=_token(lease), why=error_line(why))
+        )
+    )
 
 
-def _end(context: Context, script: str, leases: Sequence[Lease]) -> Operation[list[bool]]:
+def _end(context: Context, how: Literal["released", "declined"], leases: Sequence[Lease]) -> Operation[list[bool]]:
     ended: dict[int, bool] = {}
     refused: HeldError | None = None
     for (pool_name, host), members in places_by_host(leases).items():
         pool = yield from pool_rules(context, pool_name)
-        keys = script_keys(pool_name, space_of(pool, host))
+        space = space_of(pool, host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
-            args: list[str | int] = []
-            for i in batch:
-                args += (leases[i].port, _token(leases[i]))
-            reply = decode.words((yield ScriptCall(script, keys, tuple(args))))
-            for at, i in enumerate(batch):
-                code = decode.text(reply[2 * at])
-                ended[i] = code in {Reply.RELEASED, Reply.DECLINED}
-                if code == Reply.NOT_YOURS:
-                    refused = _not_yours(leases[i], reply[2 * at + 1])
+            asked = tuple(EndedLease(port=leases[i].port, token=_token(leases[i])) for i in batch)
+            endings = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=asked))
+            for i, ending in zip(batch, endings, strict=True):
+                ended[i] = isinstance(ending, Ended)
+                if isinstance(ending, NotYours):
+                    refused = _not_yours(leases[i], ending.holder)
     if refused:
         raise refused
     return [ended[i] for i in range(len(leases))]
@@ -82,12 +82,11 @@ def _token(lease: Lease) -> str:
     return lease.token
 
 
-def _not_yours(lease: Lease, detail: object) -> HeldError:
-    holder = decode.lease(lease.pool, detail, remaining_ms=0, now_ms=lease.expires_at * 1_000)
+def _not_yours(lease: Lease, holder: Lease) -> HeldError:
     return HeldError(
         f"port {lease.port} on {lease.host} is held by {holder.worker} under another token; nothing was changed",
         host=lease.host,
         port=lease.port,
         worker=str(lease.worker),
-        holder=holder,
+        holder=replace(holder, expires_at=lease.expires_at),
     )

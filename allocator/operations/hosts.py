@@ -11,10 +11,9 @@ from allocator.operations import listing
 from allocator.operations.context import space_of
 from allocator.operations.pools import pool_rules, read_pool
 from allocator.operations.renew import BATCH
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
+from allocator.operations.steps import ask
 from allocator.protocol.replies import Reply
+from allocator.protocol.signatures.host import DrainCall, ForgetCall, PlaceCall, RegisterCall
 
 if TYPE_CHECKING:
     from allocator.model.names import WorkerId
@@ -55,12 +54,13 @@ def register(context: Context, pool_name: str) -> Operation[Reply]:
         PoolMissingError: When nobody knows the pool.
     """
     pool = yield from pool_rules(context, pool_name)
-    args = (context.host, context.full_identity)
     for fresh in (False, True):
         if fresh:
             pool = yield from pool_rules(context, pool_name, fresh=True)
-        reply = decode.words((yield ScriptCall("register", script_keys(pool.name, context.space(pool)), args)))
-        code = Reply(decode.text(reply[0]))
+        space = context.space(pool)
+        code = yield from ask(
+            RegisterCall(pool=pool.name, space=space, host=context.host, identity=context.full_identity)
+        )
         if code is not Reply.NO_POOL:
             break
     if code is Reply.HOST_CONFLICT:
@@ -83,7 +83,7 @@ def drain(pool: str, host: str) -> Operation[int]:
     Raises:
         InvalidInputError: When no worker has ever claimed on this host in the pool.
     """
-    keys = script_keys(pool, (yield from _space(pool, host)))
+    space = yield from _space(pool, host)
     total = 0
     for number in range(MAX_PASSES):
         # Read before anything is written; read again afterwards for what was claimed in between.
@@ -92,11 +92,11 @@ def drain(pool: str, host: str) -> Operation[int]:
         if number and not leases:
             break
         for start in range(0, max(1, len(leases)), BATCH):
-            ports = [lease.port for lease in leases[start : start + BATCH]]
-            reply = decode.words((yield ScriptCall("drain", keys, (host, *ports))))
-            if decode.text(reply[0]) == Reply.UNKNOWN:
+            ports = tuple(lease.port for lease in leases[start : start + BATCH])
+            changed = yield from ask(DrainCall(pool=pool, space=space, host=host, ports=ports))
+            if changed is None:
                 raise _unknown(pool, host)
-            total += int(decode.number(reply[1]))
+            total += changed
     return total
 
 
@@ -107,18 +107,18 @@ def forget(pool: str, host: str) -> Operation[None]:
         HeldError: When it has live leases.
         InvalidInputError: When the pool knows no such host.
     """
-    keys = script_keys(pool, (yield from _space(pool, host)))
+    space = yield from _space(pool, host)
     for _ in range(MAX_PASSES):
-        code = decode.text(decode.words((yield ScriptCall("forget", keys, (host,))))[0])
-        if code == Reply.UNKNOWN:
+        code = yield from ask(ForgetCall(pool=pool, space=space, host=host))
+        if code is Reply.UNKNOWN:
             raise _unknown(pool, host)
-        if code == Reply.BUSY:
+        if code is Reply.BUSY:
             raise HeldError(
                 f"host {host} has live leases in pool {pool}; see them with 'allocator ls --host {host}', "
                 f"end them with 'allocator host drain {host}'",
                 host=host,
             )
-        if code == Reply.FORGOTTEN:
+        if code is Reply.FORGOTTEN:
             return
         yield from listing.reap(pool)
     raise HeldError(f"leases of host {host} end as fast as they can be closed; try again", host=host)
@@ -167,13 +167,10 @@ def _placements(rules: PoolSpec, worker: WorkerId, spread: Spread | None) -> Ope
         return [Placement(one.name, free - one.leases, alike.count(one.name)) for one in hosts if not one.cordoned]
     found: list[Placement] = []
     for offset in range(0, MAX_PASSES * PLACE_PAGE, PLACE_PAGE):
-        args = (offset, PLACE_PAGE, org, plugin)
-        reply = decode.words((yield ScriptCall("place", script_keys(rules.name), args)))
-        if decode.text(reply[0]) == Reply.NONE:
+        rooms = yield from ask(PlaceCall(pool=rules.name, offset=offset, count=PLACE_PAGE, org=org, plugin=plugin))
+        if rooms is None:
             break
-        for at in range(1, len(reply), 3):
-            leased, matching = (int(decode.number(word)) for word in reply[at + 1 : at + 3])
-            found.append(Placement(decode.text(reply[at]), rules.size - leased, matching))
+        found += [Placement(room.host, rules.size - room.leased, room.matching) for room in rooms]
     return found
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.operations.context import space_of
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.replies import Reply
+from allocator.operations.steps import ask
+from allocator.protocol.replies import NoPool
+from allocator.protocol.signatures.lead import LeadCall, Leads, RememberedLease, ResignCall, RestoreCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,17 +45,15 @@ def take_leadership(pool: str, *, token: str, ttl_ms: int, holder: str, known_fe
         holder: Who the caller is, in words without quotes.
         known_fence: The highest fence of a leader that the caller has seen; its own will be higher.
     """
-    args = ("take", token, ttl_ms, holder, known_fence)
-    reply = decode.words((yield ScriptCall("lead", script_keys(pool), args)))
-    if decode.text(reply[0]) == Reply.HELD:
-        return Leadership(None, decode.text(reply[1]), decode.number(reply[2]))
-    return Leadership(int(decode.number(reply[1])), holder)
+    found = yield from ask(LeadCall(pool=pool, token=token, ttl_ms=ttl_ms, holder=holder, known_fence=known_fence))
+    if isinstance(found, Leads):
+        return Leadership(found.fence, holder)
+    return Leadership(None, found.holder, found.remaining_ms)
 
 
 def give_up_leadership(pool: str, token: str) -> Operation[bool]:
     """Stop leading, so that another can at once; return whether the caller did lead."""
-    reply = decode.words((yield ScriptCall("lead", script_keys(pool), ("release", token, 0, "", 0))))
-    return decode.text(reply[0]) == Reply.RELEASED
+    return (yield from ask(ResignCall(pool=pool, token=token)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +79,12 @@ def restore(pool: PoolSpec, claims: Sequence[Remembered], ttl_ms: int) -> Operat
     for space, members in by_space.items():
         for start in range(0, len(members), RESTORE_BATCH):
             batch = members[start : start + RESTORE_BATCH]
-            args: list[str | int] = [ttl_ms]
-            for at in batch:
-                one = claims[at]
-                args += (one.host, one.port, str(one.worker), one.fence)
-            reply = decode.words((yield ScriptCall("restore", script_keys(pool.name, space), tuple(args))))
-            if decode.text(reply[0]) == Reply.NO_POOL:
+            leases = tuple(
+                RememberedLease(host=one.host, port=one.port, worker=str(one.worker), fence=one.fence)
+                for one in (claims[at] for at in batch)
+            )
+            restored = yield from ask(RestoreCall(pool=pool.name, space=space, ttl_ms=ttl_ms, leases=leases))
+            if isinstance(restored, NoPool):
                 return [False] * len(claims)
-            done.update(zip(batch, (decode.text(code) == Reply.RESTORED for code in reply), strict=True))
+            done.update(zip(batch, restored, strict=True))
     return [done[at] for at in range(len(claims))]

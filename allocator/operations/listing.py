@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import check_port
 from allocator.operations.context import space_of
 from allocator.operations.pools import read_pool
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import FLEET_SPACE, lease_key, script_keys
+from allocator.operations.steps import ask
+from allocator.protocol.keys import FLEET_SPACE
 from allocator.protocol.replies import Reply
+from allocator.protocol.signatures.host import CordonCall
+from allocator.protocol.signatures.inspect import (
+    InspectHostCall,
+    InspectHostsCall,
+    InspectPortCall,
+    InspectPortsCall,
+    NewestEventCall,
+)
+from allocator.protocol.signatures.pool import ReapCall
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -25,8 +31,6 @@ HOSTS_PAGE = 1_000
 MAX_HOST_PAGES = 1_000
 MAX_PAGES = 100_000
 """Bounds a listing of ports that are renewed (and so move ahead) while it goes on."""
-STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
-"""What a host's hash says of a port that was declined: how often, when last, and until when it rests for it."""
 REAP_BATCH, REAP_CALLS = 16, 4
 """Ends told in one call of a visit, and its calls: Redis is not held up for long, and a storm is told in its time."""
 
@@ -104,9 +108,9 @@ def spaces(pool: str) -> Operation[list[str]]:
     """Return the spaces that Redis knows of a pool, in alphabetical order: its hosts, and `*` in fleet scope."""
     found: list[str] = []
     for _ in range(MAX_HOST_PAGES):
-        reply = decode.words((yield ScriptCall("inspect", script_keys(pool), ("hosts", len(found), HOSTS_PAGE))))
-        found += [decode.text(name) for name in reply[::2]]
-        if len(reply) < 2 * HOSTS_PAGE:
+        page = yield from ask(InspectHostsCall(pool=pool, offset=len(found), count=HOSTS_PAGE))
+        found += page
+        if len(page) < HOSTS_PAGE:
             break
     return sorted(set(found))
 
@@ -125,51 +129,29 @@ def ports(pool: str, space: str, *, quarantine: bool = False) -> Operation[list[
         quarantine: Whether to ask which of those that rest are in quarantine too.
     """
     seen: dict[int, PortView] = {}
-    until_ms = (yield from _quarantines(pool, space)) if quarantine else {}
+    until_ms = (yield from ask(InspectHostCall(pool=pool, space=space))).quarantines if quarantine else {}
     cursor = 0.0
     for _ in range(MAX_PAGES):
-        reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("ports", f"{cursor:.0f}", PAGE))))
-        now_ms = decode.number(reply[0])
-        rows = [reply[i : i + 4] for i in range(1, len(reply), 4)]
-        for row in rows:
-            view = _view(pool, space, row, now_ms)
-            is_quarantine = until_ms.get(view.port) == decode.number(row[1])
-            seen[view.port] = replace(view, in_quarantine=True) if is_quarantine else view
-        reached = decode.number(rows[-1][1]) if rows else cursor
-        if len(rows) < PAGE or reached == cursor:  # a batch that was renewed at once has one score
+        page = yield from ask(InspectPortsCall(pool=pool, space=space, from_ms=int(cursor), count=PAGE))
+        for one in page:
+            rests = until_ms.get(one.port) == one.claimable_at_ms
+            seen[one.port] = PortView(one.port, one.claimable_in_ms, one.lease, in_quarantine=rests)
+        reached = page[-1].claimable_at_ms if page else cursor
+        if len(page) < PAGE or reached == cursor:  # a batch that was renewed at once has one score
             break
         cursor = reached
     return [seen[port] for port in sorted(seen)]
 
 
-def _quarantines(pool: str, space: str) -> Operation[dict[int, float]]:
-    """Return until when ports were last put into quarantine, in milliseconds of the server's clock."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("host",))))
-    fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
-    strikes = (STRIKE.match(f"{field} {value}") for field, value in fields.items())
-    return {int(strike[1]): float(strike[2]) for strike in strikes if strike}
-
-
 def port_view(pool: str, space: str, port: int) -> Operation[PortView]:
     """Return what Redis says of one port of a space."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, space), ("port", port))))
-    return _view(pool, space, reply[1:], decode.number(reply[0]))
-
-
-def _view(pool: str, space: str, row: list[Any], now_ms: float) -> PortView:
-    port_text, score_text, lease_text, remaining_ms = row
-    claimable_in_ms = max(0.0, decode.number(score_text) - now_ms) if score_text else 0.0
-    lease = None
-    if lease_text:
-        key = lease_key(pool, space, decode.text(port_text))
-        lease = decode.lease(pool, lease_text, remaining_ms=decode.number(remaining_ms), now_ms=now_ms, key=key)
-    return PortView(check_port(decode.text(port_text)), claimable_in_ms, lease)
+    known = yield from ask(InspectPortCall(pool=pool, space=space, port=port))
+    return PortView(known.port, known.claimable_in_ms, known.lease)
 
 
 def newest_event(pool: str) -> Operation[str]:
     """Return the id of the pool's last event, `0-0` when it has none."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(pool), ("newest",))))
-    return decode.text(reply[0])
+    return (yield from ask(NewestEventCall(pool=pool)))
 
 
 def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
@@ -201,18 +183,9 @@ def hosts(pool: str) -> Operation[list[HostView]]:
                 counts[view.lease.host] = counts.get(view.lease.host, 0) + 1
     found = []
     for name, count in sorted(counts.items()):
-        reply = decode.words((yield ScriptCall("inspect", script_keys(pool, name), ("host",))))
-        fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
-        found.append(
-            HostView(
-                name,
-                fields.get("identity", "").partition(" ")[0],
-                fields.get("cordon") == "1",
-                count,
-                _address(fields.get("identity", "")),
-                fields.get("drain") == "1",
-            )
-        )
+        known = yield from ask(InspectHostCall(pool=pool, space=name))
+        machine, address = known.identity.partition(" ")[0], _address(known.identity)
+        found.append(HostView(name, machine, known.cordoned, count, address, known.draining))
     return found
 
 
@@ -223,9 +196,8 @@ def _address(identity: str) -> str:
 
 def host_identity(pool: str, host: str) -> Operation[str]:
     """Return what a host is known by: machine, boot, network namespace, perhaps its address; `- - -` for nothing."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(pool, host), ("host",))))
-    fields = {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
-    return fields.get("identity", "- - -")
+    known = yield from ask(InspectHostCall(pool=pool, space=host))
+    return known.identity or "- - -"
 
 
 def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
@@ -239,27 +211,20 @@ def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
     """
     rules = yield from read_pool(pool)
     space = space_of(rules, host) if rules else host
-    reply = decode.words((yield ScriptCall("cordon", script_keys(pool, space), (host, "on" if on else "off"))))
-    code = decode.text(reply[0])
-    if code == Reply.UNKNOWN:
+    code = yield from ask(CordonCall(pool=pool, space=space, host=host, switch="on" if on else "off"))
+    if code is Reply.UNKNOWN:
         raise InvalidInputError(
             f"host {host} is not known in pool {pool}; see 'allocator host ls' for those that are", host=host
         )
-    return code == Reply.CHANGED
+    return code is Reply.CHANGED
 
 
 def reap(pool: str) -> Operation[Reaped]:
     """Make ends known that nobody has met: events, service index."""
     closed = 0
     for _ in range(REAP_CALLS):
-        reply = decode.words((yield ScriptCall("reap", script_keys(pool), (REAP_BATCH,))))
-        now_closed = int(decode.number(reply[1]))
-        closed += now_closed
-        if now_closed < REAP_BATCH:
+        visit = yield from ask(ReapCall(pool=pool, most=REAP_BATCH))
+        closed += visit.closed
+        if visit.closed < REAP_BATCH:
             break
-    wait_ms = decode.number(reply[2])
-    return Reaped(
-        closed=closed,
-        next_s=None if wait_ms < 0 else wait_ms / 1_000,
-        spaces=int(decode.number(reply[3])),
-    )
+    return Reaped(closed, None if visit.next_ms is None else visit.next_ms / 1_000, visit.spaces)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import HeldError, PoolMissingError
 from allocator.model.pools import BUILT_IN, PoolSpec
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.replies import Reply
+from allocator.operations.steps import ask
+from allocator.protocol.signatures.inspect import InspectPoolCall
+from allocator.protocol.signatures.pool import ApplyCall, PoolField, ScopeFixed
 
 if TYPE_CHECKING:
     from allocator.operations.context import Context
     from allocator.operations.steps import Operation
+    from allocator.protocol.replies import Reply
 
 
 def read_pool(name: str) -> Operation[PoolSpec | None]:
@@ -24,8 +24,7 @@ def read_pool(name: str) -> Operation[PoolSpec | None]:
 
 def pool_fields(name: str) -> Operation[dict[str, str]]:
     """Return a pool's hash as Redis has it; empty when it has no such pool."""
-    reply = decode.words((yield ScriptCall("inspect", script_keys(name), ("pool",))))
-    return {decode.text(reply[i]): decode.text(reply[i + 1]) for i in range(0, len(reply), 2)}
+    return (yield from ask(InspectPoolCall(pool=name)))
 
 
 def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation[PoolSpec]:
@@ -83,13 +82,8 @@ def define_pool(pool: PoolSpec, how: Literal["apply", "create", "restore"], by: 
     Raises:
         HeldError: When the scope would change while hosts use the pool.
     """
-    args: list[str | int] = [how, by]
-    for field, value in pool.as_fields().items():
-        args += (field, value)
-    reply = decode.words((yield ScriptCall("apply", script_keys(pool.name), tuple(args))))
-    code = Reply(decode.text(reply[0]))
-    if code is Reply.SCOPE_FIXED:
-        raise HeldError(
-            f"pool {pool.name} has scope {decode.text(reply[1])} and hosts use it; make a new pool for another scope"
-        )
-    return code
+    fields = tuple(PoolField(name=name, value=value) for name, value in pool.as_fields().items())
+    done = yield from ask(ApplyCall(pool=pool.name, mode=how, by=by, fields=fields))
+    if isinstance(done, ScopeFixed):
+        raise HeldError(f"pool {pool.name} has scope {done.scope} and hosts use it; make a new pool for another scope")
+    return done.code

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import ConfigurationError, InvalidInputError, LeaseLostError
 from allocator.operations.context import space_of
 from allocator.operations.pools import pool_rules
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.replies import Reply
+from allocator.operations.steps import ask
+from allocator.protocol.replies import NoPool
+from allocator.protocol.signatures.renew import (
+    PROOF_LENGTH,
+    KeepCall,
+    Lost,
+    Outcome,
+    Proof,
+    Reasserted,
+    RenewCall,
+    RenewedLease,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +35,6 @@ if TYPE_CHECKING:
 
 BATCH = 256
 """Leases in one call: under 1 ms of server time, so that no claim waits behind a longer script."""
-PROOF_LENGTH = 50
-"""Characters of a fence and a token with a blank after each; what has other lengths is for `renew` to decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ def _renew_batch(
 ) -> Operation[list[RenewOutcome]]:
     outcomes: dict[int, RenewOutcome] = {}
     if not rewrite:
-        provable = [i for i, lease in enumerate(leases) if len(_proof(lease)) == PROOF_LENGTH]
+        provable = [i for i, lease in enumerate(leases) if len(_proof(lease).written) == PROOF_LENGTH]
         for ttl_ms in sorted({leases[i].ttl_ms for i in provable}):
             members = [i for i in provable if leases[i].ttl_ms == ttl_ms]
             kept = yield from _kept(context, pool, host, [leases[i] for i in members], ttl_ms)
@@ -109,24 +115,20 @@ def _kept(
     context: Context, pool: PoolSpec, host: str, leases: list[Lease], ttl_ms: int
 ) -> Operation[dict[int, RenewOutcome]]:
     """Extend leases that are alive; return what became of those, by their place in the list."""
-    args: tuple[str | int, ...] = (
-        host,
-        ttl_ms,
-        "".join(_proof(lease) for lease in leases),
-        *(lease.port for lease in leases),
-    )
+    proofs = tuple(_proof(lease) for lease in leases)
     sent_at = context.clock()
-    reply = decode.words((yield ScriptCall("keep", script_keys(pool.name, space_of(pool, host)), args)))
-    if decode.text(reply[0]) == Reply.NO_POOL:
+    found = yield from ask(
+        KeepCall(pool=pool.name, space=space_of(pool, host), host=host, ttl_ms=ttl_ms, leases=proofs)
+    )
+    if isinstance(found, NoPool):
         return {}
-    now_ms, draining, reap_due, *left = (decode.number(word) for word in reply)
-    expires_at, deadline = (now_ms + ttl_ms) / 1_000, sent_at + ttl_ms / 1_000
+    expires_at, deadline = (found.now_ms + ttl_ms) / 1_000, sent_at + ttl_ms / 1_000
     return {
         i: RenewOutcome(
-            replace(lease, expires_at=expires_at, deadline=deadline), draining=draining > 0, reap_due=reap_due > 0
+            replace(lease, expires_at=expires_at, deadline=deadline), draining=found.draining, reap_due=found.reap_due
         )
         for i, lease in enumerate(leases)
-        if i + 1 not in left
+        if i not in found.left
     }
 
 
@@ -137,22 +139,20 @@ def _decided(
     call = _call(context, pool, host, leases, rewrite=rewrite)
     for _ in range(3):
         sent_at = context.clock()
-        reply = decode.words((yield call))
-        if decode.text(reply[0]) != Reply.NO_POOL:
+        found = yield from ask(call)
+        if not isinstance(found, NoPool):
             break
         pool = yield from pool_rules(context, pool.name, fresh=True)
     else:
         raise ConfigurationError(f"pool {pool.name} vanishes as soon as it is made; is Redis being emptied?")
-    now_ms = decode.time_ms(reply[0])
-    draining = len(reply) > 2 * len(leases) + 1
     return [
-        replace(_outcome(lease, decode.text(reply[2 * i + 1]), reply[2 * i + 2], now_ms, sent_at), draining=draining)
-        for i, lease in enumerate(leases)
+        replace(_outcome(lease, outcome, found.now_ms, sent_at), draining=found.draining)
+        for lease, outcome in zip(leases, found.outcomes, strict=True)
     ]
 
 
-def _proof(lease: Lease) -> str:
-    return f"{lease.fence} {_token(lease)} "
+def _proof(lease: Lease) -> Proof:
+    return Proof(port=lease.port, fence=lease.fence, token=_token(lease))
 
 
 def _token(lease: Lease) -> str:
@@ -163,54 +163,47 @@ def _token(lease: Lease) -> str:
     return lease.token
 
 
-def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool) -> ScriptCall:
-    args: list[str | int] = [host, context.full_identity if host == context.host else "-"]
-    mode = "set" if rewrite else "keep"
-    for lease in leases:
-        args += (
-            lease.port,
-            _token(lease),
-            lease.fence,
-            pool.check_ttl_ms(lease.ttl_ms) if rewrite else lease.ttl_ms,
-            str(lease.worker),
-            mode,
-            str(lease.state),
-            decode.extra_members(lease.holder_words()),
-        )
-    return ScriptCall("renew", script_keys(pool.name, space_of(pool, host)), tuple(args))
+def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool) -> RenewCall:
+    return RenewCall(
+        pool=pool.name,
+        space=space_of(pool, host),
+        host=host,
+        identity=context.full_identity if host == context.host else "-",
+        leases=tuple(
+            RenewedLease(
+                port=lease.port,
+                token=_token(lease),
+                fence=lease.fence,
+                ttl_ms=pool.check_ttl_ms(lease.ttl_ms) if rewrite else lease.ttl_ms,
+                worker=str(lease.worker),
+                mode="set" if rewrite else "keep",
+                state=lease.state,
+                extra=lease.holder_words(),
+            )
+            for lease in leases
+        ),
+    )
 
 
-def _outcome(lease: Lease, code: str, detail: object, now_ms: float, sent_at: float) -> RenewOutcome:
-    if code == Reply.LOST:
-        return RenewOutcome(lease, lost=_lost(lease, decode.text(detail), now_ms))
+def _outcome(lease: Lease, outcome: Outcome, now_ms: float, sent_at: float) -> RenewOutcome:
+    if isinstance(outcome, Lost):
+        return RenewOutcome(lease, lost=_lost(lease, outcome))
     extended = replace(lease, expires_at=(now_ms + lease.ttl_ms) / 1_000, deadline=sent_at + lease.ttl_ms / 1_000)
-    if code == Reply.REASSERTED:
-        extended = replace(extended, fence=int(decode.number(detail)), granted_at=now_ms / 1_000)
-        return RenewOutcome(extended, reasserted=True)
-    if known := decode.text(detail):  # the reply to an earlier re-assertion never arrived
-        extended = replace(extended, fence=int(decode.number(known)))
+    if isinstance(outcome, Reasserted):
+        return RenewOutcome(replace(extended, fence=outcome.fence, granted_at=now_ms / 1_000), reasserted=True)
+    if outcome.fence is not None:  # the reply to an earlier re-assertion never arrived
+        extended = replace(extended, fence=outcome.fence)
     return RenewOutcome(extended)
 
 
-def _lost(lease: Lease, detail: str, now_ms: float) -> LeaseLostError:
+def _lost(lease: Lease, lost: Lost) -> LeaseLostError:
     where = f"the lease of {lease.worker} on {lease.address}"
-    if detail == "released":
-        return LeaseLostError(
-            f"{where} has ended; claim again", host=lease.host, port=lease.port, worker=str(lease.worker)
+    if lost.holder:
+        sentence = (
+            f"{where} is lost: {lost.holder.worker} has {lost.holder.address} now; stop this worker and claim again"
         )
-    if detail == "replaced":
-        return LeaseLostError(
-            f"{where} expired and a newer lease had the port since; claim again",
-            host=lease.host,
-            port=lease.port,
-            worker=str(lease.worker),
-        )
-    holder = decode.lease(lease.pool, detail, remaining_ms=0, now_ms=now_ms)
-    holder = replace(holder, expires_at=(now_ms + holder.ttl_ms) / 1_000)
-    return LeaseLostError(
-        f"{where} is lost: {holder.worker} has {holder.address} now; stop this worker and claim again",
-        host=lease.host,
-        port=lease.port,
-        worker=str(lease.worker),
-        holder=holder,
-    )
+    elif lost.why == "replaced":
+        sentence = f"{where} expired and a newer lease had the port since; claim again"
+    else:
+        sentence = f"{where} has ended; claim again"
+    return LeaseLostError(sentence, host=lease.host, port=lease.port, worker=str(lease.worker), holder=lost.holder)

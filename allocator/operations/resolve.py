@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from allocator.model.endpoints import Endpoint
 from allocator.model.errors import NoWorkerError
 from allocator.model.names import check_name, check_plugin
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.replies import Reply
+from allocator.operations.steps import ask
+from allocator.protocol.signatures.resolve import NoneReady, ResolveAllCall, ResolveCall
 
 if TYPE_CHECKING:
     from allocator.operations.steps import Operation
@@ -33,11 +31,10 @@ def resolve(pool: str, plugin: str, org: str, *, prefer: str | None = None) -> O
         InvalidInputError: When a name is not valid.
     """
     _check_names(plugin, org)
-    args = (plugin, org, "next", prefer or "-")
-    reply = decode.words((yield ScriptCall("resolve", script_keys(pool), args)))
-    if decode.text(reply[0]) == Reply.NONE:
-        raise no_worker(pool, plugin, org, [int(decode.number(count)) for count in reply[1:4]])
-    return _endpoints(pool, reply)[0]
+    found = yield from ask(ResolveCall(pool=pool, plugin=plugin, org=org, prefer=prefer or "-"))
+    if isinstance(found, NoneReady):
+        raise no_worker(pool, plugin, org, [found.starting, found.degraded, found.draining])
+    return Endpoint.of(*found.workers[0])
 
 
 def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
@@ -50,30 +47,19 @@ def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
     found: list[Endpoint] = []
     offset = 0
     for _ in range(MAX_PAGES):
-        reply = decode.words((yield ScriptCall("resolve", script_keys(pool), (plugin, org, "all", offset))))
-        if decode.text(reply[0]) == Reply.NONE:
+        page = yield from ask(ResolveAllCall(pool=pool, plugin=plugin, org=org, offset=offset))
+        if isinstance(page, NoneReady):
             break
-        found += _endpoints(pool, reply)
-        offset = int(decode.number(reply[2]))
-        if offset < 0:
+        found += [Endpoint.of(lease, advertised) for lease, advertised in page.workers]
+        if page.next_offset is None:
             break
+        offset = page.next_offset
     return sorted({(one.host, one.port): one for one in found}.values())
 
 
 def _check_names(plugin: str, org: str) -> None:
     check_plugin(plugin)
     check_name("organisation", org)
-
-
-def _endpoints(pool: str, reply: list[Any]) -> list[Endpoint]:
-    now_ms = decode.number(reply[1])
-    return [
-        Endpoint.of(
-            decode.lease(pool, reply[at], remaining_ms=decode.number(reply[at + 1]), now_ms=now_ms),
-            decode.text(reply[at + 2]),
-        )
-        for at in range(3, len(reply), 3)
-    ]
 
 
 def no_worker(pool: str, plugin: str, org: str, counts: list[int]) -> NoWorkerError:

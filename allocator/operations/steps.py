@@ -10,7 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from allocator.protocol.calls import ScriptCall
+from allocator.protocol.calls import Call, ScriptCall
 
 T = TypeVar("T")
 
@@ -71,3 +71,8 @@ class AwaitTurn:
 
 Step: TypeAlias = AwaitTurn | ScriptCall | ReadListeners | ProvePort | DescribeListener
 Operation: TypeAlias = Generator[Step, Any, T]
+
+
+def ask(call: Call[T]) -> Operation[T]:
+    """Run a script and return what it answered."""
+    return call.decode((yield call.encode()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -44,3 +45,8 @@ class Reply(StrEnum):
     LIMITED = "limited"
     LEFT = "left"
     RECOVERING = "recovering"
+
+
+@dataclass(frozen=True, slots=True)
+class NoPool:
+    """The pool is not defined in this Redis: read its rules again, which defines it where it is known."""

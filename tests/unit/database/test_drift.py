@@ -10,8 +10,8 @@ from allocator import Lease, LeaseState, WorkerId
 from allocator.database.drift import Action, Kind, how_it_ended, of_lease, of_row
 from allocator.database.rows import Row, RowKey
 from allocator.database.urls import parse_database_url, redacted
-from allocator.operations.find import Whereabouts
 from allocator.protocol.replies import Reply
+from allocator.protocol.signatures.inspect import Whereabouts
 
 WORKER = WorkerId("org-1", "email")
 KEY = RowKey("org-1", "email", 0)

@@ -1,0 +1,330 @@
+"""The signature of `claim`: one port or several, all or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from allocator.model.states import LeaseState
+from allocator.protocol import decode
+from allocator.protocol.calls import Call, ScriptCall, Words, written_ports
+from allocator.protocol.keys import script_keys
+from allocator.protocol.replies import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from allocator.model.leases import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedPort:
+    """One port that is asked for.
+
+    Attributes:
+        worker: Who it is for: `org/plugin#instance`, or `org/plugin#auto` for the lowest free instance.
+        token: 32 hexadecimal digits; the same ones claiming again get the same lease.
+        extra: What the holder says of itself, by name (`HOLDER_WORDS`); what is empty is left out.
+    """
+
+    worker: str
+    token: str = field(repr=False)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimCall(Call["ClaimReply"]):
+    """What `claim` is sent.
+
+    Attributes:
+        host: The host that will bind the ports.
+        ttl_ms: How long the leases live without a heartbeat.
+        state: The state that they start in.
+        identity: What the host is known by: machine, boot, network namespace and perhaps its address.
+        wanted: One or several ports; the worker itself first.
+        strangers: Ports that other programs have bound on the host.
+        hint: The port that the environment names (0: none), for the first.
+        port: The only port that will do (0: any), for one alone.
+        superseded: Fence of the worker's lease whose process is proven dead (0: none), for one alone.
+        ticket: The ticket of somebody who waits, or an empty text.
+        contiguous: Whether several ports have to follow each other.
+        look_from: The port to look on from, after `Again` (0: from the first).
+        replicas: How many replicas have to have the grant; no argument of the script.
+    """
+
+    script: ClassVar[str] = "claim"
+    may_end_early: ClassVar[bool] = True
+
+    host: str
+    ttl_ms: int
+    state: LeaseState = LeaseState.STARTING
+    identity: str
+    wanted: tuple[WantedPort, ...]
+    strangers: frozenset[int] = frozenset()
+    hint: int = 0
+    port: int = 0
+    superseded: int = 0
+    ticket: str = ""
+    contiguous: bool = False
+    look_from: int = 0
+    replicas: int = 0
+
+    def encode(self) -> ScriptCall:
+        """Return the call as it goes to Redis."""
+        keys = script_keys(self.pool, self.space)
+        is_one = len(self.wanted) == 1 and not self.contiguous
+        script, args = ("claim", self._for_one()) if is_one else ("claim_several", self._for_several())
+        return ScriptCall(script, keys, args, self.replicas, self)
+
+    def _for_one(self) -> Words:
+        (one,) = self.wanted
+        strangers, extra = written_ports(self.strangers), decode.extra_members(one.extra)
+        sometimes: list[str | int] = [extra, strangers, self.hint, self.port, self.superseded, self.ticket]
+        while sometimes and not sometimes[-1]:
+            sometimes.pop()
+        return (self.host, one.worker, one.token, self.ttl_ms, str(self.state), self.identity, *sometimes)
+
+    def _for_several(self) -> Words:
+        args: list[str | int] = [self.host, self.ttl_ms, str(self.state), self.identity]
+        args += [written_ports(self.strangers), int(self.contiguous), self.look_from, self.ticket]
+        for one in self.wanted:
+            args += [one.worker, one.token, decode.extra_members(one.extra)]
+        return tuple(args)
+
+    def decode(self, raw: Any, *, sent_at: float | None = None) -> ClaimReply:  # noqa: ANN401  # as `Call.decode`
+        """Return what the script answered.
+
+        Args:
+            raw: The reply; with how many replicas have it, where that was asked for.
+            sent_at: The caller's monotonic time before it asked, from which its copies' deadlines count.
+        """
+        reply, copies = decode.words(raw), 0
+        if self.replicas:
+            reply, copies = decode.words(reply[0]), int(decode.number(reply[1]))
+        code = Reply(decode.text(reply[0]))
+        if code is Reply.GRANTED:
+            return Granted(leases=self._leases(reply, sent_at), copies=copies)
+        if code is Reply.SAME:
+            return Same(leases=self._leases(reply, sent_at))
+        if code not in _REFUSALS:
+            raise decode.unreadable(f"the script {self.script}")
+        return _REFUSALS[code](self, reply)
+
+    def _leases(self, reply: list[Any], sent_at: float | None) -> tuple[Lease, ...]:
+        if len(self.wanted) == 1 and not self.contiguous:
+            now_ms, rows = decode.number(reply[3]), [reply[1:3]]
+        else:
+            now_ms, rows = decode.number(reply[1]), [reply[at : at + 2] for at in range(2, len(reply), 2)]
+        leases = []
+        for one, (text, remaining) in zip(self.wanted, rows, strict=True):
+            left_ms = decode.number(remaining)
+            deadline = None if sent_at is None else sent_at + left_ms / 1_000
+            leases.append(
+                decode.lease(self.pool, text, remaining_ms=left_ms, now_ms=now_ms, token=one.token, deadline=deadline)
+            )
+        return tuple(leases)
+
+
+def _held(call: ClaimCall, reply: list[Any]) -> Held:
+    left_ms, now_ms = decode.number(reply[2]), decode.number(reply[3])
+    holder = decode.lease(call.pool, reply[1], remaining_ms=left_ms, now_ms=now_ms)
+    return Held(holder=holder, remaining_ms=left_ms, now_ms=now_ms)
+
+
+def _taken(call: ClaimCall, reply: list[Any]) -> Taken:
+    why, owner, free_ms = decode.text(reply[1]), decode.text(reply[2]), known_ms(reply[3])
+    now_ms = decode.number(reply[4])
+    holder = None
+    if why == "leased":
+        holder = decode.lease(call.pool, reply[2], remaining_ms=free_ms or 0, now_ms=now_ms)
+    return Taken(why=why, holder=holder, owner=owner if why == "reserved" else "", free_ms=free_ms, now_ms=now_ms)  # type: ignore[arg-type]  # the words of the script
+
+
+def _limited(_call: ClaimCall, reply: list[Any]) -> Limited:
+    kind, most, live, holders = (decode.text(one) for one in reply[1:5])
+    waiting = int(decode.number(reply[5]))
+    return Limited(kind=kind, most=int(most), live=int(live), holders=tuple(holders.split()), waiting=waiting)
+
+
+def _recovering(_call: ClaimCall, reply: list[Any]) -> Recovering | RecoverFirst:
+    left_ms = known_ms(reply[1])
+    return RecoverFirst() if left_ms is None else Recovering(left_ms=left_ms)
+
+
+def known_ms(word: object) -> float | None:
+    """Return a number of milliseconds of a reply, or None where it says that it is not known (-1)."""
+    found = decode.number(word)
+    return found if found >= 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """The leases are the caller's.
+
+    Attributes:
+        leases: One for each port that was asked for, in that order, with their tokens.
+        copies: How many replicas have the grant, where that was asked for.
+    """
+
+    leases: tuple[Lease, ...]
+    copies: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Same:
+    """These tokens had the leases already; nothing was changed.
+
+    Attributes:
+        leases: As they are, in the order of what was asked for.
+    """
+
+    leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One of the workers has a live lease under another token, or elsewhere.
+
+    Attributes:
+        holder: That lease.
+        remaining_ms: How long it still lives.
+        now_ms: The server's time.
+    """
+
+    holder: Lease
+    remaining_ms: float
+    now_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """The only port that would do cannot be had.
+
+    Attributes:
+        why: `leased`, `cooling`, `bound` (a stranger listens on it), `outside` the pool, or `reserved` for a plugin.
+        holder: Its lease, where it is leased; until it is claimable, `expires_at` of it counts the grace too.
+        owner: The plugin that it is reserved for, or an empty text.
+        free_ms: How long until it is claimable, or None when that is not known.
+        now_ms: The server's time.
+    """
+
+    why: Literal["leased", "cooling", "bound", "outside", "reserved"]
+    holder: Lease | None
+    owner: str
+    free_ms: float | None
+    now_ms: float
+
+
+class NoneFree:
+    """No port can be had now; one may be later."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exhausted(NoneFree):
+    """Every port is leased, rests or is bound.
+
+    Attributes:
+        free_ms: How long until the next can free up, or None when that is not known.
+    """
+
+    free_ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued(NoneFree):
+    """Others wait and come first.
+
+    Attributes:
+        ahead: How many.
+    """
+
+    ahead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limited(NoneFree):
+    """A limit of the pool is reached.
+
+    Attributes:
+        kind: `org`, `plugin` or `instances`.
+        most: How many leases it allows.
+        live: How many there are.
+        holders: Some of the workers that have them.
+        waiting: How many wait for the next.
+    """
+
+    kind: str
+    most: int
+    live: int
+    holders: tuple[str, ...]
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovering(NoneFree):
+    """A fleet-wide pool grants nothing yet: its server may have lost leases.
+
+    Attributes:
+        left_ms: How long it still waits for their holders.
+    """
+
+    left_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cordoned:
+    """The host gives out no new ports."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostConflict:
+    """Another machine goes by the host's name.
+
+    Attributes:
+        machine: What it is known by.
+    """
+
+    machine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """The pool is not there, or its rules are not those that the caller read: read them again, and ask again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverFirst:
+    """A recovery has to begin (`RecoverCall`) before the pool grants anything; then ask again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """Nothing was found within the bounds of one call, but it went forward: ask again.
+
+    Attributes:
+        look_from: Where to look on from.
+    """
+
+    look_from: int
+
+
+Refused: TypeAlias = Taken | Cordoned | HostConflict
+ClaimReply: TypeAlias = (
+    Granted | Same | Held | Exhausted | Queued | Limited | Recovering | Refused | Stale | RecoverFirst | Again
+)
+
+_REFUSALS: dict[Reply, Callable[[ClaimCall, list[Any]], ClaimReply]] = {
+    Reply.HELD: _held,
+    Reply.TAKEN: _taken,
+    Reply.EXHAUSTED: lambda _, reply: Exhausted(free_ms=known_ms(reply[1])),
+    Reply.QUEUED: lambda _, reply: Queued(ahead=int(decode.number(reply[1]))),
+    Reply.LIMITED: _limited,
+    Reply.RECOVERING: _recovering,
+    Reply.CORDONED: lambda *_: Cordoned(),
+    Reply.HOST_CONFLICT: lambda _, reply: HostConflict(machine=decode.text(reply[1])),
+    Reply.AGAIN: lambda _, reply: Again(look_from=int(decode.number(reply[1])) if len(reply) > 1 else 0),
+    Reply.NO_POOL: lambda *_: Stale(),
+    Reply.STALE_POOL: lambda *_: Stale(),
+}

@@ -1,0 +1,137 @@
+"""The signatures of what is done with a host as a whole: `register`, `cordon`, `drain`, `forget`, `place`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from allocator.protocol import decode
+from allocator.protocol.calls import Call, Words
+from allocator.protocol.replies import Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterCall(Call[Reply]):
+    """What makes a host known.
+
+    Attributes:
+        host: Its name.
+        identity: What it is known by: machine, boot, network namespace and perhaps its address.
+    """
+
+    script: ClassVar[str] = "register"
+
+    host: str
+    identity: str
+
+    def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
+        """Return `created`, `changed`, `unchanged`, `host_conflict` or `no_pool`."""
+        return Reply(decode.text(decode.words(raw)[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CordonCall(Call[Reply]):
+    """What makes a host give out no new ports, or give them out again.
+
+    Attributes:
+        host: Its name.
+        switch: `on` or `off`.
+    """
+
+    script: ClassVar[str] = "cordon"
+
+    host: str
+    switch: Literal["on", "off"]
+
+    def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
+        """Return `changed`, `unchanged` or `unknown`."""
+        return Reply(decode.text(decode.words(raw)[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainCall(Call["int | None"]):
+    """What empties a host.
+
+    Attributes:
+        host: Its name.
+        ports: Ports whose leases may be of this host, at most 256.
+    """
+
+    script: ClassVar[str] = "drain"
+
+    host: str
+    ports: tuple[int, ...] = ()
+
+    def arguments(self) -> Words:
+        """Return ARGV."""
+        return (self.host, *self.ports)
+
+    def decode(self, raw: Any) -> int | None:  # noqa: ANN401  # as `Call.decode`
+        """Return how many leases became draining by this call, or None when the pool knows no such host."""
+        reply = decode.words(raw)
+        return None if decode.text(reply[0]) == Reply.UNKNOWN else int(decode.number(reply[1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetCall(Call[Reply]):
+    """What removes a host from the pool.
+
+    Attributes:
+        host: Its name.
+    """
+
+    script: ClassVar[str] = "forget"
+
+    host: str
+
+    def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
+        """Return `forgotten`, `unknown`, `busy` or `again`."""
+        return Reply(decode.text(decode.words(raw)[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceCall(Call["tuple[Room, ...] | None"]):
+    """What asks for the room that hosts have.
+
+    Attributes:
+        offset: From which host on.
+        count: How many hosts, at most 64.
+        org: The organisation whose workers are counted, or `-`.
+        plugin: The plugin whose workers are counted, or `-`.
+    """
+
+    script: ClassVar[str] = "place"
+
+    offset: int
+    count: int
+    org: str = "-"
+    plugin: str = "-"
+
+    def decode(self, raw: Any) -> tuple[Room, ...] | None:  # noqa: ANN401  # as `Call.decode`
+        """Return the hosts that give out ports, or None when there is none from there on."""
+        reply = decode.words(raw)
+        if decode.text(reply[0]) == Reply.NONE:
+            return None
+        return tuple(
+            Room(
+                host=decode.text(reply[at]),
+                leased=int(decode.number(reply[at + 1])),
+                matching=int(decode.number(reply[at + 2])),
+            )
+            for at in range(1, len(reply), 3)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a host has.
+
+    Attributes:
+        host: Its name.
+        leased: How many of its ports are leased.
+        matching: How many of them to workers of the kind that was asked for.
+    """
+
+    host: str
+    leased: int
+    matching: int

@@ -1,0 +1,232 @@
+"""The signatures of what only reads: `inspect` (a pool, its hosts, its ports) and `find` (where workers are)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from allocator.model.names import check_port
+from allocator.protocol import decode
+from allocator.protocol.calls import Call, Words
+from allocator.protocol.keys import lease_key
+from allocator.protocol.replies import Reply
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
+
+_STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPoolCall(Call["dict[str, str]"]):
+    """What asks for a pool's hash."""
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("pool",)
+
+    def decode(self, raw: Any) -> dict[str, str]:  # noqa: ANN401  # as `Call.decode`
+        """Return its fields; none when there is no such pool."""
+        return _fields(raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectHostsCall(Call["tuple[str, ...]"]):
+    """What asks for a page of the namespaces of ports that a pool has: its hosts, and `*` in fleet scope.
+
+    Attributes:
+        offset: From which on.
+        count: How many.
+    """
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("hosts",)
+
+    offset: int
+    count: int
+
+    def decode(self, raw: Any) -> tuple[str, ...]:  # noqa: ANN401  # as `Call.decode`
+        """Return their names."""
+        return tuple(decode.text(name) for name in decode.words(raw)[::2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectHostCall(Call["KnownHost"]):
+    """What asks for a host's hash; the host is the call's `space`."""
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("host",)
+
+    def decode(self, raw: Any) -> KnownHost:  # noqa: ANN401  # as `Call.decode`
+        """Return what is known of it."""
+        fields = _fields(raw)
+        strikes = (_STRIKE.match(f"{name} {value}") for name, value in fields.items())
+        return KnownHost(
+            identity=fields.get("identity", ""),
+            cordoned=fields.get("cordon") == "1",
+            draining=fields.get("drain") == "1",
+            quarantines={int(strike[1]): float(strike[2]) for strike in strikes if strike},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownHost:
+    """What Redis knows of a host.
+
+    Attributes:
+        identity: Machine, boot, network namespace, perhaps its address; an empty text for nothing.
+        cordoned: Whether it gives out no new ports.
+        draining: Whether its workers are asked to stop.
+        quarantines: Until when ports were last put into quarantine, in milliseconds of the server's clock.
+    """
+
+    identity: str
+    cordoned: bool
+    draining: bool
+    quarantines: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPortsCall(Call["tuple[KnownPort, ...]"]):
+    """What asks for a page of the ports that are not claimable now, lowest score first.
+
+    Attributes:
+        from_ms: From which score on.
+        count: How many; ports of equal score beside them.
+    """
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("ports",)
+
+    from_ms: int
+    count: int
+
+    def decode(self, raw: Any) -> tuple[KnownPort, ...]:  # noqa: ANN401  # as `Call.decode`
+        """Return the ports."""
+        reply = decode.words(raw)
+        now_ms = decode.number(reply[0])
+        return tuple(_port(self, reply[at : at + 4], now_ms) for at in range(1, len(reply), 4))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPortCall(Call["KnownPort"]):
+    """What asks for one port.
+
+    Attributes:
+        port: Which one.
+    """
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("port",)
+
+    port: int
+
+    def decode(self, raw: Any) -> KnownPort:  # noqa: ANN401  # as `Call.decode`
+        """Return the port."""
+        reply = decode.words(raw)
+        return _port(self, reply[1:], decode.number(reply[0]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPort:
+    """What Redis knows of a port.
+
+    Attributes:
+        port: 1-65535.
+        claimable_at_ms: From when it is claimable, by the server's clock; 0 when it was never used.
+        claimable_in_ms: How long until then; 0 when it is claimable.
+        lease: The live lease on it, without its token, or None.
+    """
+
+    port: int
+    claimable_at_ms: float
+    claimable_in_ms: float
+    lease: Lease | None
+
+
+def _port(call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: float) -> KnownPort:
+    port_text, score_text, lease_text, remaining = row
+    score_ms = decode.number(score_text) if score_text else 0.0
+    lease = None
+    if lease_text:
+        key = lease_key(call.pool, call.space, decode.text(port_text))
+        lease = decode.lease(call.pool, lease_text, remaining_ms=decode.number(remaining), now_ms=now_ms, key=key)
+    return KnownPort(
+        port=check_port(decode.text(port_text)),
+        claimable_at_ms=score_ms,
+        claimable_in_ms=max(0.0, score_ms - now_ms) if score_text else 0.0,
+        lease=lease,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestEventCall(Call[str]):
+    """What asks for the id of the pool's last event."""
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("newest",)
+
+    def decode(self, raw: Any) -> str:  # noqa: ANN401  # as `Call.decode`
+        """Return it, `0-0` when the pool has none."""
+        return decode.text(decode.words(raw)[0])
+
+
+def _fields(raw: object) -> dict[str, str]:
+    reply = decode.words(raw)
+    return {decode.text(reply[at]): decode.text(reply[at + 1]) for at in range(0, len(reply), 2)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindCall(Call["tuple[Whereabouts, ...]"]):
+    """What asks where workers are, or how their last lease ended.
+
+    Attributes:
+        workers: At most 256.
+    """
+
+    script: ClassVar[str] = "find"
+
+    workers: tuple[str, ...]
+
+    def decode(self, raw: Any) -> tuple[Whereabouts, ...]:  # noqa: ANN401  # as `Call.decode`
+        """Return what is known of each, in their order."""
+        reply = decode.words(raw)
+        now_ms = decode.number(reply[0])
+        return tuple(self._whereabouts(reply[at : at + 6], now_ms) for at in range(1, 6 * len(self.workers), 6))
+
+    def _whereabouts(self, row: list[Any], now_ms: float) -> Whereabouts:
+        host, port, fence, how, lease, remaining = row
+        return Whereabouts(
+            host=decode.text(host) or None,
+            port=int(decode.number(port)) if port else None,
+            fence=int(decode.number(fence)) if fence else 0,
+            how=Reply(decode.text(how)),
+            lease=decode.lease(self.pool, lease, remaining_ms=decode.number(remaining), now_ms=now_ms)
+            if lease
+            else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What Redis knows of a worker.
+
+    Attributes:
+        host: Where its last lease is or was; None when Redis knows nothing of it.
+        port: Which port that is.
+        fence: The fence of that lease; 0 when Redis knows nothing of it.
+        how: `live`, or how it ended: `released`, `declined`, `expired`, `replaced`; `unknown`.
+        lease: The live lease, without its token, or None.
+    """
+
+    host: str | None
+    port: int | None
+    fence: int
+    how: Reply
+    lease: Lease | None
+
+    def explains_end_of(self, fence: int | None) -> bool:
+        """Return whether Redis knows that the lease with this fence has ended: a newer one is known, or its end."""
+        if fence is None or fence > self.fence:
+            return False
+        return fence < self.fence or self.how not in {Reply.LIVE, Reply.UNKNOWN}

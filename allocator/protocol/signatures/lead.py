@@ -1,0 +1,118 @@
+"""The signatures of `lead`, the leadership of a pool's reconcilers, and of `restore`, leases back from a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from allocator.protocol import decode
+from allocator.protocol.calls import Call
+from allocator.protocol.replies import NoPool, Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeadCall(Call["Leads | LedByOther"]):
+    """What takes the leadership, or keeps it.
+
+    Attributes:
+        mode: What is done.
+        token: The caller's proof.
+        ttl_ms: How long it lives without being taken again.
+        holder: Who the caller is, in words without quotes.
+        known_fence: The highest fence of a leader that the caller has seen.
+    """
+
+    script: ClassVar[str] = "lead"
+
+    mode: str = "take"
+    token: str = field(repr=False)
+    ttl_ms: int
+    holder: str
+    known_fence: int = 0
+
+    def decode(self, raw: Any) -> Leads | LedByOther:  # noqa: ANN401  # as `Call.decode`
+        """Return who leads."""
+        reply = decode.words(raw)
+        if decode.text(reply[0]) == Reply.HELD:
+            return LedByOther(holder=decode.text(reply[1]), remaining_ms=decode.number(reply[2]))
+        return Leads(fence=int(decode.number(reply[1])))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leads:
+    """The caller leads.
+
+    Attributes:
+        fence: The fence of its leadership.
+    """
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedByOther:
+    """Somebody else leads.
+
+    Attributes:
+        holder: Who, in words.
+        remaining_ms: How long it may still lead without a sign of life.
+    """
+
+    holder: str
+    remaining_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResignCall(Call[bool]):
+    """What gives up the leadership.
+
+    Attributes:
+        mode: What is done.
+        token: The caller's proof.
+    """
+
+    script: ClassVar[str] = "lead"
+
+    mode: str = "release"
+    token: str = field(repr=False)
+    ttl_ms: int = 0
+    holder: str = ""
+    known_fence: int = 0
+
+    def decode(self, raw: Any) -> bool:  # noqa: ANN401  # as `Call.decode`
+        """Return whether the caller did lead."""
+        return decode.text(decode.words(raw)[0]) == Reply.RELEASED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RememberedLease:
+    """A lease that a database remembers."""
+
+    host: str
+    port: int
+    worker: str
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreCall(Call["tuple[bool, ...] | NoPool"]):
+    """What keeps the ports of remembered leases for their own workers.
+
+    Attributes:
+        ttl_ms: For how long.
+        leases: At most 256.
+    """
+
+    script: ClassVar[str] = "restore"
+
+    ttl_ms: int
+    leases: tuple[RememberedLease, ...]
+
+    def decode(self, raw: Any) -> tuple[bool, ...] | NoPool:  # noqa: ANN401  # as `Call.decode`
+        """Return for each lease whether it was restored (False: Redis knows its port or worker by itself)."""
+        codes = [decode.text(code) for code in decode.words(raw)]
+        if codes[0] == Reply.NO_POOL:
+            return NoPool()
+        if len(codes) != len(self.leases):
+            raise decode.unreadable(f"the script {self.script}")
+        return tuple(code == Reply.RESTORED for code in codes)

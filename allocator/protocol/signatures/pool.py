@@ -1,0 +1,134 @@
+"""The signatures of what is done with a pool: `apply` its rules, `index` its leases, `recover` it, `reap` it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from allocator.protocol import decode
+from allocator.protocol.calls import Call
+from allocator.protocol.replies import NoPool, Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolField:
+    """A field of a pool's hash."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyCall(Call["Applied | ScopeFixed"]):
+    """What defines a pool or changes its rules.
+
+    Attributes:
+        mode: `create` and `restore` leave a pool that is there as it is; `restore` is for one that Redis lost.
+        by: Who does it.
+        fields: All rules.
+    """
+
+    script: ClassVar[str] = "apply"
+
+    mode: Literal["apply", "create", "restore"]
+    by: str = "-"
+    fields: tuple[PoolField, ...]
+
+    def decode(self, raw: Any) -> Applied | ScopeFixed:  # noqa: ANN401  # as `Call.decode`
+        """Return what the script answered."""
+        reply = decode.words(raw)
+        code = Reply(decode.text(reply[0]))
+        if code is Reply.SCOPE_FIXED:
+            return ScopeFixed(scope=decode.text(reply[1]))
+        return Applied(code=code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The pool has these rules.
+
+    Attributes:
+        code: `created`, `changed` or `unchanged`.
+    """
+
+    code: Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeFixed:
+    """The scope cannot change: hosts use the pool.
+
+    Attributes:
+        scope: The one that it has.
+    """
+
+    scope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexCall(Call[int]):
+    """What enters live leases into the indexes that limits are counted by.
+
+    Attributes:
+        mode: `start`, `ports`, `done`.
+        ports: With `ports`: the ports whose leases are entered, at most 256.
+    """
+
+    script: ClassVar[str] = "index"
+
+    mode: Literal["start", "ports", "done"]
+    ports: tuple[int, ...] = ()
+
+    def decode(self, raw: Any) -> int:  # noqa: ANN401  # as `Call.decode`
+        """Return how many leases were entered."""
+        return int(decode.number(decode.words(raw)[1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoverCall(Call["float | NoPool"]):
+    """What begins the recovery of a fleet-wide pool, or finds that none is needed."""
+
+    script: ClassVar[str] = "recover"
+
+    def decode(self, raw: Any) -> float | NoPool:  # noqa: ANN401  # as `Call.decode`
+        """Return how many milliseconds are left of it."""
+        reply = decode.words(raw)
+        return NoPool() if decode.text(reply[0]) == Reply.NO_POOL else decode.number(reply[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReapCall(Call["Visit"]):
+    """What makes ends known that nobody has met.
+
+    Attributes:
+        most: How many leases to close at most, 64 or fewer.
+    """
+
+    script: ClassVar[str] = "reap"
+
+    most: int
+
+    def decode(self, raw: Any) -> Visit:  # noqa: ANN401  # as `Call.decode`
+        """Return what the visit came to."""
+        reply = decode.words(raw)
+        wait_ms = decode.number(reply[2])
+        return Visit(
+            closed=int(decode.number(reply[1])),
+            next_ms=wait_ms if wait_ms >= 0 else None,
+            spaces=int(decode.number(reply[3])),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visit:
+    """What a visit of the reaper came to.
+
+    Attributes:
+        closed: How many leases it closed.
+        next_ms: How long until the next may be due; None when none is.
+        spaces: How many namespaces of ports the pool has.
+    """
+
+    closed: int
+    next_ms: float | None
+    spaces: int

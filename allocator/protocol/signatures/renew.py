@@ -1,0 +1,201 @@
+"""The signatures of `renew`, and of `keep`: the same for heartbeats that have nothing new to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+from allocator.model.states import LeaseState
+from allocator.protocol import decode
+from allocator.protocol.calls import Call, Words
+from allocator.protocol.replies import NoPool, Reply
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
+
+PROOF_LENGTH = 50
+"""Characters of a fence and a token with a blank after each; what has other lengths is for `renew` to decide."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewedLease:
+    """A lease as its holder has it.
+
+    Attributes:
+        port: Its port.
+        token: The proof of holding it.
+        fence: Its fence, as far as the holder knows.
+        ttl_ms: How long it is to live from now.
+        worker: Who it is for.
+        mode: `set` writes what follows, `keep` leaves it as it is.
+        state: Its state.
+        extra: What the holder says of itself, by name.
+    """
+
+    port: int
+    token: str = field(repr=False)
+    fence: int
+    ttl_ms: int
+    worker: str
+    mode: str = "keep"
+    state: LeaseState = LeaseState.READY
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewCall(Call["Renewals | NoPool"]):
+    """What `renew` is sent.
+
+    Attributes:
+        host: The host of the leases.
+        identity: What it is known by; `-` when the caller does not know.
+        leases: At most 256.
+    """
+
+    script: ClassVar[str] = "renew"
+
+    host: str
+    identity: str = "-"
+    leases: tuple[RenewedLease, ...]
+
+    def decode(self, raw: Any) -> Renewals | NoPool:  # noqa: ANN401  # as `Call.decode`
+        """Return what the script answered."""
+        reply = decode.words(raw)
+        if decode.text(reply[0]) == Reply.NO_POOL:
+            return NoPool()
+        now_ms, count = decode.time_ms(reply[0]), len(self.leases)
+        outcomes = tuple(self._outcome(reply[2 * i + 1], reply[2 * i + 2], now_ms) for i in range(count))
+        return Renewals(now_ms=now_ms, outcomes=outcomes, draining=len(reply) > 2 * count + 1)
+
+    def _outcome(self, code: object, detail: object, now_ms: float) -> Outcome:
+        word, about = Reply(decode.text(code)), decode.text(detail)
+        if word is Reply.RENEWED:
+            return Renewed(fence=int(decode.number(about)) if about else None)
+        if word is Reply.REASSERTED:
+            return Reasserted(fence=int(decode.number(about)))
+        if word is not Reply.LOST:
+            raise decode.unreadable(f"the script {self.script}")
+        if about in {"released", "replaced"}:
+            return Lost(why=about)
+        holder = decode.lease(self.pool, about, remaining_ms=0, now_ms=now_ms)
+        return Lost(why="held", holder=replace(holder, expires_at=(now_ms + holder.ttl_ms) / 1_000))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewals:
+    """What became of a batch of leases.
+
+    Attributes:
+        now_ms: The server's time.
+        outcomes: One for each lease, in their order.
+        draining: Whether the host is to be emptied: holders stop their workers and release.
+    """
+
+    now_ms: float
+    outcomes: tuple[Outcome, ...]
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    """The lease lives on.
+
+    Attributes:
+        fence: Its fence, where it is not the one that was sent: the reply to a re-assertion never arrived.
+    """
+
+    fence: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reasserted:
+    """Redis had lost the lease and has it again.
+
+    Attributes:
+        fence: Its new fence.
+    """
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The lease is not the caller's any more.
+
+    Attributes:
+        why: `released` (its holder ended it), `replaced` (a newer one had the port), or `held`.
+        holder: The lease in the way, as if it had just been renewed; None for another reason.
+    """
+
+    why: str
+    holder: Lease | None = None
+
+
+Outcome: TypeAlias = Renewed | Reasserted | Lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What proves a lease, in the fewest words.
+
+    Attributes:
+        port: Its port.
+        fence: Its fence, of 16 digits.
+        token: Its token, of 32.
+    """
+
+    port: int
+    fence: int
+    token: str = field(repr=False)
+
+    @property
+    def written(self) -> str:
+        """As the port's grant begins."""
+        return f"{self.fence} {self.token} "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepCall(Call["Kept | NoPool"]):
+    """What `keep` is sent.
+
+    Attributes:
+        host: The host of the leases.
+        ttl_ms: How long they are to live from now.
+        leases: At most 256, each with a proof of `PROOF_LENGTH`; in ARGV one text with all proofs, then the ports.
+    """
+
+    script: ClassVar[str] = "keep"
+
+    host: str
+    ttl_ms: int
+    leases: tuple[Proof, ...]
+
+    def arguments(self) -> Words:
+        """Return ARGV."""
+        proofs = "".join([one.written for one in self.leases])
+        return (self.host, self.ttl_ms, proofs, *[one.port for one in self.leases])
+
+    def decode(self, raw: Any) -> Kept | NoPool:  # noqa: ANN401  # as `Call.decode`
+        """Return what the script answered."""
+        reply = decode.words(raw)
+        if decode.text(reply[0]) == Reply.NO_POOL:
+            return NoPool()
+        now_ms, draining, reap_due, *left = (decode.number(word) for word in reply)
+        return Kept(now_ms=now_ms, draining=draining > 0, reap_due=reap_due > 0, left={int(at) - 1 for at in left})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What became of a batch of leases.
+
+    Attributes:
+        now_ms: The server's time.
+        draining: Whether the host is to be emptied.
+        reap_due: Whether the pool asks for a visit of its reaper.
+        left: The places in the batch, from 0, of those that were not extended: `renew` decides about them.
+    """
+
+    now_ms: float
+    draining: bool
+    reap_due: bool
+    left: set[int]

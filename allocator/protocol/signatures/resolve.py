@@ -1,0 +1,103 @@
+"""The signatures of `resolve`: the address of a service's next ready worker, or of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from allocator.protocol import decode
+from allocator.protocol.calls import Call
+from allocator.protocol.replies import Reply
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyWorkers:
+    """Ready workers of a service.
+
+    Attributes:
+        workers: The lease of each, and the address that its host advertises, or an empty text.
+        next_offset: From which on to ask for more, or None when that was all.
+    """
+
+    workers: tuple[tuple[Lease, str], ...]
+    next_offset: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoneReady:
+    """No worker of the service is ready.
+
+    Attributes:
+        starting: How many are starting.
+        degraded: How many are degraded.
+        draining: How many are draining.
+    """
+
+    starting: int
+    degraded: int
+    draining: int
+
+
+def _ready(pool: str, raw: object) -> ReadyWorkers | NoneReady:
+    reply = decode.words(raw)
+    if decode.text(reply[0]) == Reply.NONE:
+        starting, degraded, draining = (int(decode.number(count)) for count in reply[1:4])
+        return NoneReady(starting=starting, degraded=degraded, draining=draining)
+    now_ms, offset = decode.number(reply[1]), int(decode.number(reply[2]))
+    workers = tuple(
+        (
+            decode.lease(pool, reply[at], remaining_ms=decode.number(reply[at + 1]), now_ms=now_ms),
+            decode.text(reply[at + 2]),
+        )
+        for at in range(3, len(reply), 3)
+    )
+    return ReadyWorkers(workers=workers, next_offset=offset if offset >= 0 else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveCall(Call["ReadyWorkers | NoneReady"]):
+    """What asks for the next ready worker, strictly in turn.
+
+    Attributes:
+        plugin: The service's plugin.
+        org: The service's organisation.
+        mode: Which of them.
+        prefer: The host whose workers come first, or `-`.
+    """
+
+    script: ClassVar[str] = "resolve"
+
+    plugin: str
+    org: str
+    mode: str = "next"
+    prefer: str = "-"
+
+    def decode(self, raw: Any) -> ReadyWorkers | NoneReady:  # noqa: ANN401  # as `Call.decode`
+        """Return one ready worker, or that there is none."""
+        return _ready(self.pool, raw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveAllCall(Call["ReadyWorkers | NoneReady"]):
+    """What asks for all ready workers, page by page.
+
+    Attributes:
+        plugin: The service's plugin.
+        org: The service's organisation.
+        mode: Which of them.
+        offset: From which on.
+    """
+
+    script: ClassVar[str] = "resolve"
+
+    plugin: str
+    org: str
+    mode: str = "all"
+    offset: int = 0
+
+    def decode(self, raw: Any) -> ReadyWorkers | NoneReady:  # noqa: ANN401  # as `Call.decode`
+        """Return a page of ready workers, or that there is none."""
+        return _ready(self.pool, raw)
