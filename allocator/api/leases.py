@@ -36,7 +36,7 @@ from allocator.api.routes import (
     known_token,
     problems,
 )
-from allocator.client.session import ttl_in_ms
+from allocator.client.arguments import ttl_in_ms
 from allocator.model.errors import InvalidInputError, LeaseLostError
 from allocator.model.leases import Lease, error_line
 from allocator.model.names import MAX_NAME_LENGTH, WorkerId, check_labels

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from allocator.client.arguments import ClaimArguments
-    from allocator.client.recording import LeaseRecorder
+    from allocator.client.drivers import LeaseRecorder
     from allocator.model.leases import Lease
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
@@ -381,7 +381,7 @@ def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
         if not saved and not live:
             at.allocator.pool().check_port(port)
     if token:
-        from allocator.client.session import check_token
+        from allocator.client.arguments import check_token
 
         if live or saved:
             return replace(live or saved, token=check_token(token))  # type: ignore[type-var]  # one of them is a lease

@@ -1,18 +1,26 @@
-"""The arguments of `claim` and `hold`, once for the blocking and the async allocator."""
+"""The arguments of a claim: which there are, and what each may be. Both allocators and their `hold` take them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NotRequired, Required, TypedDict
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NotRequired, ParamSpec, Required, TypedDict, TypeVar
+
+from allocator.model.durations import Duration, seconds_of
+from allocator.model.errors import InvalidInputError
+from allocator.model.names import check_labels, check_port, literal, shown
+from allocator.model.pools import MAX_DURATION_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from allocator.model.leases import Lease
-    from allocator.operations.renew import RenewOutcome
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TOKEN_LENGTH = 32
 
 
 class ProcessWords(TypedDict, total=False):
-    """What a lease says of the processes that it is tied to; see `Lease`."""
+    """What a lease says of the processes that it is bound to; see `Lease`."""
 
     pid: int
     pid_started: int
@@ -23,16 +31,16 @@ class ProcessWords(TypedDict, total=False):
 
 
 class ClaimArguments(TypedDict):
-    """What may be said of a claim beside its plugin.
+    """The arguments of a claim beside its plugin.
 
     Attributes:
         org: The organisation's id.
         instance: Which worker of this plugin and organisation; 0 unless given.
         port: The only port that will do.
         hint: The port to prefer where nothing else decides (the environment's).
-        ttl: How long the lease lives without a heartbeat, in seconds.
+        ttl: How long the lease lives without a heartbeat: seconds, or text such as `"30s"`.
         labels: Up to 16 free words.
-        pid: The process that the lease is tied to, on this host.
+        pid: The process that the lease is bound to, on this host.
         holder_pid: The process that looks after it, on this host.
         auto_instance: Whether the lowest free instance is taken.
         priority: 0-9: who waits with a higher one comes first.
@@ -44,7 +52,7 @@ class ClaimArguments(TypedDict):
     instance: NotRequired[int]
     port: NotRequired[int | None]
     hint: NotRequired[int | None]
-    ttl: NotRequired[float | None]
+    ttl: NotRequired[Duration | None]
     labels: NotRequired[Mapping[str, str] | None]
     pid: NotRequired[int | None]
     holder_pid: NotRequired[int | None]
@@ -54,13 +62,149 @@ class ClaimArguments(TypedDict):
     supersede_fence: NotRequired[int | None]
 
 
-def check_renewed(outcomes: list[RenewOutcome]) -> list[Lease]:
-    """Return the renewed leases.
+def checked(plugin: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a claim, each as it has to be; those that are None are left out.
 
     Raises:
-        LeaseLostError: The first loss among them.
+        InvalidInputError: When one of them cannot be right, is missing, or is not an argument of a claim.
     """
-    for outcome in outcomes:
-        if outcome.lost:
-            raise outcome.lost
-    return [outcome.lease for outcome in outcomes]
+    if unknown := sorted(arguments.keys() - _CHECKS.keys()):
+        raise InvalidInputError(f"a claim has no argument {shown(unknown[0])}; it has {', '.join(_CHECKS)}")
+    if arguments.get("org") is None:
+        raise InvalidInputError("a claim needs org, the organisation's id; give for example org='org-123'")
+    given = {name: _CHECKS[name](name, value) for name, value in arguments.items() if value is not None}
+    return {"plugin": check_text("plugin", plugin), **given}
+
+
+def check_text(name: str, value: object) -> str:
+    """Return `value` when it is text.
+
+    Raises:
+        InvalidInputError: When it is not.
+    """
+    if isinstance(value, str):
+        return value
+    raise InvalidInputError(f"{name}={literal(value)} is not text; give it in quotes")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` when it is True or False.
+
+    Raises:
+        InvalidInputError: When it is neither.
+    """
+    if isinstance(value, bool):
+        return value
+    raise InvalidInputError(f"{name}={literal(value)} is neither True nor False; give one of them")
+
+
+def check_number(name: str, value: object) -> int:
+    """Return `value` when it is a whole number from 0 on.
+
+    Raises:
+        InvalidInputError: When it is not.
+    """
+    if type(value) is int and value >= 0:
+        return value
+    raise InvalidInputError(f"{name}={literal(value)} is not a number of this kind; give a whole one from 0 on")
+
+
+def check_ttl(name: str, ttl: object) -> float:
+    """Return a TTL in seconds.
+
+    Raises:
+        InvalidInputError: When it is not above 0, or longer than any pool allows.
+    """
+    seconds = seconds_of(ttl, name)
+    if 0 < seconds <= MAX_DURATION_MS / 1_000:
+        return seconds
+    raise InvalidInputError(f"a TTL of {ttl} is not valid; give more than 0 seconds, and at most 30 days")
+
+
+def ttl_in_ms(ttl: Duration) -> int:
+    """Return a TTL as milliseconds.
+
+    Raises:
+        InvalidInputError: When it is not above 0, or longer than any pool allows.
+    """
+    return max(1, round(check_ttl("ttl", ttl) * 1_000))
+
+
+def check_priority(priority: object) -> int:
+    """Return `priority` when it is one.
+
+    Raises:
+        InvalidInputError: When it is not a whole number from 0 to 9.
+    """
+    if type(priority) is int and 0 <= priority <= 9:
+        return priority
+    raise InvalidInputError(f"{literal(priority)} is not a priority; give a whole number from 0 to 9")
+
+
+def check_token(token: object) -> str:
+    """Return `token` when it has the form of one; the error does not repeat it.
+
+    Raises:
+        InvalidInputError: When it is anything but 32 hexadecimal digits.
+    """
+    if isinstance(token, str) and len(token) == TOKEN_LENGTH and all(digit in "0123456789abcdef" for digit in token):
+        return token
+    raise InvalidInputError("that token is not 32 hexadecimal digits; give the one that 'claim --format json' printed")
+
+
+def _check_labels(name: str, labels: object) -> dict[str, str]:
+    try:
+        pairs = dict(labels)  # type: ignore[call-overload]  # a mapping, if the caller is right
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{name}={literal(labels)} is not a mapping; give a dict of texts") from None
+    for key, value in pairs.items():
+        check_text("a label's name", key)
+        check_text(f"label {shown(key)}", value)
+    return check_labels(pairs)
+
+
+def _check_port(name: str, value: object) -> int:
+    if isinstance(value, int | str):
+        return check_port(value)
+    raise InvalidInputError(f"{name}={literal(value)} is not a port; give a whole number")
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "org": check_text,
+    "instance": check_number,
+    "port": _check_port,
+    "hint": _check_port,
+    "ttl": check_ttl,
+    "labels": _check_labels,
+    "pid": check_number,
+    "holder_pid": check_number,
+    "auto_instance": check_flag,
+    "priority": lambda _, value: check_priority(value),
+    "token": lambda _, value: check_token(value),
+    "supersede_fence": check_number,
+}
+
+
+def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that is called with other arguments than it has say so with an InvalidInputError."""
+
+    @wraps(function)
+    def checking(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        except TypeError as error:
+            from inspect import signature
+
+            try:
+                signature(function).bind(*arguments, **named)
+            except TypeError as mismatch:
+                raise wrong_arguments(function.__name__, mismatch) from None
+            raise error from None
+
+    return checking
+
+
+def wrong_arguments(name: str, mismatch: TypeError) -> InvalidInputError:
+    """Return the error for a call of a method with arguments that it does not have, or without one that it needs."""
+    what = str(mismatch).partition("() ")[2] or str(mismatch)
+    return InvalidInputError(f"{name}() {what}; see help(PortAllocator.{name})")

@@ -5,15 +5,30 @@ The steps that ask this host's kernel are short reads of `/proc` and a bind; bot
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from allocator.kernel.sockets import listeners, listening_ports, prove_port
-from allocator.operations.steps import AwaitTurn, DescribeListener, Operation, ProvePort, ReadListeners, Step
+from allocator.model.errors import ConfigurationError
+from allocator.operations.steps import (
+    AwaitEvent,
+    AwaitTurn,
+    DescribeListener,
+    Operation,
+    Pause,
+    ProvePort,
+    ReadListeners,
+    Standing,
+    Step,
+    WriteRow,
+)
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.decode import WRONG_SHAPES, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from allocator.model.leases import Lease
 
 T = TypeVar("T")
 
@@ -29,6 +44,10 @@ class BlockingCaller(Protocol):
         """Return whether the waiter was told to look."""
         ...
 
+    def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:
+        """Return the newest id that was seen after `after_id`, or None."""
+        ...
+
 
 class AsyncCaller(Protocol):
     """Runs a script and awaits its reply."""
@@ -40,6 +59,36 @@ class AsyncCaller(Protocol):
     def await_turn(self, step: AwaitTurn) -> Awaitable[bool]:
         """Return whether the waiter was told to look."""
         ...
+
+    def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> Awaitable[str | None]:
+        """Return the newest id that was seen after `after_id`, or None."""
+        ...
+
+
+class LeaseRecorder(Protocol):
+    """Writes the rows of leases; called from any thread. `allocator.DatabaseRecorder` is one."""
+
+    def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
+        """Write the row of a lease, or return the live row of another worker that has its place.
+
+        Args:
+            lease: The lease, as it was just granted.
+            over: A row in the way that was returned before, and whose lease is known to have ended.
+        """
+        ...
+
+
+def needed(recorder: LeaseRecorder | None) -> LeaseRecorder:
+    """Return the recorder.
+
+    Raises:
+        ConfigurationError: When there is none.
+    """
+    if recorder is None:
+        raise ConfigurationError(
+            "record=True needs a database to write to; give the allocator recorder=DatabaseRecorder.open(URL)"
+        )
+    return recorder
 
 
 class Kernel:
@@ -80,17 +129,32 @@ def describe_listener(port: int) -> str | None:
     return None
 
 
-def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel) -> T:
-    """Run an operation to its end and return its result; an error of a step is raised inside the operation."""
+def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel, recorder: LeaseRecorder | None = None) -> T:
+    """Run an operation to its end and return its result; an error of a step is raised inside the operation.
+
+    Args:
+        operation: The operation.
+        store: Answers for Redis.
+        kernel: Answers for this host.
+        recorder: Writes rows, or None where no operation asks for that.
+    """
     try:
         step = next(operation)
         while True:
             try:
                 if isinstance(step, ScriptCall):
                     answer = store.call(step)
+                elif isinstance(step, AwaitTurn):
+                    answer = store.await_turn(step)
+                elif isinstance(step, AwaitEvent):
+                    answer = store.wait_for_event(step.stream, step.after_id, step.seconds)
+                elif isinstance(step, Pause):
+                    answer = time.sleep(step.seconds)  # type: ignore[func-returns-value]  # None is the answer
+                elif isinstance(step, WriteRow):
+                    answer = needed(recorder).record(step.lease, over=step.over)
                 else:
-                    answer = store.await_turn(step) if isinstance(step, AwaitTurn) else kernel.answer(step)
-            except Exception as error:  # noqa: BLE001  # the operation decides: it may have something to undo
+                    answer = kernel.answer(step)
+            except BaseException as error:  # noqa: BLE001  # the operation decides: it may have something to undo
                 step = operation.throw(error)
             else:
                 step = _next_step(operation, step, answer)
@@ -99,17 +163,29 @@ def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel) -> T:
         return result
 
 
-async def drive_async(operation: Operation[T], store: AsyncCaller, kernel: Kernel) -> T:
-    """Do the same as `drive` without blocking the event loop on Redis."""
+async def drive_async(
+    operation: Operation[T], store: AsyncCaller, kernel: Kernel, recorder: LeaseRecorder | None = None
+) -> T:
+    """Do the same as `drive` without blocking the event loop on Redis, on a pause or on a database."""
+    import asyncio
+
     try:
         step = next(operation)
         while True:
             try:
                 if isinstance(step, ScriptCall):
                     answer = await store.call(step)
+                elif isinstance(step, AwaitTurn):
+                    answer = await store.await_turn(step)
+                elif isinstance(step, AwaitEvent):
+                    answer = await store.wait_for_event(step.stream, step.after_id, step.seconds)
+                elif isinstance(step, Pause):
+                    answer = await asyncio.sleep(step.seconds)  # type: ignore[func-returns-value]  # as above
+                elif isinstance(step, WriteRow):
+                    answer = await asyncio.to_thread(needed(recorder).record, step.lease, over=step.over)
                 else:
-                    answer = (await store.await_turn(step)) if isinstance(step, AwaitTurn) else kernel.answer(step)
-            except Exception as error:  # noqa: BLE001  # as above
+                    answer = kernel.answer(step)
+            except BaseException as error:  # noqa: BLE001  # as above
                 step = operation.throw(error)
             else:
                 step = _next_step(operation, step, answer)

@@ -8,6 +8,7 @@ told that it lost it. Only an answer of Redis that says so makes a lease lost un
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from dataclasses import replace
@@ -19,14 +20,17 @@ from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostE
 from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
+from allocator.operations import listing, renew
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from allocator.client.session import Session
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
     from allocator.operations.renew import RenewOutcome
+    from allocator.operations.steps import Operation
 
 T1 = 0.5
 T1_SPREAD = 0.1
@@ -153,10 +157,16 @@ class HeldLease(Generic[E_]):
 
 
 class HeartbeatPlan(Generic[E_]):
-    """Which leases to renew, when, and what to make of the answer. Not thread-safe: its driver holds a lock."""
+    """Which leases to renew, when, and what to make of the answer.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        session: Who holds them.
+        lock: Held while the plan is read or changed; `beat` takes it itself, for the other methods its caller does.
+    """
+
+    def __init__(self, session: Session, lock: AbstractContextManager[Any] | None = None) -> None:
         self._session = session
+        self._lock = lock or contextlib.nullcontext()
         self._held: dict[str, HeldLease[E_]] = {}
         self._due_at: float | None = None
         self._failures = 0
@@ -200,9 +210,26 @@ class HeartbeatPlan(Generic[E_]):
             default=None,
         )
 
+    def beat(self) -> Operation[None]:
+        """Renew all held leases in one call for each pool, and let the reaper visit a pool that asks for it."""
+        with self._lock:
+            batch = self.held
+            sent = [held.lease for held in batch]
+            rewrite = any(held.rewrite for held in batch)
+        with self._session.span("renew", *sent) as span:
+            outcomes = span.renewed((yield from renew.renew(self._session.context, sent, rewrite=rewrite)))
+        for pool in {outcome.lease.pool for outcome in outcomes if outcome.reap_due}:
+            with contextlib.suppress(AllocatorError):
+                yield from listing.reap(pool)
+        with self._lock:
+            self.confirm(batch, sent, outcomes)
+
     def confirm(self, batch: list[HeldLease[E_]], sent: list[Lease], outcomes: list[RenewOutcome]) -> None:
-        """Take in what Redis answered to a renewal of `batch`, as it was `sent`."""
+        """Apply what Redis answered to a renewal of `batch`, as it was `sent`, to those that are still held."""
+        still = {id(held) for held in self._held.values()}
         for held, before, outcome in zip(batch, sent, outcomes, strict=True):
+            if id(held) not in still:
+                continue
             if outcome.lost:
                 self._lose(held, outcome.lost)
                 continue

@@ -1,15 +1,15 @@
-"""When a claim is tried again, as one tenacity policy that the blocking and the async allocator share.
+"""When an attempt is made again: for how long a caller waits, for what, and how long the pause before it is.
 
 A port that the kernel refused is replaced by another, at most `MAX_DECLINES` times and only when any port will do.
-A claim that may wait is tried again when the server says that a port can be free, with full jitter on top, or as
-soon as an event of the pool says that something changed.
+A caller who may wait tries again when the server says that a port can be free, with full jitter on top, or as soon as
+an event of the pool says that something changed.
 
 Source: "full jitter" is from M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from allocator.model.errors import (
     AllocatorError,
@@ -19,12 +19,13 @@ from allocator.model.errors import (
     NoWorkerError,
     PortRefusedError,
 )
+from allocator.operations import listing
+from allocator.operations.steps import AwaitEvent, Operation
+from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
-
-    from tenacity import RetryCallState
 
 MAX_DECLINES = 5
 """Five strangers in a row on ports that looked free are no race but a misconfigured host."""
@@ -34,6 +35,8 @@ JITTER_S = 0.02
 
 UNKNOWN_RETRY_S = 1.0
 """How often a claim looks again when nobody knows when a port can be free (strangers send no events)."""
+
+T = TypeVar("T")
 
 
 class ClaimPatience:
@@ -78,27 +81,31 @@ class ClaimPatience:
         """Return whether a claim that failed so goes on in line: there is time, and a port may become free."""
         return self.patient and not isinstance(error, PortRefusedError) and self.worth_retrying(error)
 
-    def pause(self, state: RetryCallState) -> float:
+    def pause_s(self, error: AllocatorError) -> float:
         """Return for how many seconds to wait for an event before the next attempt."""
-        error = state.outcome.exception() if state.outcome else None
         jitter = self._rng.uniform(0.0, JITTER_S)
-        if isinstance(error, PortRefusedError) or not isinstance(error, AllocatorError):
+        if isinstance(error, PortRefusedError):
             return jitter
         floor = UNKNOWN_RETRY_S if error.retry_after is None else error.retry_after
         return max(0.0, min(floor + jitter, self._deadline - self._clock()))
 
-    def policy(self, sleep: Callable[[float], Any]) -> dict[str, Any]:
-        """Return the arguments of `tenacity.Retrying` or `AsyncRetrying`.
 
-        Args:
-            sleep: Waits for an event of the pool, for at most so many seconds.
-        """
-        from tenacity import retry_if_exception, stop_never
+def tried_again(patience: ClaimPatience, pool: str, attempt: Callable[[], Operation[T]]) -> Operation[T]:
+    """Make an attempt, again as the policy says, woken by the events of the pool; one that succeeds costs nothing.
 
-        return {
-            "retry": retry_if_exception(self.worth_retrying),
-            "wait": self.pause,
-            "stop": stop_never,
-            "sleep": sleep,
-            "reraise": True,
-        }
+    Raises:
+        AllocatorError: That of the last attempt.
+    """
+    cursor: str | None = None
+    while True:
+        try:
+            return (yield from attempt())
+        except AllocatorError as error:
+            if not patience.worth_retrying(error):
+                raise
+            seconds = patience.pause_s(error)
+        if cursor is None:  # what happens from here on is an event after this one
+            cursor = yield from listing.newest_event(pool)
+        elif seconds > 0:
+            newer: str | None = yield AwaitEvent(events_key(pool), cursor, seconds)
+            cursor = newer or cursor

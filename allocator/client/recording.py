@@ -1,17 +1,18 @@
-"""Write-through, as far as a claim knows of it: a recorder writes the row, and may find another row in its place.
+"""Write-through: the row of a lease that was just granted is written, or the lease is given back.
 
 What a recorder is made of is not this floor's business; `allocator.DatabaseRecorder` is one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+import contextlib
+from typing import TYPE_CHECKING
 
-from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
+from allocator.model.errors import AllocatorError, HeldError, InvalidInputError, PortRefusedError
 from allocator.model.names import WorkerId
-from allocator.operations import find
+from allocator.operations import end, find
 from allocator.operations.pools import pool_rules
+from allocator.operations.steps import Standing, WriteRow
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -20,43 +21,33 @@ if TYPE_CHECKING:
     from allocator.operations.steps import Operation
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """A live row that has the place of a lease.
+def record(context: Context, lease: Lease, *, new: bool) -> Operation[None]:
+    """Write the row of a lease.
 
-    Attributes:
-        worker: Whose row it is, as `org/plugin#instance`.
-        fence: Its fence, or None for a row that was written by hand.
-    """
-
-    worker: str
-    fence: int | None
-
-
-class LeaseRecorder(Protocol):
-    """Writes the row of a lease; called from any thread."""
-
-    def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
-        """Write the row of a lease, or return the live row of another worker that has its place.
-
-        Args:
-            lease: The lease, as it was just granted.
-            over: A row in the way that was returned before, and whose lease is known to have ended.
-        """
-        ...
-
-
-def needed(recorder: LeaseRecorder | None) -> LeaseRecorder:
-    """Return the recorder.
+    Args:
+        context: Who claims.
+        lease: The lease, as it was just granted.
+        new: Whether it was not held before: then it is given back when its row cannot be written.
 
     Raises:
-        ConfigurationError: When there is none.
+        PortRefusedError: When a live row of another worker has its place; HeldError when the lease was held before.
+        DatabaseUnavailableError: When the database does not answer.
     """
-    if recorder is None:
-        raise ConfigurationError(
-            "record=True needs a database to write to; give the allocator recorder=DatabaseRecorder.open(URL)"
-        )
-    return recorder
+    try:
+        standing: Standing | None = yield WriteRow(lease)
+        if standing and (yield from has_ended(context, lease, standing)):
+            standing = yield WriteRow(lease, standing)
+    except AllocatorError:
+        if new:
+            with contextlib.suppress(AllocatorError):
+                yield from end.release(context, [lease])
+        raise
+    if standing is None:
+        return
+    if new:
+        yield from end.decline(context, [lease])
+        raise refusal(lease, standing)
+    raise HeldError(str(refusal(lease, standing)), host=lease.host, port=lease.port)
 
 
 def has_ended(context: Context, lease: Lease, standing: Standing) -> Operation[bool]:

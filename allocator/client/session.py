@@ -10,25 +10,27 @@ import random
 import secrets
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
-from allocator.client.drivers import Kernel, UnseenKernel
+from allocator.client.arguments import ClaimArguments, check_text, checked, ttl_in_ms
+from allocator.client.drivers import Kernel
 from allocator.client.policies import ClaimPatience
 from allocator.client.tracing import OFF
 from allocator.kernel.identity import default_address, default_host, host_identity
 from allocator.kernel.processes import boot_id, identify, namespaces
-from allocator.model.durations import format_duration
+from allocator.model.durations import Duration, format_duration, seconds_of
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import WorkerId, check_address, check_labels, check_name, check_port
-from allocator.model.pools import MAX_DURATION_MS, SDK_V2
+from allocator.model.names import WorkerId, check_address, check_name
+from allocator.model.pools import SDK_V2
 from allocator.model.settings import state_directory
 from allocator.operations.claim import ClaimRequest
 from allocator.operations.context import Context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from allocator.client.arguments import ProcessWords
+    from allocator.client.drivers import LeaseRecorder
     from allocator.client.tracing import Span, Tracer
     from allocator.model.leases import Lease
 
@@ -56,6 +58,7 @@ class Session:
         rng: The source of jitter.
         identity: Which machine, boot and network namespace `host` is; None for those of this process.
         tracer: Is told what is done with leases, or None.
+        recorder: Writes the rows of leases that are claimed with `record`, or None.
     """
 
     pool: str = SDK_V2.name
@@ -67,6 +70,7 @@ class Session:
     rng: random.Random = field(default_factory=random.Random)
     identity: str | None = None
     tracer: Tracer | None = None
+    recorder: LeaseRecorder | None = None
     _context: Context | None = None
 
     @property
@@ -88,13 +92,15 @@ class Session:
         other = Session(
             pool=self.pool,
             host=host,
-            kernel=UnseenKernel(),
+            kernel=self.kernel,
             clock=self.clock,
             rng=self.rng,
             identity=identity,
             tracer=self.tracer,
+            recorder=self.recorder,
         )
         other.context.rules = self.context.rules
+        other.context.elsewhere = True
         return other
 
     def span(self, name: str, *leases: Lease, worker: WorkerId | None = None) -> Span:
@@ -109,40 +115,20 @@ class Session:
             return OFF
         return self.tracer.span(name, leases[0].pool if leases else self.pool, worker, leases)
 
-    def request(
-        self,
-        plugin: str,
-        *,
-        org: str,
-        instance: int = 0,
-        port: int | None = None,
-        hint: int | None = None,
-        ttl: float | None = None,
-        labels: Mapping[str, str] | None = None,
-        pid: int | None = None,
-        holder_pid: int | None = None,
-        auto_instance: bool = False,
-        priority: int = 0,
-        token: str | None = None,
-        supersede_fence: int | None = None,
-    ) -> ClaimRequest:
+    def request(self, plugin: str, **arguments: Unpack[ClaimArguments]) -> ClaimRequest:
         """Return the request that a caller's arguments make.
 
         Raises:
             InvalidInputError: When one of them cannot be right.
         """
+        given = checked(plugin, arguments)
+        ttl = given.pop("ttl", None)
         return ClaimRequest(
             pool=self.pool,
-            worker=WorkerId(org, plugin, instance),
-            port=None if port is None else check_port(port),
-            hint=None if hint is None else check_port(hint),
+            worker=WorkerId(given.pop("org"), given.pop("plugin"), given.pop("instance", 0)),
             ttl_ms=None if ttl is None else ttl_in_ms(ttl),
-            **self.process_words(pid=pid, holder_pid=holder_pid),
-            labels=check_labels(dict(labels or {})),
-            auto_instance=auto_instance,
-            priority=check_priority(priority),
-            token=None if token is None else check_token(token),
-            supersede_fence=supersede_fence,
+            **self.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None)),
+            **given,
         )
 
     def process_words(self, **pids: int | None) -> ProcessWords:
@@ -177,15 +163,14 @@ class Session:
         rules = self.context.rules.get(pool)
         return self.on_lost == "stop" or (rules is not None and rules.scope == "fleet")
 
-    def patience(self, wait: float | None, *, any_port: bool) -> ClaimPatience:
+    def patience(self, wait: Duration | None, *, any_port: bool) -> ClaimPatience:
         """Return how long a claim goes on trying.
 
         Raises:
-            InvalidInputError: When `wait` is negative.
+            InvalidInputError: When `wait` is not a duration.
         """
-        if wait is not None and not wait >= 0:
-            raise InvalidInputError(f"a wait of {wait} s is not valid; give 0 or more seconds")
-        return ClaimPatience(wait_s=wait, any_port=any_port, clock=self.clock, rng=self.rng)
+        wait_s = None if wait is None else seconds_of(wait, "wait")
+        return ClaimPatience(wait_s=wait_s, any_port=any_port, clock=self.clock, rng=self.rng)
 
 
 def make_session(
@@ -201,13 +186,13 @@ def make_session(
     Raises:
         InvalidInputError: When a name, the address or the policy is not valid.
     """
-    if on_lost not in {"keep", "stop"}:
+    if on_lost not in ("keep", "stop"):  # not a set: whatever was given need not be hashable
         raise InvalidInputError(f"{on_lost!r} is not a policy for a lease in doubt; choose 'keep' or 'stop'")
     return Session(
-        pool=check_name("pool", pool or SDK_V2.name),
-        host=check_name("host", host) if host is not None else default_host(),
+        pool=check_name("pool", check_text("pool", pool or SDK_V2.name)),
+        host=check_name("host", check_text("host", host)) if host is not None else default_host(),
         on_lost=on_lost,
-        advertise=None if advertise is None else check_address(advertise),
+        advertise=None if advertise is None else check_address(check_text("advertise", advertise)),
         tracer=tracer,
     )
 
@@ -217,39 +202,6 @@ def ensure_embedded() -> str:
     from allocator.store.embedded import EmbeddedServer
 
     return EmbeddedServer(state_directory(os.environ)).ensure()
-
-
-def ttl_in_ms(ttl: float) -> int:
-    """Return a TTL in seconds as milliseconds.
-
-    Raises:
-        InvalidInputError: When it is not above 0, or longer than any pool allows.
-    """
-    if not 0 < ttl <= MAX_DURATION_MS / 1_000:
-        raise InvalidInputError(f"a TTL of {ttl} s is not valid; give more than 0 seconds, and at most 30 days")
-    return max(1, round(ttl * 1_000))
-
-
-def check_priority(priority: int) -> int:
-    """Return `priority` when it is one.
-
-    Raises:
-        InvalidInputError: When it is no whole number from 0 to 9.
-    """
-    if type(priority) is int and 0 <= priority <= 9:
-        return priority
-    raise InvalidInputError(f"{priority!r} is not a priority; give a whole number from 0 to 9")
-
-
-def check_token(token: str) -> str:
-    """Return `token` when it has the form of one; the error does not repeat it.
-
-    Raises:
-        InvalidInputError: When it is anything but 32 hexadecimal digits.
-    """
-    if len(token) == 2 * TOKEN_BYTES and all(digit in "0123456789abcdef" for digit in token):
-        return token
-    raise InvalidInputError("that token is not 32 hexadecimal digits; give the one that 'claim --format json' printed")
 
 
 def doubt_message(where: str, overdue_s: float) -> str:

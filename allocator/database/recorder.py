@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from allocator.client.recording import Standing
 from allocator.database.connection import Database
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import RowKey, Rows
 from allocator.database.upgrade import open_layout
 from allocator.model.errors import ConfigurationError, HeldError
 from allocator.model.tables import TableNames
+from allocator.operations.steps import Standing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

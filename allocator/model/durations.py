@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import re
+from typing import TypeAlias
 
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import shown
+from allocator.model.names import literal, shown
 
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)", re.ASCII)
+
+Duration: TypeAlias = float | str
+"""A duration in the library: seconds, or text with a unit (`"30s"`)."""
+
+
+def seconds_of(value: object, what: str) -> float:
+    """Return a duration that a program gave, in seconds.
+
+    Args:
+        value: Seconds as a number from 0 on, or text such as `"30s"`.
+        what: The name of the argument, as it appears in the error.
+
+    Raises:
+        InvalidInputError: When it is neither.
+    """
+    if isinstance(value, str):
+        return parse_duration_ms(value, what=what) / 1_000
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    raise InvalidInputError(f"{what}={literal(value)} is not a duration; give seconds from 0 on, or text like '30s'")
 
 
 def parse_duration_ms(text: str, *, what: str = "duration") -> int:

@@ -43,6 +43,11 @@ def shown(text: str) -> str:
     return quoted
 
 
+def literal(value: object) -> str:
+    """Return a value that a program gave, as it would write it, fit for one line of an error."""
+    return shown(value) if isinstance(value, str) else shown(repr(value))[1:-1]
+
+
 def check_name(kind: str, text: str) -> str:
     """Return `text` when it is a valid name.
 

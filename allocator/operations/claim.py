@@ -141,7 +141,7 @@ def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[
         ttl_ms = pool.check_ttl_ms(request.ttl_ms)
         if request.port is not None:
             pool.check_port(request.port)
-        listening: frozenset[int] = yield ReadListeners(pool.first, pool.last)
+        listening = yield from listening_ports(context, pool)
         if request.bound_already:
             listening -= {request.port}
         sent_at = context.clock()
@@ -154,6 +154,14 @@ def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[
         elif code is not Reply.AGAIN:
             return pool, reply, copies, sent_at
     raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
+
+
+def listening_ports(context: Context, pool: PoolSpec) -> Operation[frozenset[int]]:
+    """Return the ports of a pool that programs of this host listen on; of another host's nothing is known."""
+    if context.elsewhere:
+        return frozenset()
+    found: frozenset[int] = yield ReadListeners(pool.first, pool.last)
+    return found
 
 
 def asked(call: ScriptCall) -> Operation[tuple[list[Any], int]]:
@@ -255,7 +263,7 @@ def _leased(pool: PoolSpec, request: ClaimRequest, reply: list[Any], token: str,
 
 def _proven(context: Context, lease: Lease) -> Operation[Lease]:
     try:
-        free: bool = yield ProvePort(lease.port)
+        free: bool = context.elsewhere or (yield ProvePort(lease.port))
     except AllocatorError:
         yield from decline(context, [lease])
         raise
@@ -391,7 +399,7 @@ def _taken(
             **data | {"retry_after": None},
         )
     if why == "bound":
-        who: str | None = yield DescribeListener(request.port or 0)
+        who: str | None = None if context.elsewhere else (yield DescribeListener(request.port or 0))
         return HeldError(
             f"{where} is not leased, but {who or 'another process'} listens on it; "
             "end that process or omit --port to get another",

@@ -24,6 +24,7 @@ class Context:
         new_token: Makes 128 random bits as 32 hexadecimal digits.
         address: The address under which others reach this host; after a `!` when somebody chose it, so that one that
             was only found does not replace it; empty when it is not known.
+        elsewhere: Whether the host is another one than this process runs on: of its kernel nothing is seen.
         rules: The rules of the pools that were read, by name; operations keep it up to date.
     """
 
@@ -32,6 +33,7 @@ class Context:
     clock: Callable[[], float]
     new_token: Callable[[], str]
     address: str = ""
+    elsewhere: bool = False
     rules: dict[str, PoolSpec] = field(default_factory=dict)
 
     @property

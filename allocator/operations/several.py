@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
 from allocator.model.names import check_name, port_variable, shown
-from allocator.operations.claim import asked, not_copied, refusal, written_ports
+from allocator.operations.claim import asked, listening_ports, not_copied, refusal, written_ports
 from allocator.operations.end import decline, release
 from allocator.operations.pools import pool_rules
-from allocator.operations.steps import DescribeListener, Operation, ProvePort, ReadListeners
+from allocator.operations.steps import DescribeListener, Operation, ProvePort
 from allocator.protocol import decode
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
@@ -75,7 +75,7 @@ def claim_several(
     pool = yield from pool_rules(context, request.pool)
     look_from = 0
     for _ in range(MAX_ROUNDS):
-        listening: frozenset[int] = yield ReadListeners(pool.first, pool.last)
+        listening = yield from listening_ports(context, pool)
         sent_at = context.clock()
         words: list[str | int] = [context.host, pool.check_ttl_ms(request.ttl_ms), str(request.state)]
         words += [context.full_identity, written_ports(listening), int(adjacent), look_from, request.ticket]
@@ -121,7 +121,7 @@ def _leased(pool: str, reply: list[Any], tokens: Sequence[str], sent_at: float) 
 
 def _proven(context: Context, leases: list[Lease]) -> Operation[list[Lease]]:
     for lease in leases:
-        free: bool = yield ProvePort(lease.port)
+        free: bool = context.elsewhere or (yield ProvePort(lease.port))
         if free:
             continue
         who: str | None = yield DescribeListener(lease.port)

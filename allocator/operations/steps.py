@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from allocator.protocol.calls import Call, ScriptCall
+
+if TYPE_CHECKING:
+    from allocator.model.leases import Lease
 
 T = TypeVar("T")
 
@@ -69,7 +72,59 @@ class AwaitTurn:
     seconds: float
 
 
-Step: TypeAlias = AwaitTurn | ScriptCall | ReadListeners | ProvePort | DescribeListener
+@dataclass(frozen=True, slots=True)
+class AwaitEvent:
+    """Wait until a stream has an event after one that is known; answered with the newest id that was seen, or None.
+
+    Attributes:
+        stream: The stream's key.
+        after_id: The id of the last event that is known.
+        seconds: Time to wait at most.
+    """
+
+    stream: str
+    after_id: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Do nothing for some seconds.
+
+    Attributes:
+        seconds: How long.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A live row in the database that has the host and port of a lease.
+
+    Attributes:
+        worker: Whose row it is, as `org/plugin#instance`.
+        fence: Its fence, or None for a row that was written by hand.
+    """
+
+    worker: str
+    fence: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRow:
+    """Write the row of a lease into the database; answered with None, or with the `Standing` row that is in the way.
+
+    Attributes:
+        lease: The lease, as it was just granted.
+        over: A row in the way that was answered before, and whose lease is known to have ended.
+    """
+
+    lease: Lease
+    over: Standing | None = None
+
+
+Step: TypeAlias = ScriptCall | AwaitTurn | AwaitEvent | Pause | WriteRow | ReadListeners | ProvePort | DescribeListener
 Operation: TypeAlias = Generator[Step, Any, T]
 
 

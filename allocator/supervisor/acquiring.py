@@ -12,6 +12,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from allocator.client.arguments import ttl_in_ms
 from allocator.client.drivers import describe_listener
 from allocator.client.superseding import claim_over_the_dead, is_proven_dead
 from allocator.kernel.processes import ProcessIdentity, ancestors_of, boot_id, command_name, is_alive, namespaces
@@ -119,7 +120,7 @@ def _named(pid: int | None) -> str:
 def _taken_over(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles, left: list[Lease]) -> list[Lease]:
     pool = allocator.pool()
     ttl_s = spec.claim.get("ttl")
-    ttl_ms = pool.check_ttl_ms(None if ttl_s is None else round(ttl_s * 1_000))
+    ttl_ms = pool.check_ttl_ms(None if ttl_s is None else ttl_in_ms(ttl_s))
     mine = allocator.session.process_words(holder_pid=os.getpid())
     wanted = [
         replace(

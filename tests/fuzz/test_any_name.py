@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scripted_redis import ScriptedRedis, make_context
 
 from allocator.api.hub import event_of
+from allocator.client.arguments import check_priority, check_token, ttl_in_ms
 from allocator.client.lease_files import LeaseFiles
-from allocator.client.session import check_priority, check_token, make_session, ttl_in_ms
+from allocator.client.session import make_session
 from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import AllocatorError
 from allocator.model.leases import error_line

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from runners_table import Table
 
     from allocator import Lease, PoolSpec
-    from allocator.client.recording import Standing
+    from allocator.operations.steps import Standing
 
 
 @pytest.fixture

@@ -1,0 +1,404 @@
+"""What both allocators are: their methods as operations, with arguments, errors, spans and docstrings.
+
+`PortAllocator` and `AsyncPortAllocator` add how an operation is driven, and nothing else. A new method is written here,
+in `LeaseOperations`, and given to both with one line each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+
+from allocator.client.arguments import (
+    ClaimArguments,
+    check_flag,
+    check_text,
+    checked,
+    naming_arguments,
+)
+from allocator.client.drivers import needed
+from allocator.client.heartbeats import E_, HeldLease, about, log
+from allocator.client.policies import tried_again
+from allocator.client.recording import is_fresh, may_hold, record
+from allocator.client.session import OnLost, Session, ensure_embedded, make_session
+from allocator.client.turns import claim_in_turn
+from allocator.model.durations import Duration, seconds_of
+from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
+from allocator.model.names import WorkerId, check_name
+from allocator.operations import apply, claim, end, hosts, listing, pools, renew, resolve
+from allocator.operations.several import claim_several, named_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from allocator.client.counting import HolderCounts
+    from allocator.client.drivers import LeaseRecorder
+    from allocator.client.policies import ClaimPatience
+    from allocator.client.runners import HeartbeatRunner
+    from allocator.client.tracing import Tracer
+    from allocator.model.endpoints import Endpoint
+    from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
+    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.hosts import Spread
+    from allocator.operations.steps import Operation
+    from allocator.store.opening import Opening
+
+S = TypeVar("S", bound="Opening")
+
+
+class LeaseOperations(Generic[E_]):
+    """The methods of an allocator, as operations.
+
+    Args:
+        session: Who this host is.
+        heartbeats: Renews the leases that are held.
+    """
+
+    def __init__(self, session: Session, heartbeats: HeartbeatRunner[E_]) -> None:
+        self.session = session
+        self.heartbeats = heartbeats
+
+    def claim(
+        self, plugin: str, *, wait: Duration | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
+    ) -> Operation[Lease]:
+        """Lease a port for a worker.
+
+        Args:
+            plugin: The worker's plugin.
+            wait: Time to wait for a port when none is free; None for not at all.
+            record: Whether the worker's row is in the database before this returns; a port whose place another
+                worker's live row has is declined, and another one claimed.
+            **arguments: See `ClaimArguments`.
+
+        Raises:
+            ExhaustedError: When no port was free in time.
+            HeldError: When the worker or the explicit port is held by someone else.
+            InvalidInputError: When an argument cannot be right.
+            DatabaseUnavailableError: When the row could not be written; the lease was given back.
+            LeaseLostError: When the row took so long to be written that the lease ran out and another has the port.
+            StoreUnavailableError: When Redis did not answer in time; a lease that it may have granted ends by its TTL.
+            ConfigurationError: When Redis or the database cannot be used as it is, or `record` has no recorder.
+            PoolMissingError: When the pool is neither defined nor built in.
+        """
+        if check_flag("record", record):
+            needed(self.session.recorder)
+        request = self.session.request(plugin, **arguments)
+        patience = self.session.patience(wait, any_port=request.port is None)
+
+        def attempt() -> Operation[Lease]:
+            return self._attempt(request, patience, recorded=record)
+
+        with self.session.span("claim", worker=request.worker) as span:
+            return span.granted((yield from tried_again(patience, request.pool, attempt)))
+
+    def _attempt(self, request: ClaimRequest, patience: ClaimPatience, *, recorded: bool) -> Operation[Lease]:
+        def once(asked: ClaimRequest) -> Operation[Lease]:
+            return claim.claim(self.session.context, asked)
+
+        held = recorded and (yield from may_hold(self.session.context, request))
+        lease = yield from claim_in_turn(self.session, request, once, patience)
+        if recorded:
+            yield from record(self.session.context, lease, new=not held)
+            if not is_fresh(lease, self.session.clock()):
+                (lease,) = yield from self.renew(lease)
+        return lease
+
+    def claim_ports(
+        self,
+        plugin: str,
+        names: Sequence[str],
+        *,
+        adjacent: bool = False,
+        wait: Duration | None = None,
+        **arguments: Unpack[ClaimArguments],
+    ) -> Operation[dict[str, Lease]]:
+        """Lease several ports for a worker, all or none, in one step.
+
+        Args:
+            plugin: The worker's plugin.
+            names: What the ports are called; the first is the worker's own, the others' leases are those of
+                `org/plugin+name#instance`. Give them back with one `release_all`.
+            adjacent: Whether the ports have to follow each other.
+            wait: Time to wait in the queue; None for not at all. Who waits for a block of adjacent ports stands behind
+                those who wait for one before it, and holds back nobody else.
+            **arguments: See `ClaimArguments`; no port, hint or token.
+
+        Returns:
+            The leases by name, in the order of the names.
+
+        Raises:
+            AllocatorError: As `claim`; nothing is leased then.
+        """
+        check_flag("adjacent", adjacent)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InvalidInputError(f"names={names!r} is not a list of texts; give for example ['http', 'debug']")
+        request = self.session.request(plugin, **arguments)
+        tokens = [self.session.context.new_token() for _ in names]
+        named_workers(request.worker, names)
+        patience = self.session.patience(wait, any_port=True)
+
+        def once(asked: ClaimRequest) -> Operation[list[Lease]]:
+            return claim_several(self.session.context, asked, names, adjacent=adjacent, tokens=tokens)
+
+        def attempt() -> Operation[list[Lease]]:
+            return claim_in_turn(self.session, request, once, patience, adjacent=adjacent)
+
+        with self.session.span("claim", worker=request.worker) as span:
+            leases = yield from tried_again(patience, request.pool, attempt)
+            span.granted(leases[0])
+        return dict(zip(names, leases, strict=True))
+
+    def release_all(self, *leases: Lease) -> Operation[int]:
+        """End leases together, in one step; return how many had not ended yet."""
+        with self.session.span("release", *leases) as span:
+            count = sum((yield from end.release(self.session.context, leases)))
+            span.ended("released", done=count > 0)
+        return count
+
+    def renew(self, *leases: Lease, rewrite: bool = False) -> Operation[list[Lease]]:
+        """Extend leases by their TTL from now.
+
+        Args:
+            *leases: The holder's copies, with their tokens.
+            rewrite: Whether their state, TTL and the holder's fields are written too.
+
+        Raises:
+            LeaseLostError: When one of them is lost; the others were extended all the same.
+        """
+        with self.session.span("renew", *leases) as span:
+            outcomes = yield from renew.renew(self.session.context, leases, rewrite=rewrite)
+            span.renewed(outcomes)
+        for outcome in outcomes:
+            if outcome.lost:
+                raise outcome.lost
+        return [outcome.lease for outcome in outcomes]
+
+    def release(self, lease: Lease) -> Operation[bool]:
+        """End a lease; return False when it had ended already.
+
+        Raises:
+            HeldError: When someone else holds the port.
+        """
+        with self.session.span("release", lease) as span:
+            (done,) = yield from end.release(self.session.context, [lease])
+            return span.ended("released", done=done)
+
+    def decline(self, lease: Lease) -> Operation[bool]:
+        """End a lease because the kernel refuses its port, which goes into quarantine; otherwise as `release`."""
+        with self.session.span("decline", lease) as span:
+            (done,) = yield from end.decline(self.session.context, [lease])
+            return span.ended("declined", done=done)
+
+    def let_go(self, *held: HeldLease[Any], declined: bool = False) -> Operation[None]:
+        """End held leases in one step. A Redis that does not answer is logged: they then end by their TTL.
+
+        Args:
+            *held: The leases; those that are lost are only forgotten.
+            declined: Whether the kernel refused their ports, which then go into quarantine.
+        """
+        for one in held:
+            self.heartbeats.remove(one)
+        leases = [one.lease for one in held if not one.lost.is_set()]
+        if not leases:
+            return
+        operation, name = (end.decline, "decline") if declined else (end.release, "release")
+        try:
+            with self.session.span(name, *leases) as span:
+                done = yield from operation(self.session.context, leases)
+                span.ended(f"{name}d", done=any(done))
+        except AllocatorError as error:
+            for lease in leases:
+                what = (lease.worker, lease.address, error)
+                log.warning("the lease of %s on %s ends by its TTL: %s", *what, extra=about(lease))
+
+    def leases(
+        self, *, org: str | None = None, plugin: str | None = None, host: str | None = None
+    ) -> Operation[list[Lease]]:
+        """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
+        found = yield from listing.leases(self.session.pool, host)
+        return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
+
+    def resolve(
+        self, plugin: str, *, org: str, wait: Duration | None = None, prefer_local: bool = False
+    ) -> Operation[Endpoint]:
+        """Return where the next ready worker of a service is: each in turn, whoever asks, from whatever host.
+
+        Args:
+            plugin: The service's plugin.
+            org: The service's organisation.
+            wait: Time to wait for a worker when none is ready; None for not at all.
+            prefer_local: Whether the workers of this host come first.
+
+        Raises:
+            NoWorkerError: When none was ready in time.
+            InvalidInputError: When an argument cannot be right.
+        """
+        pool, prefer = self.session.pool, self.session.host if check_flag("prefer_local", prefer_local) else None
+        check_text("plugin", plugin)
+        check_text("org", org)
+        patience = self.session.patience(wait, any_port=True)
+
+        def attempt() -> Operation[Endpoint]:
+            return resolve.resolve(pool, plugin, org, prefer=prefer)
+
+        return (yield from tried_again(patience, pool, attempt))
+
+    def endpoints(self, plugin: str, *, org: str) -> Operation[list[Endpoint]]:
+        """Return where all ready workers of a service are, by address."""
+        return (yield from resolve.endpoints(self.session.pool, check_text("plugin", plugin), check_text("org", org)))
+
+    def register(self) -> Operation[str]:
+        """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
+        return str((yield from hosts.register(self.session.context, self.session.pool)))
+
+    def host_session(self, host: str) -> Operation[Session]:
+        """Return the settings that claim for another host, which stays the machine that it is known to be."""
+        identity = yield from listing.host_identity(self.session.pool, check_name("host", check_text("host", host)))
+        return self.session.as_host(host, identity)
+
+    def claim_anywhere(
+        self, plugin: str, *, spread: Spread | None = None, **arguments: Unpack[ClaimArguments]
+    ) -> Operation[Lease]:
+        """Lease a port on the host of the pool that has most free ones, for a worker that somebody will start there.
+
+        Args:
+            plugin: The worker's plugin.
+            spread: Whether hosts with fewest workers of the same `org` or `plugin` come first.
+            **arguments: See `ClaimArguments`.
+
+        Raises:
+            ExhaustedError: When no registered host gives out a port.
+            HeldError: When the worker has a lease already.
+        """
+        given = checked(plugin, arguments)
+        worker = WorkerId(given["org"], plugin, given.get("instance", 0))
+        tried: frozenset[str] = frozenset()
+        while True:
+            placement = yield from hosts.place(self.session.pool, worker, spread=spread, without=tried)
+            there = LeaseOperations((yield from self.host_session(placement.host)), self.heartbeats)
+            try:
+                return (yield from there.claim(plugin, **arguments))
+            except (LimitError, RecoveringError):  # the same everywhere
+                raise
+            except ExhaustedError:  # it filled up meanwhile
+                tried |= {placement.host}
+
+    def hosts(self) -> Operation[list[listing.HostView]]:
+        """Return the hosts that have claimed in the pool."""
+        return (yield from listing.hosts(self.session.pool))
+
+    def pool(self) -> Operation[PoolSpec]:
+        """Return the rules of the pool; a built-in pool that Redis does not have is made."""
+        return (yield from pools.pool_rules(self.session.context, self.session.pool, fresh=True))
+
+    def apply_pool(self, pool: PoolSpec, *, by: str = "-") -> Operation[str]:
+        """Define a pool or change its rules; return `created`, `changed` or `unchanged`.
+
+        Args:
+            pool: The pool.
+            by: Who does it, for the pool's history.
+
+        Raises:
+            HeldError: When the scope would change while hosts use the pool.
+        """
+        return str((yield from apply.apply_pool(pool, by=by)))
+
+
+class AllocatorBase(Generic[E_, S]):
+    """What the allocators have that is driven by nobody: how they are made, what they hold.
+
+    Args:
+        store: The connection to Redis; `from_url` makes one.
+        session: Who this host is.
+        recorder: Writes the rows of leases that are claimed with `record=True`, or None.
+    """
+
+    _store_class: type[S]
+    _runner_class: type[HeartbeatRunner[E_]]
+
+    def __init__(self, store: S, session: Session, *, recorder: LeaseRecorder | None = None) -> None:
+        self.store = store
+        self.session = session
+        self.recorder = recorder or session.recorder
+        self._heartbeats = self._runner_class(session, self.run)
+        self.operations = LeaseOperations(session, self._heartbeats)
+
+    @classmethod
+    @naming_arguments
+    def from_url(
+        cls,
+        url: str | None = None,
+        *,
+        pool: str | None = None,
+        host: str | None = None,
+        timeout: Duration = 5.0,
+        on_lost: OnLost = "keep",
+        advertise: str | None = None,
+        recorder: LeaseRecorder | None = None,
+        tracer: Tracer | None = None,
+    ) -> Self:
+        """Return an allocator for the Redis at `url`.
+
+        Args:
+            url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; None for the embedded
+                server of this user, which is started when it does not run.
+            pool: The pool; None for `sdk-v2`.
+            host: The name of this port namespace; None for the host name.
+            timeout: For how long Redis may be silent.
+            on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`. In a pool of
+                scope `fleet` they always stop.
+            advertise: The address under which others reach this host; None for that of the default route.
+            recorder: What `claim(…, record=True)` writes rows with: an `allocator.DatabaseRecorder`. It is not closed.
+            tracer: Gets a span of all that is done with leases: an `allocator.OpenTelemetryTracer`, or None.
+
+        Raises:
+            InvalidInputError: When an argument cannot be right.
+        """
+        session = make_session(pool, host, on_lost, advertise=advertise, tracer=tracer)
+        timeout_s = seconds_of(timeout, "timeout")
+        if timeout_s == 0:
+            raise InvalidInputError("timeout=0 leaves Redis no time to answer; give for example '5s'")
+        if url:
+            store = cls._store_class.open(check_text("url", url), timeout_s=timeout_s)
+        else:
+            store = cls._store_class.embedded(ensure_embedded, timeout_s=timeout_s)
+        return cls(store, session, recorder=recorder)
+
+    def __repr__(self) -> str:
+        held = len(self._heartbeats.held)
+        return f"<{type(self).__name__} pool {self.session.pool} host {self.session.host} holding {held}>"
+
+    @property
+    def recorder(self) -> LeaseRecorder | None:
+        """What writes the rows of leases that are claimed with `record=True`, or None."""
+        return self.session.recorder
+
+    @recorder.setter
+    def recorder(self, recorder: LeaseRecorder | None) -> None:
+        self.session.recorder = recorder
+
+    @property
+    def counts(self) -> dict[str, HolderCounts]:
+        """What became of the leases that are held here, by pool; `HolderMetrics` shows it to Prometheus."""
+        return self._heartbeats.counts
+
+    def run(self, operation: Operation[Any]) -> Any:  # noqa: ANN401  # a result, or what is awaited for it
+        """Drive one operation of the protocol to its end."""
+        raise NotImplementedError
+
+    def keep(self, lease: Lease) -> HeldLease[E_]:
+        """Renew a claimed lease by heartbeats until `let_go`; in asyncio this needs a running event loop."""
+        return self._heartbeats.add(lease)
+
+    def update(self, held: HeldLease[E_], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
+        """Set the state of a held lease or what it shows of its worker; the heartbeats write it at once.
+
+        Args:
+            held: The lease.
+            **words: Its `state`, and what it shows of its worker (see `HolderWords`).
+
+        Raises:
+            ValueError: When the state is an ended one, or cannot follow the present one.
+            InvalidInputError: When a field is of another type, or labels are not valid.
+        """
+        self._heartbeats.update(held, **words)
