@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from allocator.api import discovery, drift, events, fleet, health, leases, metrics, pages, problems, samples
 from allocator.api.access import Access
+from allocator.api.background import WITHIN_S, end_tasks, in_thread
 from allocator.api.claims import Claims
 from allocator.api.limits import LimitMiddleware, Limits
 from allocator.api.routes import add_problem_schema
@@ -61,14 +62,13 @@ def create_app(
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await end_tasks(tasks)
             await hubs.close()
-            await allocator.close()
-            if drift_view is not None:
-                await asyncio.to_thread(drift_view.close)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WITHIN_S):
+                    await allocator.close()
+                    if drift_view is not None:
+                        await in_thread(drift_view.close)
 
     application = FastAPI(
         title="portlease",

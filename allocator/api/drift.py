@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from allocator.api.access import Reader
+from allocator.api.background import in_thread
 from allocator.api.routes import problems
 from allocator.model.leases import written_time
 
@@ -74,7 +75,7 @@ class DriftView:
         """Return the differences, as they were at most `KEPT_S` ago."""
         async with self._looking:
             if self._known is None or time.monotonic() - self._known[0] > KEPT_S:
-                found = await asyncio.to_thread(self._look)
+                found = await in_thread(self._look)
                 self._known = time.monotonic(), _body(found)
             return self._known[1]
 

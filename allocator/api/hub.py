@@ -16,6 +16,7 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from allocator.api.background import end_tasks
 from allocator.model.errors import AllocatorError, InvalidInputError
 from allocator.model.leases import written_time
 from allocator.model.names import WorkerId
@@ -146,14 +147,12 @@ class Hub:
         self.closed = True
         self._started.set()
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_tasks([self._task])
         await self._wake()
 
     async def _read(self) -> None:
         known = False
-        while not self.closed:  # the Redis client may swallow a cancellation that meets an answer
+        while not self.closed:
             try:
                 if not known:
                     newest = await self._store.newest_events(self._stream, 1)

@@ -69,6 +69,7 @@ FORBIDDEN = Kind(403, "forbidden", "The credentials do not cover this")
 MISDIRECTED = Kind(421, "misdirected", "The request was made for another host")
 TOO_LARGE = Kind(413, "too-large", "The request is too large")
 TOO_MANY = Kind(429, "too-many-requests", "Too many requests")
+TOO_MANY_CONNECTIONS = Kind(503, "too-many-connections", "As many connections as there may be are open")
 BAD_REQUEST = Kind(400, "bad-request", "The request cannot be read")
 UNEXPECTED = KINDS[errors.AllocatorError]
 PLAIN_KINDS = (
@@ -79,6 +80,7 @@ PLAIN_KINDS = (
     MISDIRECTED,
     TOO_LARGE,
     TOO_MANY,
+    TOO_MANY_CONNECTIONS,
     BAD_REQUEST,
 )
 """The problems that are not an error of the library."""
