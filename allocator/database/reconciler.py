@@ -146,17 +146,15 @@ class Reconciler:
         self._clock_offset = self.allocator.store.server_time() - time.monotonic()
         here: set[int] = set()
         nominated: dict[WorkerId | RowKey, None] = {}
-        with self.database.reading() as connection:
-            for number, (lease, row) in enumerate(
-                self._merged(self._leases(report, here), self.rows.in_order(connection))
-            ):
-                if not self._agree(lease, row):
-                    nominated |= dict.fromkeys(self._nominees(lease, row))
-                if len(nominated) >= SETTLED_AT_ONCE or number % WALKED_AT_ONCE == WALKED_AT_ONCE - 1:
-                    self.settle(list(nominated), report)
-                    nominated.clear()
-                    self._go_on_leading()
-                    yield
+        pairs = self._merged(self._leases(report, here), self.rows.in_order(self.database))
+        for number, (lease, row) in enumerate(pairs):
+            if not self._agree(lease, row):
+                nominated |= dict.fromkeys(self._nominees(lease, row))
+            if len(nominated) >= SETTLED_AT_ONCE or number % WALKED_AT_ONCE == WALKED_AT_ONCE - 1:
+                self.settle(list(nominated), report)
+                nominated.clear()
+                self._go_on_leading()
+                yield
         self.settle(list(nominated), report)
         self._strangers(report, here)
         yield

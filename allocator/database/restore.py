@@ -65,15 +65,14 @@ def restore_from_rows(
         done.known += len(results) - sum(results)
         claims.clear()
 
-    with database.reading() as connection:
-        for row in Rows(layout, pool.name).in_order(connection):
-            claim = _remembered(pool, row)
-            if claim is not None:
-                claims.append(claim)
-            elif len(done.unfit) < UNFIT_SHOWN:
-                done.unfit.append(str(row.key))
-            if len(claims) >= READ_AT_ONCE:
-                send()
+    for row in Rows(layout, pool.name).in_order(database):
+        claim = _remembered(pool, row)
+        if claim is not None:
+            claims.append(claim)
+        elif len(done.unfit) < UNFIT_SHOWN:
+            done.unfit.append(str(row.key))
+        if len(claims) >= READ_AT_ONCE:
+            send()
     send()
     return done
 

@@ -14,6 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from allocator.database.errors import reading_rows
+from allocator.database.layout import WORKER_COLUMNS
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, STOPPED
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from allocator.database.connection import Database
     from allocator.database.layout import Layout
     from allocator.model.leases import Lease
 
@@ -137,14 +139,36 @@ class Rows:
 
     # -- reading --
 
-    def in_order(self, connection: Connection) -> Iterator[Row]:
-        """Yield the live rows that have a place, by host and port, a few thousand in memory at a time."""
+    def in_order(self, database: Database) -> Iterator[Row]:
+        """Yield the live rows that have a place, by host and port.
+
+        A few thousand are read at a time, in a transaction of its own that has ended when they are given out: whoever
+        walks may take as long as it likes, and write. So a row that moves meanwhile may be missed or come twice.
+        """
+        after: sa.Row[Any] | None = None
+        while True:
+            with database.reading() as connection, reading_rows(self.layout.names):
+                page = connection.execute(self._page(after, is_sqlite=database.is_sqlite)).all()
+            for found in page:
+                row = _row(found)
+                if row.host is not None and row.port is not None:
+                    yield row
+            if len(page) < READ_AT_ONCE:
+                return
+            after = page[-1]
+
+    def _page(self, after: sa.Row[Any] | None, *, is_sqlite: bool) -> sa.Select[Any]:
+        """Return the query for the next rows; by bytes, as Python sorts, and in one order for rows of one place."""
         host, port = self.layout.column("host"), self.layout.column("port")
-        by_bytes = sa.collate(host, "BINARY" if connection.dialect.name == "sqlite" else "C")
-        query = self._select.where(self._is_live, host.is_not(None), port.is_not(None)).order_by(by_bytes, port)
-        for row in self._read(connection.execution_options(yield_per=READ_AT_ONCE), query):
-            if row.host is not None and row.port is not None:
-                yield row
+        order = [sa.collate(host, "BINARY" if is_sqlite else "C"), port, *self.layout.worker_key[1:]]
+        query = self._select.where(self._is_live, host.is_not(None), port.is_not(None)).order_by(*order)
+        if after is not None:
+            values = [after[_READ.index(name)] for name in ("host", "port", *WORKER_COLUMNS[1:])]
+            query = query.where(
+                sa.tuple_(*order)
+                > sa.tuple_(*(sa.literal(value, column.type) for value, column in zip(values, order, strict=True)))
+            )
+        return query.limit(READ_AT_ONCE)
 
     def unclaimed(self, connection: Connection) -> list[Row]:
         """Return the live rows that lack a host, a port or a fence, so that they were written by hand, by port."""

@@ -9,6 +9,7 @@ from allocator.model.errors import ConfigurationError
 from allocator.model.names import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from sqlalchemy import URL
@@ -24,6 +25,8 @@ _DRIVERS = {
     "sqlite": "sqlite",
     "sqlite+pysqlite": "sqlite",
 }
+
+_SQLITE_OPTIONS = frozenset({"uri", "mode", "cache", "vfs", "nolock", "immutable"})
 
 
 def default_url(state_dir: Path) -> URL:
@@ -56,11 +59,33 @@ def parse_database_url(text: str, *, password: str | None = None) -> URL:
         url = url.set(drivername=_DRIVERS[scheme])
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"the database URL {redacted(text)} cannot be read; write {FORMS}") from None
-    if url.get_backend_name() == "sqlite" and not url.database:
-        raise ConfigurationError("the database URL names no SQLite file; write sqlite:////path/to/file")
-    if password and not url.password and url.get_backend_name() == "postgresql":
+    if url.get_backend_name() == "sqlite":
+        if not url.database:
+            raise ConfigurationError("the database URL names no SQLite file; write sqlite:////path/to/file")
+        return _checked_options(url, _SQLITE_OPTIONS)
+    if "@" in (url.host or ""):
+        raise ConfigurationError(f"the database URL {redacted(text)} has an '@' in its password; write it as %40")
+    from psycopg.pq import Conninfo
+
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    url = _checked_options(url.difference_update_query(["prepare_threshold"]), known)
+    if password and not url.password and "password" not in url.query:
         url = url.set(password=password)
     return url
+
+
+def _checked_options(url: URL, known: Collection[str]) -> URL:
+    unknown = next((name for name in url.query if name not in known), None)
+    if unknown is not None:
+        raise ConfigurationError(
+            f"the database URL has an option {shown(unknown[:40])} that its driver does not know; correct it"
+        )
+    return url
+
+
+def shown_url(url: URL) -> str:
+    """Return a URL as it may be shown: without any password, and without the driver's name."""
+    return redacted(url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True))
 
 
 def redacted(text: str) -> str:

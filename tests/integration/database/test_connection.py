@@ -68,15 +68,13 @@ def test_a_moment_that_python_has_no_datetime_for_is_unknown_and_ends_nothing(
         table.add("org-2/email", host=lease.host, port=lease.port + 1, runtime_state="ready", fence=7)
         table.run(f"UPDATE plugin_runners SET pid = :pid, lease_expires_at = '{moment}'", pid=lease.pid)
         layout = open_layout(database, NAMES)
-        with database.reading() as connection:
-            read = {str(row.key): row.expires_at for row in Rows(layout, ports.session.pool).in_order(connection)}
+        read = {str(row.key): row.expires_at for row in Rows(layout, ports.session.pool).in_order(database)}
         assert read == {"org-1/email#0": None, "org-2/email#0": None}
         assert [str(row.key) for row in unexplained_rows(ports, database, Rows(layout, ports.session.pool))] == [
             "org-2/email#0"
         ]
         Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
-        with database.reading() as connection:
-            read = {str(row.key): row.expires_at for row in Rows(layout, ports.session.pool).in_order(connection)}
+        read = {str(row.key): row.expires_at for row in Rows(layout, ports.session.pool).in_order(database)}
     assert read == {"org-1/email#0": pytest.approx(lease.expires_at, abs=1), "org-2/email#0": None}
 
 
@@ -89,11 +87,11 @@ def test_a_value_that_cannot_be_read_is_an_error_that_names_the_table(postgres_u
         strict = TimestamptzLoader
         event.listen(database.engine, "checkout", lambda raw, *_: raw.adapters.register_loader("timestamptz", strict))
         rows = Rows(open_layout(database, NAMES), table.pool)
+        says = r"table plugin_runners holds .*too large.*; correct"
         for opened in (database.reading, database.writing):
-            with (
-                pytest.raises(ConfigurationError, match=r"table plugin_runners holds .*too large.*; correct"),
-                opened() as connection,
-            ):
-                list(rows.in_order(connection))
+            with pytest.raises(ConfigurationError, match=says), opened() as connection:
+                rows.on_host(connection, "web-1")
+        with pytest.raises(ConfigurationError, match=says):
+            list(rows.in_order(database))
         with pytest.raises(ConfigurationError, match="division by zero"), database.reading() as connection:
             connection.execute(text("SELECT 1 / 0"))
