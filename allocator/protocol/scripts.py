@@ -44,13 +44,19 @@ def script(name: str) -> Script:
     Raises:
         FileNotFoundError: When there is none: a mistake in this package, not of its user.
     """
-    source = _WHOLE_LINE_COMMENT.sub("", _with_constants(_with_macros(_with_fragments(_LUA / f"{name}.lua"))))
+    source = assembled(with_fragments(_LUA / f"{name}.lua"))
     return Script(name, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-def _with_fragments(file: Path) -> str:
+def assembled(text: str) -> str:
+    """Return a script with its fragments as it is sent: constants and macros put in, comments left out."""
+    return _WHOLE_LINE_COMMENT.sub("", _with_constants(_with_macros(text)))
+
+
+def with_fragments(file: Path) -> str:
+    """Return a script's text with the fragments that it includes."""
     text = file.read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda match: _with_fragments(_LUA / "lib" / f"{match[1]}.lua"), text)
+    return _INCLUDE.sub(lambda match: with_fragments(_LUA / "lib" / f"{match[1]}.lua"), text)
 
 
 def _with_macros(text: str) -> str:

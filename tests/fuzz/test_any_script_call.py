@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import pkgutil
 import re
-from typing import Any
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import pytest
 import redis
 from fuzzing import any_text, changed_keys, examples, state_of_all_keys
-from hypothesis import example, given
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from scripted_redis import ScriptedRedis, make_context
 
+import allocator.protocol.signatures
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
+from allocator.model.states import LIVE_STATES, LeaseState
 from allocator.operations.apply import apply_pool
 from allocator.operations.claim import ClaimRequest, claim
 from allocator.operations.end import decline, release
-from allocator.protocol.calls import ScriptCall
+from allocator.protocol.calls import Call, ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
-from allocator.protocol.scripts import script_names
+from allocator.protocol.scripts import assembled, script_names, with_fragments
+from allocator.protocol.signatures.lead import LeadCall
+from allocator.protocol.signatures.pool import ApplyCall, PoolField
+from allocator.protocol.signatures.queue import JoinCall
 
+LUA = Path(allocator.protocol.__file__).parent / "lua"
 POOL = "fuzz"
 BASE = f"alloc:{{{POOL}}}"
 IDENTITY = "m1 b1 n1"
@@ -30,48 +42,91 @@ RULES = PoolSpec(
     max_per_org=6, max_per_plugin=6, max_instances=4, cooldown_ms=60_000,
 )  # fmt: skip
 
-# The arguments that clients send, by kind; a call mixes them up.
-PORT = st.sampled_from(["100", "101", "102", "110", "120", "121", "0"])
-HOST = st.sampled_from(["web-1", "web-2", "*"])
-WORKER = st.sampled_from(["org-1/email#0", "org-1/email#1", "org-2/stripe#0", "org-1/email#auto", "org-3/zendesk#9"])
-TOKEN = st.sampled_from(TOKENS)
-FENCE = st.sampled_from(["0", "1", "1700000000000000", "9007199254740993", "99999999999999999999"])
-TTL = st.sampled_from(["1000", "30000", "86400000", "1"])
-STATE = st.sampled_from(["starting", "ready", "degraded", "draining"])
-EXTRA = st.sampled_from(["", ',"pid":1', ',"labels":{"a":"b"}'])
-RANGES = st.sampled_from(["", "100", "100-120", "103,105-110"])
-IDENTITIES = st.sampled_from([IDENTITY, "m2 b2 n2", "-", "m1 b1 n1 !10.0.0.1"])
-COUNT = st.sampled_from(["0", "1", "64", "-1"])
-NOTHING = st.just("")
-PROOFS = st.lists(st.builds("{} {} ".format, FENCE, TOKEN), max_size=3).map("".join)
-ORG, PLUGIN = st.sampled_from(["org-1", "-"]), st.sampled_from(["email", "-"])
+HERE = script_keys(POOL, "web-1")
+MARK = "redis.call('SET', KEYS[1] .. ':reached', '1')"
+WRITING = {
+    name: assembled(text.replace("-- writes --", MARK))
+    for name, text in ((name, with_fragments(LUA / f"{name}.lua")) for name in script_names())
+    if "-- writes --" in text
+}
 
-FORMS: dict[str, tuple[list[st.SearchStrategy[str]], list[st.SearchStrategy[str]]]] = {
-    "apply": ([st.sampled_from(["apply", "create", "restore"]), HOST], [st.sampled_from(list(RULES.as_fields())),
-              st.sampled_from(list(RULES.as_fields().values()))]),
-    "claim": ([HOST, WORKER, TOKEN, TTL, STATE, IDENTITIES, EXTRA, RANGES, PORT, PORT, FENCE, TOKEN], []),
-    "claim_several": ([HOST, TTL, STATE, IDENTITIES, RANGES, st.sampled_from("01"), PORT], [WORKER, TOKEN, EXTRA]),
-    "cordon": ([HOST, st.sampled_from(["on", "off"])], []),
-    "decline": ([], [PORT, TOKEN]),
-    "drain": ([HOST], [PORT]),
-    "fail": ([PORT, TOKEN, EXTRA], []),
-    "find": ([], [WORKER]),
-    "forget": ([HOST], []),
-    "index": ([st.sampled_from(["start", "ports", "done"])], [PORT]),
-    "inspect": ([st.sampled_from(["pool", "hosts", "host", "ports", "port", "newest"]), PORT, COUNT], []),
-    "keep": ([HOST, TTL, PROOFS], [PORT]),
-    "lead": ([st.sampled_from(["take", "release"]), TOKEN, TTL, HOST, FENCE], []),
-    "place": ([COUNT, COUNT, ORG, PLUGIN], []),
-    "reap": ([COUNT], []),
-    "recover": ([], []),
-    "register": ([HOST, IDENTITIES], []),
-    "release": ([], [PORT, TOKEN]),
-    "renew": ([HOST, IDENTITIES], [PORT, TOKEN, FENCE, TTL, WORKER, st.sampled_from(["keep", "set"]), STATE, EXTRA]),
-    "resolve": ([PLUGIN, ORG, st.sampled_from(["next", "all"]), COUNT | HOST], []),
-    "restore": ([TTL], [HOST, PORT, WORKER, FENCE]),
-    "wait": ([TOKEN, st.sampled_from(["join", "leave"]), HOST, WORKER, st.sampled_from("0129"), NOTHING, PORT,
-             st.sampled_from(["any", "one", "limited"])], []),
-}  # fmt: skip
+# What a field of a call may hold, by its name; a call mixes them up. Another field gets any value of its type.
+PORT = st.sampled_from([100, 101, 102, 110, 120, 121, 0])
+WORKERS = ["org-1/email#0", "org-1/email#1", "org-2/stripe#0", "org-1/email#auto", "org-3/zendesk#9", "org-4/sms#0"]
+FENCES = [0, 1, 1_700_000_000_000_000, 9_007_199_254_740_993, 99_999_999_999_999_999_999]
+LIVE = [state for state in LeaseState if state in LIVE_STATES]
+NAMED: dict[str, st.SearchStrategy[Any]] = {
+    "by": st.sampled_from(["-", "ann"]),
+    "condition": st.sampled_from(["any", "one", "block", "org", "plugin", "instances", "worker", "nothing"]),
+    "count": st.sampled_from([0, 1, 64, -1]),
+    "extra": st.sampled_from([{}, {"pid": 1}, {"labels": {"a": "b"}}]),
+    "fence": st.sampled_from(FENCES),
+    "holder": st.sampled_from(["me", "somebody"]),
+    "host": st.sampled_from(["web-1", "web-1", "web-2", "*"]),
+    "identity": st.sampled_from([IDENTITY, "m2 b2 n2", "-", "m1 b1 n1 !10.0.0.1"]),
+    "known_fence": st.sampled_from(FENCES),
+    "look_from": st.sampled_from([0, 101, 120, 65_637]),
+    "most": st.sampled_from([0, 1, 64, -1]),
+    "offset": st.sampled_from([0, 0, 1, 1_024]),
+    "org": st.sampled_from(["org-1", "org-2", "-"]),
+    "plugin": st.sampled_from(["email", "stripe", "-"]),
+    "port": PORT,
+    "position": st.sampled_from(["", "900000000000001"]),
+    "prefer": st.sampled_from(["-", "web-1", "web-2"]),
+    "priority": st.integers(0, 9),
+    "state": st.sampled_from(LIVE),
+    "strangers": st.sampled_from([frozenset(), {100}, {103, *range(105, 111)}, set(range(100, 121))]).map(frozenset),
+    "superseded": st.sampled_from([0, 1]),
+    "ticket": st.sampled_from(["", *TOKENS]),
+    "token": st.sampled_from(TOKENS),
+    "ttl_ms": st.sampled_from([1_000, 30_000, 86_400_000, 1]),
+    "why": st.sampled_from(["it failed", ""]),
+    "worker": st.sampled_from(WORKERS),
+}
+RULES_FIELDS = tuple(PoolField(name=name, value=value) for name, value in RULES.as_fields().items())
+ENTIRE: dict[tuple[type, str], st.SearchStrategy[Any]] = {
+    (ApplyCall, "fields"): st.sampled_from([RULES_FIELDS, RULES_FIELDS[:-1], RULES_FIELDS[1:]]),
+}
+
+
+def signatures() -> list[type[Call[Any]]]:
+    """Return the class of every call that there is."""
+    modules = pkgutil.iter_modules(allocator.protocol.signatures.__path__, "allocator.protocol.signatures.")
+    found = {id(one): one for module in modules for one in vars(importlib.import_module(module.name)).values()}
+    calls = [one for one in found.values() if isinstance(one, type) and issubclass(one, Call) and one is not Call]
+    return sorted(calls, key=lambda one: one.__name__)
+
+
+def values(owner: type, name: str, kind: Any) -> st.SearchStrategy[Any]:
+    """Return what a field holds: by its name, else by its type."""
+    if (owner, name) in ENTIRE:
+        return ENTIRE[owner, name]
+    if get_origin(kind) is tuple:
+        member = get_args(kind)[0]
+        one = records(member) if is_dataclass(member) else NAMED[name.removesuffix("s")]
+        return st.lists(one, min_size=int(is_dataclass(member)), max_size=3).map(tuple)
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if kind is bool:
+        return st.booleans()
+    return NAMED[name] if name in NAMED else st.integers(0, 200_000) if kind is int else any_text(max_size=20)
+
+
+def records(kind: Any) -> st.SearchStrategy[Any]:
+    """Return what makes a record of this class from the types of its fields."""
+    hints = get_type_hints(kind)
+    fixed = {"mode"} if kind.__dataclass_fields__.get("mode") and hints["mode"] is str else set()
+    given = {one.name: values(kind, one.name, hints[one.name]) for one in fields(kind) if one.name not in fixed}
+    if issubclass(kind, Call):
+        given |= {"pool": st.just(POOL), "space": st.sampled_from(["web-1", "web-1", "web-1", "*", "web-2"])}
+    if kind.__name__ == "RenewedLease":
+        given["mode"] = st.sampled_from(["keep", "set"])
+    if "replicas" in given:
+        given["replicas"] = st.just(0)
+    return st.builds(kind, **given)
+
+
+CALLS = {one: records(one) for one in signatures()}
 
 SUFFIXES = (
     "", ":ports:web-1", ":ports:*", ":tokens:web-1", ":lease:web-1:100", ":lease:web-1:102", ":worker:org-1/email#0",
@@ -86,27 +141,21 @@ FIELDS = (
 )  # fmt: skip
 
 
-def word(draw: st.DrawFn, form: st.SearchStrategy[str], tame: bool) -> str:
-    return draw(form) if tame or draw(st.integers(0, 4)) else draw(any_text(max_size=20))
-
-
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+def calls(draw: st.DrawFn) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
     """A script, its keys and arguments: as a client sends them, with some replaced, left out or added."""
-    name = draw(st.sampled_from(sorted(FORMS)))
-    head, repeated = FORMS[name]
-    tame = draw(st.booleans())
-    args = [word(draw, form, tame) for form in head]
-    for _ in range(draw(st.integers(0, 3)) if repeated else 0):
-        args += [word(draw, form, tame) for form in repeated]
-    if not tame and draw(st.integers(0, 3)) == 0:
+    call = draw(CALLS[draw(st.sampled_from(list(CALLS)))]).encode()
+    keys, args = call.keys, list(call.args)
+    if draw(st.booleans()):
+        return call.script, keys, call.args
+    args = [word if draw(st.integers(0, 4)) else draw(any_text(max_size=20)) for word in args]
+    if draw(st.integers(0, 3)) == 0:
         args = args[: draw(st.integers(0, len(args)))]
-    if not tame and draw(st.integers(0, 9)) == 0:
+    if draw(st.integers(0, 9)) == 0:
         args += draw(st.lists(any_text(max_size=10), max_size=4))
-    keys = script_keys(POOL, draw(st.sampled_from(["web-1", "web-1", "web-1", "*", "web-2"])))
-    if not tame and draw(st.integers(0, 15)) == 0:
+    if draw(st.integers(0, 15)) == 0:
         keys = draw(st.sampled_from([(), keys[:1], (keys[1], keys[0]), (BASE, BASE), ("", ""), (*keys, "x")]))
-    return name, keys, tuple(args)
+    return call.script, keys, tuple(args)
 
 
 @st.composite
@@ -152,17 +201,24 @@ def furnish(store: ScriptedRedis) -> None:
     context = make_context()
     store.drive(apply_pool(RULES))
     leases = [
-        store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId(org, plugin, number), token=TOKENS[at])))
-        for at, (org, plugin, number) in enumerate(
-            [("org-1", "email", 0), ("org-2", "stripe", 0), ("org-1", "email", 1), ("org-2", "email", 0)]
+        store.drive(claim(context, ClaimRequest(pool=POOL, worker=worker, token=TOKENS[at], state=state)))
+        for at, (worker, state) in enumerate(
+            [
+                (WorkerId("org-1", "email", 0), LeaseState.READY),
+                (WorkerId("org-2", "stripe", 0), LeaseState.STARTING),
+                (WorkerId("org-1", "email", 1), LeaseState.STARTING),
+                (WorkerId("org-2", "email", 0), LeaseState.STARTING),
+            ]
         )
     ]
     store.drive(release(context, leases[2:3]))
     store.drive(decline(context, leases[3:4]))
     store.client.delete(f"{BASE}:lease:web-1:{leases[1].port}")  # an end that nobody has seen
-    keys = script_keys(POOL, "web-1")
-    store.run(ScriptCall("wait", keys, (TOKENS[0], "join", "web-1", "org-1/email#7", "0", "", "0", "any")))
-    store.run(ScriptCall("lead", keys, ("take", TOKENS[0], "60000", "somebody", "0")))
+    waiter = JoinCall(
+        pool=POOL, space="web-1", ticket=TOKENS[0], host="web-1", worker="org-1/email#7", priority=0, condition="any"
+    )
+    store.run(waiter.encode())
+    store.run(LeadCall(pool=POOL, token=TOKENS[0], ttl_ms=60_000, holder="somebody").encode())
 
 
 def assert_is_our_sentence(error: redis.ResponseError, call: Any) -> None:
@@ -181,7 +237,41 @@ def assert_is_a_reply(name: str, reply: Any, call: Any) -> None:
 
 
 def test_every_script_is_tried() -> None:
-    assert sorted(FORMS) == script_names()
+    assert sorted(set().union(*map(scripts_of, CALLS))) == script_names()
+
+
+def scripts_of(kind: type[Call[Any]]) -> set[str]:
+    """Return the scripts that calls of a class are for."""
+    found: set[str] = set()
+
+    @settings(max_examples=20, database=None, derandomize=True)
+    @given(call=CALLS[kind])
+    def draw(call: Call[Any]) -> None:
+        found.add(call.encode().script)
+
+    draw()
+    return found
+
+
+@pytest.mark.parametrize("kind", CALLS, ids=lambda kind: kind.__name__)
+def test_calls_of_the_fuzz_pass_every_check_of_their_script(store: ScriptedRedis, kind: type[Call[Any]]) -> None:
+    """A fuzz whose calls are all refused tests nothing of what is written."""
+    wanted, reached = scripts_of(kind) & set(WRITING), set[str]()
+
+    @settings(max_examples=400, database=None, derandomize=True, phases=[Phase.generate], deadline=None)
+    @given(call=CALLS[kind])
+    def send(call: Call[Any]) -> None:
+        one = call.encode()
+        if wanted <= reached or one.script not in WRITING:
+            return
+        furnish(store)
+        with contextlib.suppress(redis.ResponseError):
+            store.client.eval(WRITING[one.script], len(one.keys), *one.keys, *one.args)
+        if store.client.exists(f"{BASE}:reached"):
+            reached.add(one.script)
+
+    send()
+    assert wanted <= reached
 
 
 def leased(*words: str) -> tuple[str, ...]:
@@ -190,7 +280,6 @@ def leased(*words: str) -> tuple[str, ...]:
     return (*first[: len(first) - len(words)], *words)
 
 
-HERE = script_keys(POOL, "web-1")
 GOOD_THEN_BAD_TTL = ("web-1", IDENTITY, *leased(), "101", TOKENS[1], "1", "1e3", "org-2/stripe#0", "set", "ready", "")
 
 GOOD_THEN_ENDED = (
@@ -217,7 +306,7 @@ GOOD_THEN_ENDED = (
     breakage=("string", f"{BASE}:host:web-1", b"", None),
 )
 @example(
-    call=("claim_several", HERE, ("web-2", "30000", "ready", IDENTITY, "", "0", "0", "org-9/a#0", TOKENS[5], "")),
+    call=("claim_several", HERE, ("web-2", "30000", "ready", IDENTITY, "", "0", "0", "", "org-9/a#0", TOKENS[5], "")),
     breakage=("string", f"{BASE}:host:web-1", b"", None),
 )
 @example(call=("release", HERE, ("100", TOKENS[0])), breakage=("string", f"{BASE}:ports:web-1", b"", None))
@@ -229,7 +318,7 @@ def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_s
     furnish(store)
     if breakage:
         broken(store.client, breakage)
-    words: Any = tuple(word.encode(errors="surrogatepass") for word in args)
+    words: Any = tuple(word.encode(errors="surrogatepass") if isinstance(word, str) else word for word in args)
     before, reply = state_of_all_keys(store.client), None
     try:
         reply = store.run(ScriptCall(name, keys, words))
