@@ -34,6 +34,7 @@ from allocator.protocol import decode
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
+from allocator.protocol.signatures.claim import ClaimCall, WantedPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -193,59 +194,21 @@ def _call(
     context: Context, pool: PoolSpec, request: ClaimRequest, token: str, ttl_ms: int, listening: Iterable[int]
 ) -> ScriptCall:
     worker = f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else str(request.worker)
-    words = claim_words(
-        context.host,
-        worker,
-        token,
-        ttl_ms,
-        str(request.state),
-        context.full_identity,
-        extra=decode.extra_members(request.holder_words()),
-        strangers=written_ports(listening),
+    return ClaimCall(
+        pool=pool.name,
+        space=context.space(pool),
+        host=context.host,
+        ttl_ms=ttl_ms,
+        state=request.state,
+        identity=context.full_identity,
+        wanted=(WantedPort(worker=worker, token=token, extra=request.holder_words()),),
+        strangers=frozenset(listening),
         hint=request.hint or 0,
         port=request.port or 0,
         superseded=request.supersede_fence or 0,
         ticket=request.ticket,
-    )
-    return ScriptCall(
-        "claim",
-        script_keys(pool.name, context.space(pool)),
-        words,
         replicas=1 if pool.durability == "replica" else 0,
-    )
-
-
-def claim_words(
-    host: str,
-    worker: str,
-    token: str,
-    ttl_ms: int,
-    state: str,
-    identity: str,
-    *,
-    extra: str = "",
-    strangers: str = "",
-    hint: int = 0,
-    port: int = 0,
-    superseded: int = 0,
-    ticket: str = "",
-) -> tuple[str | int, ...]:
-    """Return the ARGV of `claim` (its head says what they are); the last ones are left out when they say nothing."""
-    sometimes: list[str | int] = [extra, strangers, hint, port, superseded, ticket]
-    while sometimes and not sometimes[-1]:
-        sometimes.pop()
-    return (host, worker, token, ttl_ms, state, identity, *sometimes)
-
-
-def written_ports(ports: Iterable[int]) -> str:
-    """Return a set of ports as ranges: `5556,5570-5580`."""
-    runs: list[list[int]] = []
-    for port in sorted(ports):
-        if runs and port == runs[-1][1] + 1:
-            runs[-1][1] = port
-        else:
-            runs.append([port, port])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    ).encode()
 
 
 def _leased(pool: PoolSpec, request: ClaimRequest, reply: list[Any], token: str, sent_at: float) -> Lease:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from allocator.model.errors import AllocatorError, HeldError, LimitError
 from allocator.operations.pools import pool_rules
-from allocator.operations.steps import AwaitTurn, Operation
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys, waiter_keys
-from allocator.protocol.replies import Reply
+from allocator.operations.steps import AwaitTurn, Operation, ask
+from allocator.protocol.keys import waiter_keys
+from allocator.protocol.replies import NoPool
+from allocator.protocol.signatures.queue import JoinCall, LeaveCall
 
 if TYPE_CHECKING:
     import random
@@ -100,20 +99,38 @@ def join(context: Context, wish: Wish[T], ticket: str, condition: str, seat: Sea
     request = wish.request
     pool = yield from pool_rules(context, request.pool)
     place = seat.place if seat else ""
-    args = (ticket, "join", context.host, str(request.worker), request.priority, place, wish.port, condition)
-    reply = decode.words((yield ScriptCall("wait", script_keys(pool.name, context.space(pool)), args)))
-    if decode.text(reply[0]) == Reply.NO_POOL:
+    found = yield from ask(
+        JoinCall(
+            pool=pool.name,
+            space=context.space(pool),
+            ticket=ticket,
+            host=context.host,
+            worker=str(request.worker),
+            priority=request.priority,
+            position=place,
+            port=wish.port,
+            condition=condition,
+        )
+    )
+    if isinstance(found, NoPool):
         yield from pool_rules(context, request.pool, fresh=True)
         return seat or Seat("", 1, None)
-    ahead, look_ms, held = (decode.number(word) for word in reply[2:5])
-    return Seat(decode.text(reply[1]), int(ahead), look_ms / 1_000 + LOOK_SLACK_S if look_ms >= 0 else None, int(held))
+    look_s = None if found.look_ms is None else found.look_ms / 1_000 + LOOK_SLACK_S
+    return Seat(found.position, found.ahead, look_s, found.held)
 
 
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
     """Give up a place in line; the next is told to look."""
     pool = yield from pool_rules(context, request.pool)
-    args = (ticket, "leave", context.host, str(request.worker))
-    yield ScriptCall("wait", script_keys(pool.name, context.space(pool)), args)
+    yield from ask(
+        LeaveCall(
+            pool=pool.name,
+            space=context.space(pool),
+            ticket=ticket,
+            host=context.host,
+            worker=str(request.worker),
+        )
+    )
 
 
 def claim_in_line(

@@ -6,11 +6,11 @@ The first name's port is the worker's own. They are claimed in one script, and p
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError, InvalidInputError, PortRefusedError
 from allocator.model.names import check_name, port_variable, shown
-from allocator.operations.claim import asked, listening_ports, not_copied, refusal, written_ports
+from allocator.operations.claim import asked, listening_ports, not_copied, refusal
 from allocator.operations.end import decline, release
 from allocator.operations.pools import pool_rules
 from allocator.operations.steps import DescribeListener, Operation, ProvePort
@@ -18,6 +18,7 @@ from allocator.protocol import decode
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
+from allocator.protocol.signatures.claim import ClaimCall, Granted, Same, WantedPort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,12 +78,25 @@ def claim_several(
     for _ in range(MAX_ROUNDS):
         listening = yield from listening_ports(context, pool)
         sent_at = context.clock()
-        words: list[str | int] = [context.host, pool.check_ttl_ms(request.ttl_ms), str(request.state)]
-        words += [context.full_identity, written_ports(listening), int(adjacent), look_from, request.ticket]
-        for worker, token in zip(workers, tokens, strict=True):
-            words += [str(worker), token, decode.extra_members(request.holder_words())]
-        keys, copies_wanted = script_keys(pool.name, context.space(pool)), int(pool.durability == "replica")
-        reply, copies = yield from asked(ScriptCall("claim_several", keys, tuple(words), replicas=copies_wanted))
+        copies_wanted = int(pool.durability == "replica")
+        call = ClaimCall(
+            pool=pool.name,
+            space=context.space(pool),
+            host=context.host,
+            ttl_ms=pool.check_ttl_ms(request.ttl_ms),
+            state=request.state,
+            identity=context.full_identity,
+            wanted=tuple(
+                WantedPort(worker=str(worker), token=token, extra=request.holder_words())
+                for worker, token in zip(workers, tokens, strict=True)
+            ),
+            strangers=listening,
+            ticket=request.ticket,
+            contiguous=adjacent,
+            look_from=look_from,
+            replicas=copies_wanted,
+        )
+        reply, copies = yield from asked(call.encode())
         code = Reply(decode.text(reply[0]))
         if code in {Reply.NO_POOL, Reply.STALE_POOL}:
             pool = yield from pool_rules(context, request.pool, fresh=True)
@@ -96,27 +110,14 @@ def claim_several(
         raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
     if code not in {Reply.GRANTED, Reply.SAME}:
         raise (yield from refusal(context, pool, request, code, reply))
-    leases = _leased(pool.name, reply, tokens, sent_at)
+    answer = replace(call, replicas=0).decode(reply, sent_at=sent_at)
+    leases = list(answer.leases) if isinstance(answer, Granted | Same) else []
     if code is Reply.SAME:
         return leases
     if copies < copies_wanted:
         yield from release(context, leases)
         raise not_copied(leases[0])
     return (yield from _proven(context, leases))
-
-
-def _leased(pool: str, reply: list[Any], tokens: Sequence[str], sent_at: float) -> list[Lease]:
-    now_ms = decode.number(reply[1])
-    leases = []
-    for i, token in enumerate(tokens):
-        remaining_ms = decode.number(reply[2 * i + 3])
-        deadline = sent_at + remaining_ms / 1_000
-        leases.append(
-            decode.lease(
-                pool, reply[2 * i + 2], remaining_ms=remaining_ms, now_ms=now_ms, token=token, deadline=deadline
-            )
-        )
-    return leases
 
 
 def _proven(context: Context, leases: list[Lease]) -> Operation[list[Lease]]:

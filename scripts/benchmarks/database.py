@@ -41,6 +41,7 @@ from allocator.store.blocking import Store
 from benchmarks.leases import NoKernel
 from benchmarks.servers import server
 from benchmarks.table import Row
+from benchmarks.wire import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,13 +97,14 @@ class Fleet:
     def fill(self, hosts: int) -> None:
         """Claim all ports of the pool on each host, in pipelines."""
         self.run(apply_pool(FLEET))
-        pipeline, sha1 = self.redis.pipeline(transaction=False), self.redis.script_load(script("claim").source)
+        pipeline = self.redis.pipeline(transaction=False)
+        load(self.redis)
         for number in range(hosts):
             context = self.context(f"host-{number:05}", FLEET)
             for at in range(FLEET.size):
                 worker = WorkerId(f"org-{number:05}", f"plugin-{at}")
                 call = first_call(claim(context, ClaimRequest(pool=FLEET.name, worker=worker)))
-                pipeline.evalsha(sha1, len(call.keys), *call.keys, *call.args)
+                pipeline.evalsha(script(call.script).sha1, len(call.keys), *call.keys, *call.args)
             if len(pipeline) >= PIPELINE:
                 pipeline.execute()
         pipeline.execute()

@@ -22,14 +22,14 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import claim_words
 from allocator.operations.listing import reap
 from allocator.operations.renew import renew
-from allocator.protocol.keys import pool_key, script_keys
-from allocator.protocol.scripts import script
+from allocator.protocol.keys import pool_key
+from allocator.protocol.signatures.claim import ClaimCall, Granted
 from benchmarks.leases import Bench
 from benchmarks.servers import server
 from benchmarks.table import Row
+from benchmarks.wire import claim_call, end_call, load, port_of, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,24 +68,23 @@ class Fleet:
     def populate(self) -> None:
         """Claim every port of every host but one, which the probe takes."""
         self.bench.run(apply_pool(self.pool))
-        sha1, pipeline = script("claim").sha1, self.redis.pipeline(transaction=False)
-        self.redis.script_load(script("claim").source)
+        pipeline = self.redis.pipeline(transaction=False)
+        load(self.redis)
         batch: list[tuple[int, WorkerId, str]] = []
         for host in range(self.hosts):
             self.held.append([])
             for number in range(PORTS):
                 worker = WorkerId(f"org-{host % 997}", f"plugin-{number % 13}", host // 997 * PORTS + number)
                 token = secrets.token_hex(16)
-                args = claim_words(f"host-{host}", str(worker), token, TTL_MS, "ready", f"m{host} b n 10.0.0.1")
-                pipeline.evalsha(sha1, 2, *script_keys(self.pool.name, f"host-{host}"), *args)
+                send(pipeline, ready_call(self.pool.name, f"host-{host}", str(worker), token, f"m{host} b n 10.0.0.1"))
                 batch.append((host, worker, token))
             if len(batch) >= PIPELINE or host == self.hosts - 1:
                 for (of_host, worker, token), reply in zip(batch, pipeline.execute(), strict=True):
-                    text = reply[1].decode()
-                    if reply[0] != b"granted":
-                        raise SystemExit(f"a claim was answered {reply[0]!r}: {text}")
-                    port, fence = text.split('"port":')[1].split(",")[0], text.split('"fence":')[1].split(",")[0]
-                    self.held[of_host].append((int(port), token, int(fence), worker))
+                    answered = ready_call(self.pool.name, f"host-{of_host}", str(worker), token, "-").decode(reply)
+                    if not isinstance(answered, Granted):
+                        raise SystemExit(f"a claim was answered {answered}")
+                    (lease,) = answered.leases
+                    self.held[of_host].append((lease.port, token, lease.fence, worker))
                 for made in sorted({of_host for of_host, _, _ in batch}):
                     self.beat(made, MAKING_TTL_MS, reaps=False)
                 batch.clear()
@@ -141,19 +140,23 @@ class Fleet:
         return count
 
 
+def ready_call(pool: str, host: str, worker: str, token: str, identity: str) -> ClaimCall:
+    """Return the claim of a worker that listens at once."""
+    return claim_call(pool, host, worker, token, ttl_ms=TTL_MS, identity=identity, state=LeaseState.READY)
+
+
 def probe(url: str, pool: str, connection: Connection) -> None:
     """Claim and release beside the heartbeats until told to stop; send the claims' times in milliseconds."""
     client: Any = Redis.from_url(url, protocol=2)
-    keys, sha1, give = script_keys(pool, "probe"), script("claim").sha1, client.script_load(script("release").source)
+    load(client)
     times: list[float] = []
     at = 0
     while not connection.poll(PROBE_PERIOD_S):
         token, at = secrets.token_hex(16), at + 1
         began = time.perf_counter()
-        args = claim_words("probe", f"probe/plugin#{at % 40}", token, TTL_MS, "ready", "m b n 10.0.0.1")
-        reply = client.evalsha(sha1, 2, *keys, *args)
+        reply = send(client, ready_call(pool, "probe", f"probe/plugin#{at % 40}", token, "m b n 10.0.0.1"))
         times.append((time.perf_counter() - began) * 1_000)
-        client.evalsha(give, 2, *keys, reply[1].decode().split('"port":')[1].split(",")[0], token)
+        send(client, end_call(pool, "probe", port_of(reply), token))
     connection.send(times)
 
 

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.pools import PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import claim_words
 from allocator.protocol.keys import script_keys
 from allocator.protocol.scripts import script
-from benchmarks.leases import PIPELINE, Bench, port_of
+from allocator.protocol.signatures.queue import JoinCall
+from benchmarks.leases import PIPELINE, Bench
 from benchmarks.servers import server
 from benchmarks.table import Row, between
 from benchmarks.timing import Spread, ratios, seconds_for, take_turns
+from benchmarks.wire import claim_call, end_call, port_of, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from allocator.protocol.signatures.claim import ClaimCall
 
 TTL_MS = 3_600_000
 LARGEST_POOL = 65_535
@@ -75,16 +78,14 @@ class Point:
         first = 1 if size == LARGEST_POOL else 2_000 if size > PORTS_A_HOST else 5_556
         self.pool = PoolSpec(name=name, first=first, last=first + size - 1, cooldown_ms=0, ttl_ms=TTL_MS)
         bench.run(apply_pool(self.pool))
-        self.take, self.give = script("claim").sha1, script("release").sha1
         self._new = 0
 
-    def next_claim(self, host: str, ticket: str = "") -> tuple[tuple[str, str], tuple[str | int, ...], str]:
-        """Return keys, arguments and token of the next new worker's claim."""
+    def next_claim(self, host: str, ticket: str = "") -> tuple[ClaimCall, str]:
+        """Return the next new worker's claim, and its token."""
         self._new += 1
         token = secrets.token_hex(16)
         worker = f"org-{self._new}/crm#0"
-        words = claim_words(host, worker, token, TTL_MS, "starting", self.bench.context.identity, ticket=ticket)
-        return script_keys(self.pool.name, host), words, token
+        return claim_call(self.pool.name, host, worker, token, ttl_ms=TTL_MS, ticket=ticket), token
 
     def fill(self, host: str, count: int) -> None:
         """Claim some ports of a host, in pipelines."""
@@ -95,17 +96,17 @@ class Point:
         for start in range(0, len(hosts), PIPELINE):
             pipeline = self.bench.redis.pipeline(transaction=False)
             for host in hosts[start : start + PIPELINE]:
-                keys, words, _ = self.next_claim(host)
-                pipeline.evalsha(self.take, 2, *keys, *words)
+                call, _ = self.next_claim(host)
+                send(pipeline, call)
             for reply in pipeline.execute():
                 port_of(reply)
 
     def pairs(self, count: int, host: str = "host-0") -> None:
         """Claim and release on one host, for workers that never claimed before."""
         for _ in range(count):
-            keys, words, token = self.next_claim(host)
-            reply = self.bench.redis.evalsha(self.take, 2, *keys, *words)
-            self.bench.redis.evalsha(self.give, 2, *keys, port_of(reply), token)
+            call, token = self.next_claim(host)
+            reply = send(self.bench.redis, call)
+            send(self.bench.redis, end_call(self.pool.name, host, port_of(reply), token))
 
 
 class Line(Point):
@@ -113,33 +114,43 @@ class Line(Point):
 
     def __init__(self, bench: Bench, waiters: int) -> None:
         super().__init__(bench, f"waiters-{waiters}", 44)
-        self.wait = bench.redis.script_load(script("wait").source)
+        bench.redis.script_load(script(self.join_call("").encode().script).source)
         self.fill("host-0", 43)
         self.held = self.claim("")
         self.tickets = [self.join() for _ in range(waiters)]
+
+    def join_call(self, ticket: str) -> JoinCall:
+        """Return what takes a position in the queue."""
+        worker = f"org-{self._new}/crm#0"
+        return JoinCall(
+            pool=self.pool.name,
+            space="host-0",
+            ticket=ticket,
+            host="host-0",
+            worker=worker,
+            priority=0,
+            condition="any",
+        )
 
     def join(self) -> str:
         """Take the last place in line; the waiter stays alive for an hour, where a real one says so once a second."""
         self._new += 1
         ticket = secrets.token_hex(8)
         keys = script_keys(self.pool.name, "host-0")
-        self.bench.redis.evalsha(
-            self.wait, 2, *keys, ticket, "join", "host-0", f"org-{self._new}/crm#0", 0, "", 0, "any"
-        )
+        send(self.bench.redis, self.join_call(ticket))
         self.bench.redis.pexpire(f"{keys[0]}:waiter:{ticket}", TTL_MS)
         self.bench.redis.hset(keys[0], "waiting", 10**14)
         return ticket
 
     def claim(self, ticket: str) -> tuple[bytes, str]:
         """Claim with a ticket, which has to be the first in line."""
-        keys, words, token = self.next_claim("host-0", ticket)
-        return port_of(self.bench.redis.evalsha(self.take, 2, *keys, *words)), token
+        call, token = self.next_claim("host-0", ticket)
+        return port_of(send(self.bench.redis, call)), token
 
     def hand_over(self, count: int) -> None:
         """Release, and claim as the first in line, `count` times; the claims of newcomers where nobody waits."""
-        keys = script_keys(self.pool.name, "host-0")
         for _ in range(count):
-            self.bench.redis.evalsha(self.give, 2, *keys, *self.held)
+            send(self.bench.redis, end_call(self.pool.name, "host-0", *self.held))
             self.held = self.claim(self.tickets.pop(0) if self.tickets else "")
 
     def cost(self, count: int) -> Cost:

@@ -14,22 +14,21 @@ from allocator.client.drivers import Kernel, drive
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim, claim_words
+from allocator.operations.claim import ClaimRequest, claim
 from allocator.operations.context import Context
 from allocator.operations.end import release
 from allocator.operations.renew import renew
 from allocator.operations.steps import ReadListeners, Step
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.scripts import script
 from allocator.store.blocking import Store
 from benchmarks.timing import Spread, ratios, seconds_for, take_turns
+from benchmarks.wire import IDENTITY, Template, claim_call, end_call, load, port_of, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from allocator.model.leases import Lease
     from allocator.operations.steps import Operation
+    from allocator.protocol.signatures.claim import ClaimCall
 
 HOST = "bench"
 RETURNING = 100
@@ -62,11 +61,9 @@ class Bench:
         self.store = Store.open(url)
         self.redis: Any = Redis.from_url(url, protocol=2)
         self.kernel: Kernel = NoKernel()
-        identity = f"{'m' * 16} {'b' * 36} 4026531840"
-        self.context = Context(HOST, identity, time.monotonic, lambda: secrets.token_hex(16))
+        self.context = Context(HOST, IDENTITY, time.monotonic, lambda: secrets.token_hex(16))
         self._take, self._give = self.redis.script_load(BARE_TAKE), self.redis.script_load(BARE_GIVE)
-        for name in ("claim", "release"):
-            self.redis.script_load(script(name).source)
+        load(self.redis)
         self._new = itertools.count()
 
     def run(self, operation: Operation[Any]) -> Any:
@@ -80,10 +77,9 @@ class Bench:
             self.run(apply_pool(pool))
             self.context.rules[pool.name] = pool
 
-    def claim_call(self, pool: PoolSpec, worker: str, token: str) -> ScriptCall:
-        """Return the call that a claim sends."""
-        args = claim_words(HOST, worker, token, pool.ttl_ms, "starting", self.context.identity)
-        return ScriptCall("claim", script_keys(pool.name, HOST), args)
+    def claim_call(self, pool: PoolSpec, worker: str, token: str) -> ClaimCall:
+        """Return a claim of the one host."""
+        return claim_call(pool.name, HOST, worker, token, ttl_ms=pool.ttl_ms)
 
     def bare_pairs(self, count: int) -> None:
         """Take and give back a bare lock, `count` times."""
@@ -94,14 +90,13 @@ class Bench:
 
     def script_pairs(self, pool: PoolSpec, count: int, *, new_workers: bool = False) -> None:
         """Send a claim and its release, `count` times; for workers that never claimed before, or for 100 in turn."""
-        base, ports = script_keys(pool.name, HOST)
-        take, give = script("claim").sha1, script("release").sha1
-        _, _, _, *rest = self.claim_call(pool, "", "").args
+        take = Template(self.claim_call(pool, "WORKER", "TOKEN"), "WORKER", "TOKEN")
+        give = Template(end_call(pool.name, HOST, 65_536, "TOKEN"), 65_536, "TOKEN")
         for at in range(count):
             worker = f"org-{next(self._new)}/crm#0" if new_workers else f"org-{at % RETURNING}/email#0"
             token = secrets.token_hex(16)
-            reply = self.redis.evalsha(take, 2, base, ports, HOST, worker, token, *rest)
-            self.redis.evalsha(give, 2, base, ports, port_of(reply), token)
+            reply = take.send(self.redis, worker, token)
+            give.send(self.redis, port_of(reply), token)
 
     def operation_pairs(self, count: int) -> None:
         """Claim and release through the operations, as `PortAllocator` does."""
@@ -113,18 +108,17 @@ class Bench:
 
     def claim_many(self, pool: PoolSpec, workers: Iterator[str], count: int) -> list[tuple[bytes, str]]:
         """Claim in one pipeline; return the ports with their tokens."""
-        sha1, pipeline = script("claim").sha1, self.redis.pipeline(transaction=False)
+        pipeline = self.redis.pipeline(transaction=False)
         tokens = [secrets.token_hex(16) for _ in range(count)]
         for worker, token in zip(workers, tokens, strict=False):
-            call = self.claim_call(pool, worker, token)
-            pipeline.evalsha(sha1, 2, *call.keys, *call.args)
+            send(pipeline, self.claim_call(pool, worker, token))
         return [(port_of(reply), token) for reply, token in zip(pipeline.execute(), tokens, strict=True)]
 
     def release_many(self, pool: PoolSpec, held: list[tuple[bytes, str]]) -> None:
         """Release one lease a call, in one pipeline."""
-        sha1, pipeline = script("release").sha1, self.redis.pipeline(transaction=False)
+        pipeline = self.redis.pipeline(transaction=False)
         for port, token in held:
-            pipeline.evalsha(sha1, 2, *script_keys(pool.name, HOST), port, token)
+            send(pipeline, end_call(pool.name, HOST, port, token))
         pipeline.execute()
 
     def server_us(self, action: Callable[[], object]) -> float:
@@ -137,13 +131,6 @@ class Bench:
         """Yield workers that never claimed before."""
         while True:
             yield f"org-{next(self._new)}/crm#0"
-
-
-def port_of(reply: list[bytes]) -> bytes:
-    """Return the port in a claim's reply, without the cost of reading all of it."""
-    if reply[0] != b"granted":
-        raise SystemExit(f"a claim was answered {reply[0]!r}; the benchmark needs an idle server of its own")
-    return reply[1].split(b'"port":', 1)[1].split(b",", 1)[0]
 
 
 def pair_rates(bench: Bench, rounds: int, pairs: int) -> dict[str, Any]:
@@ -200,7 +187,6 @@ def full_pool(bench: Bench, rounds: int, pairs: int) -> dict[str, Any]:
 def server_times(bench: Bench, rounds: int) -> dict[str, Spread]:
     """Return the server's microseconds: a bare script, claim and release alone and in pipelines, a lease's renewal."""
     bench.reset()
-    keys = script_keys(SMALL.name, HOST)
     held: list[tuple[bytes, str]] = []
     leases: list[Lease] = []
 
@@ -210,11 +196,11 @@ def server_times(bench: Bench, rounds: int) -> dict[str, Spread]:
     def claim_each() -> None:
         for worker in workers():
             token = secrets.token_hex(16)
-            held.append((port_of(bench.store.call(bench.claim_call(SMALL, worker, token))), token))
+            held.append((port_of(bench.store.call(bench.claim_call(SMALL, worker, token).encode())), token))
 
     def release_each() -> None:
         while held:
-            bench.store.call(ScriptCall("release", keys, held.pop()))
+            bench.store.call(end_call(SMALL.name, HOST, *held.pop()).encode())
 
     def renew_all() -> None:
         for _ in range(10):

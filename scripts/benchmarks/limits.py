@@ -54,7 +54,7 @@ def _tool_rates(bench: Bench, path: str, *, quick: bool) -> dict[int, dict[str, 
 
     def claim() -> list[str]:
         token = f"{next(numbers):020}{RANDOM}"
-        call = bench.claim_call(WIDE, f"org-{token}/crm#0", token)
+        call = bench.claim_call(WIDE, f"org-{token}/crm#0", token).encode()
         return ["2", *call.keys, *map(str, call.args)]
 
     found: dict[int, dict[str, Spread]] = {}

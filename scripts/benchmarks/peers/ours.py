@@ -10,14 +10,13 @@ from redis import Redis
 
 from allocator import ExhaustedError, PortAllocator, PortRefusedError
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.operations.claim import claim_words
-from allocator.protocol.keys import script_keys
-from allocator.protocol.scripts import script
-from benchmarks.leases import RETURNING, port_of
+from benchmarks.leases import RETURNING
 from benchmarks.peers.contract import TTL_S, Client, Peer, Traits
+from benchmarks.wire import claim_call, end_call, load, port_of, send
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
+    from allocator.protocol.signatures.claim import ClaimCall
 
 PIPELINE = 500
 HOST = socket.gethostname().partition(".")[0] or "bench"
@@ -53,24 +52,22 @@ class OurPeer(Peer):
         with self.open() as allocator:
             allocator.apply_pool(self.pool)
 
+    def claim_call(self, worker: str, token: str, identity: str) -> ClaimCall:
+        """Return a claim of the one host."""
+        return claim_call(self.pool.name, HOST, worker, token, ttl_ms=TTL_S * 1_000, identity=identity)
+
     def fill(self, count: int) -> None:
         redis: Any = Redis.from_url(self.url, protocol=2)
-        identity, keys = self.identity(), script_keys(self.pool.name, HOST)
-        sha1 = redis.script_load(script("claim").source)
+        identity = self.identity()
+        load(redis)
         for start in range(self.filled, count, PIPELINE):
             pipeline = redis.pipeline(transaction=False)
             for at in range(start, min(start + PIPELINE, count)):
-                args = claim_args(f"filling-{at}/crm#0", secrets.token_hex(16), identity)
-                pipeline.evalsha(sha1, 2, *keys, *args)
+                send(pipeline, self.claim_call(f"filling-{at}/crm#0", secrets.token_hex(16), identity))
             for reply in pipeline.execute():
                 port_of(reply)
         self.filled = count
         redis.close()
-
-
-def claim_args(worker: str, token: str, identity: str) -> tuple[str | int, ...]:
-    """Return what a claim sends after its keys."""
-    return claim_words(HOST, worker, token, TTL_S * 1_000, "starting", identity)
 
 
 class Scripts(OurPeer):
@@ -90,20 +87,19 @@ class ScriptsClient(Client):
     """Sends a claim and a release for 100 workers in turn."""
 
     def __init__(self, peer: OurPeer, number: int) -> None:
-        self.number, self.at = number, 0
+        self.peer, self.number, self.at = peer, number, 0
         self.redis: Any = Redis.from_url(peer.url, protocol=2)
-        self.keys = script_keys(peer.pool.name, HOST)
-        self.take, self.give = (self.redis.script_load(script(name).source) for name in ("claim", "release"))
+        load(self.redis)
 
     def claim(self, until: float) -> Any:  # noqa: ARG002  # one answer, however full
         self.at += 1
         token = secrets.token_hex(16)
-        args = claim_args(f"org-{self.number}-{self.at % RETURNING}/email#0", token, ELSEWHERE)
-        reply = self.redis.evalsha(self.take, 2, *self.keys, *args)
+        worker = f"org-{self.number}-{self.at % RETURNING}/email#0"
+        reply = send(self.redis, self.peer.claim_call(worker, token, ELSEWHERE))
         return None if reply[0] == b"exhausted" else (port_of(reply), token)
 
     def release(self, lease: Any) -> None:
-        self.redis.evalsha(self.give, 2, *self.keys, *lease)
+        send(self.redis, end_call(self.peer.pool.name, HOST, *lease))
 
     def close(self) -> None:
         self.redis.close()

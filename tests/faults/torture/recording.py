@@ -7,24 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from allocator import AllocatorError
 from allocator.model.errors import StoreUnavailableError
-from allocator.protocol import decode
+from allocator.protocol.replies import NoPool
+from allocator.protocol.signatures.claim import ClaimCall, Granted, Same
+from allocator.protocol.signatures.end import Already, EndCall, Ended
+from allocator.protocol.signatures.queue import JoinCall, LeaveCall
+from allocator.protocol.signatures.renew import KeepCall, Lost, Outcome, Reasserted, RenewCall
 from allocator.store.blocking import Store
 from torture.history import OK, REFUSED, UNKNOWN
 
 if TYPE_CHECKING:
     from allocator.operations.steps import AwaitTurn
-    from allocator.protocol.calls import ScriptCall
+    from allocator.protocol.calls import Call, ScriptCall
     from torture.history import Book
 
-WORDS_OF_RENEWAL = 8
-OK_CODES = {
-    "claim": {"granted", "same"},
-    "renew": {"renewed", "reasserted"},
-    "keep": {"renewed"},
-    "release": {"released"},
-    "decline": {"declined"},
-    "wait": {"queued", "left"},
-}
+OK_CODES = {"granted", "same", "renewed", "reasserted", "released", "declined", "queued", "left"}
 
 
 class RecordingStore(Store):
@@ -41,9 +37,11 @@ class RecordingStore(Store):
         return super()._evaluate(step)
 
     def call(self, step: ScriptCall) -> Any:
-        if step.script not in ASKED:
+        call = step.signature
+        op = op_of(call)
+        if call is None or op is None:
             return super().call(step)
-        number = self.book.begin(step.script, **ASKED[step.script](step.args))
+        number = self.book.begin(op, items=ASKED[type(call)](call))
         self._sent.times = 0
         try:
             reply = super().call(step)
@@ -54,11 +52,9 @@ class RecordingStore(Store):
                 number, UNKNOWN if unknown else REFUSED, attempts=self._sent.times, words={"error": str(error)}
             )
             raise
-        answers = ANSWERED[step.script](step, reply)
-        codes = {answer["code"] for answer in answers}
-        self.book.end(
-            number, OK if codes & OK_CODES[step.script] else REFUSED, attempts=self._sent.times, answers=answers
-        )
+        answers = ANSWERED[type(call)](call, decoded(call, reply))
+        fine = {answer["code"] for answer in answers} & OK_CODES
+        self.book.end(number, OK if fine else REFUSED, attempts=self._sent.times, answers=answers)
         return reply
 
     def await_turn(self, step: AwaitTurn) -> bool:
@@ -73,95 +69,93 @@ class RecordingStore(Store):
         return told
 
 
-def _claim_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    _, worker, token, ttl_ms, _, _, *sometimes = args
-    *_, explicit, supersede, ticket = *sometimes, *("", "", 0, 0, 0, "")[len(sometimes) :]
-    item = {"worker": worker, "token": token, "ttl_ms": ttl_ms, "explicit": explicit}
-    return {"items": [item | {"supersede": supersede, "ticket": ticket}]}
+def decoded(call: Call[Any], reply: Any) -> Any:
+    """Return what a script answered; a claim's deadlines count from 0, so that they are what is left."""
+    return call.decode(reply, sent_at=0.0) if isinstance(call, ClaimCall) else call.decode(reply)
 
 
-def _claim_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
-    words = decode.words(reply)
-    code = decode.text(words[0])
-    if code not in {"granted", "same"}:
-        return [{"code": code}]
-    lease = decode.lease("-", words[1], remaining_ms=0, now_ms=0)
-    return [{"code": code, "port": lease.port, "fence": lease.fence, "remaining_ms": decode.number(words[2])}]
+def op_of(call: Call[Any] | None) -> str | None:
+    """Return what the history names a call, or None for one that it leaves out."""
+    if isinstance(call, EndCall):
+        return {"released": "release", "declined": "decline"}[call.how]
+    return OPS.get(type(call))
 
 
-def _renew_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    return {
-        "items": [
-            dict(zip(("port", "token", "fence", "ttl_ms", "worker"), args[at : at + 5], strict=True))
-            for at in range(2, len(args), WORDS_OF_RENEWAL)
-        ]
-    }
+def _claim_asked(call: ClaimCall) -> list[dict[str, Any]]:
+    shared = {"ttl_ms": call.ttl_ms, "explicit": call.port, "supersede": call.superseded, "ticket": call.ticket}
+    return [{"worker": one.worker, "token": one.token} | shared for one in call.wanted]
 
 
-def _renew_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
-    words = decode.words(reply)
-    count = (len(step.args) - 2) // WORDS_OF_RENEWAL
-    if decode.text(words[0]) == "no_pool":
-        return [{"code": "no_pool"}] * count
-    answers = []
-    for i in range(count):
-        code, detail = decode.text(words[2 * i + 1]), decode.text(words[2 * i + 2])
-        newer = {"fence": int(detail)} if code != "lost" and detail else {}
-        answers.append({"code": code} | newer | ({"why": detail} if code == "lost" else {}))
-    return answers
+def _claim_answered(call: ClaimCall, reply: object) -> list[dict[str, Any]]:
+    code = word_of(reply)
+    if not isinstance(reply, Granted | Same):
+        return [{"code": code}] * len(call.wanted)
+    return [
+        {"code": code, "port": one.port, "fence": one.fence, "remaining_ms": (one.deadline or 0) * 1_000}
+        for one in reply.leases
+    ]
 
 
-def _keep_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    said = str(args[2]).split()
-    proofs = zip(said[::2], said[1::2], strict=True)
-    return {
-        "items": [
-            {"port": port, "token": token, "fence": int(fence), "ttl_ms": args[1]}
-            for port, (fence, token) in zip(args[3:], proofs, strict=True)
-        ]
-    }
+def word_of(reply: object) -> str:
+    """Return what the history names a reply: its class, in small letters."""
+    return type(reply).__name__.lower()
 
 
-def _keep_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
-    words = decode.words(reply)
-    count = len(step.args) - 3
-    if decode.text(words[0]) == "no_pool":
-        return [{"code": "no_pool"}] * count
-    left = {int(decode.number(word)) for word in words[3:]}
-    return [{"code": "left" if at in left else "renewed"} for at in range(1, count + 1)]
+def _renew_asked(call: RenewCall) -> list[dict[str, Any]]:
+    return [
+        {"port": one.port, "token": one.token, "fence": one.fence, "ttl_ms": one.ttl_ms, "worker": one.worker}
+        for one in call.leases
+    ]
 
 
-def _end_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    return {"items": [{"port": args[at], "token": args[at + 1]} for at in range(0, len(args), 2)]}
+def _renew_answered(call: RenewCall, reply: Any) -> list[dict[str, Any]]:
+    if isinstance(reply, NoPool):
+        return [{"code": "no_pool"}] * len(call.leases)
+    return [_renewal(one) for one in reply.outcomes]
 
 
-def _end_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
-    words = decode.words(reply)
-    return [{"code": decode.text(words[at])} for at in range(0, len(step.args), 2)]
+def _renewal(outcome: Outcome) -> dict[str, Any]:
+    if isinstance(outcome, Lost):
+        return {"code": "lost", "why": str(outcome.holder) if outcome.holder else outcome.why}
+    code = "reasserted" if isinstance(outcome, Reasserted) else "renewed"
+    return {"code": code} | ({"fence": outcome.fence} if outcome.fence is not None else {})
 
 
-def _wait_asked(args: tuple[str | int, ...]) -> dict[str, Any]:
-    joins = args[1] == "join"
-    return {"items": [{"ticket": args[0], "mode": args[1], "condition": args[7] if joins else ""}]}
+def _keep_asked(call: KeepCall) -> list[dict[str, Any]]:
+    return [{"port": one.port, "token": one.token, "fence": one.fence, "ttl_ms": call.ttl_ms} for one in call.leases]
 
 
-def _wait_answered(step: ScriptCall, reply: Any) -> list[dict[str, Any]]:
-    return [{"code": decode.text(decode.words(reply)[0])}]
+def _keep_answered(call: KeepCall, reply: Any) -> list[dict[str, Any]]:
+    if isinstance(reply, NoPool):
+        return [{"code": "no_pool"}] * len(call.leases)
+    return [{"code": "left" if at in reply.left else "renewed"} for at in range(len(call.leases))]
 
 
-ASKED = {
-    "claim": _claim_asked,
-    "renew": _renew_asked,
-    "keep": _keep_asked,
-    "release": _end_asked,
-    "decline": _end_asked,
-    "wait": _wait_asked,
+def _end_asked(call: EndCall) -> list[dict[str, Any]]:
+    return [{"port": one.port, "token": one.token} for one in call.leases]
+
+
+def _end_answered(call: EndCall, reply: Any) -> list[dict[str, Any]]:
+    return [
+        {"code": call.how if isinstance(one, Ended) else "already" if isinstance(one, Already) else "not_yours"}
+        for one in reply
+    ]
+
+
+OPS: dict[Any, str] = {ClaimCall: "claim", RenewCall: "renew", KeepCall: "keep", JoinCall: "wait", LeaveCall: "wait"}
+ASKED: dict[Any, Any] = {
+    ClaimCall: _claim_asked,
+    RenewCall: _renew_asked,
+    KeepCall: _keep_asked,
+    EndCall: _end_asked,
+    JoinCall: lambda call: [{"ticket": call.ticket, "mode": "join", "condition": call.condition}],
+    LeaveCall: lambda call: [{"ticket": call.ticket, "mode": "leave", "condition": ""}],
 }
-ANSWERED = {
-    "claim": _claim_answered,
-    "renew": _renew_answered,
-    "keep": _keep_answered,
-    "release": _end_answered,
-    "decline": _end_answered,
-    "wait": _wait_answered,
+ANSWERED: dict[Any, Any] = {
+    ClaimCall: _claim_answered,
+    RenewCall: _renew_answered,
+    KeepCall: _keep_answered,
+    EndCall: _end_answered,
+    JoinCall: lambda _, reply: [{"code": "no_pool" if isinstance(reply, NoPool) else "queued"}],
+    LeaveCall: lambda *_: [{"code": "left"}],
 }

@@ -9,8 +9,9 @@ from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim, written_ports
+from allocator.operations.claim import ClaimRequest, claim
 from allocator.operations.end import decline, release
+from allocator.protocol.calls import written_ports
 
 EMAIL = WorkerId("org-1", "email")
 CUSTOM = WorkerId("org-1", "anything")
