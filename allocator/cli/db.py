@@ -109,13 +109,11 @@ def database_of(settings: Settings, *, make: bool = True) -> Iterator[Database]:
         settings: What the command goes by.
         make: Whether the SQLite file that serves when none is configured is made, with its table, and that said.
     """
-    from allocator.database.connection import Database
+    from allocator.database.configured import open_database
 
-    timeout_s = settings.connect_timeout_ms / 1_000
-    if settings.database_url:
-        database = Database.open(settings.database_url, timeout_s=timeout_s, password=settings.database_password)
-    else:
-        database = _default_database(settings, timeout_s, make=make)
+    if not settings.database_url:
+        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = open_database(settings, make=make, on_made=lambda made: talk(f"no database is configured: made {made}"))
     try:
         yield database
     finally:
@@ -129,22 +127,7 @@ def database_in_use(settings: Settings) -> Database | None:
 
         if find_spec("sqlalchemy") is None:
             return None
-    from allocator.database.connection import Database
+    from allocator.database.configured import open_database
 
-    timeout_s = settings.connect_timeout_ms / 1_000
-    if settings.database_url:
-        return Database.open(settings.database_url, timeout_s=timeout_s, password=settings.database_password)
-    found = Database.beside(settings.state_dir, timeout_s=timeout_s)
+    found = open_database(settings, make=False)
     return found if found.exists() else None
-
-
-def _default_database(settings: Settings, timeout_s: float, *, make: bool) -> Database:
-    from allocator.database.connection import Database
-    from allocator.database.upgrade import upgrade as bring_up
-
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    database = Database.beside(settings.state_dir, timeout_s=timeout_s)
-    if make and not database.exists():
-        bring_up(database, settings.table)
-        talk(f"no database is configured: made {database.shown_url}")
-    return database

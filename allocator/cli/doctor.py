@@ -50,7 +50,7 @@ def doctor(
 
     Example: allocator doctor
     """
-    with desk(pool, host, redis_url, config, database_url=database_url) as at:
+    with desk(pool, host, redis_url, config, database_url=database_url, reads_only=True) as at:
         server: ServerInfo | None = None
         try:
             server = at.allocator.store.server()

@@ -65,7 +65,7 @@ def export(
     def render(directory: Directory) -> str:
         return FORMATS[form](directory.services())
 
-    with desk(pool, None, redis_url, config) as at:
+    with desk(pool, None, redis_url, config, reads_only=True) as at:
         at.allocator.run(check_pool(at.pool))
         wanted = Directory(
             at.allocator,

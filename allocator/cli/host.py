@@ -74,7 +74,7 @@ def show(
 
 
 def _write(name: str | None, form: ListFormat, pool: str | None, redis_url: str | None, config: str | None) -> None:
-    with desk(pool, None, redis_url, config) as at:
+    with desk(pool, None, redis_url, config, reads_only=True) as at:
         hosts = at.allocator.hosts()
         rules = at.allocator.pool()
         taken = sum(host.leases for host in hosts)

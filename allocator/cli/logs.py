@@ -12,9 +12,8 @@ import sys
 from typing import Any
 
 from allocator.cli.options import talk
-from allocator.model.errors import ConfigurationError
 from allocator.model.leases import written_time
-from allocator.model.names import shown
+from allocator.model.settings import SETTINGS
 
 ABOUT = ("pool", "host", "port", "org", "plugin", "instance", "fence")
 """What a line says of its lease; the record has it as `lease`."""
@@ -65,9 +64,8 @@ def start_logging() -> None:
     Raises:
         ConfigurationError: When that variable is neither `text` nor `json`.
     """
-    wanted = os.environ.get("ALLOCATOR_LOG_FORMAT") or ("text" if sys.stderr.isatty() else "json")
-    if wanted not in {"text", "json"}:
-        raise ConfigurationError(f"ALLOCATOR_LOG_FORMAT={shown(wanted)} is no form of log; set text or json")
+    given = os.environ.get(SETTINGS["log_format"].variable)
+    wanted = SETTINGS["log_format"].read(given) if given else "text" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainLines() if wanted == "text" else JsonLines())
     root = logging.getLogger()

@@ -7,13 +7,12 @@ import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from allocator.model.errors import ConfigurationError, printable
-from allocator.model.names import shown
-from allocator.model.settings import Settings, load_settings
+from allocator.model.errors import printable
+from allocator.model.settings import SETTINGS, Settings, load_settings
 
 if TYPE_CHECKING:
     import logging
@@ -21,25 +20,22 @@ if TYPE_CHECKING:
 
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
-    from allocator.client.tracing import Tracer
     from allocator.model.leases import Lease
+    from allocator.store.embedded.server import EmbeddedStatus
 
-PoolOption = Annotated[str | None, typer.Option("--pool", help="The pool. [default: sdk-v2; ALLOCATOR_POOL]")]
-HostOption = Annotated[
-    str | None, typer.Option("--host", help="Name of this port namespace. [default: the host name; ALLOCATOR_HOST]")
-]
-AdvertiseOption = Annotated[
-    str | None,
-    typer.Option("--advertise", help="This host's address for others. [default: its route's; ALLOCATOR_ADVERTISE]"),
-]
-RedisOption = Annotated[
-    str | None, typer.Option("--redis-url", help="Where Redis is. [default: embedded server; ALLOCATOR_REDIS_URL]")
-]
-DatabaseOption = Annotated[
-    str | None,
-    typer.Option("--database-url", help="Where the database is. [default: a SQLite file; ALLOCATOR_DATABASE_URL]"),
-]
-ConfigOption = Annotated[str | None, typer.Option("--config", help="A settings file. [default: allocator.toml]")]
+
+def option(name: str) -> Any:  # noqa: ANN401  # what typer reads in an annotation
+    """Return the option of a setting, as the setting is declared."""
+    declared = SETTINGS[name]
+    return typer.Option(declared.flag, help=declared.help, metavar=declared.metavar)
+
+
+PoolOption = Annotated[str | None, option("pool")]
+HostOption = Annotated[str | None, option("host")]
+AdvertiseOption = Annotated[str | None, option("advertise")]
+RedisOption = Annotated[str | None, option("redis_url")]
+DatabaseOption = Annotated[str | None, option("database_url")]
+ConfigOption = Annotated[str | None, option("config")]
 
 
 class Format(StrEnum):
@@ -109,54 +105,32 @@ def desk(
     *,
     advertise: str | None = None,
     database_url: str | None = None,
+    reads_only: bool = False,
 ) -> Iterator[Desk]:
     """Give what a command works with, connected lazily, closed at the end."""
     settings = read_settings(pool, host, redis_url, config, advertise=advertise, database_url=database_url)
-    with blocking_allocator(settings) as allocator:
+    with blocking_allocator(settings, reads_only=reads_only) as allocator:
         yield Desk(settings, allocator)
 
 
-def blocking_allocator(settings: Settings) -> PortAllocator:
-    """Return the allocator that the settings make, not connected yet."""
+def blocking_allocator(settings: Settings, *, reads_only: bool = False) -> PortAllocator:
+    """Return the allocator that the settings make, not connected yet.
+
+    Args:
+        settings: The settings.
+        reads_only: Whether its command only reads, for which no embedded server is started.
+    """
     from allocator.client.blocking import PortAllocator
-    from allocator.client.session import make_session
+    from allocator.client.configured import open_store, session_of
     from allocator.store.blocking import Store
 
-    tracer = tracer_of(settings)
-    session = make_session(settings.pool, settings.host, "keep", advertise=settings.advertise, tracer=tracer)
-    timeout_s = settings.connect_timeout_ms / 1_000
-    if settings.redis_url:
-        store = Store.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)
-    else:
-        store = Store.embedded(lambda: embedded_url(settings), timeout_s=timeout_s)
-    return PortAllocator(store, session)
+    store = open_store(Store, settings, reads_only=reads_only, on_start=report_embedded)
+    return PortAllocator(store, session_of(settings))
 
 
-def tracer_of(settings: Settings) -> Tracer | None:
-    """Return what spans go to where `ALLOCATOR_TRACING=1` asks for them, or None.
-
-    Raises:
-        ConfigurationError: When the variable is neither 0 nor 1, or OpenTelemetry is not installed.
-    """
-    wanted = settings.environ.get("ALLOCATOR_TRACING") or "0"
-    if wanted == "0":
-        return None
-    if wanted != "1":
-        raise ConfigurationError(f"ALLOCATOR_TRACING={shown(wanted)} says neither yes nor no; set 1 or 0")
-    from allocator.client.tracing import OpenTelemetryTracer
-
-    return OpenTelemetryTracer()
-
-
-def embedded_url(settings: Settings) -> str:
-    """Return the URL of the embedded server, which is started, and talked about, when it does not run."""
-    from allocator.store.embedded import EmbeddedServer
-
-    return EmbeddedServer(settings.state_dir).ensure(
-        lambda status: talk(
-            f"no Redis is configured: started an embedded server (pid {status.pid}) with its data in {status.data_dir}"
-        )
-    )
+def report_embedded(status: EmbeddedStatus) -> None:
+    """Report that this command started an embedded server."""
+    talk(f"no Redis is configured: started an embedded server (pid {status.pid}) with its data in {status.data_dir}")
 
 
 class Voice:

@@ -61,7 +61,7 @@ def apply(
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"the pool file {file} cannot be read ({reason}); check its name and rights") from None
     pool = parse_pool("standard input" if file == "-" else file, text)
-    with desk(pool.name, None, redis_url, config) as at:
+    with desk(pool.name, None, redis_url, config, reads_only=dry_run) as at:
         if dry_run:
             _foresee(at, pool)
             return
@@ -115,7 +115,7 @@ def history(
     from allocator.protocol.keys import history_key
 
     check_name("pool", name)
-    with desk(name, None, redis_url, config) as at:
+    with desk(name, None, redis_url, config, reads_only=True) as at:
         versions = at.allocator.store.newest_events(history_key(name), 100)
         if not versions:
             raise PoolMissingError(f"pool {name} has no history in this Redis; see 'allocator pool ls'")
@@ -150,7 +150,7 @@ def show(
     from allocator.model.files import written_pool
 
     check_name("pool", name)
-    with desk(name, None, redis_url, config) as at:
+    with desk(name, None, redis_url, config, reads_only=True) as at:
         pool = at.allocator.pool()
         if form is ListFormat.TEXT:
             print(written_pool(pool))
@@ -166,7 +166,7 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
     from allocator.model.pools import BUILT_IN
     from allocator.operations.pools import read_pool
 
-    with desk(None, None, redis_url, config) as at:
+    with desk(None, None, redis_url, config, reads_only=True) as at:
         rows = []
         for name in sorted({*at.allocator.store.pool_names(), *BUILT_IN}):
             pool = at.allocator.run(read_pool(name)) or BUILT_IN.get(name)

@@ -69,7 +69,10 @@ def reconcile(
         from allocator.cli.logs import start_logging
 
         start_logging()
-    with desk(pool, host, redis_url, config, database_url=database_url) as at, database_of(at.settings) as database:
+    with (
+        desk(pool, host, redis_url, config, database_url=database_url, reads_only=dry_run) as at,
+        database_of(at.settings) as database,
+    ):
         if dry_run:
             _show(at, database, form)
         elif once:

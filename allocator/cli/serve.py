@@ -16,10 +16,10 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     blocking_allocator,
-    embedded_url,
+    option,
     read_settings,
+    report_embedded,
     talk,
-    tracer_of,
 )
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
 from allocator.model.names import shown
@@ -34,12 +34,8 @@ LOOPBACK_NAMES = ("127.0.0.1", "::1", "[::1]", "localhost")
 BACKLOG = 2_048
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
-ListenOption = Annotated[
-    str | None, typer.Option("--listen", help="Address and port. [default: 127.0.0.1:8577; ALLOCATOR_LISTEN]")
-]
-TokensOption = Annotated[
-    str | None, typer.Option("--tokens-file", help="The credentials, as 'token' writes them. [ALLOCATOR_TOKENS_FILE]")
-]
+ListenOption = Annotated[str | None, option("listen")]
+TokensOption = Annotated[str | None, option("tokens_file")]
 
 
 def register(application: typer.Typer) -> None:
@@ -51,10 +47,8 @@ def register(application: typer.Typer) -> None:
 def serve(
     listen: ListenOption = None,
     tokens_file: TokensOption = None,
-    tls_cert: Annotated[
-        str | None, typer.Option("--tls-cert", help="Certificate chain, PEM. [ALLOCATOR_TLS_CERT]")
-    ] = None,
-    tls_key: Annotated[str | None, typer.Option("--tls-key", help="Its key, PEM. [ALLOCATOR_TLS_KEY]")] = None,
+    tls_cert: Annotated[str | None, option("tls_cert")] = None,
+    tls_key: Annotated[str | None, option("tls_key")] = None,
     database_url: DatabaseOption = None,
     rate: Annotated[str, typer.Option("--rate", help="Requests a second of one caller; 0: no limit.")] = "500",
     pool: PoolOption = None,
@@ -212,16 +206,10 @@ def drift_view(settings: Settings) -> DriftView | None:
 def async_allocator(settings: Settings) -> AsyncPortAllocator:
     """Return the async allocator that the settings make, not connected yet."""
     from allocator.client.aio import AsyncPortAllocator
-    from allocator.client.session import make_session
+    from allocator.client.configured import open_store, session_of
     from allocator.store.aio import AsyncStore
 
-    session = make_session(settings.pool, settings.host, "keep", tracer=tracer_of(settings))
-    timeout_s = settings.connect_timeout_ms / 1_000
-    if settings.redis_url:
-        store = AsyncStore.open(settings.redis_url, timeout_s=timeout_s, password=settings.redis_password)
-    else:
-        store = AsyncStore.embedded(lambda: embedded_url(settings), timeout_s=timeout_s)
-    return AsyncPortAllocator(store, session)
+    return AsyncPortAllocator(open_store(AsyncStore, settings, on_start=report_embedded), session_of(settings))
 
 
 def token(

@@ -49,7 +49,7 @@ def resolve(
         raise InvalidInputError("--watch shows all workers as they come and go; leave the other choices out")
     if every_one and prefer_local:
         raise InvalidInputError("--all and --prefer-local contradict each other; choose one")
-    with desk(pool, host, redis_url, config) as at:
+    with desk(pool, host, redis_url, config, reads_only=True) as at:
         at.allocator.run(check_pool(at.pool))
         if watch:
             _watch(at, plugin, org, form)

@@ -59,7 +59,7 @@ def top(
         raise InvalidInputError("an interval below 100ms only burdens Redis; give for example --every 2s")
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise InvalidInputError("this is no terminal; print one picture with --once")
-    with desk(pool, None, redis_url, config) as at:
+    with desk(pool, None, redis_url, config, reads_only=True) as at:
         if once:
             columns, rows = terminal_size()
             print("\n".join(picture(at, columns, rows if sys.stdout.isatty() else 10_000, coloured=False)))

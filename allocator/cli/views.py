@@ -48,7 +48,7 @@ def list_leases(
             check_name(kind, name)
     if plugin is not None:
         check_plugin(plugin)
-    with desk(pool, None, redis_url, config) as at:
+    with desk(pool, None, redis_url, config, reads_only=True) as at:
         leases = at.allocator.leases(org=org, plugin=plugin, host=host)
         if not leases:
             at.allocator.run(check_pool(at.pool))
@@ -77,7 +77,7 @@ def show(
 
     Example: allocator show org-123/email
     """
-    with desk(pool, host, redis_url, config) as at:
+    with desk(pool, host, redis_url, config, reads_only=True) as at:
         if "/" in target:
             worker = WorkerId.parse(target)
             lease = next((one for one in at.allocator.leases() if one.worker == worker), None)
@@ -132,7 +132,7 @@ def who(
     Example: allocator who 5556
     """
     number = check_port(port)
-    with desk(pool, host, redis_url, config) as at:
+    with desk(pool, host, redis_url, config, reads_only=True) as at:
         from allocator.kernel.sockets import listeners
 
         view = _view(at, number)
@@ -172,7 +172,7 @@ def events(
     """
     if not count.isascii() or not count.isdecimal() or not 1 <= int(count[:9]) <= MAX_EVENTS:
         raise InvalidInputError(f"--count takes a whole number from 1 to {MAX_EVENTS}")
-    with desk(pool, None, redis_url, config) as at:
+    with desk(pool, None, redis_url, config, reads_only=True) as at:
         from allocator.protocol.keys import events_key
 
         store, stream = at.allocator.store, events_key(at.pool)

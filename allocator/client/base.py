@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
-from allocator.client.arguments import (
-    ClaimArguments,
-    check_flag,
-    check_text,
-    checked,
-    naming_arguments,
-)
+from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
+from allocator.client.configured import library_settings, open_store, session_of
 from allocator.client.drivers import needed
 from allocator.client.heartbeats import E_, HeldLease, about, log
 from allocator.client.policies import tried_again
 from allocator.client.recording import is_fresh, may_hold, record
-from allocator.client.session import OnLost, Session, ensure_embedded, make_session
 from allocator.client.turns import claim_in_turn
-from allocator.model.durations import Duration, seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.names import WorkerId, check_name
 from allocator.operations import apply, claim, end, hosts, listing, pools, renew, resolve
@@ -34,7 +27,9 @@ if TYPE_CHECKING:
     from allocator.client.drivers import LeaseRecorder
     from allocator.client.policies import ClaimPatience
     from allocator.client.runners import HeartbeatRunner
+    from allocator.client.session import OnLost, Session
     from allocator.client.tracing import Tracer
+    from allocator.model.durations import Duration
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
@@ -308,15 +303,21 @@ class AllocatorBase(Generic[E_, S]):
     """What the allocators have that is driven by nobody: how they are made, what they hold.
 
     Args:
-        store: The connection to Redis; `from_url` makes one.
-        session: Who this host is.
+        store: The connection to Redis; None for that of the settings.
+        session: Who this host is; None for that of the settings.
         recorder: Writes the rows of leases that are claimed with `record=True`, or None.
     """
 
     _store_class: type[S]
     _runner_class: type[HeartbeatRunner[E_]]
 
-    def __init__(self, store: S, session: Session, *, recorder: LeaseRecorder | None = None) -> None:
+    def __init__(
+        self, store: S | None = None, session: Session | None = None, *, recorder: LeaseRecorder | None = None
+    ) -> None:
+        if store is None or session is None:
+            settings = library_settings()
+            store = store or open_store(self._store_class, settings)
+            session = session or session_of(settings)
         self.store = store
         self.session = session
         self.recorder = recorder or session.recorder
@@ -331,7 +332,7 @@ class AllocatorBase(Generic[E_, S]):
         *,
         pool: str | None = None,
         host: str | None = None,
-        timeout: Duration = 5.0,
+        timeout: Duration | None = None,
         on_lost: OnLost = "keep",
         advertise: str | None = None,
         recorder: LeaseRecorder | None = None,
@@ -340,29 +341,27 @@ class AllocatorBase(Generic[E_, S]):
         """Return an allocator for the Redis at `url`.
 
         Args:
-            url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; None for the embedded
+            url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `redis+cluster://`; None for the Redis of
+                the settings (`ALLOCATOR_REDIS_URL`, `allocator.toml`), and where they name none for the embedded
                 server of this user, which is started when it does not run.
-            pool: The pool; None for `sdk-v2`.
-            host: The name of this port namespace; None for the host name.
-            timeout: For how long Redis may be silent.
+            pool: The pool; None for that of the settings, `sdk-v2` unless set.
+            host: The name of this port namespace; None for that of the settings, the host name unless set.
+            timeout: For how long Redis may be silent; None for that of the settings, 5 s unless set.
             on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`. In a pool of
                 scope `fleet` they always stop.
-            advertise: The address under which others reach this host; None for that of the default route.
+            advertise: The address under which others reach this host; None for that of the settings, that of the
+                default route unless set.
             recorder: What `claim(…, record=True)` writes rows with: an `allocator.DatabaseRecorder`. It is not closed.
-            tracer: Gets a span of all that is done with leases: an `allocator.OpenTelemetryTracer`, or None.
+            tracer: Gets a span of all that is done with leases: an `allocator.OpenTelemetryTracer`; None for what
+                `ALLOCATOR_TRACING` asks for.
 
         Raises:
-            InvalidInputError: When an argument cannot be right.
+            InvalidInputError: When an argument or a setting cannot be right.
+            ConfigurationError: When a settings file cannot be used.
         """
-        session = make_session(pool, host, on_lost, advertise=advertise, tracer=tracer)
-        timeout_s = seconds_of(timeout, "timeout")
-        if timeout_s == 0:
-            raise InvalidInputError("timeout=0 leaves Redis no time to answer; give for example '5s'")
-        if url:
-            store = cls._store_class.open(check_text("url", url), timeout_s=timeout_s)
-        else:
-            store = cls._store_class.embedded(ensure_embedded, timeout_s=timeout_s)
-        return cls(store, session, recorder=recorder)
+        settings = library_settings(url, pool=pool, host=host, timeout=timeout, advertise=advertise)
+        session = session_of(settings, on_lost=on_lost, tracer=tracer)
+        return cls(open_store(cls._store_class, settings), session, recorder=recorder)
 
     def __repr__(self) -> str:
         held = len(self._heartbeats.held)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_arguments
 from allocator.client.base import AllocatorBase, LeaseOperations
+from allocator.client.configured import library_settings, open_store, session_of
 from allocator.client.drivers import drive
 from allocator.client.runners import HeartbeatThread
 from allocator.store.blocking import Store
@@ -108,3 +109,9 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
 
     def __exit__(self, *exc_info: object) -> None:  # whatever ended the block
         self.close()
+
+
+def open_reader(url: str | None = None, *, pool: str | None = None, host: str | None = None) -> PortAllocator:
+    """Return an allocator that only reads, for which no embedded server is started; see `PortAllocator.from_url`."""
+    settings = library_settings(url, pool=pool, host=host)
+    return PortAllocator(open_store(Store, settings, reads_only=True), session_of(settings))

@@ -5,7 +5,6 @@ Nothing here waits: the blocking and the async allocator drive what this module 
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import time
@@ -22,7 +21,6 @@ from allocator.model.durations import Duration, format_duration, seconds_of
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_address, check_name
 from allocator.model.pools import SDK_V2
-from allocator.model.settings import state_directory
 from allocator.operations.claim import ClaimRequest
 from allocator.operations.context import Context
 
@@ -195,13 +193,6 @@ def make_session(
         advertise=None if advertise is None else check_address(check_text("advertise", advertise)),
         tracer=tracer,
     )
-
-
-def ensure_embedded() -> str:
-    """Return the URL of this user's embedded server, which is started when it does not run."""
-    from allocator.store.embedded import EmbeddedServer
-
-    return EmbeddedServer(state_directory(os.environ)).ensure()
 
 
 def doubt_message(where: str, overdue_s: float) -> str:

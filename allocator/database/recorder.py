@@ -14,22 +14,30 @@ made sure that Redis knows of that lease's end.
 
 from __future__ import annotations
 
+import logging
+import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from allocator.database.connection import Database
+from allocator.database.configured import open_database
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import RowKey, Rows
 from allocator.database.upgrade import open_layout
 from allocator.model.errors import ConfigurationError, HeldError
+from allocator.model.settings import load_settings
 from allocator.model.tables import TableNames
 from allocator.operations.steps import Standing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from allocator.database.connection import Database
     from allocator.database.layout import Layout
     from allocator.database.rows import Row
     from allocator.model.leases import Lease
+
+
+log = logging.getLogger("allocator")
 
 
 class DatabaseRecorder:
@@ -50,20 +58,34 @@ class DatabaseRecorder:
 
     @classmethod
     def open(
-        cls, url: str, *, timeout: float = 5.0, password: str | None = None, names: TableNames | None = None
+        cls,
+        url: str | None = None,
+        *,
+        timeout: float | None = None,
+        password: str | None = None,
+        names: TableNames | None = None,
     ) -> Self:
-        """Return a recorder for the database at `url`; nothing is sent yet.
+        """Return a recorder for the database at `url`; nothing is sent to a server yet.
 
         Args:
-            url: `postgresql://…` or `sqlite:///…`.
-            timeout: For how many seconds it may be silent.
-            password: The password when the URL has none.
-            names: What the table and its columns are called, where that is not as in the documents.
+            url: `postgresql://…` or `sqlite:///…`; None for the database of the settings (`ALLOCATOR_DATABASE_URL`,
+                `allocator.toml`), and where they name none for a SQLite file in the state directory.
+            timeout: For how many seconds it may be silent; None for what the settings say, 5 unless set.
+            password: The password when the URL has none; None for that of the settings.
+            names: The names of the table and its columns; None for those of the settings.
 
         Raises:
-            ConfigurationError: When the URL cannot be read, or SQLAlchemy is not installed.
+            ConfigurationError: When the URL or a settings file cannot be read, or SQLAlchemy is not installed.
         """
-        return cls(Database.open(url, timeout_s=timeout, password=password), names)
+        settings = load_settings({"database_url": url}, os.environ)
+        if timeout is not None:
+            settings = replace(settings, connect_timeout_ms=round(timeout * 1_000))
+        if password is not None:
+            settings = replace(settings, database_password=password)
+        database = open_database(
+            settings, make=True, on_made=lambda made: log.warning("no database is configured: made %s", made)
+        )
+        return cls(database, names or settings.table)
 
     def __enter__(self) -> Self:
         return self

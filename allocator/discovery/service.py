@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
+from allocator.client.blocking import open_reader
 from allocator.discovery.directory import Directory
 from allocator.model.errors import NoWorkerError
 from allocator.model.names import check_name, check_plugin
@@ -32,9 +33,9 @@ class Service:
     Args:
         plugin: The service's plugin.
         org: The service's organisation.
-        url: The Redis to ask; see `PortAllocator.from_url`.
-        pool: The pool; None for `sdk-v2`.
-        host: The name of this port namespace, for `prefer_local`; None for the host name.
+        url: The Redis to ask; see `PortAllocator.from_url`. An embedded server is not started.
+        pool: The pool; None for that of the settings.
+        host: The name of this port namespace, for `prefer_local`; None for that of the settings.
         prefer_local: Whether the workers of this host come first.
         directory: A directory to share with other services, in place of `url`, `pool` and `host`.
         clock: The monotonic clock, in seconds.
@@ -64,9 +65,7 @@ class Service:
         self.org = check_name("organisation", org)
         self._owned: PortAllocator | None = None
         if directory is None:
-            from allocator.client.blocking import PortAllocator
-
-            self._owned = PortAllocator.from_url(url, pool=pool, host=host)
+            self._owned = open_reader(url, pool=pool, host=host)
             directory = Directory(self._owned)
             host = self._owned.session.host
         self._directory = directory

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from allocator.client.blocking import PortAllocator
+from allocator.client.blocking import open_reader
 from allocator.discovery.directory import Directory
 from allocator.discovery.service import Service
 from allocator.model.errors import InvalidInputError
@@ -33,7 +33,7 @@ class _Router:
     """Which service a URL names, and where its next worker is."""
 
     def __init__(self, url: str | None, pool: str | None, host: str | None, *, prefer_local: bool) -> None:
-        self._allocator = PortAllocator.from_url(url, pool=pool, host=host)
+        self._allocator = open_reader(url, pool=pool, host=host)
         self._directory = Directory(self._allocator)
         self._prefer_local = prefer_local
         self._services: dict[str, Service] = {}
@@ -110,9 +110,9 @@ class PluginTransport(httpx.BaseTransport):
     """For `httpx.Client(transport=PluginTransport(…))`.
 
     Args:
-        url: The Redis to ask; see `PortAllocator.from_url`.
-        pool: The pool; None for `sdk-v2`.
-        host: The name of this port namespace; None for the host name.
+        url: The Redis to ask; see `PortAllocator.from_url`. An embedded server is not started.
+        pool: The pool; None for that of the settings.
+        host: The name of this port namespace; None for that of the settings.
         prefer_local: Whether the workers of this host come first.
         inner: What sends the requests, and those to all other hosts; None for `httpx.HTTPTransport()`.
 

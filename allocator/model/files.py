@@ -36,9 +36,9 @@ email = 10
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  # Pydantic reads the annotation
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
@@ -46,6 +46,9 @@ from allocator.model.names import check_port, shown
 from allocator.model.pools import PoolSpec
 from allocator.model.reading import toml_of
 from allocator.model.tables import TableNames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -61,21 +64,11 @@ class DatabaseTable(BaseModel):
     refresh_expiry: bool = True
 
 
-class SettingsFile(BaseModel):
-    """The settings that `allocator.toml` may hold."""
+class SettingsTables(BaseModel):
+    """The tables that `allocator.toml` may hold, beside its settings."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    pool: str | None = None
-    host: str | None = None
-    advertise: str | None = None
-    redis_url: str | None = None
-    connect_timeout: str | None = None
-    database_url: str | None = None
-    listen: str | None = None
-    tokens_file: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
     database: DatabaseTable = DatabaseTable()
 
     def given(self) -> dict[str, str]:
@@ -98,6 +91,12 @@ class SettingsFile(BaseModel):
         """
         given = self.database
         return TableNames.checked(given.table, given.schema_, given.columns)
+
+
+def settings_file(names: Iterable[str]) -> type[SettingsTables]:
+    """Return the model of `allocator.toml`: a text or nothing for each of these settings, and its tables."""
+    words: dict[str, Any] = dict.fromkeys(names, (str | None, None))
+    return create_model("SettingsFile", __base__=SettingsTables, **words)
 
 
 class LimitsTable(BaseModel):

@@ -1,80 +1,202 @@
-"""Settings: from flags, then `ALLOCATOR_*` of the environment, then `allocator.toml`, then defaults.
+"""Settings, declared once: from flags, then `ALLOCATOR_*` of the environment, then `allocator.toml`, then defaults.
 
-The file is `allocator.toml` in the working directory, else in `$XDG_CONFIG_HOME/allocator/`; `--config` names another.
-State lives in `$ALLOCATOR_STATE_DIR`, else in `$XDG_STATE_HOME/allocator`. As the XDG specification asks, its variables
-count only when they hold absolute paths.
+The fields of `Settings` are the declaration: flags, variables, file keys, help texts, the reference page and the list
+of secrets come from there. Files: `allocator.toml` in the working directory, then in `$XDG_CONFIG_HOME/allocator/`,
+then in `/etc/allocator/`; each setting is taken from the first that gives it. `--config` names another file, which is
+then the only one. State lives in `$ALLOCATOR_STATE_DIR`, otherwise in `$XDG_STATE_HOME/allocator`. As the XDG
+specification asks, its variables count only when they hold absolute paths.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.names import check_address, check_name
+from allocator.model.names import check_address, check_name, shown
 from allocator.model.pools import SDK_V2
 from allocator.model.reading import read_text
 from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 FILE_NAME = "allocator.toml"
-NAMES = (
-    "pool",
-    "host",
-    "advertise",
-    "redis_url",
-    "connect_timeout",
-    "database_url",
-    "listen",
-    "tokens_file",
-    "tls_cert",
-    "tls_key",
-)
+SYSTEM_FILE = Path("/etc/allocator") / FILE_NAME
 DEFAULT_TIMEOUT = "5s"
 DEFAULT_LISTEN = "127.0.0.1:8577"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What every command goes by.
+class Secret(Enum):
+    """How much of a setting is secret.
 
     Attributes:
-        pool: The pool.
-        host: The name of this port namespace, or None for the host name.
-        advertise: The address under which others reach this host, or None for that of the default route.
-        redis_url: Where Redis is, or None for the embedded server.
-        redis_password: The password when the URL has none.
-        connect_timeout_ms: For how long Redis or the database may be silent, in milliseconds.
-        database_url: Where the database is, or None for SQLite beside the embedded server.
-        database_password: The password when that URL has none.
-        table: What the table of workers and its columns are called there.
-        refresh_expiry: Whether `lease_expires_at` follows the renewals of a lease whose row is else the same.
-        listen: Where `serve` listens, as `address:port`.
-        tokens_file: The credentials that `serve` knows, or None.
-        tls_cert: The certificate chain that `serve` shows, or None.
-        tls_key: Its key.
+        NOTHING: It may be shown anywhere.
+        PASSWORD: It is a URL, which may have a password in it.
+        ALL: It is never shown.
     """
 
-    pool: str = SDK_V2.name
-    host: str | None = None
-    advertise: str | None = None
-    redis_url: str | None = field(default=None, repr=False)
-    redis_password: str | None = field(default=None, repr=False)
-    connect_timeout_ms: int = 5_000
-    database_url: str | None = field(default=None, repr=False)
-    database_password: str | None = field(default=None, repr=False)
+    NOTHING = "nothing"
+    PASSWORD = "password"  # noqa: S105  # a word
+    ALL = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting, as it is declared.
+
+    Attributes:
+        name: Its name, from which flag, variable and file key are made.
+        what: What it is, for help texts and the reference.
+        metavar: What stands for its value in help texts.
+        default: Its default, as a reader is shown it.
+        read: Returns its value for a text that was given.
+        has_flag: Whether commands take it as an option.
+        in_file: Whether `allocator.toml` may have it.
+        is_setting: Whether `Settings` has it; the others belong to single commands.
+        secret: How much of it is secret.
+    """
+
+    name: str
+    what: str
+    metavar: str = "TEXT"
+    default: str = ""
+    read: Callable[[str], Any] = str
+    has_flag: bool = True
+    in_file: bool = True
+    is_setting: bool = True
+    secret: Secret = Secret.NOTHING
+
+    @property
+    def flag(self) -> str:
+        """The option: `--redis-url`."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """The variable: `ALLOCATOR_REDIS_URL`."""
+        return f"ALLOCATOR_{self.name.upper()}"
+
+    @property
+    def help(self) -> str:
+        """The help text of the option: what it is, its default, its variable."""
+        default = f"default: {self.default}; " if self.default else ""
+        return f"{self.what}. [{default}{self.variable}]"
+
+
+def _declared(name: str, what: str, value: object = None, **more: Any) -> Any:  # noqa: ANN401  # what `field` returns
+    declared = Setting(name=name, what=what, **more)
+    return field(default=value, repr=declared.secret is Secret.NOTHING, metadata={"setting": declared})
+
+
+def _timeout_ms(text: str) -> int:
+    timeout_ms = parse_duration_ms(text, what="connect timeout")
+    if timeout_ms == 0:
+        raise InvalidInputError("a connect timeout of 0 would never reach Redis; give for example 5s")
+    return timeout_ms
+
+
+def _log_format(text: str) -> str:
+    if text not in {"text", "json"}:
+        raise ConfigurationError(f"ALLOCATOR_LOG_FORMAT={shown(text)} is not a form of log; set text or json")
+    return text
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in {"0", "1"}:
+        raise ConfigurationError(f"ALLOCATOR_TRACING={shown(text)} is neither yes nor no; set 1 or 0")
+    return text == "1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of a command, or of an allocator of the library; what each is stands in its declaration.
+
+    Attributes:
+        table: The names of the table of workers and its columns.
+        refresh_expiry: Whether `lease_expires_at` follows the renewals of a lease whose row is otherwise the same.
+        environ: The environment that they were read from.
+    """
+
+    redis_url: str | None = _declared(
+        "redis_url", "Redis to use", metavar="URL", default="embedded server", secret=Secret.PASSWORD
+    )
+    redis_password: str | None = _declared(
+        "redis_password",
+        "Password of Redis when its URL has none",
+        default="that of the URL",
+        has_flag=False,
+        in_file=False,
+        secret=Secret.ALL,
+    )
+    pool: str = _declared(
+        "pool", "Pool", SDK_V2.name, metavar="POOL", default=SDK_V2.name, read=lambda text: check_name("pool", text)
+    )
+    host: str | None = _declared(
+        "host",
+        "Name of this port namespace",
+        metavar="HOST",
+        default="host name",
+        read=lambda text: check_name("host", text),
+    )
+    advertise: str | None = _declared(
+        "advertise",
+        "Address of this host for others",
+        metavar="ADDRESS",
+        default="that of its route",
+        read=check_address,
+    )
+    connect_timeout_ms: int = _declared(
+        "connect_timeout",
+        "Time that Redis or the database may be silent",
+        _timeout_ms(DEFAULT_TIMEOUT),
+        default=DEFAULT_TIMEOUT,
+        read=_timeout_ms,
+        has_flag=False,
+    )
+    database_url: str | None = _declared(
+        "database_url", "Database to use", metavar="URL", default="SQLite file", secret=Secret.PASSWORD
+    )
+    database_password: str | None = _declared(
+        "database_password",
+        "Password of the database when its URL has none",
+        default="that of the URL, or what libpq finds",
+        has_flag=False,
+        in_file=False,
+        secret=Secret.ALL,
+    )
+    listen: str = _declared(
+        "listen", "Address and port to listen on", DEFAULT_LISTEN, metavar="ADDRESS:PORT", default=DEFAULT_LISTEN
+    )
+    tokens_file: str | None = _declared(
+        "tokens_file", "File of credentials, as 'token' writes it", metavar="FILE", default="none: loopback only"
+    )
+    tls_cert: str | None = _declared("tls_cert", "Certificate chain, PEM", metavar="FILE", default="none")
+    tls_key: str | None = _declared("tls_key", "Key of the certificate, PEM", metavar="FILE", default="none")
+    log_format: str | None = _declared(
+        "log_format",
+        "Form of the log: text or json",
+        default="text on a terminal, otherwise json",
+        read=_log_format,
+        has_flag=False,
+        in_file=False,
+    )
+    tracing: bool = _declared(
+        "tracing", "Spans through OpenTelemetry: 1 or 0", False, default="0", read=_yes_or_no, has_flag=False,
+        in_file=False,
+    )  # fmt: skip
     table: TableNames = field(default_factory=TableNames)
     refresh_expiry: bool = True
-    listen: str = DEFAULT_LISTEN
-    tokens_file: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
     environ: Mapping[str, str] = field(repr=False)
+
+    @property
+    def timeout_s(self) -> float:
+        """For how many seconds Redis or the database may be silent."""
+        return self.connect_timeout_ms / 1_000
 
     @property
     def state_dir(self) -> Path:
@@ -96,13 +218,53 @@ class Settings:
         return self.state_dir / "agent.lock"
 
 
+_ATTRIBUTES: dict[str, Setting] = {
+    one.name: one.metadata["setting"] for one in fields(Settings) if "setting" in one.metadata
+}
+SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _ATTRIBUTES.values()} | {
+    declared.name: declared
+    for declared in (
+        Setting(name="org", what="Organisation's id", metavar="ORG", in_file=False, is_setting=False),
+        Setting(
+            name="token",
+            what="Token of the lease, when it was claimed elsewhere",
+            metavar="TOKEN",
+            default="the lease file's",
+            in_file=False,
+            is_setting=False,
+            secret=Secret.ALL,
+        ),
+        Setting(
+            name="config",
+            what="Settings file, in place of all others",
+            metavar="FILE",
+            default=FILE_NAME,
+            in_file=False,
+            is_setting=False,
+        ),
+        Setting(
+            name="state_dir",
+            what="Folder of lease files and of the embedded server",
+            default="$XDG_STATE_HOME/allocator, which is ~/.local/state/allocator unless set",
+            has_flag=False,
+            in_file=False,
+            is_setting=False,
+        ),
+    )
+}
+"""Every setting by its name, those of single commands included."""
+
+NAMES = tuple(name for name, declared in SETTINGS.items() if declared.in_file)
+"""The settings that a file may have."""
+
+
 def load_settings(
     flags: Mapping[str, str | None], environ: Mapping[str, str], *, config: str | None = None
 ) -> Settings:
     """Return the settings.
 
     Args:
-        flags: What the command line gave, by setting; None where it gave nothing.
+        flags: What the command line or the library's caller gave, by setting; None where it gave nothing.
         environ: The environment.
         config: The settings file that was named, or None to look for one.
 
@@ -110,31 +272,15 @@ def load_settings(
         ConfigurationError: When the file cannot be used.
         InvalidInputError: When a flag or variable cannot be right.
     """
-    values: dict[str, str] = {"pool": SDK_V2.name, "connect_timeout": DEFAULT_TIMEOUT}
-    file = _from_file(config or environ.get("ALLOCATOR_CONFIG"), environ)
-    values |= file.values
-    values |= {name: environ[key] for name in NAMES if environ.get(key := f"ALLOCATOR_{name.upper()}")}
-    values |= {name: value for name, value in flags.items() if value is not None}
-    timeout_ms = parse_duration_ms(values["connect_timeout"], what="connect timeout")
-    if timeout_ms == 0:
-        raise InvalidInputError("a connect timeout of 0 would never reach Redis; give for example 5s")
-    return Settings(
-        pool=check_name("pool", values["pool"]),
-        host=check_name("host", values["host"]) if "host" in values else None,
-        advertise=check_address(values["advertise"]) if "advertise" in values else None,
-        redis_url=values.get("redis_url"),
-        redis_password=environ.get("ALLOCATOR_REDIS_PASSWORD"),
-        connect_timeout_ms=timeout_ms,
-        database_url=values.get("database_url"),
-        database_password=environ.get("ALLOCATOR_DATABASE_PASSWORD"),
-        table=file.table,
-        refresh_expiry=file.refresh_expiry,
-        listen=values.get("listen", DEFAULT_LISTEN),
-        tokens_file=values.get("tokens_file"),
-        tls_cert=values.get("tls_cert"),
-        tls_key=values.get("tls_key"),
-        environ=environ,
-    )
+    given = _from_files(config or environ.get(SETTINGS["config"].variable), environ)
+    values: dict[str, Any] = {}
+    for attribute, declared in _ATTRIBUTES.items():
+        text = flags.get(declared.name)
+        if text is None:
+            text = environ.get(declared.variable) or given.values.get(declared.name)
+        if text is not None:
+            values[attribute] = declared.read(text)
+    return Settings(**values, table=given.table, refresh_expiry=given.refresh_expiry, environ=environ)
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
@@ -143,7 +289,7 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     Raises:
         ConfigurationError: When nothing says where.
     """
-    if named := environ.get("ALLOCATOR_STATE_DIR"):
+    if named := environ.get(SETTINGS["state_dir"].variable):
         return Path(os.path.abspath(named))  # noqa: PTH100  # not resolved: a link stays the user's choice
     base = _xdg_directory(environ, "XDG_STATE_HOME", ".local/state")
     if base is None:
@@ -166,38 +312,48 @@ def _xdg_directory(environ: Mapping[str, str], variable: str, in_home: str) -> P
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _Given:
+    """The settings that one or several files give."""
+
     values: dict[str, str] = field(default_factory=dict)
     table: TableNames = field(default_factory=TableNames)
     refresh_expiry: bool = True
+    has_table: bool = False
+
+    def over(self, later: _Given) -> _Given:
+        """Return these settings, and those of a later file where these have none; `[database]` is taken as a whole."""
+        tables = self if self.has_table else later
+        values = later.values | self.values
+        return _Given(values, tables.table, tables.refresh_expiry, tables.has_table)
 
 
-def _from_file(named: str | None, environ: Mapping[str, str]) -> _File:
+def _from_files(named: str | None, environ: Mapping[str, str]) -> _Given:
     if named:
-        return _read(Path(named), must_exist=True) or _File()
+        return _read(Path(named), must_exist=True)
     config_home = _xdg_directory(environ, "XDG_CONFIG_HOME", ".config")
-    for directory in (Path(), config_home / "allocator" if config_home else None):
-        found = _read(directory / FILE_NAME, must_exist=False) if directory else None
-        if found:
-            return found
-    return _File()
+    places = [Path(FILE_NAME), config_home and config_home / "allocator" / FILE_NAME, SYSTEM_FILE]
+    given = _Given()
+    for path in filter(None, places):
+        given = given.over(_read(path, must_exist=False))
+    return given
 
 
-def _read(path: Path, *, must_exist: bool) -> _File | None:
+def _read(path: Path, *, must_exist: bool) -> _Given:
     try:
         text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         if must_exist:
             raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
-        return None
+        return _Given()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(f"the settings file {path} cannot be read ({reason}); mend it or its rights") from None
-    from allocator.model.files import SettingsFile, parse_toml
+        raise ConfigurationError(f"the settings file {path} cannot be read ({reason}); fix it or its rights") from None
+    from allocator.model.files import parse_toml, settings_file
 
-    found = parse_toml(path, text, SettingsFile)
+    found = parse_toml(path, text, settings_file(NAMES))
     try:
-        given = _File(found.given(), found.table_names(), found.database.refresh_expiry)
+        return _Given(
+            found.given(), found.table_names(), found.database.refresh_expiry, "database" in found.model_fields_set
+        )
     except InvalidInputError as error:
         raise ConfigurationError(f"{path}: {error}") from None
-    return given if found.model_fields_set else None

@@ -28,6 +28,19 @@ const T1 = 0.45;
 const T1_SPREAD = 0.1; // holders renew at 0.45 to 0.55 of the TTL, not all at once; the scripts count on no later
 const MAX_DECLINES = 5;
 
+function setting(name) {
+  return process.env[`ALLOCATOR_${name}`] || undefined;
+}
+
+/** Where a server with these settings listens, as its own machine reaches it. */
+function configuredUrl() {
+  const listen = setting("LISTEN") ?? "127.0.0.1:8577";
+  const [, address, port] = /^(.*):(\d+)$/.exec(listen) ?? [];
+  if (port === undefined) throw new TypeError(`ALLOCATOR_LISTEN=${listen} is not an address; write it like 127.0.0.1:8577`);
+  const reached = { "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]" }[address] ?? address;
+  return `http${setting("TLS_CERT") ? "s" : ""}://${reached}:${port}`;
+}
+
 /** An error of the API: `type` is stable, `message` says what happened and what to do. */
 export class PortleaseError extends Error {
   constructor(problem, status) {
@@ -43,12 +56,17 @@ export class PortleaseError extends Error {
 export class Portlease {
   #token;
 
-  /** @param options `url` of the API, or `socketPath` of an agent; `token`, a bearer token; `pool`, `host`, `timeoutMs`. */
-  constructor({ url = "http://127.0.0.1:8577", socketPath, token, pool, host, timeoutMs = 10_000 } = {}) {
+  /**
+   * @param options `url` of the API, or `socketPath` of an agent; `token`, a bearer token; `pool`, `host`, `timeoutMs`.
+   * Defaults are the settings of the command line: `ALLOCATOR_LISTEN` (and `ALLOCATOR_TLS_CERT`), `ALLOCATOR_POOL`,
+   * `ALLOCATOR_HOST`; what none of them says is a setting of the server, which reads `allocator.toml`.
+   */
+  constructor({ url = configuredUrl(), socketPath, token, pool, host, timeoutMs = 10_000 } = {}) {
     this.url = new URL(url);
     this.socketPath = socketPath;
-    this.pool = pool;
-    this.host = host;
+    this.pool = pool ?? setting("POOL");
+    this.host = host ?? setting("HOST");
+    this.seesKernel = host == null; // the host of the settings is this one
     this.timeoutMs = timeoutMs;
     this.#token = token;
   }
@@ -70,7 +88,8 @@ export class Portlease {
    */
   async hold(plugin, options = {}) {
     for (let declines = 0; ; declines += 1) {
-      const lease = await this.claim(plugin, { pid: options.host || this.host ? undefined : process.pid, ...options });
+      const own = this.seesKernel && !options.host;
+      const lease = await this.claim(plugin, { pid: own ? process.pid : undefined, ...options });
       if (await canBind(lease.port)) return new HeldLease(this, lease);
       await this.decline(lease);
       if (options.port != null || declines >= MAX_DECLINES) {

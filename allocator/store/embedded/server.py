@@ -33,6 +33,10 @@ STOP_TIMEOUT_S = 30.0
 """How long a server may take to write its data and end: longer than any disk it should run on needs."""
 
 
+BUSY_PAUSE_S = 0.05
+"""Between two questions to a server that reads its data."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedStatus:
     """What the running embedded server says of itself.
@@ -112,6 +116,20 @@ class EmbeddedServer:
             if status is not None:
                 on_start(status)
         return self.url
+
+    def running(self) -> str | None:
+        """Return the URL of the server when one runs, or None; nothing is started.
+
+        Raises:
+            ConfigurationError: The directory cannot be used or is somebody else's.
+            StoreUnavailableError: A server took the connection and then said nothing in time.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        reach = ask_whether_ready(self.socket, self.log, deadline)
+        while reach is Reach.BUSY and time.monotonic() < deadline:
+            time.sleep(BUSY_PAUSE_S)
+            reach = ask_whether_ready(self.socket, self.log, deadline)
+        return self.url if reach is Reach.READY else None
 
     def status(self) -> EmbeddedStatus | None:
         """Return what the running server says of itself, or None when none answers.

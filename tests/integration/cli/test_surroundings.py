@@ -99,7 +99,7 @@ def test_a_directory_in_place_of_the_settings_file_is_named(allocator: Allocator
     assert done.code == 78
     assert (
         done.err
-        == "allocator: the settings file allocator.toml cannot be read (Is a directory); mend it or its rights\n"
+        == "allocator: the settings file allocator.toml cannot be read (Is a directory); fix it or its rights\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -34,18 +35,42 @@ def url(redis_url: str, pool: PoolSpec) -> Iterator[str]:
         yield found
 
 
-def node(program: str, url: str, **words: object) -> dict:
+def node(program: str, url: str | None, *, variables: dict[str, str] | None = None, **words: object) -> dict:
     """Run a program in Node, which has `ports`; returns what it printed."""
     if shutil.which("node") is None:
         pytest.skip("Node is not installed; the package nodejs of the distribution has it")
-    options = json.dumps({"url": url, **words})
+    options = json.dumps({**({"url": url} if url else {}), **words})
     head = f'import {{ Portlease, HeldLease, PortleaseError, canBind }} from "{CLIENT.as_uri()}";\n'
     head += f"const ports = new Portlease({options});\nconst alive = setInterval(() => {{}}, 1000);\n"
     head += "const say = (value) => { clearInterval(alive); console.log(JSON.stringify(value)); };\n"
     words = ["node", "--input-type=module", "-"]
-    done = subprocess.run(words, input=head + program, capture_output=True, text=True, timeout=60, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+    done = subprocess.run(
+        words,
+        input=head + program,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment | (variables or {}),
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:{}", "0.0.0.0:{}", ":{}"])
+def test_without_options_it_goes_by_the_settings_of_the_environment(url: str, pool: PoolSpec, listen: str) -> None:
+    variables = {"ALLOCATOR_LISTEN": listen.format(httpx.URL(url).port), "ALLOCATOR_POOL": pool.name}
+    found = node(
+        """
+        const lease = await ports.hold("email", { org: "org-1" });
+        say({ host: lease.host });
+        await lease.release();
+        """,
+        None,
+        variables=variables | {"ALLOCATOR_HOST": "web-1"},
+    )
+    assert found["host"] == "web-1"
 
 
 def test_a_worker_holds_a_port_says_that_it_is_ready_and_gives_it_back(url: str, pool: PoolSpec) -> None:
