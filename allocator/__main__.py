@@ -27,6 +27,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, end_at_once)
     open_closed_streams()
     status = status_of(sys.argv[1:])
+    _finish_output()
     _discard_talk_that_nobody_reads()
     if obeyed:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but Python's own end, which would show a traceback
@@ -88,6 +89,13 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
     return status
 
 
+def _finish_output() -> None:
+    """Let the lines of a long-running command out, as far as somebody reads them."""
+    outlets = sys.modules.get("allocator.kernel.outlets")
+    if outlets is not None:
+        outlets.flush_outlets()
+
+
 def _discard_output() -> None:
     """Send what is still to be written nowhere: Python would complain about it at its end."""
     from contextlib import suppress
@@ -112,8 +120,11 @@ def _say(message: str, status: int, error: Exception | None = None) -> int:
     if talk.log is not None:  # a long-running command: its last word is a line of its log
         talk.log.error("%s", message, extra={"error": error})
         return status
+    from allocator.kernel.outlets import PATIENCE_S, select_room
+
     with suppress(OSError):  # nobody listens: the status says it too
-        print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed
+        if select_room(2, PATIENCE_S):
+            print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed
     return status
 
 

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from allocator.cli.options import talk
+from allocator.kernel.outlets import outlet
 from allocator.model.leases import written_time
 from allocator.model.settings import SETTINGS
 
@@ -58,6 +59,23 @@ class PlainLines(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+class OutletHandler(logging.Handler):
+    """Hands lines to the outlet of standard error: whoever logs never waits for who reads."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line of a record."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001  # as in logging itself: a record that cannot be written stops nobody
+            self.handleError(record)
+            return
+        outlet(2).write(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+
+def _report(lines: int, what: str) -> None:
+    talk(f"{lines} {'line' if lines == 1 else 'lines'} of {what} could not be written and were dropped")
+
+
 def start_logging() -> None:
     """Send what is logged or said to standard error, as `ALLOCATOR_LOG_FORMAT` or the terminal asks for.
 
@@ -66,7 +84,9 @@ def start_logging() -> None:
     """
     given = os.environ.get(SETTINGS["log_format"].variable)
     wanted = SETTINGS["log_format"].read(given) if given else "text" if sys.stderr.isatty() else "json"
-    handler = logging.StreamHandler(sys.stderr)
+    handler = OutletHandler()
+    outlet(1).report = lambda lines: _report(lines, "standard output")
+    outlet(2).report = lambda lines: _report(lines, "standard error")
     handler.setFormatter(PlainLines() if wanted == "text" else JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -153,8 +153,11 @@ class Voice:
         if self.log is not None:
             self.log.info("%s", line, extra={"lease": lease})
             return
+        from allocator.kernel.outlets import PATIENCE_S, select_room
+
         with suppress(OSError):
-            print(f"allocator: {line}", file=sys.stderr)
+            if select_room(2, PATIENCE_S):
+                print(f"allocator: {line}", file=sys.stderr)
 
 
 talk = Voice()

@@ -1,16 +1,19 @@
 """What workers write: passed through as it comes, or with the worker's name before each line; the last of it is kept.
 
-Bytes are never changed: a line may be in any encoding. A supervisor whose own output is closed goes on reading, so
-that its workers do not stand still.
+Bytes are never changed: a line may be in any encoding. A supervisor whose own output nobody takes goes on reading, so
+that its workers do not stand still (see `kernel.outlets`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import stat
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO
+
+from allocator.kernel.outlets import outlet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +22,6 @@ KEPT_LINES = 20
 CHUNK = 65_536
 LONGEST_LINE = 8_192
 """A line that is longer is cut where it is kept, and broken where a name stands before each line."""
-
-_writing = threading.Lock()
 
 
 class Output:
@@ -43,8 +44,9 @@ class Output:
 
     def finish(self, timeout_s: float) -> None:
         """Wait until all was read that the worker wrote, for at most so long: an orphan may keep its streams open."""
+        until = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(max(0.0, until - time.monotonic()))
 
     @property
     def last_errors(self) -> list[bytes]:
@@ -56,7 +58,7 @@ class Output:
         with pipe:
             while chunk := _read(pipe):
                 if self._prefix is None:
-                    _write(target, chunk)
+                    outlet(target).write(chunk, patient=True)
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > LONGEST_LINE:
                     lines.append(rest)
@@ -69,7 +71,8 @@ class Output:
         if target == 2:
             self._kept.extend(line[:LONGEST_LINE] for line in lines)
         if self._prefix is not None and lines:
-            _write(target, b"".join(self._prefix + line + b"\n" for line in lines))
+            named = b"".join(self._prefix + line + b"\n" for line in lines)
+            outlet(target).write(named, patient=True)
 
 
 def _read(pipe: BinaryIO) -> bytes:
@@ -79,7 +82,10 @@ def _read(pipe: BinaryIO) -> bytes:
         return b""
 
 
-def _write(target: int, content: bytes) -> None:
-    with _writing, contextlib.suppress(OSError):
-        while content:
-            content = content[os.write(target, content) :]
+def can_stand_still(descriptor: int) -> bool:
+    """Return whether a stream of the supervisor is a pipe or a socket, whose reader may stop reading."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
+from allocator.supervisor.output import can_stand_still
 
 if TYPE_CHECKING:
     from allocator.supervisor.spec import WorkerSpec
@@ -30,8 +31,12 @@ def replicated(spec: WorkerSpec, count: int) -> list[WorkerSpec]:
 def talking_together(specs: list[WorkerSpec], *, orphans_end: bool) -> list[WorkerSpec]:
     """Return workers with the streams that the supervisor has to read.
 
-    Of several, both are read, so that each line can carry its worker's name; of a single one standard error only, to
-    see why it ends; nothing at all of workers that may outlive the supervisor, for a pipe would not.
+    Of several, both are read, so that each line can carry its worker's name; of a single one standard error, to see why
+    it ends, and what goes into a pipe, so that it never waits for who reads there; nothing at all of workers that may
+    outlive the supervisor, for a pipe would not.
     """
-    captured = frozenset[str]() if not orphans_end else BOTH if len(specs) > 1 else frozenset({"stderr"})
+    if not orphans_end:
+        captured = frozenset[str]()
+    else:
+        captured = BOTH if len(specs) > 1 or can_stand_still(1) else frozenset({"stderr"})
     return [replace(spec, captured=captured) for spec in specs]

@@ -5,12 +5,14 @@ This module deals out signals and collects ends; what happens to a worker is dec
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.kernel.outlets import flush_outlets
 from allocator.model.errors import AllocatorError
 from allocator.supervisor.children import Children, give_back_memory
 from allocator.supervisor.signals import STOP_SIGNALS, Signals
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 SETTLED_S = 2.0
 """After so long the imports and the first claims are over, and what they left free is given back."""
+
+HURRY_S = 2.0
+"""How long a second signal leaves for the release of the leases: longer than Redis takes, shorter than its time-out."""
 
 ROLL_TIMEOUT_S = 60.0
 """How long a rolling restart waits for a worker to be ready before it stops."""
@@ -100,6 +105,7 @@ class _Crew:
         ]
         self._over: list[int] = []
         self._stopping = False
+        self._leave_at: float | None = None
         self._rolling = threading.Lock()
 
     def start(self) -> None:
@@ -110,10 +116,11 @@ class _Crew:
         """Deal out signals until every worker has ended."""
         settled: float | None = time.monotonic() + SETTLED_S
         while len(self._over) < len(self._threads):
-            left_s = None if settled is None else max(0.0, settled - time.monotonic())
-            numbers = self._signals.wait(left_s)
-            for number in numbers:
+            due = min((at for at in (settled, self._leave_at) if at is not None), default=None)
+            for number in self._signals.wait(None if due is None else max(0.0, due - time.monotonic())):
                 self._deal(number)
+            if self._leave_at is not None and time.monotonic() >= self._leave_at:
+                self._leave()
             if settled is not None and time.monotonic() >= settled:
                 settled = None
                 give_back_memory()
@@ -147,12 +154,20 @@ class _Crew:
         elif number in STOP_SIGNALS:
             for worker in self._workers:
                 worker.stop(at_once=self._stopping)
+            if self._stopping and self._leave_at is None:
+                self._leave_at = time.monotonic() + HURRY_S
             self._stopping = True
         elif number == signal.SIGHUP and self._supervision.together:
             threading.Thread(target=self._roll, name="rolling restart", daemon=True).start()
         else:
             for worker in self._workers:
                 worker.pass_on(number)
+
+    def _leave(self) -> None:
+        """End without the threads that hang: the guard kills what is left, and the leases end by their TTL."""
+        self._supervision.talk("ended at once; leases that could not be released end by their TTL")
+        flush_outlets()
+        os._exit(128 + signal.SIGKILL)
 
     def _roll(self) -> None:
         """Restart the workers one after the other, each once the one before is ready."""
