@@ -107,6 +107,7 @@ class LeaseBody(BaseModel):
     expires_at: str
     pid: int | None
     restarts: int
+    started_at: str | None = None
     last_error: str | None
     labels: dict[str, str]
 

@@ -49,6 +49,12 @@ def run(
     health_kill_after: Annotated[
         str, typer.Option(help="Start it again after so long without a good answer; 0s for never.")
     ] = "60s",
+    ready: Annotated[
+        str, typer.Option(help="When it is ready: it listens, or it has started (and run for a second).")
+    ] = "listens",
+    start_timeout: Annotated[
+        str, typer.Option(help="Start it again when it does not listen within this time; 0s for never.")
+    ] = "60s",
     restart: Annotated[str, typer.Option(help="After which ends: never, on-failure or always.")] = "on-failure",
     max_restarts: Annotated[str, typer.Option(help="In a row, without a healthy minute between.")] = "10",
     max_declines: Annotated[str, typer.Option(help="How many ports may turn out to be in use.")] = "5",
@@ -102,6 +108,8 @@ def run(
         "health": health,
         "health_interval": health_interval,
         "health_kill_after": health_kill_after,
+        "ready": ready,
+        "start_timeout": start_timeout,
         "restart": restart,
         "max_restarts": max_restarts,
         "max_declines": max_declines,

@@ -62,7 +62,10 @@ def list_leases(
 
 def _row(lease: Lease, now: float) -> tuple[object, ...]:
     left = format_duration((lease.expires_at - now) * 1_000)
-    return (lease.host, lease.port, lease.org, lease.plugin, lease.instance, lease.state, lease.pid, left, lease.fence)
+    state = str(lease.state)
+    if lease.starts_since is not None:
+        state += f" for {format_duration(max(0.0, now - lease.starts_since) * 1_000)}"
+    return (lease.host, lease.port, lease.org, lease.plugin, lease.instance, state, lease.pid, left, lease.fence)
 
 
 def show(

@@ -37,6 +37,7 @@ class Health:
         started_at: When it was started, by the caller's clock in seconds.
         interval_s: How often it is checked once it is ready.
         give_up_after_s: After how long without a good answer it is to be started again; None for never.
+        start_timeout_s: After how long without a listener it is to be started again while it starts; None for never.
         state: Where it is.
         ready_at: When it was ready first, or None.
         next_at: When the next check is due.
@@ -46,6 +47,7 @@ class Health:
     started_at: float
     interval_s: float
     give_up_after_s: float | None
+    start_timeout_s: float | None = None
     state: LeaseState = LeaseState.STARTING
     ready_at: float | None = None
     next_at: float = 0.0
@@ -53,15 +55,20 @@ class Health:
     _pause_s: float = FIRST_CHECK_S
     _failures: int = 0
     _bad_since: float | None = None
+    _suspended_at: float | None = None
 
     def __post_init__(self) -> None:
         self.next_at = self.started_at + self._pause_s
 
     def not_listening(self, now: float) -> Verdict:
-        """Take in that nobody listens: no failure while it starts, however long that takes."""
+        """Take in that nobody listens: no failure while it starts, for as long as that may take."""
         if self.state is LeaseState.STARTING:
             self._plan(now)
-            return Verdict.NOTHING
+            if self.start_timeout_s is None or now - self.started_at < self.start_timeout_s:
+                return Verdict.NOTHING
+            self.why = "nothing listens on its port"
+            self._bad_since = self.started_at
+            return Verdict.GIVE_UP
         return self.bad(now, "nothing listens on its port")
 
     def good(self, now: float) -> Verdict:
@@ -73,6 +80,18 @@ class Health:
             self.ready_at = now
         self._plan(now)
         return Verdict.READY if changed else Verdict.NOTHING
+
+    def running(self, now: float, long_enough_s: float) -> Verdict:
+        """Take in that it runs, for a worker of which nothing more is asked."""
+        if self.state is LeaseState.STARTING and now - self.started_at < long_enough_s:
+            self._plan(now)
+            return Verdict.NOTHING
+        return self.good(now)
+
+    @property
+    def never_listened(self) -> bool:
+        """Whether it is given up because it has not listened in time."""
+        return self.state is LeaseState.STARTING and self._bad_since == self.started_at
 
     def bad(self, now: float, why: str) -> Verdict:
         """Take in a check that failed."""
@@ -88,6 +107,21 @@ class Health:
             return Verdict.DEGRADED
         return Verdict.NOTHING
 
+    def suspended(self, now: float) -> bool:
+        """Take in that the worker stands still because somebody wants it to; return whether that changes its state."""
+        self._suspended_at = now
+        changed = self.state is LeaseState.READY
+        if changed:
+            self.state = LeaseState.DEGRADED
+        return changed
+
+    def resumed(self, now: float) -> None:
+        """Take in that it goes on: the time between counts for nothing, and it is checked at once."""
+        if self._suspended_at is None:
+            return
+        self.started_at += now - self._suspended_at
+        self._failures, self._bad_since, self._suspended_at, self.next_at = 0, None, None, now
+
     def was_well(self, now: float) -> bool:
         """Return whether this start went well: ready for a minute or more, and ready still."""
         return self.ready_at is not None and self.state is LeaseState.READY and now - self.ready_at >= HEALTHY_S
@@ -100,6 +134,9 @@ class Health:
         if self.state is LeaseState.STARTING:
             self._pause_s = min(self._pause_s * STEP, SLOWEST_START_CHECK_S, self.interval_s)
             self.next_at = now + self._pause_s
+            ends_at = self.started_at + (self.start_timeout_s or 0.0)
+            if ends_at > now:
+                self.next_at = min(self.next_at, ends_at)
             return
         self.next_at = now + self.interval_s
         if self._bad_since is not None and self.give_up_after_s is not None:

@@ -70,6 +70,7 @@ class HolderWords(TypedDict, total=False):
     boot: str | None
     namespaces: str | None
     restarts: int
+    started_at: int | None
     last_error: str | None
     labels: Mapping[str, str]
 

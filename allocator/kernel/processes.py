@@ -186,6 +186,15 @@ def start_time_of(pid: int) -> int | None:
     return row.start_time if row else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process stands still by a signal (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU)."""
+    try:
+        line = _text(pid, "stat")
+    except OSError:
+        return False
+    return line[line.rindex(")") + 2] == "T"
+
+
 def has_variable(pid: int, name: str, value: str) -> bool:
     """Return whether a process was started with this variable in its environment; False when it may not be seen."""
     try:

@@ -25,12 +25,13 @@ HOLDER_WORDS = (
     "boot",
     "namespaces",
     "restarts",
+    "started_at",
     "last_error",
     "labels",
 )
 """What a holder says of itself: the members of a lease that scripts carry and never read."""
 
-NUMBER_WORDS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
+NUMBER_WORDS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts", "started_at"})
 TEXT_WORDS = frozenset({"boot", "namespaces", "last_error"})
 """Of these, which are whole numbers and which are texts."""
 
@@ -58,6 +59,7 @@ class Lease:
         boot: The boot of the machine on which these processes run, or None.
         namespaces: Their process and network namespaces as `<pid>-<net>`, or None.
         restarts: How often the worker was started again under this lease.
+        started_at: When the worker was started last, in whole Unix seconds by its supervisor's clock, or None.
         last_error: Why the worker ended or failed last, in one line of at most 500 characters, or None.
         labels: Free words of the holder.
         token: The proof of holding (32 hexadecimal digits), or None in a reader's copy.
@@ -81,6 +83,7 @@ class Lease:
     boot: str | None = None
     namespaces: str | None = None
     restarts: int = 0
+    started_at: int | None = None
     last_error: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False, compare=False)
@@ -100,6 +103,13 @@ class Lease:
     def instance(self) -> int:
         """Which worker of this plugin and organisation it is."""
         return self.worker.instance
+
+    @property
+    def starts_since(self) -> float | None:
+        """Since when its worker has been starting, in Unix seconds, or None when it is not."""
+        if self.state is not LeaseState.STARTING:
+            return None
+        return self.granted_at if self.started_at is None else self.started_at
 
     @property
     def address(self) -> str:
@@ -130,6 +140,7 @@ class Lease:
             "expires_at": written_time(self.expires_at),
             "pid": self.pid,
             "restarts": self.restarts,
+            "started_at": None if self.started_at is None else written_time(self.started_at),
             "last_error": self.last_error,
             "labels": dict(self.labels),
         }

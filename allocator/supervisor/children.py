@@ -24,6 +24,8 @@ from allocator.supervisor.guard import Guard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from allocator.supervisor.terminal import Terminal
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -41,10 +43,15 @@ class Children:
     Args:
         orphans_end: Whether workers are ended when the supervisor is killed.
         of_one: Whether there is only one worker, so that whatever is adopted is its.
+        terminal: The terminal that somebody watches, or None.
+        teller: Where a sentry tells what was typed there (see `terminal`).
     """
 
-    def __init__(self, *, orphans_end: bool, of_one: bool) -> None:
+    def __init__(
+        self, *, orphans_end: bool, of_one: bool, terminal: Terminal | None = None, teller: int | None = None
+    ) -> None:
         self.orphans_end, self._of_one = orphans_end, of_one
+        self.terminal, self.teller = terminal, teller
         self._sure = False
         self.mark = secrets.token_hex(16)
         self.guard = Guard(f"{MARK}={self.mark}")
@@ -69,6 +76,12 @@ class Children:
     def __repr__(self) -> str:
         return f"<Children {sorted(self._own)}, {self.guard!r}>"
 
+    def wake(self) -> None:
+        """Let the main thread look at its children; from any thread."""
+        if self.teller is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.write(self.teller, bytes([signal.SIGCHLD]))
+
     def before_command(self) -> Callable[[], None]:
         """Return what a new child does before it becomes its command: it is tied to the supervisor's life."""
         if not self.orphans_end:
@@ -91,6 +104,10 @@ class Children:
         self._own.add(pid)
         if self.orphans_end:
             self.guard.added(pid)
+
+    def employed(self, pid: int, *, yes: bool) -> None:
+        """Note that a child is the supervisor's own helper, or that it has ended."""
+        (self._own.add if yes else self._own.discard)(pid)
 
     def ended(self, pid: int) -> None:
         """Note that a child was waited for and its group is empty."""

@@ -18,7 +18,7 @@ from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_na
 from allocator.model.reading import read_text
 from allocator.operations.several import named_workers
 from allocator.supervisor.restarts import RestartMode
-from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, WorkerSpec, check_path
+from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, ReadyWhen, WorkerSpec, check_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,6 +69,8 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
         listen=values.get("listen_fd", False),
         stop_timeout_s=values.get("stop_timeout", 5.0),
         health_interval_s=values.get("health_interval", 5.0),
+        ready=values.get("ready", ReadyWhen.LISTENS),
+        start_timeout_s=values.get("start_timeout", 60.0) or None,
         restart=values.get("restart", RestartMode.ON_FAILURE),
         max_restarts=values.get("max_restarts", DEFAULT_MAX_RESTARTS),
         max_declines=values.get("max_declines", MAX_DECLINES),
@@ -168,6 +170,15 @@ def _restart(value: object) -> RestartMode:
     except ValueError:
         raise InvalidInputError(
             f"{shown(str(value))} is not a restart policy; choose never, on-failure or always"
+        ) from None
+
+
+def _ready(value: object) -> ReadyWhen:
+    try:
+        return ReadyWhen(_text(value))
+    except ValueError:
+        raise InvalidInputError(
+            f"{shown(str(value))} is not when a worker is ready; choose listens or started"
         ) from None
 
 
@@ -271,6 +282,8 @@ FIELDS: dict[str, Callable[[object], Any]] = {
     "health": _path("health"),
     "health_interval": _duration("health interval", at_least_s=0.05),
     "health_kill_after": _duration("health limit"),
+    "ready": _ready,
+    "start_timeout": _duration("start timeout"),
     "restart": _restart,
     "max_restarts": _whole(0, MOST_RESTARTS, "a number of restarts"),
     "max_declines": _whole(0, 1_000, "a number of declines"),

@@ -14,12 +14,14 @@ import fcntl
 import os
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from allocator.kernel.processes import process_table
+from allocator.kernel.processes import is_stopped, process_table
 from allocator.model.errors import AllocatorError
 from allocator.model.names import shown
+from allocator.supervisor.terminal import reset_in_child, start_sentry
 
 if TYPE_CHECKING:
     import socket
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from allocator.supervisor.children import Children
+
+LOOK_S, STANDS_STILL_S = 0.01, 0.3
+"""How long a program has to tidy up after Ctrl-Z before it stands still."""
 
 FIRST_PASSED_SOCKET = 3
 """Where sd_listen_fds(3) says that passed sockets begin."""
@@ -79,7 +84,11 @@ class WorkerGroup:
     def __init__(self, order: StartOrder, children: Children) -> None:
         self._children = children
         self._marker = order.marker
-        tie = children.before_command()
+        self._terminal = children.terminal
+        self._sentry: subprocess.Popen[bytes] | None = None
+        lend = self._terminal is not None and self._terminal.is_lent_at_once()
+        prepare = _prepared(children.before_command(), reset_in_child(self._terminal, lend=lend))
+        shares_no_input = self._terminal is not None and not self._terminal.lends and os.isatty(0)
         try:
             with children.starting:
                 self._process = subprocess.Popen(
@@ -87,7 +96,8 @@ class WorkerGroup:
                     env=dict(order.environment),
                     cwd=order.directory,
                     process_group=0,
-                    preexec_fn=_passing(order, tie) if order.listening else tie,  # noqa: PLW1509  # takes no lock
+                    preexec_fn=_passing(order, prepare) if order.listening else prepare,  # noqa: PLW1509  # no lock
+                    stdin=subprocess.DEVNULL if shares_no_input else None,
                     stdout=subprocess.PIPE if "stdout" in order.capture else None,
                     stderr=subprocess.PIPE if "stderr" in order.capture else None,
                 )
@@ -100,6 +110,8 @@ class WorkerGroup:
             why = getattr(error, "strerror", None) or error
             raise CommandError(f"the command {shown(order.command[0])} cannot be run ({why})", 126) from error
         self.pid = self._process.pid
+        if lend:
+            self.lend_terminal()
         try:
             self._pidfd: int | None = os.pidfd_open(self.pid)
         except (OSError, AttributeError):  # a kernel without pidfd: the caller's time limit does the looking
@@ -128,6 +140,16 @@ class WorkerGroup:
         except ChildProcessError:
             return True
 
+    def status(self) -> int | None:
+        """Return what the first process ended with (negative: its signal), which is not waited for yet, or None."""
+        try:
+            seen = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+        if seen is None:
+            return None
+        return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+
     def members(self) -> list[int]:
         """Return the living processes of the worker."""
         if self._process.returncode is not None:
@@ -137,7 +159,7 @@ class WorkerGroup:
             found = {self.pid} | {
                 pid
                 for pid, row in table.items()
-                if row.group == self.pid
+                if (row.group == self.pid and pid != self._sentry_pid)
                 or (self._children.is_adopted(pid, row.parent) and self._children.is_of(pid, self._marker))
             }
         grown = True
@@ -146,6 +168,47 @@ class WorkerGroup:
             found |= below
             grown = bool(below)
         return [pid for pid in found if pid in table and table[pid].alive]
+
+    @property
+    def _sentry_pid(self) -> int | None:
+        return self._sentry.pid if self._sentry else None
+
+    def lend_terminal(self) -> None:
+        """Let its group be the terminal's foreground group, and let the supervisor know what is typed there."""
+        if self._terminal is None or self._process.returncode is not None:
+            return
+        self._terminal.lend(self.pid)
+        if self._sentry is None and self._children.teller is not None:
+            with self._children.starting:
+                self._sentry = start_sentry(self.pid, self._children.teller)
+                if self._sentry is not None:
+                    self._children.employed(self._sentry.pid, yes=True)
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether it has the terminal, or had it when it ended."""
+        return self._terminal is not None and self._terminal.is_lent
+
+    def stop(self) -> None:
+        """Let it stand still: as Ctrl-Z asks it to, or anyway."""
+        self.signal(signal.SIGTSTP)
+        until = time.monotonic() + STANDS_STILL_S
+        while not (stopped := self.is_stopped()) and not self.has_ended() and time.monotonic() < until:
+            time.sleep(LOOK_S)
+        if not stopped:
+            self.signal(signal.SIGSTOP)
+
+    def stopped_by(self) -> int | None:
+        """Return the signal that stopped the first process since this was asked last, or None."""
+        try:
+            seen = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return None if seen is None else seen.si_status
+
+    def is_stopped(self) -> bool:
+        """Return whether its first process stands still, by whatever signal."""
+        return is_stopped(self.pid)
 
     def watch_strays(self) -> None:
         """Let the guard know what has left the group; short enough to be done at every check."""
@@ -169,6 +232,7 @@ class WorkerGroup:
 
     def finish(self) -> int:
         """Wait for the first process, once the worker has ended, and return its status (negative: its signal)."""
+        self._dismiss_sentry()
         code = self._process.wait()
         self._children.ended(self.pid)
         self._children.take_in()
@@ -176,6 +240,22 @@ class WorkerGroup:
             os.close(self._pidfd)
             self._pidfd = None
         return code
+
+    def _dismiss_sentry(self) -> None:
+        if self._terminal is not None:
+            self._terminal.take_back()
+        if self._sentry is not None:
+            self._sentry.kill()
+            self._sentry.communicate()
+            self._children.employed(self._sentry.pid, yes=False)
+
+
+def _prepared(*steps: Callable[[], None]) -> Callable[[], None]:
+    def prepare() -> None:
+        for step in steps:
+            step()
+
+    return prepare
 
 
 def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:

@@ -18,6 +18,14 @@ class Command(Enum):
     KILL = "kill"
     RESTART = "restart"
     LOOK = "look"
+    LEAVE = "leave"
+    """As STOP, for a worker that a terminal has told to end already."""
+    SUSPEND = "suspend"
+    RESUME = "resume"
+
+
+STOPS = frozenset({Command.STOP, Command.KILL, Command.LEAVE})
+"""After these a worker is not started again."""
 
 
 @dataclass(frozen=True, slots=True)

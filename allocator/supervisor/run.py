@@ -5,6 +5,7 @@ This module deals out signals and collects ends; what happens to a worker is dec
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from allocator.model.errors import AllocatorError
 from allocator.supervisor.children import Children, give_back_memory
 from allocator.supervisor.signals import STOP_SIGNALS, Signals
 from allocator.supervisor.spec import Talk, say_nothing
+from allocator.supervisor.terminal import TYPED, open_terminal
 from allocator.supervisor.worker import Worker
 
 if TYPE_CHECKING:
@@ -67,7 +69,15 @@ def run_workers(allocator: PortAllocator, specs: Sequence[WorkerSpec], supervisi
     Raises:
         AllocatorError: What ended the only worker; of several it is said, and its exit code counts as a status.
     """
-    with Signals() as signals, Children(orphans_end=supervision.orphans_end, of_one=len(specs) == 1) as children:
+    of_one = len(specs) == 1
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        terminal = open_terminal(lends=of_one)
+        if terminal is not None:
+            stack.enter_context(terminal)
+        children = stack.enter_context(
+            Children(orphans_end=supervision.orphans_end, of_one=of_one, terminal=terminal, teller=signals.writer)
+        )
         crew = _Crew(allocator, specs, supervision, children, signals)
         crew.start()
         crew.attend()
@@ -149,19 +159,68 @@ class _Crew:
             self._signals.wake()
 
     def _deal(self, number: int) -> None:
+        typed, number = number >= TYPED, number % TYPED
         if number == signal.SIGCHLD:
             self._children.take_in()
+            self._heed_stopped_worker()
         elif number in STOP_SIGNALS:
-            for worker in self._workers:
-                worker.stop(at_once=self._stopping)
-            if self._stopping and self._leave_at is None:
-                self._leave_at = time.monotonic() + HURRY_S
-            self._stopping = True
+            if number == signal.SIGQUIT and not typed:
+                self._pass_on(number)
+            self._stop(told=typed or number == signal.SIGQUIT)
+        elif number == signal.SIGTSTP:
+            self._suspend(number)
+        elif number == signal.SIGCONT:
+            self._resume()
+        elif number == signal.SIGHUP and self._terminal_is_gone():
+            self._pass_on(number)
+            self._stop(told=True)
         elif number == signal.SIGHUP and self._supervision.together:
             threading.Thread(target=self._roll, name="rolling restart", daemon=True).start()
         else:
-            for worker in self._workers:
-                worker.pass_on(number)
+            self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        for worker in self._workers:
+            worker.pass_on(number)
+
+    def _stop(self, *, told: bool) -> None:
+        for worker in self._workers:
+            worker.stop(at_once=self._stopping, told=told)
+        if self._stopping and self._leave_at is None:
+            self._leave_at = time.monotonic() + HURRY_S
+        self._stopping = True
+
+    def _terminal_is_gone(self) -> bool:
+        return self._children.terminal is not None and self._children.terminal.is_gone()
+
+    # -- job control --
+
+    def _heed_stopped_worker(self) -> None:
+        """Stand still together with the worker that has the terminal, or give it the terminal when it asks for it."""
+        terminal = self._children.terminal
+        if terminal is None or not terminal.lends:
+            return
+        number = self._workers[0].stopped_by()
+        if number is None:
+            return
+        if number in {signal.SIGTTIN, signal.SIGTTOU} and terminal.is_ours():
+            self._workers[0].go_on(lend=True)
+        elif terminal.is_lent or number != signal.SIGSTOP:
+            self._suspend(number)
+
+    def _suspend(self, number: int) -> None:
+        """Let workers and supervisor stand still, as a shell's Ctrl-Z does, until the shell lets them go on."""
+        for worker in self._workers:
+            worker.suspend()
+        if self._children.terminal is not None:
+            self._children.terminal.take_back()
+        self._signals.stop_own_group(number)
+        self._resume()
+
+    def _resume(self) -> None:
+        terminal = self._children.terminal
+        for worker in self._workers:
+            worker.go_on(lend=terminal is not None and terminal.lends and terminal.is_ours())
 
     def _leave(self) -> None:
         """End without the threads that hang: the guard kills what is left, and the leases end by their TTL."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +43,13 @@ def say_nothing(line: str, lease: Lease | None = None) -> None:
     """Say it to nobody."""
 
 
+class ReadyWhen(StrEnum):
+    """When a worker is ready."""
+
+    LISTENS = "listens"
+    STARTED = "started"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSpec:
     """One worker.
@@ -63,6 +71,8 @@ class WorkerSpec:
         health_path: The path that says how it is, or None to be content with a connection.
         health_interval_s: How often it is asked once it is ready.
         give_up_after_s: After how long without a good answer it is started again; None for never.
+        ready: When it is ready: it listens and answers, or it has run for a second.
+        start_timeout_s: After how long without a listener it is started again; None for never.
         restart: After which ends it is started again.
         max_restarts: How many times in a row.
         max_declines: How many ports may turn out to be in use, one after the other.
@@ -85,6 +95,8 @@ class WorkerSpec:
     health_path: str | None = None
     health_interval_s: float = 5.0
     give_up_after_s: float | None = 60.0
+    ready: ReadyWhen = ReadyWhen.LISTENS
+    start_timeout_s: float | None = 60.0
     restart: RestartMode = RestartMode.ON_FAILURE
     max_restarts: int = DEFAULT_MAX_RESTARTS
     max_declines: int = MAX_DECLINES
@@ -132,6 +144,13 @@ def _check_health(spec: WorkerSpec) -> None:
         check_path("health", spec.health_path)
 
 
+def _check_ready(spec: WorkerSpec) -> None:
+    if spec.ready is ReadyWhen.STARTED and spec.health_path is not None:
+        raise InvalidInputError(
+            "a worker that is ready when it has started is not asked how it is; omit the health path or --ready started"
+        )
+
+
 def _check_stop_path(spec: WorkerSpec) -> None:
     if spec.stop_path is not None:
         check_path("stop", spec.stop_path)
@@ -174,6 +193,7 @@ CHECKS: tuple[tuple[str, Callable[[WorkerSpec], None]], ...] = (
     ("ports", _check_ports),
     ("adjacent", _check_adjacent),
     ("health", _check_health),
+    ("ready", _check_ready),
     ("stop_path", _check_stop_path),
     ("directory", _check_directory),
     ("listen_fd", _check_listen),

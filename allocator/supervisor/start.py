@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING
 from allocator.client.health import Health, Verdict
 from allocator.kernel.port_watch import Owner, PortWatch
 from allocator.kernel.probes import Answer, Probe
+from allocator.kernel.processes import command_name
+from allocator.kernel.sockets import listeners
 from allocator.model.leases import error_line
 from allocator.model.states import LeaseState
 from allocator.supervisor.children import MARK
 from allocator.supervisor.groups import StartOrder, WorkerGroup
-from allocator.supervisor.mailbox import Command, Passed
+from allocator.supervisor.mailbox import STOPS, Command, Passed
 from allocator.supervisor.output import Output
 from allocator.supervisor.ports import SERVER_FAILED, says_in_use
-from allocator.supervisor.spec import say_nothing
+from allocator.supervisor.spec import ReadyWhen, say_nothing
 from allocator.supervisor.templates import filled_command, worker_environment
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from allocator.model.errors import LeaseLostError
     from allocator.supervisor.children import Children
     from allocator.supervisor.held import HeldPorts
-    from allocator.supervisor.mailbox import Mailbox
+    from allocator.supervisor.mailbox import Mailbox, Order
     from allocator.supervisor.spec import Talk, WorkerSpec
 
 LONGEST_WAIT_S = 1.0
@@ -42,7 +45,13 @@ PROBE_TIMEOUT_S = 2.0
 STRANGER_GRACE_S = 1.0
 """How long a worker may run beside a stranger that has its port, until it ends by itself."""
 
+READY_AFTER_S = 1.0
+"""A worker that has nothing to listen on is ready when it has run for so long."""
+
 FIRST_LOOK_S, SLOWEST_LOOK_S = 0.01, 0.1
+SUSPEND_S = 0.5
+"""How long Redis may take to hear that the worker stands still."""
+
 KILL_WAIT_S = 5.0
 OUTPUT_WAIT_S = 1.0
 KEPT_REASON = 400
@@ -61,6 +70,7 @@ class Ended:
         was_well: Whether it had been healthy for a minute.
         given_up: Whether it was ended because it was not healthy.
         left: The processes that could not be ended.
+        had_terminal: Whether it had the terminal when it ended.
         how: In a few words.
         why: The same with its last lines, for `last_error`.
     """
@@ -72,6 +82,7 @@ class Ended:
     was_well: bool
     given_up: bool
     left: list[int]
+    had_terminal: bool
     how: str
     why: str
 
@@ -107,9 +118,9 @@ class WorkerStart:
         on_ready: Callable[[float], None] = lambda _: None,
         talk: Talk = say_nothing,
     ) -> None:
-        self._held, self._spec, self._mailbox = held, spec, mailbox
+        self._held, self._spec, self._mailbox, self._children = held, spec, mailbox, children
         self._on_ready, self._talk = on_ready, talk
-        self._group = WorkerGroup(
+        self.group = WorkerGroup(
             StartOrder(
                 command=filled_command(spec.command, spec.port_argument, held.own.lease, held.ports),
                 environment=worker_environment(spec.environment, held.own.lease, held.ports, with_token=spec.pass_token)
@@ -121,13 +132,17 @@ class WorkerStart:
             ),
             children,
         )
-        self._output = Output(self._group.pipes, prefix)
-        self._health = Health(time.monotonic(), spec.health_interval_s, spec.give_up_after_s)
-        self._port = PortWatch(held.port, self._group.members)
+        self._output = Output(self.group.pipes, prefix)
+        self._health = Health(
+            time.monotonic(), spec.health_interval_s, spec.give_up_after_s, start_timeout_s=spec.start_timeout_s
+        )
+        self._port = PortWatch(held.port, self.group.members)
         self._probe: Probe | None = None
         self._stranger_since: float | None = None
         self._asked: Command | None = None
         self._given_up = ""
+        self.suspended = threading.Event()
+        """Set when it stands still because it was told to."""
 
     def __repr__(self) -> str:
         return f"<WorkerStart {self._held.worker} on {self._held.where}, {self._health.state}>"
@@ -135,17 +150,19 @@ class WorkerStart:
     @property
     def pid(self) -> int:
         """The worker's first process."""
-        return self._group.pid
+        return self.group.pid
 
     def run(self) -> Ended:
         """Watch the worker until it has ended, and return how."""
         try:
             self._watch()
+            self._explain_background()
         finally:
             self._drop_probe()
             left = self._clear()
+        had_terminal = self.group.has_terminal
         # Taken in before the output is finished: a process that nothing can end may hold a pipe for ever.
-        code = 0 if left else self._group.finish()
+        code = 0 if left else self.group.finish()
         self._output.finish(OUTPUT_WAIT_S)
         status = 128 - code if code < 0 else code
         how = self._given_up or (f"ended by signal {-code}" if code < 0 else f"exit code {code}")
@@ -157,6 +174,7 @@ class WorkerStart:
             was_well=self._health.was_well(time.monotonic()),
             given_up=bool(self._given_up),
             left=left,
+            had_terminal=had_terminal,
             how=how,
             why=self._with_last_lines(how),
         )
@@ -164,13 +182,10 @@ class WorkerStart:
     # -- while it runs --
 
     def _watch(self) -> None:
-        while not (self._group.has_ended() or self._held.lost or self._asked or self._given_up):
+        while not (self.group.has_ended() or self._held.lost or self._asked or self._given_up):
             self._wait()
             for order in self._mailbox.take():
-                if isinstance(order, Passed):
-                    self._group.signal(order.number)
-                elif order is not Command.LOOK:
-                    self._asked = order
+                self._obey(order)
             if self._held.draining and not self._asked:
                 self._talk(
                     f"host {self._held.own.host} is draining: stopping {self._held.worker}", self._held.own.lease
@@ -179,13 +194,51 @@ class WorkerStart:
             if not self._asked:
                 self._check(time.monotonic())
 
+    def _explain_background(self) -> None:
+        """Say what is wrong with a command that ended well and left its server in the background."""
+        if self._asked or self._given_up or self._held.lost or self.group.status() != 0:
+            return
+        left = self.group.members()
+        if not left:
+            return
+        rows = [one for one in listeners(self._held.port, self._held.port) if one.pid in left]
+        pid = rows[0].pid if rows else left[0]
+        doing = f"listens on port {self._held.port}" if rows else "runs"
+        self._talk(
+            f"{self._held.worker}: the command ended with exit code 0 and left process {pid} "
+            f"({command_name(pid or 0) or '?'}), which {doing} in the background; it is ended too: let the command "
+            "stay in the foreground (without its daemon option, with exec in a script)",
+            self._held.own.lease,
+        )
+
+    def _obey(self, order: Order) -> None:
+        if isinstance(order, Passed):
+            self.group.signal(order.number)
+        elif order is Command.SUSPEND:
+            self._suspend()
+        elif order is Command.RESUME:
+            self._health.resumed(time.monotonic())
+        elif order is not Command.LOOK:
+            self._asked = order
+
+    def _suspend(self) -> None:
+        """Stand still: whoever asks for this worker is to know it before this process stands still itself."""
+        self.group.stop()
+        self._drop_probe()
+        if self._health.suspended(time.monotonic()):
+            self._say(state=LeaseState.DEGRADED, last_error="stopped at its terminal (Ctrl-Z)")
+            until = time.monotonic() + SUSPEND_S
+            while self._held.own.rewrite and time.monotonic() < until:
+                time.sleep(FIRST_LOOK_S)
+        self.suspended.set()
+
     def _wait(self) -> None:
         now = time.monotonic()
         until = min(self._health.next_at if self._probe is None else self._probe.deadline, now + LONGEST_WAIT_S)
         poller = select.poll()
         poller.register(self._mailbox.descriptor, select.POLLIN)
-        if self._group.descriptor is not None:
-            poller.register(self._group.descriptor, select.POLLIN)
+        if self.group.descriptor is not None:
+            poller.register(self.group.descriptor, select.POLLIN)
         else:
             until = min(until, now + SLOWEST_LOOK_S)
         if self._probe is not None:
@@ -205,9 +258,15 @@ class WorkerStart:
             self._take(answer, now)
 
     def _look(self, now: float) -> None:
-        self._group.watch_strays()
+        self.group.watch_strays()
+        if self.group.is_stopped():
+            self._children.wake()  # the main thread knows what to do about a terminal
+            self._follow(self._health.bad(now, "it was stopped by a signal; let it go on with kill -CONT"), now)
+            return
         seen = self._port.look()
-        if seen.owner is Owner.WORKER and seen.address is not None:
+        if self._spec.ready is ReadyWhen.STARTED:
+            self._follow(self._health.running(now, READY_AFTER_S), now)
+        elif seen.owner is Owner.WORKER and seen.address is not None:
             self._stranger_since = None
             try:
                 self._probe = Probe(seen.address, self._held.port, self._spec.health_path, now + PROBE_TIMEOUT_S)
@@ -240,6 +299,8 @@ class WorkerStart:
                 self._on_ready(now - self._health.started_at)
         elif verdict is Verdict.DEGRADED:
             self._say(state=LeaseState.DEGRADED, last_error=self._health.why)
+        elif verdict is Verdict.GIVE_UP and self._health.ready_at is None and self._health.never_listened:
+            self._given_up = f"it did not listen on port {self._held.port} within {self._spec.start_timeout_s:g} s"
         elif verdict is Verdict.GIVE_UP:
             self._given_up = f"no good answer for {self._health.bad_for(now):.1f} s ({self._health.why})"
 
@@ -256,25 +317,27 @@ class WorkerStart:
 
     def _clear(self) -> list[int]:
         """End every process of the worker; return those that nothing could end."""
-        if self._asked in {Command.STOP, Command.KILL}:
+        if self._asked in STOPS:
             self._say(state=LeaseState.DRAINING)
         timeout_s = 0.0 if self._asked is Command.KILL else self._spec.stop_timeout_s
         ends_at = time.monotonic() + timeout_s
-        if timeout_s and self._spec.stop_path and not self._group.has_ended():
+        if self._asked is Command.LEAVE:  # it was told already: a second signal means "at once" to many programs
+            self._until_empty(time.monotonic() + timeout_s / 2)
+        elif timeout_s and self._spec.stop_path and not self.group.has_ended():
             self._ask_to_stop(ends_at)
-        if self._group.members() and timeout_s and self._asked is not Command.KILL:
-            self._group.terminate()
+        if self.group.members() and timeout_s and self._asked is not Command.KILL:
+            self.group.terminate()
             self._until_empty(ends_at)
-        if self._group.members():
-            self._group.signal(9)
+        if self.group.members():
+            self.group.signal(9)
             self._until_empty(time.monotonic() + KILL_WAIT_S, hurry=False)
-        return self._group.members()
+        return self.group.members()
 
     def _until_empty(self, until: float, *, hurry: bool = True) -> None:
         pause_s = FIRST_LOOK_S
         poller = select.poll()
         poller.register(self._mailbox.descriptor, select.POLLIN)
-        while self._group.members() and (left_s := until - time.monotonic()) > 0:
+        while self.group.members() and (left_s := until - time.monotonic()) > 0:
             poller.poll(min(pause_s, left_s) * 1_000)
             pause_s = min(pause_s * 2, SLOWEST_LOOK_S)
             if self._hurried() and hurry:
@@ -283,12 +346,15 @@ class WorkerStart:
     def _hurried(self) -> bool:
         for order in self._mailbox.take():
             if isinstance(order, Passed):
-                self._group.signal(order.number)
+                self.group.signal(order.number)
             elif order is Command.KILL:
                 self._asked = order
-            elif order is Command.STOP:
-                self._asked = order
+            elif order in STOPS:
+                self._asked = Command.STOP
                 self._say(state=LeaseState.DRAINING)
+            elif order is Command.SUSPEND:
+                self.group.stop()
+                self.suspended.set()
         return self._asked is Command.KILL
 
     def _ask_to_stop(self, ends_at: float) -> None:
@@ -300,7 +366,7 @@ class WorkerStart:
         deadline = now + (ends_at - now) / 2
         probe = Probe(seen.address, self._held.port, self._spec.stop_path, deadline, method="POST")
         try:
-            while (left_s := deadline - time.monotonic()) > 0 and not self._group.has_ended():
+            while (left_s := deadline - time.monotonic()) > 0 and not self.group.has_ended():
                 poller = select.poll()
                 poller.register(probe.descriptor, probe.events)
                 poller.register(self._mailbox.descriptor, select.POLLIN)
@@ -325,7 +391,7 @@ class WorkerStart:
         if not said and status != SERVER_FAILED:
             return None
         # It did not say which of several, or only by its status that it could not listen: the kernel knows.
-        taken = (port for port in ports if PortWatch(port, self._group.members).look().owner is Owner.STRANGER)
+        taken = (port for port in ports if PortWatch(port, self.group.members).look().owner is Owner.STRANGER)
         return next(taken, said[0] if said else None)
 
     def _with_last_lines(self, how: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from allocator.supervisor.acquiring import acquire
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts
 from allocator.supervisor.listening import listening_socket
-from allocator.supervisor.mailbox import Command, Mailbox, Passed
+from allocator.supervisor.mailbox import STOPS, Command, Mailbox, Passed
 from allocator.supervisor.restarts import Restarts
 from allocator.supervisor.start import WorkerStart
 
@@ -54,6 +55,9 @@ class _Outcome:
     declined: int | None = None
     in_use: bool = False
 
+
+SUSPEND_S = 1.0
+"""How long Ctrl-Z waits until the lease tells that the worker stands still."""
 
 CLAIM_GRACE_S = 1.0
 """How long a claim that is under way may take to answer when the supervisor has to stop."""
@@ -91,15 +95,16 @@ class Worker:
         self._mailbox = Mailbox()
         self._restarts = Restarts(spec.restart, spec.max_restarts, allocator.session.rng)
         self._status = STOPPED_BEFORE_START
+        self._running: WorkerStart | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.id}, {self._restarts.total} restarts>"
 
     # -- what others tell it --
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Let it end, gracefully or at once."""
-        self._mailbox.send(Command.KILL if at_once else Command.STOP)
+    def stop(self, *, at_once: bool = False, told: bool = False) -> None:
+        """Let it end, gracefully or at once; `told`: its processes got a signal already that tells them to."""
+        self._mailbox.send(Command.KILL if at_once else Command.LEAVE if told else Command.STOP)
 
     def restart(self) -> None:
         """Let it end gracefully and start again on its port; that is no failure."""
@@ -109,6 +114,30 @@ class Worker:
     def pass_on(self, number: int) -> None:
         """Pass a signal on to its processes."""
         self._mailbox.send(Passed(number))
+
+    def stopped_by(self) -> int | None:
+        """Return the signal that stopped its first process since this was asked last, or None."""
+        start = self._running
+        return None if start is None else start.group.stopped_by()
+
+    def suspend(self) -> None:
+        """Let its processes stand still, and its lease tell so; returns when that is done or takes too long."""
+        start = self._running
+        if start is None:
+            return
+        start.suspended.clear()
+        self._mailbox.send(Command.SUSPEND)
+        start.suspended.wait(SUSPEND_S)
+
+    def go_on(self, *, lend: bool) -> None:
+        """Let its processes go on that stood still; `lend`: with the terminal."""
+        start = self._running
+        if start is None:
+            return
+        if lend:
+            start.group.lend_terminal()
+        start.group.signal(signal.SIGCONT)
+        self._mailbox.send(Command.RESUME)
 
     # -- its life --
 
@@ -211,11 +240,20 @@ class Worker:
             return _Outcome(declined=held.port)
         if ended.lost:
             raise ended.lost
-        if ended.asked in {Command.STOP, Command.KILL}:
+        if ended.asked in STOPS or self._left_with_its_terminal(ended):
             return _Outcome()
         if ended.refused:
             return _Outcome(declined=ended.refused, in_use=True)
         return None if self._is_to_start_again(held, ended) else _Outcome()
+
+    def _left_with_its_terminal(self, ended: Ended) -> bool:
+        """Return whether it ended because somebody at its terminal wanted it to, or closed the terminal."""
+        terminal = self._children.terminal
+        if terminal is None:
+            return False
+        if terminal.is_gone():
+            return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        return ended.had_terminal and ended.status in {128 + signal.SIGINT, 128 + signal.SIGQUIT}
 
     def _start(self, held: HeldPorts, listening: list[socket.socket]) -> Ended:
         def on_ready(after_s: float) -> None:
@@ -233,8 +271,12 @@ class Worker:
             talk=self._talk,
         )
         started = start_time_of(start.pid)
-        held.update(pid=start.pid, pid_started=started, restarts=self._restarts.total)
-        return start.run()
+        held.update(pid=start.pid, pid_started=started, started_at=int(time.time()), restarts=self._restarts.total)
+        self._running = start
+        try:
+            return start.run()
+        finally:
+            self._running = None
 
     def _is_to_start_again(self, held: HeldPorts, ended: Ended) -> bool:
         """Say how it ended, and wait until it is to be started again; return False when it is not."""
@@ -294,7 +336,7 @@ class Worker:
         while until is None or time.monotonic() < until:
             poller.poll(None if until is None else max(0.0, until - time.monotonic()) * 1_000)
             for order in self._mailbox.take():
-                if order in {Command.STOP, Command.KILL}:
+                if order in STOPS:
                     return True
                 if order is Command.LOOK or (order is Command.RESTART and but_not is not Command.RESTART):
                     return False

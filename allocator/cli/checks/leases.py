@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
 from allocator.kernel.sockets import listeners
+from allocator.model.leases import written_time
 from allocator.model.states import LeaseState
 from allocator.operations import listing
+
+LONG_START_S = 60.0
+"""A worker that starts for longer is worth a look; a supervisor starts it again after so long by default."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,12 +34,13 @@ def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
             yield Finding("quarantine", what, f"allocator who {view.port}")
 
 
-def check_leases(pool: PoolSpec, leases: dict[int, Lease]) -> Iterator[Finding]:
+def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
     """Hold the leases of this host against the sockets that listen here.
 
     Args:
         pool: The pool.
         leases: Its live leases on this host, by port.
+        now: The server's time, in Unix seconds.
     """
     listening = {one.port: one for one in listeners(pool.first, pool.last)}
     for port, one in sorted(listening.items()):
@@ -47,3 +52,7 @@ def check_leases(pool: PoolSpec, leases: dict[int, Lease]) -> Iterator[Finding]:
         if port not in listening and lease.state is not LeaseState.STARTING:
             what = f"port {port} is leased by {lease.worker} ({lease.state}), but nobody listens"
             yield Finding("silent", what, f"allocator show {port}")
+        since = lease.starts_since
+        if port not in listening and since is not None and now - since >= LONG_START_S:
+            what = f"{lease.worker} has been starting since {written_time(since)} and does not listen on port {port}"
+            yield Finding("slow start", what, f"see its output and 'allocator show {port}'")

@@ -105,3 +105,29 @@ def test_the_ports_option_is_added_or_filled_in() -> None:
     assert filled_command(["w", "{org}-{instance}"], "--port", LEASE, {}) == ["w", "o-3", "--port=5556"]
     assert filled_command(["w"], "-p{port}", LEASE, {}) == ["w", "-p5556"]
     assert filled_command(["w", "{port.debug}"], None, LEASE, {"http": 5556, "debug": 9229}) == ["w", "9229"]
+
+
+def test_a_worker_that_does_not_listen_in_time_is_given_up_and_looked_at_just_then() -> None:
+    one = health(start_timeout_s=2.0)
+    now = 100.0
+    while now < 102.0:
+        assert one.not_listening(now) is Verdict.NOTHING
+        now = one.next_at
+    assert now == 102.0
+    assert one.not_listening(now) is Verdict.GIVE_UP
+
+
+def test_a_worker_of_which_only_a_start_is_asked_is_ready_after_a_second() -> None:
+    one = health()
+    assert one.running(100.9, 1.0) is Verdict.NOTHING
+    assert one.running(101.0, 1.0) is Verdict.READY
+
+
+def test_the_time_that_a_worker_stood_still_counts_for_nothing() -> None:
+    one = health(give_up_after_s=2.0, start_timeout_s=10.0)
+    one.good(101.0)
+    one.bad(102.0, "x")
+    assert one.suspended(102.5)
+    one.resumed(200.0)
+    assert one.next_at == 200.0
+    assert one.bad(200.0, "x") is Verdict.NOTHING
