@@ -39,6 +39,7 @@ WORKERS = [
 LEAVE = {
     "setsid": 'setsid "$@" & exec sleep 600',
     "a daemon": '(setsid "$@" &) & exec sleep 600',
+    "setsid without its environment": 'env -i PATH="$PATH" setsid "$@" & exec sleep 600',
     "a daemon without its environment": '(env -i PATH="$PATH" setsid "$@" &) & exec sleep 600',
 }
 """How a worker's listener leaves the process group of its first process."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from allocator.client.health import Health, Verdict
-from allocator.kernel.port_watch import Owner, PortWatch
+from allocator.kernel.port_watch import Owner, PortWatch, described
 from allocator.kernel.probes import Answer, Probe
 from allocator.kernel.processes import with_descendants
 from allocator.model.states import LeaseState
@@ -88,6 +88,7 @@ class Check:
 
     def _look(self, now: float) -> bool:
         seen = self._port.look()
+        self._health.shared = described(seen.strangers) if seen.owner is Owner.WORKER else ""
         if seen.owner is Owner.NOBODY or seen.address is None:
             verdict = self._health.not_listening(now)
             if seen.owner is Owner.STRANGER:

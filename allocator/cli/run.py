@@ -76,6 +76,10 @@ def run(
     pass_token: Annotated[
         bool, typer.Option("--pass-token", help="Give it the lease's token: ALLOCATOR_TOKEN.")
     ] = False,
+    no_output_in_events: Annotated[
+        bool,
+        typer.Option("--no-output-in-events", help="Keep the worker's last line of output out of lease and events."),
+    ] = False,
     listen_fd: Annotated[bool, typer.Option("--listen-fd", help="Bind the port here and pass the socket.")] = False,
     replicas: Annotated[str, typer.Option(help="So many workers, with instances that follow each other.")] = "1",
     metrics_listen: Annotated[
@@ -118,6 +122,7 @@ def run(
         "env_file": env_file or None,
         "port_arg": port_arg,
         "pass_token": pass_token or None,
+        "no_output_in_events": no_output_in_events or None,
         "listen_fd": listen_fd or None,
         "ports": ports,
         "adjacent": adjacent or None,

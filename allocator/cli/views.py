@@ -136,6 +136,7 @@ def who(
     """
     number = check_port(port)
     with desk(pool, host, redis_url, config, reads_only=True) as at:
+        from allocator.cli.checks.leases import is_stranger
         from allocator.kernel.sockets import listeners
 
         view = _view(at, number)
@@ -148,7 +149,13 @@ def who(
                     "status": view.why,
                     "lease": lease.as_json() if lease else None,
                     "listeners": [
-                        {"address": one.address, "pid": one.pid, "command": one.command, "user": one.user}
+                        {
+                            "address": one.address,
+                            "pid": one.pid,
+                            "command": one.command,
+                            "user": one.user,
+                            "stranger": is_stranger(lease, one),
+                        }
                         for one in listening
                     ],
                 }
@@ -156,7 +163,8 @@ def who(
             return
         print(f"lease     {f'{lease.worker}, {lease.state}, fence {lease.fence}' if lease else view.why}")
         for one in listening:
-            print(f"listener  {one.command or '?'} pid {one.pid or '?'} user {one.user or '?'} on {one.address}")
+            whose = ", a stranger: not the leased worker's" if is_stranger(lease, one) else ""
+            print(f"listener  {one.command or '?'} pid {one.pid or '?'} user {one.user or '?'} on {one.address}{whose}")
         if not listening:
             print("listener  nobody")
 

@@ -42,6 +42,7 @@ class Health:
         ready_at: When it was ready first, or None.
         next_at: When the next check is due.
         why: What was wrong last.
+        shared: Who else listens on its port, in words: with it a good answer may be another program's. Empty: nobody.
     """
 
     started_at: float
@@ -52,6 +53,7 @@ class Health:
     ready_at: float | None = None
     next_at: float = 0.0
     why: str = ""
+    shared: str = ""
     _pause_s: float = FIRST_CHECK_S
     _failures: int = 0
     _bad_since: float | None = None
@@ -73,13 +75,16 @@ class Health:
 
     def good(self, now: float) -> Verdict:
         """Take in a good answer."""
-        changed = self.state is not LeaseState.READY
-        self.state = LeaseState.READY
-        self._failures, self._bad_since, self.why = 0, None, ""
-        if self.ready_at is None:
+        wanted = LeaseState.DEGRADED if self.shared else LeaseState.READY
+        changed = self.state is not wanted
+        self.state = wanted
+        self._failures, self._bad_since, self.why = 0, None, self.shared
+        if self.ready_at is None and not self.shared:
             self.ready_at = now
         self._plan(now)
-        return Verdict.READY if changed else Verdict.NOTHING
+        if not changed:
+            return Verdict.NOTHING
+        return Verdict.DEGRADED if self.shared else Verdict.READY
 
     def running(self, now: float, long_enough_s: float) -> Verdict:
         """Take in that it runs, for a worker of which nothing more is asked."""

@@ -1,4 +1,8 @@
-"""Whose a port is: the processes' that should have it, or a stranger's."""
+"""Whose a port is: the processes' that should have it, or a stranger's, or both.
+
+Two programs can listen on one port: with SO_REUSEPORT, on one address family each, or one on an address of its own.
+The kernel then gives the stranger a part of the connections.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,10 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from allocator.kernel.socket_tables import listening_sockets
-from allocator.kernel.sockets import socket_inodes
+from allocator.kernel.sockets import listener_of, socket_inodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from allocator.kernel.socket_tables import ListeningSocket
 
@@ -31,10 +35,12 @@ class PortState:
     Attributes:
         owner: Who listens.
         address: Where the worker's listener answers, or None.
+        strangers: The listening sockets that are not the worker's.
     """
 
     owner: Owner
     address: str | None = None
+    strangers: tuple[ListeningSocket, ...] = ()
 
 
 class PortWatch:
@@ -48,31 +54,47 @@ class PortWatch:
     def __init__(self, port: int, members: Callable[[], list[int]]) -> None:
         self._port = port
         self._members = members
-        self._known: ListeningSocket | None = None
+        self._known: frozenset[ListeningSocket] = frozenset()
 
     def look(self) -> PortState:
-        """Return who listens on the port now; a listener that was the worker's before is not looked up again."""
-        rows = [row for row in listening_sockets() if row.port == self._port]
+        """Return who listens on the port now; listeners that were the worker's before are not looked up again."""
+        rows = self._rows()
         if not rows:
             return PortState(Owner.NOBODY)
-        if self._known in rows and len(rows) == 1:
-            return PortState(Owner.WORKER, _reached_at(rows[0]))
-        row = self._own_row(rows)
-        if row is None:
-            return PortState(Owner.STRANGER)
-        self._known = row
-        return PortState(Owner.WORKER, _reached_at(row))
+        own = self._known & rows
+        strangers: frozenset[ListeningSocket] = frozenset()
+        if own != rows:
+            own = self._own_rows(rows)
+            if own != rows:
+                strangers = (rows - own) & self._rows()  # one that is gone by now may have been the worker's
+            self._known = own
+        if not own:
+            return PortState(Owner.STRANGER, strangers=tuple(sorted(strangers)))
+        return PortState(Owner.WORKER, _reached_at(min(own)), tuple(sorted(strangers)))
 
-    def _own_row(self, rows: list[ListeningSocket]) -> ListeningSocket | None:
+    def _rows(self) -> frozenset[ListeningSocket]:
+        return frozenset(row for row in listening_sockets() if row.port == self._port)
+
+    def _own_rows(self, rows: frozenset[ListeningSocket]) -> frozenset[ListeningSocket]:
         pids = self._members()
         if any(row.pid is not None for row in rows):
-            return next((row for row in rows if row.pid in pids), None)
+            return frozenset(row for row in rows if row.pid in pids)
         inodes, hidden = socket_inodes(pids)
-        for row in rows:
-            if row.inode in inodes:
-                return row
-        # The worker runs as another user and hides its descriptors: nobody can be shown to be a stranger.
-        return rows[0] if hidden else None
+        # A worker that runs as another user hides its descriptors: nobody can be shown to be a stranger.
+        return rows if hidden else frozenset(row for row in rows if row.inode in inodes)
+
+
+def described(strangers: Sequence[ListeningSocket]) -> str:
+    """Return who else listens on a port, for people: `process 4711 (nginx) of root on 0.0.0.0`; empty for nobody."""
+    if not strangers:
+        return ""
+    first = strangers[0]
+    address = socket.inet_ntop(first.family, first.packed)
+    who = listener_of(first)
+    if who.pid is None:
+        return f"another process listens on port {first.port} as well, on {address}"
+    of_user = f" of {who.user}" if who.user else ""
+    return f"process {who.pid} ({who.command or '?'}){of_user} listens on port {first.port} as well, on {address}"
 
 
 def _reached_at(row: ListeningSocket) -> str:

@@ -6,6 +6,7 @@ dead gives its port away; taking a dead one for alive costs a TTL.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from dataclasses import dataclass
@@ -149,10 +150,10 @@ def process_table() -> dict[int, ProcessRow]:
     return {pid: row for pid in all_pids() if (row := _status(pid)) is not None}
 
 
-def with_descendants(root: int) -> list[int]:
-    """Return a process and those below it that are alive."""
+def with_descendants(*roots: int) -> list[int]:
+    """Return processes and those below them that are alive."""
     table = process_table()
-    found, grown = {root}, True
+    found, grown = set(roots), True
     while grown:
         below = {pid for pid, row in table.items() if row.parent in found and pid not in found}
         found |= below
@@ -178,6 +179,36 @@ def children_of(pid: int) -> list[int]:
         return [int(word) for word in _text(pid, f"task/{pid}/children").split()]
     except OSError:
         return []
+
+
+def descendants_of(*roots: int) -> set[int]:
+    """Return what processes started, and what that started; costs what the tree costs, not what the host has.
+
+    Unlike `children_of`, of all threads; what is started meanwhile may be missed. Source: proc_tid_children(5).
+    """
+    found: set[int] = set()
+    left = list(roots)
+    while left:
+        pid = left.pop()
+        for thread in _threads_of(pid):
+            with contextlib.suppress(OSError):
+                started = {int(word) for word in _text(pid, f"task/{thread}/children").split()}
+                left += started - found
+                found |= started
+    return found
+
+
+def _threads_of(pid: int) -> list[str]:
+    try:
+        return os.listdir(PROC / str(pid) / "task")  # noqa: PTH208  # many times a second
+    except OSError:
+        return []
+
+
+def group_of(pid: int) -> int | None:
+    """Return the process group of a process, or None when there is none."""
+    row = _status(pid)
+    return row.group if row else None
 
 
 def start_time_of(pid: int) -> int | None:

@@ -125,6 +125,11 @@ def listeners(first: int = 1, last: int = 65_535) -> list[Listener]:
     return sorted(found, key=lambda one: (one.port, one.address, one.pid or 0))
 
 
+def listener_of(row: ListeningSocket) -> Listener:
+    """Return a listening socket with its process."""
+    return _listener(row, _owners({row.inode} if row.inode else set()))
+
+
 def _listener(row: ListeningSocket, owners: dict[int, int]) -> Listener:
     pid = row.pid if row.pid is not None else owners.get(row.inode or 0)
     command = command_name(pid) if pid is not None else None

@@ -17,7 +17,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from allocator.kernel.processes import children_of, has_variable, process_table, start_time_of
+from allocator.kernel.processes import (
+    children_of,
+    descendants_of,
+    group_of,
+    has_variable,
+    process_table,
+    start_time_of,
+)
 from allocator.store.embedded.process import is_embedded_server
 from allocator.supervisor.guard import Guard
 
@@ -58,6 +65,8 @@ class Children:
         self.starting = threading.Lock()
         """Held while a process is started, and while it is asked whose one is."""
         self._own: set[int] = set()
+        self._watching = threading.Lock()
+        self._strays: dict[int, set[tuple[int, int]]] = {}
 
     def __enter__(self) -> Self:
         # What came before `exec allocator run` in a script, and whatever is orphaned in a container whose first process
@@ -112,6 +121,8 @@ class Children:
     def ended(self, pid: int) -> None:
         """Note that a child was waited for and its group is empty."""
         self._own.discard(pid)
+        with self._watching:
+            self._strays.pop(pid, None)
         if self.orphans_end:
             self.guard.forget(pid)
 
@@ -131,14 +142,18 @@ class Children:
     def _is_a_workers(self, pid: int, parent: int) -> bool:
         return self.is_adopted(pid, parent) and (self._sure or has_variable(pid, MARK, self.mark))
 
-    def watch_strays(self) -> None:
-        """Tell the guard what was adopted: it could not find those that cleared their environment."""
+    def watch_strays(self, group: int) -> None:
+        """Tell the guard what left a worker's group: it could not find those that cleared their environment."""
         if not self.orphans_end or self.guard.pid is None:
             return
         with self.starting:
             adopted = [pid for pid in children_of(os.getpid()) if self._is_a_workers(pid, os.getpid())]
-        started = {pid: start_time_of(pid) for pid in adopted}
-        self.guard.watch({(pid, at) for pid, at in started.items() if at is not None})
+        below = descendants_of(group, *adopted)
+        left = {pid for pid in below if group_of(pid) not in self._own} | set(adopted)
+        started = {pid: start_time_of(pid) for pid in left}
+        with self._watching:
+            self._strays[group] = {(pid, at) for pid, at in started.items() if at is not None}
+            self.guard.watch(set().union(*self._strays.values()))
 
     def _end_adopted(self) -> None:
         """End what workers left behind that could be said to be no worker's in particular, and take it in."""
@@ -155,8 +170,10 @@ class Children:
         self.take_in()
 
     def take_in(self) -> None:
-        """Wait for adopted processes that have ended, so that no zombie stays."""
+        """Wait for adopted processes that have ended, so that no zombie stays; the guard is not to be missed either."""
         with self.starting:
+            if self._own and self.orphans_end:
+                self.guard.ready()
             for pid, row in process_table().items():
                 if not row.alive and self.is_adopted(pid, row.parent):
                     with contextlib.suppress(ChildProcessError):

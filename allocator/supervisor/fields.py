@@ -19,6 +19,7 @@ from allocator.model.reading import read_text
 from allocator.operations.several import named_workers
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, ReadyWhen, WorkerSpec, check_path
+from allocator.supervisor.templates import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 MOST_REPLICAS = 1_000
 MOST_RESTARTS = 1_000_000
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_ENTRY = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", re.ASCII | re.DOTALL)
 
 
 def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec:
@@ -41,7 +41,7 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
     Raises:
         InvalidInputError: When the environment's port for the plugin is none.
     """
-    environment = {**environ, **values.get("env_file", {}), **values.get("env", {})}
+    environment = {**without_secrets(environ), **values.get("env_file", {}), **values.get("env", {})}
     worker = WorkerId(values["org"], values["plugin"], values.get("instance", 0))
     claim: ClaimArguments = {
         "org": worker.org,
@@ -65,6 +65,7 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
         stop_path=values.get("stop_path"),
         health_path=values.get("health"),
         give_up_after_s=values.get("health_kill_after", 60.0) or None,
+        output_in_events=not values.get("no_output_in_events", False),
         pass_token=values.get("pass_token", False),
         listen=values.get("listen_fd", False),
         stop_timeout_s=values.get("stop_timeout", 5.0),
@@ -219,43 +220,41 @@ def _env_file(value: object) -> dict[str, str]:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Return the variables of a file of `NAME=value` lines; `#` comments, `export` and quotes are understood.
+    """Return the variables of a `.env` file, as python-dotenv reads it; nothing is put in for `${NAME}`.
 
     Raises:
         ConfigurationError: When it cannot be read, or a line has another form; it names the file and the line.
     """
+    from io import StringIO
+
+    from dotenv.parser import parse_stream
+
     try:
-        lines = read_text(path).splitlines()
+        text = read_text(path).removeprefix("\ufeff")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigurationError(f"the environment file {path} cannot be read ({why}); correct --env-file") from None
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for entry in parse_stream(StringIO(text, newline="")):
+        line = entry.original.string.strip()
+        if not line or (entry.key is None and not entry.error):
             continue
-        entry = _ENTRY.fullmatch(text)
-        if entry is None or "\0" in text:
+        skipped = entry.original.string[: entry.original.string.index(line)]
+        where = f"{path}:{entry.original.line + len(skipped.splitlines())}"
+        if entry.error and "=" in line:
             raise ConfigurationError(
-                f"{path}:{number}: {shown(_before_value(text))} is no NAME=value; correct that line"
+                f"{where}: the value of {shown(_before_value(line))} has an open quote, or goes on after its end; "
+                "correct that line"
             )
-        try:
-            found[entry[1]] = _unquoted(entry[2])
-        except ValueError:
-            raise ConfigurationError(f"{path}:{number}: the value of {entry[1]} has an open quote; close it") from None
+        if entry.value is None or not _VARIABLE.fullmatch(entry.key or "") or "\0" in entry.value:
+            raise ConfigurationError(f"{where}: {shown(_before_value(line))} is no NAME=value; correct that line")
+        found[entry.key or ""] = entry.value
     return found
 
 
 def _before_value(text: str) -> str:
     """Return what may be shown of a line: its value may be a secret."""
-    return text.partition("=")[0]
-
-
-def _unquoted(text: str) -> str:
-    if text[:1] in {"'", '"'}:
-        words = shlex.split(text, comments=True)
-        return words[0] if words else ""
-    return re.split(r"\s+#", text, maxsplit=1)[0].rstrip()
+    return text.partition("=")[0].removeprefix("export ").strip()
 
 
 FIELDS: dict[str, Callable[[object], Any]] = {
@@ -276,6 +275,7 @@ FIELDS: dict[str, Callable[[object], Any]] = {
     "env_file": _env_file,
     "port_arg": _port_arg,
     "pass_token": _yes,
+    "no_output_in_events": _yes,
     "listen_fd": _yes,
     "stop_timeout": _duration("stop timeout"),
     "stop_path": _path("stop"),

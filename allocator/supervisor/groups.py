@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from allocator.supervisor.children import Children
 
+STRAYS_S = 0.5
+"""How often the processes below a worker are looked at."""
+
 LOOK_S, STANDS_STILL_S = 0.01, 0.3
 """How long a program has to tidy up after Ctrl-Z before it stands still."""
 
@@ -84,6 +87,7 @@ class WorkerGroup:
     def __init__(self, order: StartOrder, children: Children) -> None:
         self._children = children
         self._marker = order.marker
+        self._strays_at = 0.0
         self._terminal = children.terminal
         self._sentry: subprocess.Popen[bytes] | None = None
         lend = self._terminal is not None and self._terminal.is_lent_at_once()
@@ -211,8 +215,11 @@ class WorkerGroup:
         return is_stopped(self.pid)
 
     def watch_strays(self) -> None:
-        """Let the guard know what has left the group; short enough to be done at every check."""
-        self._children.watch_strays()
+        """Let the guard know what has left the group; at most every half second."""
+        now = time.monotonic()
+        if now >= self._strays_at:
+            self._strays_at = now + STRAYS_S
+            self._children.watch_strays(self.pid)
 
     def signal(self, number: int) -> None:
         """Send a signal to every process of the worker."""
@@ -270,6 +277,19 @@ def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
         spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in descriptors]
         for at, spare in enumerate(spares):
             os.dup2(spare, FIRST_PASSED_SOCKET + at)
+        _close_others_on_exec(FIRST_PASSED_SOCKET + len(spares))
         os.execvpe(order.command[0], list(order.command), environment | {"LISTEN_PID": str(os.getpid())})  # noqa: S606
 
     return become
+
+
+def _close_others_on_exec(first: int) -> None:
+    """Let no other descriptor reach the command: subprocess, which would see to it, is not asked any more."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208  # in a child before exec
+    except OSError:
+        numbers = list(range(first, 4_096))
+    for number in numbers:
+        if number >= first:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(number, False)

@@ -25,17 +25,26 @@ while read -r word what; do
         add) groups="$groups$what " ;;
         forget) groups="${groups%% $what *} ${groups#* $what }" ;;
         stray) strays="$strays$what " ;;
+        found) strays="${strays%% $what *} ${strays#* $what }" ;;
         farewell) farewell=yes ;;
     esac
 done
 [ -z "$farewell" ] || exit 0
-for group in $groups; do kill -s KILL -- "-$group"; done
-for stray in $strays; do
-    pid=${stray%:*}
-    read -r line < "/proc/$pid/stat" || continue
-    set -- ${line##*) }
-    [ "${20}" != "${stray#*:}" ] || kill -s KILL "$pid"
+doomed=' ' grown=yes
+while [ -n "$grown" ]; do
+    grown=''
+    for file in /proc/[0-9]*/stat; do
+        read -r line < "$file" || continue
+        pid=${line%% *}
+        set -- ${line##*) }
+        case $doomed in *" $pid "*) continue ;; esac
+        case $groups$doomed$strays in
+            *" $2 "* | *" $3 "* | *" $pid:${20} "*) doomed="$doomed$pid " grown=yes ;;
+        esac
+    done
 done
+for group in $groups; do kill -s KILL -- "-$group"; done
+for pid in $doomed; do kill -s KILL "$pid"; done
 if printf 'a\\0b' | grep -qzxF b; then
     marked() { grep -lzxF -e "$mark" /proc/[0-9]*/environ; }
 else
@@ -55,8 +64,9 @@ while [ $tries -lt 100 ]; do
 done
 """
 """Groups are kept between single spaces; a group is forgotten once and only after it was added. A stray is its pid and
-its start time, the 20th field of proc_pid_stat(5) after the name. A process that forks faster than it is seen is looked
-for again. Not every grep knows `-z` (BusyBox)."""
+its start time, the 20th field of proc_pid_stat(5) after the name; the second is the parent, the third the group. What
+is below any of them is found before the first is killed: later its parent is another one. A process that forks faster
+than it is seen is looked for again. Not every grep knows `-z` (BusyBox)."""
 
 
 class Guard:
@@ -112,6 +122,8 @@ class Guard:
         with self._lock:
             for pid, started in strays - self._strays:
                 self._say("stray", f"{pid}:{started}")
+            for pid, started in self._strays - strays:
+                self._say("found", f"{pid}:{started}")
             self._strays = strays
 
     def _start(self) -> None:

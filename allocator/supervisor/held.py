@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from allocator.model.errors import LeaseLostError
+from allocator.model.errors import AllocatorError, LeaseLostError
+from allocator.operations.end import fail
 
 if TYPE_CHECKING:
     import threading
@@ -82,6 +84,11 @@ class HeldPorts:
         """
         for held in self._held.values():
             self._allocator.update(held, **words)
+
+    def record(self, why: str) -> None:
+        """Record what is wrong with the worker, as an event that outlives its lease, if Redis answers."""
+        with contextlib.suppress(AllocatorError):
+            self._allocator.run(fail(self._allocator.session.context, self.own.lease, why))
 
     def let_go(self, *, declined: int | None = None) -> None:
         """End all of them in one step.

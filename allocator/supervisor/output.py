@@ -7,6 +7,7 @@ that its workers do not stand still (see `kernel.outlets`).
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 import time
@@ -22,6 +23,12 @@ KEPT_LINES = 20
 CHUNK = 65_536
 LONGEST_LINE = 8_192
 """A line that is longer is cut where it is kept, and broken where a name stands before each line."""
+
+
+MOST_WORDS = 200
+"""Characters of a worker's last line in its lease and in events."""
+
+_FRAME = re.compile(r"\s+at |Node\.js v[0-9]|\s+\^+$")
 
 
 class Output:
@@ -73,6 +80,23 @@ class Output:
         if self._prefix is not None and lines:
             named = b"".join(self._prefix + line + b"\n" for line in lines)
             outlet(target).write(named, patient=True)
+
+
+def last_words(lines: Sequence[bytes]) -> str:
+    """Return the last line that says something, control characters shown, at most 200 characters; empty for none.
+
+    The frames of a stack trace, and the version that Node.js prints below its own, say nothing.
+    """
+    for line in reversed(lines):
+        text = line.decode("utf-8", "backslashreplace").rstrip()
+        if text.strip() and not _FRAME.match(text):
+            visible = "".join(each if each.isprintable() else _escaped(each) for each in text.strip())
+            return visible if len(visible) <= MOST_WORDS else visible[: MOST_WORDS - 1] + "…"
+    return ""
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _read(pipe: BinaryIO) -> bytes:

@@ -166,14 +166,14 @@ class _Crew:
         elif number in STOP_SIGNALS:
             if number == signal.SIGQUIT and not typed:
                 self._pass_on(number)
-            self._stop(told=typed or number == signal.SIGQUIT)
+            self._stop(number, told=typed or number == signal.SIGQUIT)
         elif number == signal.SIGTSTP:
             self._suspend(number)
         elif number == signal.SIGCONT:
             self._resume()
         elif number == signal.SIGHUP and self._terminal_is_gone():
             self._pass_on(number)
-            self._stop(told=True)
+            self._stop(number, told=True)
         elif number == signal.SIGHUP and self._supervision.together:
             threading.Thread(target=self._roll, name="rolling restart", daemon=True).start()
         else:
@@ -183,9 +183,9 @@ class _Crew:
         for worker in self._workers:
             worker.pass_on(number)
 
-    def _stop(self, *, told: bool) -> None:
+    def _stop(self, number: int, *, told: bool) -> None:
         for worker in self._workers:
-            worker.stop(at_once=self._stopping, told=told)
+            worker.stop(at_once=self._stopping, told=told, number=number)
         if self._stopping and self._leave_at is None:
             self._leave_at = time.monotonic() + HURRY_S
         self._stopping = True

@@ -65,6 +65,7 @@ class WorkerSpec:
         directory: Where it runs, or None for the supervisor's directory.
         port_argument: An option that is added to the command with the port as its value, or None.
         pass_token: Whether the environment has the lease's token.
+        output_in_events: Whether the last line of its standard error goes into its lease and the events.
         listen: Whether the supervisor binds the port and passes the socket.
         stop_timeout_s: How long the worker has to end by itself, in seconds.
         stop_path: Where it is asked to end by `POST` first, or None.
@@ -89,6 +90,7 @@ class WorkerSpec:
     directory: Path | None = None
     port_argument: str | None = None
     pass_token: bool = False
+    output_in_events: bool = True
     listen: bool = False
     stop_timeout_s: float = 5.0
     stop_path: str | None = None

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.client.health import Health, Verdict
-from allocator.kernel.port_watch import Owner, PortWatch
+from allocator.kernel.port_watch import Owner, PortWatch, described
 from allocator.kernel.probes import Answer, Probe
 from allocator.kernel.processes import command_name
 from allocator.kernel.sockets import listeners
-from allocator.model.leases import error_line
 from allocator.model.states import LeaseState
 from allocator.supervisor.children import MARK
 from allocator.supervisor.groups import StartOrder, WorkerGroup
 from allocator.supervisor.mailbox import STOPS, Command, Passed
-from allocator.supervisor.output import Output
+from allocator.supervisor.output import Output, last_words
 from allocator.supervisor.ports import SERVER_FAILED, says_in_use
 from allocator.supervisor.spec import ReadyWhen, say_nothing
 from allocator.supervisor.templates import filled_command, worker_environment
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from allocator.kernel.port_watch import PortState
     from allocator.model.errors import LeaseLostError
     from allocator.supervisor.children import Children
     from allocator.supervisor.held import HeldPorts
@@ -54,8 +54,6 @@ SUSPEND_S = 0.5
 
 KILL_WAIT_S = 5.0
 OUTPUT_WAIT_S = 1.0
-KEPT_REASON = 400
-"""Characters of the worker's last lines in `last_error`; the rest is for how it ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +70,7 @@ class Ended:
         left: The processes that could not be ended.
         had_terminal: Whether it had the terminal when it ended.
         how: In a few words.
-        why: The same with its last lines, for `last_error`.
+        why: The same with its last line, for `last_error`.
     """
 
     status: int
@@ -120,6 +118,7 @@ class WorkerStart:
     ) -> None:
         self._held, self._spec, self._mailbox, self._children = held, spec, mailbox, children
         self._on_ready, self._talk = on_ready, talk
+        self._listening = listening
         self.group = WorkerGroup(
             StartOrder(
                 command=filled_command(spec.command, spec.port_argument, held.own.lease, held.ports),
@@ -136,7 +135,7 @@ class WorkerStart:
         self._health = Health(
             time.monotonic(), spec.health_interval_s, spec.give_up_after_s, start_timeout_s=spec.start_timeout_s
         )
-        self._port = PortWatch(held.port, self.group.members)
+        self._port, *self._further = [PortWatch(port, self.group.members) for port in held.ports.values()]
         self._probe: Probe | None = None
         self._stranger_since: float | None = None
         self._asked: Command | None = None
@@ -176,7 +175,7 @@ class WorkerStart:
             left=left,
             had_terminal=had_terminal,
             how=how,
-            why=self._with_last_lines(how),
+            why=self._with_last_words(how),
         )
 
     # -- while it runs --
@@ -184,6 +183,7 @@ class WorkerStart:
     def _watch(self) -> None:
         while not (self.group.has_ended() or self._held.lost or self._asked or self._given_up):
             self._wait()
+            self.group.watch_strays()
             for order in self._mailbox.take():
                 self._obey(order)
             if self._held.draining and not self._asked:
@@ -258,12 +258,12 @@ class WorkerStart:
             self._take(answer, now)
 
     def _look(self, now: float) -> None:
-        self.group.watch_strays()
         if self.group.is_stopped():
             self._children.wake()  # the main thread knows what to do about a terminal
             self._follow(self._health.bad(now, "it was stopped by a signal; let it go on with kill -CONT"), now)
             return
         seen = self._port.look()
+        self._heed_sharing(seen)
         if self._spec.ready is ReadyWhen.STARTED:
             self._follow(self._health.running(now, READY_AFTER_S), now)
         elif seen.owner is Owner.WORKER and seen.address is not None:
@@ -277,6 +277,18 @@ class WorkerStart:
         else:
             self._stranger_since = None
             self._follow(self._health.not_listening(now), now)
+
+    def _heed_sharing(self, seen: PortState) -> None:
+        """Make known who else listens on one of its ports: connections of its callers end there."""
+        strangers = seen.strangers if seen.owner is Owner.WORKER or self._spec.ready is ReadyWhen.STARTED else ()
+        for watch in () if strangers else self._further:
+            strangers = strangers or watch.look().strangers
+        was, self._health.shared = self._health.shared, described(strangers)
+        if self._health.shared and not was:
+            self._talk(f"{self._held.worker}: {self._health.shared}", self._held.own.lease)
+            self._held.record(self._health.shared)
+        elif was and not self._health.shared:
+            self._talk(f"{self._held.worker} has port {self._held.port} for itself again", self._held.own.lease)
 
     def _meet_stranger(self, now: float) -> None:
         if self._health.state is not LeaseState.STARTING:
@@ -319,6 +331,8 @@ class WorkerStart:
         """End every process of the worker; return those that nothing could end."""
         if self._asked in STOPS:
             self._say(state=LeaseState.DRAINING)
+            for passed in self._listening:  # the worker has its own: once it closes that one, nobody is let in any more
+                passed.close()
         timeout_s = 0.0 if self._asked is Command.KILL else self._spec.stop_timeout_s
         ends_at = time.monotonic() + timeout_s
         if self._asked is Command.LEAVE:  # it was told already: a second signal means "at once" to many programs
@@ -394,6 +408,6 @@ class WorkerStart:
         taken = (port for port in ports if PortWatch(port, self.group.members).look().owner is Owner.STRANGER)
         return next(taken, said[0] if said else None)
 
-    def _with_last_lines(self, how: str) -> str:
-        lines = error_line(b"\n".join(self._output.last_errors).decode("utf-8", "replace"))
-        return f"{how}: {lines[-KEPT_REASON:]}" if lines else how
+    def _with_last_words(self, how: str) -> str:
+        words = last_words(self._output.last_errors) if self._spec.output_in_events else ""
+        return f"{how}: {words}" if words else how

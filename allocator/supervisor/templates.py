@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import environment_names, port_variable, shown
+from allocator.model.settings import SETTINGS, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,14 +79,13 @@ def worker_environment(
     """Return the environment of a worker: `base`, the port under its usual names, host and fence.
 
     Args:
-        base: What it starts from; the supervisor's own secrets are left out.
+        base: What it starts from.
         lease: Whose values.
         ports: Its ports by name.
         with_token: Whether the lease's token is in it too.
     """
-    environment = {name: value for name, value in base.items() if name not in _SECRETS}
     port = str(lease.port)
-    environment |= {
+    environment = dict(base) | {
         "PORT": port,
         **dict.fromkeys(environment_names(lease.plugin), port),
         "HAY_WORKER_PORT": port,
@@ -98,4 +98,11 @@ def worker_environment(
     return environment
 
 
-_SECRETS = frozenset({"ALLOCATOR_TOKEN", "ALLOCATOR_REDIS_URL", "ALLOCATOR_REDIS_PASSWORD", "ALLOCATOR_DATABASE_URL"})
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the supervisor's own secrets; a worker has those that a file or table gives it."""
+    secret = {setting.variable for setting in SETTINGS.values() if setting.secret is not Secret.NOTHING}
+    return {name: value for name, value in environ.items() if name not in secret | _OTHERS_SECRETS}
+
+
+_OTHERS_SECRETS = frozenset({"PGPASSWORD"})
+"""Secrets of the libraries that the supervisor itself may use. Source: libpq, "Environment Variables"."""

@@ -20,7 +20,6 @@ from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.operations.end import fail
 from allocator.supervisor.acquiring import acquire
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from allocator.supervisor.start import Ended
 
 STOPPED_BEFORE_START = 143
-"""What a worker that was stopped before it had a port exits with, as if SIGTERM had ended it."""
+"""What a worker that was stopped before it had a port exits with, unless a signal says otherwise: that of SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,7 @@ class Worker:
         self._mailbox = Mailbox()
         self._restarts = Restarts(spec.restart, spec.max_restarts, allocator.session.rng)
         self._status = STOPPED_BEFORE_START
+        self._has_started = False
         self._running: WorkerStart | None = None
 
     def __repr__(self) -> str:
@@ -102,8 +102,16 @@ class Worker:
 
     # -- what others tell it --
 
-    def stop(self, *, at_once: bool = False, told: bool = False) -> None:
-        """Let it end, gracefully or at once; `told`: its processes got a signal already that tells them to."""
+    def stop(self, *, at_once: bool = False, told: bool = False, number: int = signal.SIGTERM) -> None:
+        """Let it end, gracefully or at once.
+
+        Args:
+            at_once: Whether it has no time to tidy up.
+            told: Whether its processes got a signal already that tells them to end.
+            number: The signal that asks for it, which is the status of a worker that has not started yet.
+        """
+        if not self._has_started:
+            self._status = 128 + number
         self._mailbox.send(Command.KILL if at_once else Command.LEAVE if told else Command.STOP)
 
     def restart(self) -> None:
@@ -272,7 +280,7 @@ class Worker:
         )
         started = start_time_of(start.pid)
         held.update(pid=start.pid, pid_started=started, started_at=int(time.time()), restarts=self._restarts.total)
-        self._running = start
+        self._running, self._has_started = start, True
         try:
             return start.run()
         finally:
@@ -314,7 +322,7 @@ class Worker:
         """Write why the worker failed before its lease ends: in the lease, and in an event that outlives it."""
         with contextlib.suppress(AllocatorError):
             self._allocator.renew(held.own.lease, rewrite=True)
-            self._allocator.run(fail(self._allocator.session.context, held.own.lease, why))
+            held.record(why)
 
     def _explain_decline(self, held: HeldPorts, outcome: _Outcome) -> None:
         port = outcome.declined or held.port

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
+from allocator.kernel.processes import boot_id, namespaces, process_table, with_descendants
 from allocator.kernel.sockets import listeners
 from allocator.model.leases import written_time
 from allocator.model.states import LeaseState
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from allocator.cli.options import Desk
+    from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
 
@@ -42,7 +44,14 @@ def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterat
         leases: Its live leases on this host, by port.
         now: The server's time, in Unix seconds.
     """
-    listening = {one.port: one for one in listeners(pool.first, pool.last)}
+    seen = listeners(pool.first, pool.last)
+    listening = {one.port: one for one in seen}
+    for one in seen:
+        lease = leases.get(one.port)
+        if lease is not None and is_stranger(lease, one):
+            who = f"{one.command or 'a process'} (pid {one.pid}) listens on {one.address}:{one.port}"
+            what = f"{who}, leased by {lease.worker}, as well: callers of the worker may reach it"
+            yield Finding("shared", what, f"end it: kill {one.pid}")
     for port, one in sorted(listening.items()):
         if port not in leases:
             who = f"{one.command or 'a process'} (pid {one.pid or 'unknown'})"
@@ -56,3 +65,16 @@ def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterat
         if port not in listening and since is not None and now - since >= LONG_START_S:
             what = f"{lease.worker} has been starting since {written_time(since)} and does not listen on port {port}"
             yield Finding("slow start", what, f"see its output and 'allocator show {port}'")
+
+
+def is_stranger(lease: Lease | None, listener: Listener) -> bool:
+    """Return whether a listener on a leased port of this host is none of the leased worker's processes."""
+    if lease is None or lease.pid is None or listener.pid is None:
+        return False
+    if lease.boot not in {None, boot_id()} or lease.namespaces not in {None, namespaces()}:
+        return False  # its processes are not seen from here
+    table = process_table()
+    row, leased = table.get(listener.pid), table.get(lease.pid)
+    in_group = row is not None and leased is not None and row.group == leased.group
+    known = [pid for pid in (lease.pid, lease.holder_pid) if pid is not None]
+    return not in_group and listener.pid not in with_descendants(*known)

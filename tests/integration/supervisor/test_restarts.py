@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from process_groups import process_group_members
@@ -13,9 +13,6 @@ from supervised import LEAVE, NODE_WORKER, PYTHON_WORKER, WORKERS, Fleet, eventu
 
 from allocator.kernel.processes import process_table
 from allocator.operations.hosts import drain
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("command", WORKERS)
@@ -38,7 +35,10 @@ def test_a_worker_that_hangs_longer_than_its_limit_is_started_again(fleet: Fleet
     os.kill(fleet.listener(before.port), signal.SIGSTOP)
     eventually(lambda: fleet.lease().restarts == 1)
     assert fleet.lease().port == before.port
-    assert "/health: no answer in time" in fleet.lease().last_error
+    error = fleet.lease().last_error
+    assert "/health: no answer in time" in error or "stopped by a signal" in error, (
+        "it stands still itself, or below it"
+    )
 
 
 @needs_node
@@ -168,3 +168,45 @@ def test_a_host_that_is_drained_during_a_restart_ends_the_worker_as_a_drain_does
     assert process.returncode in {0, 128 + signal.SIGTERM}
     assert fleet.ports.leases() == []
     assert "declined" not in fleet.events()
+
+
+def test_a_killed_supervisor_leaves_nothing_that_a_stray_started_last(fleet: Fleet) -> None:
+    """What left by `setsid env -i` forks on: what it started within the last moment has no mark and no known parent."""
+    forking = "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(600)\n    time.sleep(0.2)"
+    (fleet.state / "forking.py").write_text(forking)
+    script = f'env -i setsid {sys.executable} -S forking.py & exec "$@"'
+    process = fleet.run(command=["sh", "-c", script, "sh", *PYTHON_WORKER])
+    lease = fleet.lease()
+
+    def strays() -> list[int]:
+        return [pid for pid in process_table() if b"forking.py" in _words(pid)]
+
+    eventually(lambda: len(strays()) > 5)
+    process.kill()
+    process.wait()
+    eventually(lambda: not strays(), "a child of a stray outlived the supervisor")
+    assert not is_running(lease.pid)
+
+
+def _words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_guard_that_was_ended_is_replaced(fleet: Fleet) -> None:
+    process = fleet.run(command=["sh", "-c", LEAVE["setsid"], "sh", *PYTHON_WORKER])
+    lease = fleet.lease()
+    listener = fleet.listener(lease.port)
+
+    def guards() -> list[int]:
+        table = process_table()
+        return [pid for pid, row in table.items() if row.parent == process.pid and b"allocator-guard" in _words(pid)]
+
+    (guard,) = guards()
+    os.kill(guard, signal.SIGKILL)
+    eventually(lambda: [pid for pid in guards() if pid != guard])
+    process.kill()
+    process.wait()
+    eventually(lambda: not is_running(listener))

@@ -106,7 +106,19 @@ def shell(fleet: Fleet) -> Iterator[Shell]:
 
 def run(fleet: Fleet, *words: str, worker: tuple[str, ...] = ()) -> str:
     (fleet.state / "reader.py").write_text(READER)
-    command = [sys.executable, "-m", "allocator", "run", "email", "--org", "org-1", "--ttl", f"{TTL_S:g}s", "--health", "/"]
+    command = [
+        sys.executable,
+        "-m",
+        "allocator",
+        "run",
+        "email",
+        "--org",
+        "org-1",
+        "--ttl",
+        f"{TTL_S:g}s",
+        "--health",
+        "/",
+    ]
     return shlex.join([*command, *words, "--", sys.executable, "reader.py", *worker])
 
 
