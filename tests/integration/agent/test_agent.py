@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
+from servers import client_of
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
 
 from allocator import PortAllocator
@@ -103,7 +104,7 @@ def test_leases_of_an_earlier_boot_that_only_redis_knows_are_released_at_once(
 def test_a_lease_that_redis_lost_is_re_asserted_on_its_port(fleet: Fleet, process: subprocess.Popen) -> None:
     agent(fleet)
     port = claim(fleet, process.pid, "--ttl", "1s")
-    client = fleet.ports.store._ready_client()
+    client = client_of(fleet.ports.store)
     for key in client.scan_iter(match=f"alloc:{{{fleet.pool.name}}}:*"):
         client.delete(key)
     fleet.ports.apply_pool(fleet.pool)

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 from allocator import PortAllocator
 from allocator.model.states import ENDED_STATES
@@ -165,8 +166,8 @@ def test_a_claim_for_another_host_is_not_proved_here(worker, http, pool: PoolSpe
 def test_a_lease_that_redis_lost_comes_back_with_the_holders_words(worker, http, redis_url: str, pool) -> None:
     lease = worker.claim()
     store = Store.open(redis_url)
-    keys = list(store._ready_client().scan_iter(match=f"alloc:{{{pool.name}}}*"))
-    store._ready_client().delete(*keys)
+    keys = list(client_of(store).scan_iter(match=f"alloc:{{{pool.name}}}*"))
+    client_of(store).delete(*keys)
     store.close()
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
         ports.apply_pool(pool)
@@ -356,7 +357,7 @@ def test_a_further_port_of_a_worker_is_resolved_filtered_and_re_asserted(http, p
     for plugin, port in (("email+debug", lease.port), ("email", held["http"].port)):
         found = http.get("/v1/leases", params={"plugin": plugin}).json()["leases"]
         assert [(one["plugin"], one["port"]) for one in found] == [(plugin, port)]
-    ports.store._ready_client().delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
+    client_of(ports.store).delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
     words = {"org": lease.org, "plugin": lease.plugin, "instance": lease.instance, "fence": lease.fence}
     assert http.patch(path, json=words, headers=proof).json()["fence"] > lease.fence
     long = "p" * 128
