@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from allocator.operations.claim import ClaimRequest
     from allocator.operations.hosts import Spread
     from allocator.operations.steps import Operation
-    from allocator.store.opening import Opening
+    from allocator.store.base import BaseStore
 
-S = TypeVar("S", bound="Opening")
+S = TypeVar("S", bound="BaseStore")
 
 
 class LeaseOperations(Generic[E_]):

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from allocator.client.tracing import Tracer
     from allocator.model.durations import Duration
     from allocator.model.settings import Settings
+    from allocator.store.base import BaseStore
     from allocator.store.embedded.server import EmbeddedStatus
-    from allocator.store.opening import Opening
 
-S = TypeVar("S", bound="Opening")
+S = TypeVar("S", bound="BaseStore")
 log = logging.getLogger("allocator")
 
 
