@@ -85,6 +85,7 @@ def create_app(
     application.state.hubs = hubs
     application.state.samples = sampled
     application.state.drift = drift_view
+    application.state.targets = discovery.Targets()
     application.add_middleware(LimitMiddleware, limits=limits or Limits())
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
     for module in (leases, fleet, drift, events, discovery, samples, health, metrics, pages):

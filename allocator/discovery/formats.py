@@ -16,7 +16,7 @@ from allocator.model.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from allocator.discovery.directory import ServiceName
+    from allocator.discovery.memory import ServiceName
     from allocator.model.endpoints import Endpoint
 
     Services = Mapping[ServiceName, Sequence[Endpoint]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.model.endpoints import Endpoint
 from allocator.model.errors import NoWorkerError
 from allocator.model.names import check_name, check_plugin
+from allocator.model.states import LeaseState
 from allocator.operations.steps import ask
 from allocator.protocol.signatures.resolve import NoneReady, ResolveAllCall, ResolveCall
 
 if TYPE_CHECKING:
+    from allocator.model.endpoints import Endpoint, Sighting
     from allocator.operations.steps import Operation
 
 MAX_PAGES = 1_000
@@ -34,7 +35,7 @@ def resolve(pool: str, plugin: str, org: str, *, prefer: str | None = None) -> O
     found = yield from ask(ResolveCall(pool=pool, plugin=plugin, org=org, prefer=prefer or "-"))
     if isinstance(found, NoneReady):
         raise no_worker(pool, plugin, org, [found.starting, found.degraded, found.draining])
-    return Endpoint.of(*found.workers[0])
+    return found.workers[0].endpoint
 
 
 def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
@@ -44,17 +45,29 @@ def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
         InvalidInputError: When a name is not valid.
     """
     _check_names(plugin, org)
-    found: list[Endpoint] = []
+    seen = yield from sightings(pool, plugin, org)
+    return sorted(one.endpoint for one in seen if one.lease.state is LeaseState.READY)
+
+
+def sightings(pool: str, plugin: str, org: str) -> Operation[list[Sighting]]:
+    """Return all workers of a service with their leases, in whatever state, by host and port.
+
+    Raises:
+        InvalidInputError: When a name is not valid.
+    """
+    _check_names(plugin, org)
+    found: list[Sighting] = []
     offset = 0
     for _ in range(MAX_PAGES):
         page = yield from ask(ResolveAllCall(pool=pool, plugin=plugin, org=org, offset=offset))
         if isinstance(page, NoneReady):
             break
-        found += [Endpoint.of(lease, advertised) for lease, advertised in page.workers]
+        found += page.workers
         if page.next_offset is None:
             break
         offset = page.next_offset
-    return sorted({(one.host, one.port): one for one in found}.values())
+    by_place = {(one.lease.host, one.lease.port): one for one in found}  # a page may show one of the page before again
+    return [by_place[place] for place in sorted(by_place)]
 
 
 def _check_names(plugin: str, org: str) -> None:

@@ -1,4 +1,4 @@
--- resolve: the next worker of a service, strictly in turn, or all of them.
+-- resolve: the next ready worker of a service, strictly in turn, or all its workers in whatever state.
 --
 -- Safe because the turn is the service's own order: of the leases in state ready, the one that was handed out the
 -- longest time ago is next, and its new score is above all others. So among k workers that stay ready, the counts of
@@ -9,7 +9,7 @@
 -- Replies
 --       found  now_ms, offset to go on from (-1: that was all), then for each worker: lease, remaining_ms, advertised
 --              address or ''
---       none   how many leases of the service are starting, degraded, draining
+--       none   how many leases of the service are starting, degraded, draining (with all: 0, for there is none)
 -- Events  none
 -- Loops   the members of the service in pages, at most 1,024 a call
 
@@ -49,10 +49,10 @@ local function run(read, call, try)
       if lease then
         local _, state, worker, host = lease_head(lease, lease_keys[i])
         if string.sub(worker, 1, #prefix) == prefix then
-          if state ~= 'ready' then
-            counts[state] = (counts[state] or 0) + 1
-          elseif all then
+          if all then
             found[#found + 1] = { members[i], lease, lease_keys[i], host }
+          elseif state ~= 'ready' then
+            counts[state] = (counts[state] or 0) + 1
           elseif host == preferred or not found[1] then
             found[1] = { members[i], lease, lease_keys[i], host }
           end
