@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from allocator.client.tracing import OpenTelemetryTracer
     from allocator.database.recorder import DatabaseRecorder
     from allocator.discovery.service import Service
-    from allocator.discovery.transport import AsyncPluginTransport, PluginTransport
+    from allocator.discovery.transport import AsyncPluginTransport, PluginTransport, service_url
     from allocator.model.endpoints import Endpoint
     from allocator.model.errors import (
         AllocatorError,
@@ -54,7 +54,7 @@ _HOMES = {
     "allocator.client.tracing": ("OpenTelemetryTracer",),
     "allocator.database.recorder": ("DatabaseRecorder",),
     "allocator.discovery.service": ("Service",),
-    "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport"),
+    "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport", "service_url"),
     "allocator.model.endpoints": ("Endpoint",),
     "allocator.model.errors": (
         "AllocatorError",
@@ -87,6 +87,7 @@ __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "Service",
     "PluginTransport",
     "AsyncPluginTransport",
+    "service_url",
     "HeldLease",
     "HolderMetrics",
     "OpenTelemetryTracer",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from allocator.model.encodings import FILE
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
@@ -50,7 +51,8 @@ class LeaseFiles:
         return self.directory / f"{_stem(pool, host)}@{port}.json"
 
     def _claim_path(self, pool: str, host: str, worker: WorkerId) -> Path:
-        name = f".claim@{pool}@{host}@{worker.org}@{worker.plugin}@{worker.instance}"
+        parts = (pool, host, worker.org, worker.plugin, str(worker.instance))
+        name = f".claim@{FILE.separator.join(map(FILE.encode, parts))}"
         return self.directory / (name if len(name) <= MAX_FILE_NAME else f".claim@{_digest(name)}")
 
     def begin_claim(self, pool: str, host: str, worker: WorkerId, token: str) -> tuple[str, bool]:
