@@ -80,13 +80,14 @@ def create_app(
         redirect_slashes=False,
     )
     application.state.claims = claims
-    application.state.access = access or Access()
+    access = access or Access()
+    application.state.access = access
     application.state.metrics = counted
     application.state.hubs = hubs
     application.state.samples = sampled
     application.state.drift = drift_view
     application.state.targets = discovery.Targets()
-    application.add_middleware(LimitMiddleware, limits=limits or Limits())
+    application.add_middleware(LimitMiddleware, limits=limits or Limits(), access=access)
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
     for module in (leases, fleet, drift, events, discovery, samples, health, metrics, pages):
         application.include_router(module.router)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel
 
-from allocator.api.access import Reader
+from allocator.api.access import Reader, Taker
 from allocator.api.claims import MAX_POOLS
 from allocator.api.models import MAX_PLUGIN_LENGTH, MAX_WAIT_S, NAME_PATTERN, PLUGIN_PATTERN, EndpointBody
 from allocator.api.routes import PoolName, claims_of, problems
@@ -39,7 +39,7 @@ PathName = Annotated[str, Path(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
 @router.get("/resolve/{plugin:path}/{org}", responses=problems(404, 409))
 async def resolve(
     request: Request,
-    _caller: Reader,
+    _caller: Taker,
     plugin: PathPlugin,
     org: PathName,
     wait_s: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="How long to wait for a ready worker.")] = 0.0,

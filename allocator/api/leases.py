@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from allocator.api.access import Holder, Reader
+from allocator.api.access import Claimer, Holder, Reader, check_pool
 from allocator.api.credentials import Caller
 from allocator.api.metrics import watched_claim, watched_renewal
 from allocator.api.models import (
@@ -62,7 +62,7 @@ async def claim(
     body: ClaimBody,
     request: Request,
     response: Response,
-    caller: Holder,
+    caller: Claimer,
     token: OwnTokenHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> GrantBody:
@@ -71,6 +71,7 @@ async def claim(
     The token comes in the header `Allocator-Token`: keep it, it is what renews and releases the lease. A lease on
     another host than the server's comes with `proved: false`: decline it when the worker's bind fails.
     """
+    check_pool(request, caller, body.pool)
     with watched_claim(request, body.pool):
         lease, proved = await claims_of(request).claim(
             body.pool,

@@ -68,6 +68,7 @@ UNAUTHORIZED = Kind(401, "unauthorized", "A valid bearer token is needed")
 FORBIDDEN = Kind(403, "forbidden", "The credentials do not cover this")
 MISDIRECTED = Kind(421, "misdirected", "The request was made for another host")
 TOO_LARGE = Kind(413, "too-large", "The request is too large")
+MEDIA_TYPE_MISSING = Kind(415, "media-type", "A request that changes something is sent as application/json")
 TOO_MANY = Kind(429, "too-many-requests", "Too many requests")
 TOO_MANY_CONNECTIONS = Kind(503, "too-many-connections", "As many connections as there may be are open")
 BAD_REQUEST = Kind(400, "bad-request", "The request cannot be read")
@@ -79,6 +80,7 @@ PLAIN_KINDS = (
     FORBIDDEN,
     MISDIRECTED,
     TOO_LARGE,
+    MEDIA_TYPE_MISSING,
     TOO_MANY,
     TOO_MANY_CONNECTIONS,
     BAD_REQUEST,

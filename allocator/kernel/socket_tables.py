@@ -140,6 +140,46 @@ def _table(path: Path) -> bytes | None:
         return None
 
 
+_ESTABLISHED = re.compile(
+    rb"^ *[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) 01"
+    rb" \S+ \S+ \S+ +([0-9]+) ",
+    re.MULTILINE,
+)
+
+
+def user_of_connection(near: tuple[str, int], far: tuple[str, int], root: Path = PROC) -> int | None:
+    """Return the user who made the socket at the near end of an established connection within this machine.
+
+    Args:
+        near: Address and port of that end.
+        far: Address and port of the other end.
+        root: Where `/proc` is.
+
+    Returns:
+        The user's number, or None when the connection is not to be seen here.
+    """
+    wanted = (_mapped(near[0]), near[1], _mapped(far[0]), far[1])
+    for name in ("tcp", "tcp6"):
+        for here, port, there, to, uid in _ESTABLISHED.findall(_table(root / "net" / name) or b""):
+            if int(port, 16) == near[1] and (_from_words(here), near[1], _from_words(there), int(to, 16)) == wanted:
+                return int(uid)
+    return None
+
+
+def _mapped(address: str) -> bytes:
+    """Return an address as IPv6 has it: a socket of either family may be at each end of a connection."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    return _MAPPED_PREFIX + socket.inet_aton(address)
+
+
+def _from_words(words: bytes) -> bytes:
+    packed = b"".join(struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8))
+    return packed if len(packed) == 16 else _MAPPED_PREFIX + packed
+
+
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+
 # -- psutil --
 
 

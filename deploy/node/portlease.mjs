@@ -156,7 +156,8 @@ export class Portlease {
     for (const [name, value] of Object.entries(query)) if (value !== undefined) target.searchParams.set(name, value);
     const content = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
     const headers = { accept: "application/json" };
-    if (content) Object.assign(headers, { "content-type": "application/json", "content-length": content.length });
+    if (method !== "GET") headers["content-type"] = "application/json";
+    if (content) headers["content-length"] = content.length;
     if (token) headers["allocator-token"] = token;
     if (this.#token) headers.authorization = `Bearer ${this.#token}`;
     const send = target.protocol === "https:" ? httpsRequest : httpRequest;

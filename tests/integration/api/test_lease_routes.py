@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +86,22 @@ def test_the_same_idempotency_key_gets_the_same_lease_and_another_claim_another(
     assert other["port"] != first["port"]
     refused = http.post("/v1/leases", json={"plugin": "email", "org": "org-1"}, headers={"Idempotency-Key": "deploy-8"})
     assert problem(refused, 409, "held")["holder"]["port"] == first["port"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("curl"), reason="needs root and curl, to be two users")
+def test_the_idempotency_key_of_one_user_gets_another_user_nothing(url: str) -> None:
+    def claim(uid: int) -> tuple[int, str]:
+        """Return the status of one user's claim and the lease token that it got."""
+        words = ["-sS", "-i", "-H", "Content-Type: application/json", "-H", "Idempotency-Key: deploy-7"]
+        body = ["-d", '{"plugin": "email", "org": "org-1"}', f"{url}/v1/leases"]
+        done = subprocess.run(["curl", *words, *body], user=uid, check=True, capture_output=True, text=True, cwd="/")
+        token = re.search(r"(?im)^allocator-token: (\w+)", done.stdout)
+        return int(done.stdout.split()[1]), token[1] if token else ""
+
+    status, token = claim(65_534)
+    assert (status, len(token)) == (201, 32)
+    assert claim(65_534) == (201, token)
+    assert claim(65_533) == (409, "")
 
 
 def test_a_token_of_the_callers_own_gets_the_same_lease_again(worker) -> None:
