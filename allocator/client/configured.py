@@ -6,7 +6,6 @@ agent. The embedded server serves only where no setting names a Redis; whoever o
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from functools import cache
@@ -16,6 +15,7 @@ from allocator.client.arguments import check_text
 from allocator.client.session import make_session
 from allocator.model.durations import seconds_of
 from allocator.model.errors import InvalidInputError, StoreUnavailableError
+from allocator.model.log import log
 from allocator.model.settings import load_settings
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from allocator.store.embedded.server import EmbeddedStatus
 
 S = TypeVar("S", bound="BaseStore")
-log = logging.getLogger("allocator")
 
 
 def library_settings(

@@ -9,7 +9,6 @@ told that it lost it. Only an answer of Redis that says so makes a lease lost un
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
@@ -18,6 +17,7 @@ from allocator.client.counting import HolderCounts, with_held
 from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
 from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
+from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
 from allocator.operations import listing, renew
@@ -41,8 +41,6 @@ RETRY_FIRST, RETRY_LONGEST = 0.02, 0.05
 """A renewal that failed is tried again after up to this part of the TTL: doubling, or the first again when urgent."""
 
 _KINDS: dict[str, type] = dict.fromkeys(NUMBER_WORDS, int) | dict.fromkeys(TEXT_WORDS, str)
-
-log = logging.getLogger("allocator")
 
 
 class Signal(Protocol):
