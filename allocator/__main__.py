@@ -62,9 +62,7 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
     from allocator.model.errors import EXIT_CONFIGURATION, EXIT_USAGE, AllocatorError
 
     try:
-        if arguments == [
-            "--version"
-        ]:  # spared the time that a command line takes to make
+        if arguments == ["--version"]:  # spared the time that a command line takes to make
             status = _show_version()
         else:
             from allocator.cli.app import run_command
