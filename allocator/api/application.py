@@ -21,10 +21,10 @@ from allocator.api.limits import LimitMiddleware, Limits
 from allocator.api.routes import add_problem_schema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
+    from allocator.api.claims import Custody
     from allocator.client.aio import AsyncPortAllocator
-    from allocator.model.leases import Lease
 
 DESCRIPTION = """Port leases over HTTP. Errors are RFC 9457 problem details with a stable `type`. A lease's token
 comes and goes in the header `Allocator-Token`; it appears in no path, body, listing or log."""
@@ -35,7 +35,7 @@ def create_app(
     *,
     access: Access | None = None,
     limits: Limits | None = None,
-    on_granted: Callable[[Lease], None] = lambda _: None,
+    custody: Custody | None = None,
     drift_view: drift.DriftView | None = None,
 ) -> FastAPI:
     """Return the API over an allocator, which the application closes at its end.
@@ -44,10 +44,10 @@ def create_app(
         allocator: The connection to Redis, the pool that is meant where none is named, and which host is the own one.
         access: Who may call; None for whoever reaches the socket.
         limits: What a caller may ask for; None for the defaults.
-        on_granted: Told of each lease that was claimed on the own host, with its token: the agent looks after it then.
+        custody: Looks after the leases of this host that are bound to a process: the agent; None when nobody does.
         drift_view: Compares the leases with a database; None without one. It is closed at the end.
     """
-    claims = Claims(allocator, on_granted)
+    claims = Claims(allocator, custody)
     counted = metrics.Metrics()
     hubs = events.Hubs(allocator.store, counted.count_event)
     sampled = samples.Samples(claims)

@@ -176,18 +176,39 @@ def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
     from allocator.api.application import create_app
     from allocator.client.counting import HolderMetrics
 
-    def granted(lease: Lease) -> None:
-        if lease.pid is not None:
-            try:
-                files.save(lease)
-            except AllocatorError as error:
-                talk(str(error))
-            core.look()
-
     access = Access(hosts=[*LOOPBACK_NAMES])
-    application = create_app(async_allocator(at.settings), access=access, on_granted=granted)
+    application = create_app(async_allocator(at.settings), access=access, custody=_Custody(core, files))
     application.state.metrics.registry.register(HolderMetrics(core))
     return application
+
+
+class _Custody:
+    """What the API gives into the agent's care: a lease file, which the agent sees."""
+
+    def __init__(self, core: HostAgent, files: LeaseFiles) -> None:
+        self._core, self._files = core, files
+
+    def confirm(self, lease: Lease) -> None:
+        try:
+            known = self._files.load(lease.pool, lease.host, lease.port)
+            if known and _shown_by_holder(known) == _shown_by_holder(lease):
+                return
+            self._files.save(lease)
+        except AllocatorError as error:
+            talk(str(error))
+        self._core.look()
+
+    def forget(self, lease: Lease) -> None:
+        try:
+            self._files.remove(lease)
+        except AllocatorError as error:
+            talk(str(error))
+        self._core.look()
+
+
+def _shown_by_holder(lease: Lease) -> tuple[object, ...]:
+    """Return all of a lease that a heartbeat does not change."""
+    return lease.token, lease.fence, lease.state, lease.ttl_ms, lease.holder_words()
 
 
 def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.socket]) -> None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from allocator import PoolSpec
 
-CLIENT = Path(__file__).parents[3] / "deploy/node/portlease.mjs"
+PACKAGE = Path(__file__).parents[3] / "deploy/node"
+CLIENT = PACKAGE / "index.mjs"
 
 
 @pytest.fixture
