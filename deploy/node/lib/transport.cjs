@@ -88,7 +88,8 @@ class Transport {
     for (const [name, value] of Object.entries(query)) if (value != null) target.searchParams.set(name, value);
     const content = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
     const sent = { accept, ...headers };
-    if (content) Object.assign(sent, { "content-type": "application/json", "content-length": content.length });
+    if (method !== "GET") sent["content-type"] = "application/json"; // a page of another program cannot send that
+    if (content) sent["content-length"] = content.length;
     if (token) sent["allocator-token"] = token;
     if (this.#credential) sent.authorization = `Bearer ${this.#credential}`;
     const send = target.protocol === "https:" ? https.request : http.request;

@@ -97,7 +97,7 @@ def test_it_has_no_dependencies_and_packs_nothing_but_its_code(project: Path) ->
 @pytest.mark.parametrize("words", [["publint", "--strict"], ["@arethetypeswrong/cli", "--pack", "."]])
 def test_the_checkers_of_packages_find_nothing(words: list[str], tmp_path: Path) -> None:
     npm = program("npm")
-    install = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(tmp_path), words[0]]
+    install = [npm, "install", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix", str(tmp_path), words[0]]
     if subprocess.run(install, capture_output=True, check=False, timeout=300).returncode:
         pytest.skip(f"{words[0]} cannot be installed from the npm registry")
     name = {"publint": "publint", "@arethetypeswrong/cli": "attw"}[words[0]]
