@@ -235,7 +235,7 @@ class LeaseOperations(Generic[E_]):
         patience = self.session.patience(wait, any_port=True)
 
         def attempt() -> Operation[Endpoint]:
-            return resolve.resolve(pool, plugin, org, prefer=prefer)
+            return resolve.resolve(self.session.context, pool, plugin, org, prefer=prefer)
 
         return (yield from tried_again(patience, pool, attempt))
 

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from allocator.discovery.memory import AddressMemory, ServiceName
-from allocator.model.errors import AllocatorError, InvalidInputError
+from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.operations.pools import read_pool
 from allocator.operations.resolve import sightings
@@ -62,6 +62,7 @@ class Directory:
         self._memory = AddressMemory(clock=clock)
         self._known: dict[ServiceName, tuple[Endpoint, ...]] = {}
         self._current_at: float | None = None
+        self._complaints: dict[str, str] = {}
         self._changed = threading.Condition()
         self._reading = threading.RLock()
         self._version = 0
@@ -160,9 +161,20 @@ class Directory:
     def _read(self, names: set[ServiceName]) -> None:
         pool = self._allocator.session.pool
         for plugin, org in sorted(names):
-            seen = self._allocator.run(sightings(pool, plugin, org))
+            try:
+                seen = self._allocator.run(sightings(pool, plugin, org))
+            except ConfigurationError as error:  # a key that another program broke costs the other services nothing
+                self._complain(f"{org}/{plugin}", error)
+                continue
             self._memory.see([(plugin, org)], seen)
             self._publish({(plugin, org)})
+            self._complaints.pop(f"{org}/{plugin}", None)
+
+    def _complain(self, service: str, error: ConfigurationError) -> None:
+        """Log why a service cannot be read, once until it can or the reason is another."""
+        if self._complaints.get(service) != str(error):
+            self._complaints[service] = str(error)
+            log.warning("the workers of %s are not kept current; what is known stays (%s)", service, error)
 
     def _publish(self, names: set[ServiceName]) -> None:
         """Make what is known now visible to readers, and wake those who wait for a change."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from allocator.model.names import is_name
 from allocator.protocol.decode import text
 from allocator.protocol.keys import PREFIX, pool_of_key, whole_pool_keys
 from allocator.protocol.scripts import script
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Event = tuple[str, dict[str, str]]
 
 POOL_KEYS = PREFIX + "{*}"
+ALL_KEYS = PREFIX + "*"
 """What the keys of the pools themselves look like."""
 
 EVENTS_AT_ONCE = 1_000
@@ -197,5 +199,6 @@ def decode_time(reply: Any) -> float:  # noqa: ANN401  # a reply
 
 
 def decode_pool(key: bytes) -> str | None:
-    """Return the pool whose key this is, or None."""
-    return pool_of_key(key.decode())
+    """Return the pool whose key this is, or None; what no pool can be called is another program's key."""
+    pool = pool_of_key(key.decode("utf-8", "replace"))
+    return pool if pool is not None and is_name(pool) else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from allocator.model.errors import ConfigurationError
 from allocator.protocol.decode import WRONG_SHAPES, text
 from allocator.store.base import (
+    ALL_KEYS,
     EVENTS_AT_ONCE,
     POOL_KEYS,
     BaseStore,
@@ -182,6 +183,15 @@ class Store(BaseStore):
         def scan() -> list[str]:
             names = (self._client or self._connect()).key_names(POOL_KEYS)
             return sorted({pool for name in names if (pool := decode_pool(name))})
+
+        return self._patiently(scan)
+
+    def key_names(self) -> list[str]:
+        """Return the names of all keys under our prefix, whoever wrote them, in alphabetical order."""
+
+        def scan() -> list[str]:
+            names = (self._client or self._connect()).key_names(ALL_KEYS)
+            return sorted({name.decode("utf-8", "replace") for name in names})
 
         return self._patiently(scan)
 

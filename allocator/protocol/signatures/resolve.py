@@ -39,6 +39,11 @@ class NoneReady:
     draining: int
 
 
+@dataclass(frozen=True, slots=True)
+class NoTurn:
+    """The turn of a worker could not be written: the caller may only read, or Redis is full."""
+
+
 def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
     reply = decode.words(raw)
     if decode.text(reply[0]) == Reply.NONE:
@@ -48,7 +53,7 @@ def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
     workers = tuple(
         Sighting.of(
             decode.lease(pool, reply[at], remaining_ms=decode.number(reply[at + 1]), now_ms=now_ms),
-            decode.text(reply[at + 2]),
+            decode.address(reply[at + 2]),
             now_ms,
         )
         for at in range(3, len(reply), 3)
@@ -57,7 +62,7 @@ def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveCall(Call["FoundWorkers | NoneReady"]):
+class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"]):
     """What asks for the next ready worker, strictly in turn.
 
     Attributes:
@@ -74,8 +79,10 @@ class ResolveCall(Call["FoundWorkers | NoneReady"]):
     mode: str = "next"
     prefer: str = "-"
 
-    def decode(self, raw: Any) -> FoundWorkers | NoneReady:  # noqa: ANN401  # as `Call.decode`
-        """Return one ready worker, or that there is none."""
+    def decode(self, raw: Any) -> FoundWorkers | NoneReady | NoTurn:  # noqa: ANN401  # as `Call.decode`
+        """Return one ready worker, or that there is none, or that no turn can be taken."""
+        if decode.text(decode.words(raw)[0]) == Reply.NO_TURN:
+            return NoTurn()
         return _found(self.pool, raw)
 
 
