@@ -65,7 +65,9 @@ _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _DUMP_REQUEST = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 _ONLY_LISTENING = 1 << 10  # TCP_LISTEN
-_NETLINK_TIMEOUT_S = 1.0  # the kernel answers at once; a sandbox that swallows the request must not hang us
+_NETLINK_TIMEOUT = struct.pack(
+    "ll", 1, 0
+)  # a second: the kernel answers at once; a sandbox that swallows the request must not hang us
 _RECEIVE_BYTES = 65_536  # the kernel fills at most 32 KiB of it per answer
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
@@ -81,11 +83,14 @@ def read_netlink() -> list[ListeningSocket]:
         OSError: When this kernel or sandbox has no such netlink family, or did not answer within a second.
     """
     rows: list[ListeningSocket] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(_NETLINK_TIMEOUT_S)
+    netlink = socket.SocketType(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _NETLINK_TIMEOUT)  # a call less than `settimeout`
         netlink.sendto(_REQUEST, (0, 0))
         while not _take_rows(netlink.recv(_RECEIVE_BYTES), rows):
             pass
+    finally:
+        netlink.close()
     return rows
 
 

@@ -45,7 +45,7 @@ WAYS = {
 
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return the microseconds of a pair each way, and their ratios round by round."""
-    rounds, pairs = (6, 50) if quick else (60, 100)
+    rounds, pairs = (12, 50) if quick else (60, 100)
     with server(binary) as place, asyncio.Runner() as runner:
         bench = Bench(place["unix"])
         bench.reset()
