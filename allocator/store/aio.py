@@ -47,13 +47,17 @@ class AsyncStore(BaseStore):
     async def call(self, step: ScriptCall) -> Any:  # noqa: ANN401  # a reply is whatever the script answers
         """Run a script and return its reply; see `Store.call`."""
         if self.on_call is None:
-            return await self._patiently(lambda: self._evaluate(step))
-        began, answered = perf_counter(), False
+            began = monotonic()
+            try:
+                return await self._evaluate(step)
+            except Exception as error:  # noqa: BLE001  # what it means is decided below, as in `Store`
+                return await self._after(error, began, lambda: self._evaluate(step), None)
+        started, answered = perf_counter(), False
         try:
             reply = await self._patiently(lambda: self._evaluate(step))
             answered = True
         finally:
-            self.on_call(step.script, perf_counter() - began, answered=answered)
+            self.on_call(step.script, perf_counter() - started, answered=answered)
         return reply
 
     async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
@@ -83,19 +87,23 @@ class AsyncStore(BaseStore):
         """Make a call, and make it again while what went wrong may pass and there is time."""
         began = monotonic()
         try:
-            try:
-                return await attempt()
-            except FAULTS as error:
-                left_s = self._seconds_to_try(error, monotonic() - began)
-                if not left_s:
-                    raise
+            return await attempt()
+        except Exception as error:  # noqa: BLE001  # as above
+            return await self._after(error, began, attempt, key)
+
+    async def _after(self, error: Exception, began: float, attempt: Callable[[], Awaitable[T]], key: str | None) -> T:
+        """Make a call again that failed, or raise what its error means."""
+        try:
+            left_s = self._seconds_to_try(error, monotonic() - began)
+            if not left_s:
+                raise error
             return await self._again(attempt, left_s)
-        except FAULTS as error:
-            raise self._meaning(error, key) from error
+        except FAULTS as fault:
+            raise self._meaning(fault, key) from fault
         except UnicodeEncodeError:  # an argument that is no text
             raise
-        except WRONG_SHAPES as error:
-            raise misread(key) from error
+        except WRONG_SHAPES as shape:
+            raise misread(key) from shape
 
     @staticmethod
     async def _again(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:

@@ -51,7 +51,11 @@ class Store(BaseStore):
             StoreUnavailableError: When Redis did not answer in time.
             ConfigurationError: When it cannot be used as it is.
         """
-        return self._patiently(lambda: self._evaluate(step))
+        began = monotonic()
+        try:
+            return self._evaluate(step)
+        except Exception as error:  # noqa: BLE001  # what it means is decided below, off the way of a call that is answered
+            return self._after(error, began, lambda: self._evaluate(step), None)
 
     def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
         client = self._client or self._connect()
@@ -80,19 +84,23 @@ class Store(BaseStore):
         """Make a call, and make it again while what went wrong may pass and there is time."""
         began = monotonic()
         try:
-            try:
-                return attempt()
-            except FAULTS as error:
-                left_s = self._seconds_to_try(error, monotonic() - began)
-                if not left_s:
-                    raise
+            return attempt()
+        except Exception as error:  # noqa: BLE001  # as above
+            return self._after(error, began, attempt, key)
+
+    def _after(self, error: Exception, began: float, attempt: Callable[[], T], key: str | None) -> T:
+        """Make a call again that failed, or raise what its error means."""
+        try:
+            left_s = self._seconds_to_try(error, monotonic() - began)
+            if not left_s:
+                raise error
             return self._again(attempt, left_s)
-        except FAULTS as error:
-            raise self._meaning(error, key) from error
+        except FAULTS as fault:
+            raise self._meaning(fault, key) from fault
         except UnicodeEncodeError:  # an argument that is no text
             raise
-        except WRONG_SHAPES as error:
-            raise misread(key) from error
+        except WRONG_SHAPES as shape:
+            raise misread(key) from shape
 
     @staticmethod
     def _again(attempt: Callable[[], T], seconds: float) -> T:

@@ -173,35 +173,33 @@ class ConnectionPool:
             OSError: When there was none in time.
             ForeignReplyError: When the server is not a Redis.
         """
-        command = pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
-        connection, home = self._take()
-        try:
-            reply = connection.ask(command)
-        except OSError as error:
-            connection.close()
-            raise _meant(error) from None
-        except BaseException:
-            connection.close()
-            raise
-        self._give_back(connection, home)
+        reply = self._call(pack_command(words), 1)  # type: ignore[arg-type]  # its stub means tuples of one
         if type(reply) is ReplyError:
             raise reply
         return reply
 
     def execute_together(self, _key: str, commands: Sequence[Words]) -> list[Any]:
         """Send commands together over one connection; return the reply to each, with error replies as values."""
-        together = packed(commands)
-        connection, home = self._take()
+        replies = self._call(packed(commands), len(commands))
+        return replies if len(commands) > 1 else [replies]
+
+    def _call(self, commands: bytes, count: int) -> Any:  # noqa: ANN401  # as above
+        """Return the reply to one command, or the list of those to several."""
+        connection = self._take()
+        home = self._idle
         try:
-            replies = connection.exchange(together, len(commands))
+            found = connection.ask(commands) if count == 1 else connection.exchange(commands, count)
         except OSError as error:
             connection.close()
             raise _meant(error) from None
         except BaseException:
             connection.close()
             raise
-        self._give_back(connection, home)
-        return replies
+        if home is self._idle:
+            home.append(connection)
+        else:
+            connection.close()
+        return found
 
     def key_names(self, pattern: str) -> Iterator[bytes]:
         """Return the names of the keys that match, some perhaps twice."""
@@ -218,25 +216,17 @@ class ConnectionPool:
         while idle:
             idle.pop().close()
 
-    def _take(self) -> tuple[Connection, list[Connection]]:
-        """Return a connection that is fit for a call, and where it belongs afterwards."""
+    def _take(self) -> Connection:
+        """Return a connection that is fit for a call."""
         if self._pid != os.getpid():
             self._forget_inherited()
-        home = self._idle
-        while home:
+        while True:
             try:
-                connection = home.pop()
-            except IndexError:  # another thread had it
-                break
+                connection = self._idle.pop()
+            except IndexError:
+                return Connection(self._options)
             if connection.is_quiet():
-                return connection, home
-            connection.close()
-        return Connection(self._options), home
-
-    def _give_back(self, connection: Connection, home: list[Connection]) -> None:
-        if home is self._idle:
-            home.append(connection)
-        else:
+                return connection
             connection.close()
 
     def _forget_inherited(self) -> None:
