@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from allocator.api import discovery, drift, events, fleet, health, leases, metrics, pages, problems, samples
+from allocator.api import discovery, drift, events, fleet, health, leases, metrics, overview, pages, problems, samples
 from allocator.api.access import Access
 from allocator.api.background import WITHIN_S, end_tasks, in_thread
 from allocator.api.claims import Claims
+from allocator.api.keeper import Keepers
 from allocator.api.limits import LimitMiddleware, Limits
 from allocator.api.routes import add_problem_schema
 
@@ -50,7 +51,8 @@ def create_app(
     claims = Claims(allocator, custody)
     counted = metrics.Metrics()
     hubs = events.Hubs(allocator.store, counted.count_event)
-    sampled = samples.Samples(claims)
+    keepers = Keepers(claims, hubs)
+    sampled = samples.Samples(keepers, allocator.session.pool)
     allocator.store.on_call = counted.on_script
 
     @asynccontextmanager
@@ -63,6 +65,7 @@ def create_app(
             yield
         finally:
             await end_tasks(tasks)
+            await keepers.close()
             await hubs.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WITHIN_S):
@@ -84,12 +87,13 @@ def create_app(
     application.state.access = access
     application.state.metrics = counted
     application.state.hubs = hubs
+    application.state.keepers = keepers
     application.state.samples = sampled
     application.state.drift = drift_view
     application.state.targets = discovery.Targets()
     application.add_middleware(LimitMiddleware, limits=limits or Limits(), access=access)
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
-    for module in (leases, fleet, drift, events, discovery, samples, health, metrics, pages):
+    for module in (leases, fleet, overview, drift, events, discovery, samples, health, metrics, pages):
         application.include_router(module.router)
     problems.install(application)
     _document(application)

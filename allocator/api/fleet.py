@@ -86,10 +86,10 @@ async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName
     claims = claims_of(request)
     at = claims.pool(pool)
     rules = await claims.rules(at)
-    found = next((one for one in await at.hosts() if one.name == host), None)
+    ports = await _ports(claims, rules, host)
+    found = await at.run(listing.host(rules.name, host, sum(port.lease is not None for port in ports)))
     if found is None:
         raise ProblemError(NOT_FOUND, f"host {host} is not known in pool {rules.name}; see /v1/hosts")
-    ports = await _ports(claims, rules, host)
     taken = sum(port.port in rules for port in ports)
     shown = _host(found, rules, taken)
     return HostDetail(**shown.model_dump(), ports=ports, watched=host == claims.host)

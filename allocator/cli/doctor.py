@@ -73,7 +73,7 @@ def _with_redis(at: Desk) -> Iterator[Finding]:
         yield from kernel.check_kernel(rules)
         yield from leases.check_host(at, rules)
         live = {lease.port: lease for lease in at.allocator.leases(host=at.host)}
-        yield from leases.check_leases(rules, live)
+        yield from leases.check_leases(rules, live, at.allocator.store.server_time())
         yield from leftovers.check_lease_files(at, live)
         yield from host_agent.check_tied_leases(at, live, at.allocator.store.server_time())
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.operations.steps import Operation
+    from allocator.protocol.signatures.inspect import KnownHost, KnownPort
 
 PAGE = 256
 HOSTS_PAGE = 1_000
@@ -132,16 +133,22 @@ def ports(
         quarantine: Whether to ask which of those that rest are in quarantine too.
         strange: Gets a sentence for each entry of another program, which is passed over.
     """
-    seen: dict[int, PortView] = {}
     until_ms = (yield from ask(InspectHostCall(pool=pool, space=space))).quarantines if quarantine else {}
+    return [
+        PortView(one.port, one.claimable_in_ms, one.lease, in_quarantine=until_ms.get(one.port) == one.claimable_at_ms)
+        for one in (yield from known_ports(pool, space, strange=strange))
+    ]
+
+
+def known_ports(pool: str, space: str, *, strange: list[str] | None = None) -> Operation[list[KnownPort]]:
+    """Return what Redis has of the ports of a space that are not claimable now, lowest port first; see `ports`."""
+    seen: dict[int, KnownPort] = {}
     cursor = 0.0
     for _ in range(MAX_PAGES):
         page = yield from ask(InspectPortsCall(pool=pool, space=space, from_ms=int(cursor), count=PAGE))
         if strange is not None:
             strange += page.strange
-        for one in page.ports:
-            rests = until_ms.get(one.port) == one.claimable_at_ms
-            seen[one.port] = PortView(one.port, one.claimable_in_ms, one.lease, in_quarantine=rests)
+        seen |= {one.port: one for one in page.ports}
         reached = page.reached_ms if page.rows else cursor
         if page.rows < PAGE or reached == cursor:  # a batch that was renewed at once has one score
             break
@@ -189,10 +196,27 @@ def hosts(pool: str) -> Operation[list[HostView]]:
                 counts[view.lease.host] = counts.get(view.lease.host, 0) + 1
     found = []
     for name, count in sorted(counts.items()):
-        known = yield from ask(InspectHostCall(pool=pool, space=name))
-        machine = known.identity.partition(" ")[0]
-        found.append(HostView(name, machine, known.cordoned, count, known.address, known.draining))
+        found.append(_host_view(name, (yield from ask(InspectHostCall(pool=pool, space=name))), count))
     return found
+
+
+def host(pool: str, name: str, leases: int) -> Operation[HostView | None]:
+    """Return what Redis has of one host, or None when it has nothing.
+
+    Args:
+        pool: The pool.
+        name: The host.
+        leases: How many leases are live on it, which the caller has read.
+    """
+    known = yield from ask(InspectHostCall(pool=pool, space=name))
+    if not known.identity and not leases:
+        return None
+    return _host_view(name, known, leases)
+
+
+def _host_view(name: str, known: KnownHost, leases: int) -> HostView:
+    machine = known.identity.partition(" ")[0]
+    return HostView(name, machine, known.cordoned, leases, known.address, known.draining)
 
 
 def host_identity(pool: str, host: str) -> Operation[str]:

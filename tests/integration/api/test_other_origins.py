@@ -74,7 +74,7 @@ def test_what_a_form_can_send_changes_nothing(
 def test_a_page_of_another_site_moves_no_turn_and_opens_no_stream(url: str, ports: PortAllocator, site: str) -> None:
     """An `<img>` of `http://localhost:3000` sends no Origin, and is of the same site as every port of this machine."""
     for instance in (1, 2):
-        ports.renew(replace(ports.claim("email", org="org-1", instance=instance), state=LeaseState.READY))
+        ports.renew(replace(ports.claim("email", org="org-1", instance=instance), state=LeaseState.READY), rewrite=True)
     turns = [httpx.get(f"{url}/v1/resolve/email/org-1").json()["instance"] for _ in range(2)]
     for path in ("/v1/resolve/email/org-1", "/v1/events"):
         answer = httpx.get(url + path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"})
