@@ -23,6 +23,7 @@ from allocator.cli.options import (
 )
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
 from allocator.model.names import shown
+from allocator.model.owned import appendable
 
 if TYPE_CHECKING:
     from allocator.api.access import Access
@@ -242,8 +243,7 @@ def _append(path: Path, line: str) -> None:
     import os
 
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+        with os.fdopen(appendable(path), "r+", encoding="utf-8") as file:
             before = file.read()
             if any(known.split()[:1] == line.split()[:1] for known in before.splitlines()):
                 raise InvalidInputError(

@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from allocator.kernel.processes import process_table
@@ -24,7 +25,6 @@ from allocator.model.names import shown
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from allocator.supervisor.children import Children
 
@@ -178,6 +178,21 @@ class WorkerGroup:
         return code
 
 
+def _keep_from_child(first: int) -> None:
+    """Let no descriptor from `first` on reach the command: whoever started the supervisor may have left some open.
+
+    They are not closed: by one of them the parent is told when the command cannot be started.
+    """
+    try:
+        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:
+        numbers = list(range(first, os.sysconf("SC_OPEN_MAX")))
+    for number in numbers:
+        if number >= first:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(number, False)
+
+
 def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
     """Return what a child does that is given sockets: it becomes its command itself, for only it knows its pid."""
     descriptors = [listening.fileno() for listening in order.listening.values()]
@@ -190,6 +205,7 @@ def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
         spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in descriptors]
         for at, spare in enumerate(spares):
             os.dup2(spare, FIRST_PASSED_SOCKET + at)
+        _keep_from_child(above)
         os.execvpe(order.command[0], list(order.command), environment | {"LISTEN_PID": str(os.getpid())})  # noqa: S606
 
     return become

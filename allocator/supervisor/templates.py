@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import environment_names, port_variable, shown
+from allocator.model.settings import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ def worker_environment(
         ports: Its ports by name.
         with_token: Whether the lease's token is in it too.
     """
-    environment = {name: value for name, value in base.items() if name not in _SECRETS}
+    environment = without_secrets(base)
     port = str(lease.port)
     environment |= {
         "PORT": port,
@@ -96,6 +97,3 @@ def worker_environment(
     if with_token and lease.token:
         environment["ALLOCATOR_TOKEN"] = lease.token
     return environment
-
-
-_SECRETS = frozenset({"ALLOCATOR_TOKEN", "ALLOCATOR_REDIS_URL", "ALLOCATOR_REDIS_PASSWORD", "ALLOCATOR_DATABASE_URL"})

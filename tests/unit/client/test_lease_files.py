@@ -44,7 +44,7 @@ def test_a_file_without_the_newer_members_is_read(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root writes in the directories of others")
 def test_what_root_writes_in_the_directory_of_a_user_is_that_users(tmp_path: Path) -> None:
     os.chown(tmp_path, 65_534, 65_533)
-    LeaseFiles(tmp_path).save(LEASE)
+    LeaseFiles.of_another(tmp_path).save(LEASE)
     (path,) = tmp_path.iterdir()
     found = path.stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65_534, 65_533, 0o600)
