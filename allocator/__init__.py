@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from allocator.client.tracing import OpenTelemetryTracer
     from allocator.database.recorder import DatabaseRecorder
     from allocator.discovery.service import Service
-    from allocator.discovery.transport import AsyncPluginTransport, PluginTransport
+    from allocator.discovery.transport import AsyncPluginTransport, PluginTransport, service_url
     from allocator.model.endpoints import Endpoint
     from allocator.model.errors import (
         AllocatorError,
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
     from allocator.model.states import LeaseState
 
+__version__ = "0.1.0"
+"""That of `pyproject.toml`, which a test compares: asking the installed package takes longer than a claim."""
+
 _HOMES = {
     "allocator.client.aio": ("AsyncPortAllocator",),
     "allocator.client.blocking": ("PortAllocator",),
@@ -54,7 +57,7 @@ _HOMES = {
     "allocator.client.tracing": ("OpenTelemetryTracer",),
     "allocator.database.recorder": ("DatabaseRecorder",),
     "allocator.discovery.service": ("Service",),
-    "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport"),
+    "allocator.discovery.transport": ("AsyncPluginTransport", "PluginTransport", "service_url"),
     "allocator.model.endpoints": ("Endpoint",),
     "allocator.model.errors": (
         "AllocatorError",
@@ -87,6 +90,7 @@ __all__ = [  # noqa: RUF022  # what a reader needs first stands first
     "Service",
     "PluginTransport",
     "AsyncPluginTransport",
+    "service_url",
     "HeldLease",
     "HolderMetrics",
     "OpenTelemetryTracer",

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from allocator.api.connections import ConnectionLimits
+from allocator.api.server import Server
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
+
+
+JSON = {"Content-Type": "application/json"}
+"""What every request that changes something has to say."""
 
 
 @contextlib.contextmanager
@@ -22,8 +29,8 @@ def served(application: Any) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
-    settings = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(settings)
+    settings = uvicorn.Config(application, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = Server(settings, ConnectionLimits.of_this_process())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -49,7 +56,7 @@ class Worker:
         return lease
 
     def proof(self, lease: dict) -> dict[str, str]:
-        return {"Allocator-Token": self.tokens[lease["host"], lease["port"]]}
+        return {"Allocator-Token": self.tokens[lease["host"], lease["port"]], **JSON}
 
     def path(self, lease: dict, tail: str = "") -> str:
         return f"/v1/leases/{lease['host']}/{lease['port']}{tail}"

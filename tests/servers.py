@@ -20,6 +20,8 @@ from allocator.store.embedded.process import MALLOC_VARIABLES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from allocator.store.blocking import Store
+
 START_S = 20.0
 
 
@@ -103,6 +105,18 @@ class Server:
     def ready(self, **options: object) -> Self:
         wait_until(lambda: self.client(**options).ping(), f"the server said: {(self.directory / 'log').read_text()}")
         return self
+
+
+_clients: dict[str, redis.Redis] = {}
+
+
+def client_of(store: Store) -> redis.Redis:
+    """Return a client for what a test does to the server of a store behind its back."""
+    address = store.address
+    if address.shown not in _clients:
+        where = {"unix_socket_path": address.path} if address.path else {"port": address.nodes[0][1]}
+        _clients[address.shown] = redis.Redis(**where, db=address.database, protocol=2)
+    return _clients[address.shown]
 
 
 def wait_until(condition, what: str) -> None:

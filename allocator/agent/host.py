@@ -7,6 +7,7 @@ Commands need not speak to it: a lease file that appears is seen within `LOOK_S`
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING
 from allocator.agent.checks import Check, asks_for_checks
 from allocator.agent.exits import Exits
 from allocator.agent.tied import TiedLease, process_of
+from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
 from allocator.client.superseding import end_of_an_earlier_boot
-from allocator.model.errors import AllocatorError, HeldError
+from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
 from allocator.operations import listing, pools
 from allocator.operations import renew as renewing
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
+    from allocator.operations.renew import RenewOutcome
 
 LOOK_S = 0.25
 """How soon a new lease file is seen: one stat(2) of a directory each time."""
@@ -36,7 +39,6 @@ LOOK_S = 0.25
 SCAN_S = 30.0
 """How often the files are read again although their directory did not change."""
 
-RETRY_S = 0.5
 LONGEST_REAP_S = 30.0
 REAP_SPREAD_S = 0.05
 """The agents of a fleet share the reaper's visits: each waits at random, longer by this for every host there is."""
@@ -68,7 +70,7 @@ class HostAgent:
         self._changed_at: dict[LeaseFiles, int] = {}
         self._exits = Exits()
         self._scan_at = 0.0
-        self._retry_at = 0.0
+        self._troubles = Troubles()
         self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
         self._looked_back: set[str] = set()
         self._stopping = False
@@ -107,29 +109,45 @@ class HostAgent:
         self._exits.wake()
 
     def step(self) -> None:
-        """Do one round: what is due now, and nothing that waits."""
+        """Do one round: what is due now, and nothing that waits; what fails for one pool stops no other."""
         now = self._clock()
         if self._files_changed() or now >= self._scan_at:
             self._scan(now)
-        if now >= self._retry_at:
+        for pool, leases in self._by_pool().items():
+            if not self._troubles.is_due(pool, now):
+                continue
             try:
-                self._release_ended()
-                self._release_earlier_boots()
-                self._renew_due(now)
-                self._reap(now)
-            except AllocatorError as error:
-                self._retry_at = now + RETRY_S
-                self._doubt(now)
-                log.warning("%s; the agent goes on trying", error)
+                self._look_after(pool, leases, now)
+            except StoreUnavailableError as error:
+                self._troubles.failed(pool, error, now)
+                self._doubt(leases, now)
+            else:
+                self._troubles.ended(pool)
         self._check_health(now)
         self._on_step()
 
-    def _doubt(self, now: float) -> None:
+    def _look_after(self, pool: str, leases: list[TiedLease], now: float) -> None:
+        self._renew_due(leases, now)
+        self._release_ended(leases, now)
+        with self._troubles.concerning((pool, "boot"), now):
+            self._release_earlier_boots(pool, now)
+        with self._troubles.concerning((pool, "reap"), now):
+            self._reap(pool, now)
+
+    def _doubt(self, leases: list[TiedLease], now: float) -> None:
         """Mark the leases whose time has passed; they are renewed all the same when Redis is back."""
-        for tied in self._tied.values():
+        for tied in leases:
             if tied.lease.deadline is not None and now >= tied.lease.deadline and not tied.doubtful:
                 tied.doubtful = True
                 self._counts[tied.lease.pool].doubts += 1
+
+    def _by_pool(self) -> dict[str, list[TiedLease]]:
+        """Return the leases of each pool that there is something to do for: its own, and those of lease files."""
+        found: dict[str, list[TiedLease]] = {self._allocator.session.pool: []}
+        for tied in self._tied.values():
+            found.setdefault(tied.lease.pool, []).append(tied)
+        self._reap_at = {pool: self._reap_at.get(pool, 0.0) for pool in found}
+        return found
 
     def _seconds_to_wait(self) -> float:
         due = [tied.check.due_at for tied in self._tied.values() if tied.check]
@@ -151,15 +169,23 @@ class HostAgent:
 
     def _scan(self, now: float) -> None:
         self._scan_at = now + SCAN_S
-        found = {(place, name): at for place in self._places for name, at in place.scan().items()}
+        found: dict[tuple[LeaseFiles, str], int] = {}
+        for place in self._places:
+            try:
+                found |= {(place, name): at for name, at in place.scan().items()}
+            except AllocatorError as error:  # what is known of this user's leases stays
+                self._troubles.failed(place, error, now)
+                found |= {key: at for key, at in self._seen.items() if key[0] == place}
+            else:
+                self._troubles.ended(place)
         for key in self._seen.keys() - found.keys():
             self._forget(key)  # somebody released it
         for key, at in found.items():
             if self._seen.get(key) != at:
-                self._read(key)
+                self._read(key, now)
         self._seen = found
 
-    def _read(self, key: tuple[LeaseFiles, str]) -> None:
+    def _read(self, key: tuple[LeaseFiles, str], now: float) -> None:
         place, name = key
         try:
             lease = place.read(name)
@@ -168,7 +194,9 @@ class HostAgent:
                 return
             self._tie(TiedLease(lease, place, name))
         except AllocatorError as error:
-            log.warning("%s", error)
+            self._troubles.failed(key, error, now)
+        else:
+            self._troubles.ended(key)
 
     def _tie(self, tied: TiedLease) -> None:
         known = self._tied.get(tied.key)
@@ -179,7 +207,6 @@ class HostAgent:
         process = process_of(tied.lease)
         self._exits.remove(tied.key)
         self._tied[tied.key] = tied
-        self._reap_at.setdefault(tied.lease.pool, 0.0)
         if process is None or not self._exits.add(tied.key, process):
             self._end(tied.key)
         elif tied.check is None and asks_for_checks(tied.lease.labels):
@@ -187,6 +214,7 @@ class HostAgent:
 
     def _forget(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
+        self._troubles.ended(key)
         tied = self._tied.pop(key, None)
         if tied and tied.check:
             tied.check.close()
@@ -198,30 +226,36 @@ class HostAgent:
 
     # -- Redis --
 
-    def _release_ended(self) -> None:
-        for tied in [tied for tied in self._tied.values() if tied.ended]:
-            lease = tied.lease
-            if self._has_a_new_process(tied):
-                continue
-            try:
-                released = self._allocator.release(lease)
-            except HeldError as error:
-                log.warning("%s", error, extra=about(lease))
-                released = False
-            if released:
-                words = (lease.pid, lease.address, lease.worker)
-                log.info("process %s has ended: released %s of %s", *words, extra=about(lease))
-            tied.files.remove(lease)
-            self._forget(tied.key)
+    def _release_ended(self, leases: list[TiedLease], now: float) -> None:
+        for tied in leases:
+            if tied.ended and tied.key in self._tied and self._troubles.is_due(tied.key, now):
+                with self._troubles.concerning(tied.key, now, tied.lease):
+                    self._release(tied)
 
-    def _release_earlier_boots(self) -> None:
+    def _release(self, tied: TiedLease) -> None:
+        lease = tied.lease
+        if self._has_a_new_process(tied):
+            return
+        try:
+            released = self._allocator.release(lease)
+        except HeldError as error:
+            log.warning("%s", error, extra=about(lease))
+            released = False
+        if released:
+            words = (lease.pid, lease.address, lease.worker)
+            log.info("process %s has ended: released %s of %s", *words, extra=about(lease))
+        tied.files.remove(lease)
+        self._forget(tied.key)
+
+    def _release_earlier_boots(self, pool: str, now: float) -> None:
         """Release, once for each pool, what this host still has from before it was started again: those of `run`."""
-        for pool in self._reap_at.keys() - self._looked_back:
-            for lease in self._allocator.run(listing.leases(pool, self._allocator.session.host)):
-                if end_of_an_earlier_boot(self._allocator, lease):
-                    words = (lease.address, lease.worker)
-                    log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
-            self._looked_back.add(pool)
+        if pool in self._looked_back or not self._troubles.is_due((pool, "boot"), now):
+            return
+        for lease in self._allocator.run(listing.leases(pool, self._allocator.session.host)):
+            if end_of_an_earlier_boot(self._allocator, lease):
+                words = (lease.address, lease.worker)
+                log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
+        self._looked_back.add(pool)
 
     def _has_a_new_process(self, tied: TiedLease) -> bool:
         """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""
@@ -238,8 +272,9 @@ class HostAgent:
         # Its file follows within a moment; if it does not, the lease ends by its TTL.
         return live is not None and live.worker == lease.worker and _process(live) != _process(lease)
 
-    def _renew_due(self, now: float) -> None:
-        due = [tied for tied in self._tied.values() if now >= tied.renew_at and not tied.ended]
+    def _renew_due(self, leases: list[TiedLease], now: float) -> None:
+        due = [tied for tied in leases if now >= tied.renew_at and not tied.ended]
+        due = [tied for tied in due if self._troubles.is_due(tied.key, now)]
         for rewrite in (False, True):
             if chosen := [tied for tied in due if tied.changed is rewrite]:
                 self._renew(chosen, now, rewrite=rewrite)
@@ -249,7 +284,7 @@ class HostAgent:
         session = self._allocator.session
         try:
             with session.span("renew", *leases) as span:
-                renewal = renewing.renew(session.context, leases, rewrite=rewrite)
+                renewal = renewing.renew_each(session.context, leases, rewrite=rewrite)
                 outcomes = span.renewed(self._allocator.run(renewal))
         except AllocatorError:
             for lease in leases:
@@ -257,33 +292,42 @@ class HostAgent:
             raise
         for tied, outcome in zip(chosen, outcomes, strict=True):
             self._counts[tied.lease.pool].renewals[outcome.word] += 1
-            if outcome.lost:
-                log.error("%s", outcome.lost, extra=about(tied.lease))
+            self._apply(tied, outcome, now)
+
+    def _apply(self, tied: TiedLease, outcome: RenewOutcome, now: float) -> None:
+        """Take over what became of one lease at its renewal."""
+        if outcome.failed:
+            self._troubles.failed(tied.key, outcome.failed, now, tied.lease)
+            return
+        self._troubles.ended(tied.key)
+        if outcome.lost:
+            log.error("%s", outcome.lost, extra=about(tied.lease))
+            with contextlib.suppress(AllocatorError):  # its owner may have put anything there by now
                 tied.files.remove(tied.lease)
-                self._forget(tied.key)
-                continue
-            before = tied.lease
-            tied.confirm(outcome.lease, now)
-            if outcome.reap_due:
-                self._reap_at[before.pool] = now
-            if outcome.lease.fence != before.fence:
-                words = (before.worker, before.address)
-                log.warning("re-asserted the lease of %s on %s", *words, extra=about(outcome.lease))
-                self._save(tied)
+            self._forget(tied.key)
+            return
+        before = tied.lease
+        tied.confirm(outcome.lease, now)
+        if outcome.reap_due:
+            self._reap_at[before.pool] = now
+        if outcome.lease.fence != before.fence:
+            words = (before.worker, before.address)
+            log.warning("re-asserted the lease of %s on %s", *words, extra=about(outcome.lease))
+            self._save(tied)
 
     def _save(self, tied: TiedLease) -> None:
         try:
             tied.files.save(tied.lease)
         except AllocatorError as error:
-            log.warning("%s", error)
+            log.warning("%s", error, extra=about(tied.lease))
 
-    def _reap(self, now: float) -> None:
-        for pool, at in self._reap_at.items():
-            if now >= at:
-                reaped = self._allocator.run(listing.reap(pool))
-                wait_s = LONGEST_REAP_S if reaped.next_s is None else max(LOOK_S, reaped.next_s)
-                wait_s += self._allocator.session.rng.uniform(0.0, REAP_SPREAD_S * reaped.spaces)
-                self._reap_at[pool] = now + min(LONGEST_REAP_S, wait_s)
+    def _reap(self, pool: str, now: float) -> None:
+        if now < self._reap_at[pool] or not self._troubles.is_due((pool, "reap"), now):
+            return
+        reaped = self._allocator.run(listing.reap(pool))
+        wait_s = LONGEST_REAP_S if reaped.next_s is None else max(LOOK_S, reaped.next_s)
+        wait_s += self._allocator.session.rng.uniform(0.0, REAP_SPREAD_S * reaped.spaces)
+        self._reap_at[pool] = now + min(LONGEST_REAP_S, wait_s)
 
     # -- health --
 

@@ -1,24 +1,33 @@
 """Who may call a route: the dependency that every route but health and the page's own files names.
 
-Without credentials, whoever reaches the socket may do everything: that is for loopback and for Unix sockets. Never
-write, log or repeat a token here.
+Without credentials, whoever reaches the socket may do everything: that is for loopback and for Unix sockets. A browser
+on this machine reaches it too, with pages of anybody in it, so that a request then has to be of this server's own
+origin where it says where it comes from. Never write, log or repeat a token here.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
 import secrets
-from typing import TYPE_CHECKING, Annotated
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
+from starlette.datastructures import Headers
 
+from allocator.api.connections import USER_EXTENSION
 from allocator.api.credentials import Caller, Scope, TokensFile
-from allocator.api.problems import FORBIDDEN, KINDS, MISDIRECTED, UNAUTHORIZED, ProblemError
+from allocator.api.problems import FORBIDDEN, KINDS, MEDIA_TYPE_MISSING, MISDIRECTED, UNAUTHORIZED, ProblemError
 from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine
+    from collections.abc import Callable, Collection, Coroutine, MutableMapping
+
+    Check = Callable[..., Coroutine[None, None, Caller]]
+
 
 log = logging.getLogger("allocator.api")
 
@@ -36,7 +45,7 @@ class Access:
         self._tokens = tokens
         self._hosts = None if hosts is None else frozenset(hosts)
         self._complaint: str | None = None
-        self._local = Caller("local", Scope.ADMIN, secrets.token_bytes(32))
+        self._secret = secrets.token_bytes(32)
 
     @property
     def tokens(self) -> TokensFile | None:
@@ -51,7 +60,7 @@ class Access:
         """
         if self._tokens is None:
             self._check_names(request)
-            return self._local
+            return Caller("local", Scope.ADMIN, lambda: self._secret_of_user(request))
         if bearer is None:
             raise ProblemError(
                 UNAUTHORIZED,
@@ -91,23 +100,57 @@ class Access:
         detail = "this server cannot read its credentials; its log says why, its administrator has to mend them"
         return ProblemError(KINDS[ConfigurationError], detail)
 
+    def _secret_of_user(self, request: Request) -> bytes | None:
+        """Return bytes for the user of this machine who calls: a guessed key must not give one the lease of another."""
+        user_of_connection = request.scope.get("extensions", {}).get(USER_EXTENSION)
+        uid = None if user_of_connection is None else user_of_connection()
+        return None if uid is None else hmac.digest(self._secret, str(uid).encode(), "sha256")
+
     def _check_names(self, request: Request) -> None:
         if self._hosts is None:
             return
-        named = _without_port(request.headers.get("host", ""))
-        origin = request.headers.get("origin")
-        origin_name = named if origin is None else _without_port(origin.partition("://")[2])
-        if named not in self._hosts or origin_name not in self._hosts:
+        authority = request.headers.get("host", "").lower()
+        if _without_port(authority) not in self._hosts:
             raise ProblemError(
                 MISDIRECTED,
                 "without credentials this server answers only to its loopback names; "
                 "call it as 127.0.0.1 or localhost, or start it with --tokens-file",
             )
+        origin = request.headers.get("origin")
+        if origin is not None and origin.lower() not in {f"http://{authority}", f"https://{authority}"}:
+            raise ProblemError(
+                MISDIRECTED,
+                "without credentials this server answers no page but its own; open its page under this address, or "
+                "start it with --tokens-file",
+            )
+
+    def credential(self, scope: MutableMapping[str, Any]) -> str | None:
+        """Return the name of the credential that a request proves, None when it proves none."""
+        if self._tokens is None:
+            return None
+        bearer = _bearer_of(Headers(scope=scope))
+        try:
+            found = None if bearer is None else self._tokens.caller(bearer)
+        except ConfigurationError:
+            return None
+        return None if found is None else found.name
 
 
 def _without_port(authority: str) -> str:
-    name, colon, port = authority.lower().rpartition(":")
-    return name if colon and port.isdecimal() else authority.lower()
+    name, colon, port = authority.rpartition(":")
+    return name if colon and port.isdecimal() else authority
+
+
+def _bearer_of(headers: Headers) -> str | None:
+    scheme, words = get_authorization_scheme_param(headers.get("authorization"))
+    return words if scheme.lower() == "bearer" and words else None
+
+
+class PoolIn(Enum):
+    """Where a request says which pool it means."""
+
+    QUERY = auto()
+    NOWHERE = auto()
 
 
 _bearer = HTTPBearer(
@@ -115,8 +158,15 @@ _bearer = HTTPBearer(
 )
 
 
-def requires(scope: Scope) -> Callable[..., Coroutine[None, None, Caller]]:
-    """Return the dependency that lets a caller of that scope through."""
+def requires(scope: Scope, *, pool: PoolIn = PoolIn.QUERY, is_seen_only: bool = True) -> Check:
+    """Return the dependency that lets a caller of that scope through.
+
+    Args:
+        scope: What its credential has to cover.
+        pool: Where a request says which pool it means, for credentials that are for some pools only.
+        is_seen_only: Whether a GET changes nothing and holds nothing: a page of another site may make a browser send
+            it, for it cannot read the answer.
+    """
 
     async def check(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -127,11 +177,54 @@ def requires(scope: Scope) -> Callable[..., Coroutine[None, None, Caller]]:
             raise ProblemError(
                 FORBIDDEN, f"the credentials {caller.name} have scope {caller.scope}; this needs {scope}"
             )
+        changes = request.method not in {"GET", "HEAD"}
+        if access.tokens is None and (changes or not is_seen_only):
+            _check_site(request)
+        if changes:
+            _check_media_type(request)
+        if pool is PoolIn.QUERY:
+            check_pool(request, caller, request.query_params.get("pool"))
         return caller
 
     return check
 
 
+def check_pool(request: Request, caller: Caller, pool: str | None) -> None:
+    """Refuse a caller whose credential is not for a pool; None is the server's own.
+
+    Raises:
+        ProblemError: When it is not.
+    """
+    name = pool or request.app.state.claims.allocator.session.pool
+    if not caller.may_use(name):
+        allowed = ", ".join(sorted(caller.pools or ()))
+        raise ProblemError(FORBIDDEN, f"the credentials {caller.name} are not for that pool; they are for {allowed}")
+
+
+def _check_site(request: Request) -> None:
+    """Refuse what a browser sends for a page of another origin; another port of this machine is one."""
+    if request.headers.get("sec-fetch-site", "none").lower() not in {"none", "same-origin"}:
+        raise ProblemError(
+            FORBIDDEN,
+            "a page of another origin asked for this; without credentials this server answers its own page only",
+        )
+
+
+def _check_media_type(request: Request) -> None:
+    """Demand JSON: a page of another origin cannot say so without asking this server first, which answers no."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise ProblemError(
+            MEDIA_TYPE_MISSING,
+            f"{request.method} needs the header Content-Type: application/json, with or without a body; add it",
+        )
+
+
 Reader = Annotated[Caller, Depends(requires(Scope.READ))]
+ReaderOfAny = Annotated[Caller, Depends(requires(Scope.READ, pool=PoolIn.NOWHERE))]
+"""Reads of all pools, which the route cuts down to those of the credential."""
+Taker = Annotated[Caller, Depends(requires(Scope.READ, is_seen_only=False))]
+"""Reads that move a turn or hold a stream open."""
 Holder = Annotated[Caller, Depends(requires(Scope.LEASE))]
+Claimer = Annotated[Caller, Depends(requires(Scope.LEASE, pool=PoolIn.NOWHERE))]
+"""Claims, which name their pool in the body: the route checks it."""
 Admin = Annotated[Caller, Depends(requires(Scope.ADMIN))]

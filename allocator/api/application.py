@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from allocator.api import discovery, drift, events, fleet, health, leases, metrics, pages, problems, samples
+from allocator.api import discovery, drift, events, fleet, health, leases, metrics, overview, pages, problems, samples
 from allocator.api.access import Access
 from allocator.api.background import WITHIN_S, end_tasks, in_thread
 from allocator.api.claims import Claims
+from allocator.api.keeper import Keepers
 from allocator.api.limits import LimitMiddleware, Limits
 from allocator.api.routes import add_problem_schema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
+    from allocator.api.claims import Custody
     from allocator.client.aio import AsyncPortAllocator
-    from allocator.model.leases import Lease
 
 DESCRIPTION = """Port leases over HTTP. Errors are RFC 9457 problem details with a stable `type`. A lease's token
 comes and goes in the header `Allocator-Token`; it appears in no path, body, listing or log."""
@@ -35,7 +36,7 @@ def create_app(
     *,
     access: Access | None = None,
     limits: Limits | None = None,
-    on_granted: Callable[[Lease], None] = lambda _: None,
+    custody: Custody | None = None,
     drift_view: drift.DriftView | None = None,
 ) -> FastAPI:
     """Return the API over an allocator, which the application closes at its end.
@@ -44,13 +45,14 @@ def create_app(
         allocator: The connection to Redis, the pool that is meant where none is named, and which host is the own one.
         access: Who may call; None for whoever reaches the socket.
         limits: What a caller may ask for; None for the defaults.
-        on_granted: Told of each lease that was claimed on the own host, with its token: the agent looks after it then.
+        custody: Looks after the leases of this host that are bound to a process: the agent; None when nobody does.
         drift_view: Compares the leases with a database; None without one. It is closed at the end.
     """
-    claims = Claims(allocator, on_granted)
+    claims = Claims(allocator, custody)
     counted = metrics.Metrics()
     hubs = events.Hubs(allocator.store, counted.count_event)
-    sampled = samples.Samples(claims)
+    keepers = Keepers(claims, hubs)
+    sampled = samples.Samples(keepers, allocator.session.pool)
     allocator.store.on_call = counted.on_script
 
     @asynccontextmanager
@@ -63,6 +65,7 @@ def create_app(
             yield
         finally:
             await end_tasks(tasks)
+            await keepers.close()
             await hubs.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WITHIN_S):
@@ -80,14 +83,17 @@ def create_app(
         redirect_slashes=False,
     )
     application.state.claims = claims
-    application.state.access = access or Access()
+    access = access or Access()
+    application.state.access = access
     application.state.metrics = counted
     application.state.hubs = hubs
+    application.state.keepers = keepers
     application.state.samples = sampled
     application.state.drift = drift_view
-    application.add_middleware(LimitMiddleware, limits=limits or Limits())
+    application.state.targets = discovery.Targets()
+    application.add_middleware(LimitMiddleware, limits=limits or Limits(), access=access)
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
-    for module in (leases, fleet, drift, events, discovery, samples, health, metrics, pages):
+    for module in (leases, fleet, overview, drift, events, discovery, samples, health, metrics, pages):
         application.include_router(module.router)
     problems.install(application)
     _document(application)

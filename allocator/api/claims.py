@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from allocator.client.aio import AsyncPortAllocator
 from allocator.client.session import Session
+from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
@@ -23,10 +24,21 @@ from allocator.protocol.keys import FLEET_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from allocator.client.arguments import ClaimArguments, ProcessWords
     from allocator.model.pools import PoolSpec
     from allocator.operations.listing import PortView
+
+    class Custody(Protocol):
+        """Whoever renews the leases of this host that are bound to a process, and releases them when it ends."""
+
+        def confirm(self, lease: Lease) -> None:
+            """Look after a lease from now on; again when it has another token or process."""
+
+        def forget(self, lease: Lease) -> None:
+            """Look after it no longer."""
+
 
 MAX_POOLS = 64
 """Allocators that are kept ready, one a pool; more pools only cost a caller the making of one."""
@@ -37,12 +49,12 @@ class Claims:
 
     Args:
         allocator: The connection, the pool that is meant where none is named, and which host is the own one.
-        on_granted: Told of each lease that was claimed on the own host, with its token.
+        custody: Looks after the leases of this host that are bound to a process; None when nobody does.
     """
 
-    def __init__(self, allocator: AsyncPortAllocator, on_granted: Callable[[Lease], None] = lambda _: None) -> None:
+    def __init__(self, allocator: AsyncPortAllocator, custody: Custody | None = None) -> None:
         self.allocator = allocator
-        self._on_granted = on_granted
+        self._custody = custody
         self._by_pool: OrderedDict[str, AsyncPortAllocator] = OrderedDict()
 
     @property
@@ -85,9 +97,7 @@ class Claims:
         """
         at = self.pool(pool)
         if host is None or host == self.host:
-            lease = await at.claim(plugin, wait=wait, **arguments)
-            self._on_granted(lease)
-            return lease, True
+            return await at.claim(plugin, wait=wait, **arguments), True
         elsewhere = await self._elsewhere(at, host)
         return await elsewhere.claim(plugin, wait=wait, **arguments), False
 
@@ -116,6 +126,28 @@ class Claims:
             InvalidInputError: When no such process lives on the own host.
         """
         return at.session.process_words(pid=pid) if host == self.host else {"pid": pid}
+
+    def known_process(self, at: AsyncPortAllocator, host: str, pid: int | None) -> ProcessWords:
+        """Return what a lease says of a process that its holder knows; nothing when that one has ended."""
+        if pid is None:
+            return {}
+        try:
+            return self.process_words(at, host, pid)
+        except InvalidInputError:
+            return {}
+
+    def confirm(self, lease: Lease) -> None:
+        """Take a lease into custody that its caller has renewed, and so has heard of.
+
+        A claim alone is not enough: if its answer never arrived, nobody would ever give the port back.
+        """
+        if self._custody and lease.host == self.host and lease.pid is not None:
+            self._custody.confirm(lease)
+
+    def forget(self, lease: Lease) -> None:
+        """End the custody of a lease that has ended."""
+        if self._custody and lease.host == self.host:
+            self._custody.forget(lease)
 
     async def held(self, pool: str | None, host: str, port: int, token: str) -> Lease:
         """Return the lease of a port with the token that its holder gave; whether that is right, the scripts say."""

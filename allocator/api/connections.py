@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import resource
 import socket
+import struct
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -23,6 +24,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from allocator.api.problems import MEDIA_TYPE, TOO_MANY_CONNECTIONS, problem
+from allocator.kernel.socket_tables import user_of_connection
 
 if TYPE_CHECKING:
     import ssl
@@ -42,6 +44,10 @@ PAUSE_S = 0.2
 """How long no connection is accepted when there is neither room nor anybody to make room."""
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
+
+USER_EXTENSION = "portlease.user"
+"""The extension of an ASGI scope that returns the user at the other end of its connection, None where nobody knows."""
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 log = logging.getLogger("allocator.api")
 
@@ -316,8 +322,27 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's does
         """Begin to wait for the head of a request."""
         super().connection_made(transport)
+        self._application, self.app = self.app, self._call
         self._connection.end = self._abort
         self._set_limit(HEAD_S)
+
+    async def _call(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401  # ASGI's
+        scope["extensions"] = {USER_EXTENSION: self._user}
+        await self._application(scope, receive, send)
+
+    def _user(self) -> int | None:
+        """Return the number of the user at the other end, where it is on this machine."""
+        ours = self.transport.get_extra_info("socket")
+        if ours is None:
+            return None
+        if ours.family == socket.AF_UNIX:
+            _, uid, _ = _CREDENTIALS.unpack(ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            return int(uid)
+        try:
+            near, far = ours.getpeername()[:2], ours.getsockname()[:2]
+        except OSError:  # it has left
+            return None
+        return user_of_connection(near, far)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection no more."""

@@ -1,8 +1,9 @@
 """Credentials for the API: bearer tokens with scopes, known by their SHA-256 only.
 
-A tokens file has a line per credential: `name scope hash`, `#` starts a comment. The token itself is 256 random bits,
-so a plain hash of it tells an attacker nothing and costs a request microseconds. The file is read again when it
-changes, so that a deleted line is a revoked credential without a restart. Never write, log or repeat a token here.
+A tokens file has a line for each credential: `name scope hash`, then `pools=a,b` where it is for some pools only; `#`
+starts a comment. The token itself is 256 random bits, so a plain hash of it tells an attacker nothing and costs a
+request microseconds. The file is read again when it changes, so that a deleted line is a revoked credential without a
+restart. Never write, log or repeat a token here.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from allocator.model.errors import ConfigurationError
+from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_name
 from allocator.model.reading import read_text
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 TOKEN_PREFIX = "plt_"  # noqa: S105  # what every token begins with, so that secret scanners can find a leaked one
+_POOLS = "pools="
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -43,16 +49,33 @@ class Caller:
     Attributes:
         name: The credential's name, or `local` where none is asked for.
         scope: What it covers.
-        secret: Bytes that only this caller and the server know: tokens of idempotent claims are derived from it.
+        secret: Returns bytes that only this caller and the server know: tokens of idempotent claims are derived from
+            them. None where the server cannot tell one caller from another.
+        pools: The pools that the credential is for; None for all.
     """
 
     name: str
     scope: Scope
-    secret: bytes = field(repr=False)
+    secret: Callable[[], bytes | None] = field(repr=False)
+    pools: frozenset[str] | None = None
+
+    def may_use(self, pool: str) -> bool:
+        """Return whether the credential is for a pool."""
+        return self.pools is None or pool in self.pools
 
     def token_for(self, *words: str) -> str:
-        """Return the lease token that these words always give for this caller, as 32 hexadecimal digits."""
-        return hmac.digest(self.secret, "\0".join(words).encode(), "sha256").hex()[:32]
+        """Return the lease token that these words always give for this caller, as 32 hexadecimal digits.
+
+        Raises:
+            InvalidInputError: When the server cannot tell who the caller is.
+        """
+        secret = self.secret()
+        if secret is None:
+            raise InvalidInputError(
+                "Idempotency-Key needs a caller that this server can tell from others, and it cannot tell who you are; "
+                "send an Allocator-Token of your own making, or start the server with --tokens-file"
+            )
+        return hmac.digest(secret, "\0".join(words).encode(), "sha256").hex()[:32]
 
 
 def new_api_token() -> str:
@@ -65,13 +88,15 @@ def token_hash(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def tokens_line(name: str, scope: Scope, token: str) -> str:
-    """Return the line of a tokens file for a token.
+def tokens_line(name: str, scope: Scope, token: str, pools: Iterable[str] = ()) -> str:
+    """Return the line of a tokens file for a token, for some pools only where they are named.
 
     Raises:
-        InvalidInputError: When the name is not valid.
+        InvalidInputError: When the name, or that of a pool, is not valid.
     """
-    return f"{check_name('token', name)} {scope} {token_hash(token)}"
+    line = f"{check_name('token', name)} {scope} {token_hash(token)}"
+    named = ",".join(sorted({check_name("pool", pool) for pool in pools}))
+    return f"{line} {_POOLS}{named}" if named else line
 
 
 class TokensFile:
@@ -84,7 +109,7 @@ class TokensFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stamp: tuple[int, int, int] | None = None
-        self._known: dict[str, tuple[str, Scope]] = {}
+        self._known: dict[str, _Credential] = {}
 
     def __repr__(self) -> str:
         return f"<TokensFile {self.path}, {len(self._known)} credentials>"
@@ -110,19 +135,42 @@ class TokensFile:
         """Return whose token this is, or None."""
         self.load()
         found = self._known.get(token_hash(token))
-        return Caller(*found, token.encode("utf-8", "surrogateescape")) if found else None
+        if found is None:
+            return None
+        return Caller(found.name, found.scope, lambda: token.encode("utf-8", "surrogateescape"), found.pools)
 
 
-def _parse(path: Path, text: str) -> dict[str, tuple[str, Scope]]:
-    known: dict[str, tuple[str, Scope]] = {}
+class _Credential(NamedTuple):
+    """One line of a tokens file."""
+
+    name: str
+    scope: Scope
+    pools: frozenset[str] | None
+
+
+def _parse(path: Path, text: str) -> dict[str, _Credential]:
+    known: dict[str, _Credential] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words) != 3 or words[1] not in set(Scope) or not _HASH.fullmatch(words[2]):
+        pools = _pools(words[3:])
+        if len(words) < 3 or words[1] not in set(Scope) or not _HASH.fullmatch(words[2]) or pools == frozenset():
             raise ConfigurationError(
                 f"{path}: line {number} is no credential; write 'name read|lease|admin hash', "
-                "as 'allocator token' prints it"
+                "as 'allocator token' prints it, and 'pools=NAME,NAME' behind it for some pools only"
             )
-        known[words[2]] = (words[0], Scope(words[1]))
+        known[words[2]] = _Credential(words[0], Scope(words[1]), pools)
     return known
+
+
+def _pools(words: list[str]) -> frozenset[str] | None:
+    """Return the pools that the end of a line names: None when it names none, nothing when it is wrong."""
+    if not words:
+        return None
+    names = words[0].removeprefix(_POOLS).split(",")
+    try:
+        checked = frozenset(check_name("pool", name) for name in names)
+    except InvalidInputError:
+        return frozenset()
+    return checked if len(words) == 1 and words[0].startswith(_POOLS) else frozenset()

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
 from starlette.responses import Response as PlainResponse
 
-from allocator.api.access import Reader
+from allocator.api.access import Reader, Taker
 from allocator.api.hub import Hub, as_json, position_of
 from allocator.api.models import EventBody
 from allocator.api.problems import TOO_MANY, ProblemError
@@ -83,7 +83,7 @@ class Hubs:
 )
 async def stream(
     request: Request,
-    _caller: Reader,
+    _caller: Taker,
     after: EventId = None,
     last_event_id: LastEventId = None,
     pool: PoolName = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from allocator.api.access import Admin, Reader
+from allocator.api.access import Admin, Reader, ReaderOfAny
 from allocator.api.models import CordonBody, DrainBody, HostBody, HostDetail, LeaseBody, PoolBody, PortBody
 from allocator.api.problems import NOT_FOUND, ProblemError
 from allocator.api.routes import HostName, PoolName, claims_of, problems
@@ -24,11 +24,13 @@ router = APIRouter(prefix="/v1", tags=["fleet"])
 
 
 @router.get("/pools", responses=problems())
-async def pools(request: Request, _caller: Reader) -> list[PoolBody]:
+async def pools(request: Request, caller: ReaderOfAny) -> list[PoolBody]:
     """Return the pools that Redis has, with their rules and how many of their ports are leased."""
     claims = claims_of(request)
     found = []
     for name in await claims.allocator.store.pool_names():
+        if not caller.may_use(name):
+            continue
         at = claims.pool(name)
         hosts = await at.hosts()
         found.append(_pool(await at.pool(), hosts, served=at is claims.allocator))
@@ -84,10 +86,10 @@ async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName
     claims = claims_of(request)
     at = claims.pool(pool)
     rules = await claims.rules(at)
-    found = next((one for one in await at.hosts() if one.name == host), None)
+    ports = await _ports(claims, rules, host)
+    found = await at.run(listing.host(rules.name, host, sum(port.lease is not None for port in ports)))
     if found is None:
         raise ProblemError(NOT_FOUND, f"host {host} is not known in pool {rules.name}; see /v1/hosts")
-    ports = await _ports(claims, rules, host)
     taken = sum(port.port in rules for port in ports)
     shown = _host(found, rules, taken)
     return HostDetail(**shown.model_dump(), ports=ports, watched=host == claims.host)

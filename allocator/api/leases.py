@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from allocator.api.access import Holder, Reader
+from allocator.api.access import Claimer, Holder, Reader, check_pool
 from allocator.api.credentials import Caller
 from allocator.api.metrics import watched_claim, watched_renewal
 from allocator.api.models import (
@@ -62,7 +62,7 @@ async def claim(
     body: ClaimBody,
     request: Request,
     response: Response,
-    caller: Holder,
+    caller: Claimer,
     token: OwnTokenHeader = None,
     idempotency_key: IdempotencyKey = None,
 ) -> GrantBody:
@@ -71,6 +71,7 @@ async def claim(
     The token comes in the header `Allocator-Token`: keep it, it is what renews and releases the lease. A lease on
     another host than the server's comes with `proved: false`: decline it when the worker's bind fails.
     """
+    check_pool(request, caller, body.pool)
     with watched_claim(request, body.pool):
         lease, proved = await claims_of(request).claim(
             body.pool,
@@ -167,6 +168,7 @@ async def renew(
         after = replace(after, **claims.process_words(at, host, said.pid))
     with watched_renewal(request, pool):
         (lease,) = await at.renew(replace(after, token=known_token(token)), rewrite=after != before)
+    claims.confirm(lease)
     if after != before or lease.fence != before.fence:
         _note(f"renewed {lease.address} of {lease.worker} as {lease.state}", lease, caller)
     return LeaseBody.of(lease)
@@ -177,10 +179,11 @@ async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port:
     view = await claims.view(at.session.pool, host, port)
     if view.lease is not None:
         return view.lease
-    if said.org is None or said.plugin is None or said.fence is None:
+    known = said.known_by_holder()
+    if known is None:
         raise LeaseLostError(
-            f"port {port} on {host} has no live lease; send org, plugin, instance and fence of the lease to have it "
-            "back if only Redis lost it, or claim again",
+            f"port {port} on {host} has no live lease; send it as holder_copy to have it back if only Redis lost it, "
+            "or claim again",
             host=host,
             port=port,
         )
@@ -188,9 +191,14 @@ async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port:
     nominal = claims.nominal(at.session.pool, host, port)
     return replace(
         nominal,
-        worker=WorkerId(said.org, said.plugin, said.instance),
-        fence=said.fence,
-        ttl_ms=rules.ttl_ms,
+        worker=WorkerId(known.org, known.plugin, known.instance),
+        fence=known.fence,
+        state=known.state,
+        ttl_ms=rules.ttl_ms if known.ttl_s is None else ttl_in_ms(known.ttl_s),
+        labels=check_labels(known.labels),
+        restarts=known.restarts,
+        last_error=error_line(known.last_error or "") or None,
+        **claims.known_process(at, host, known.pid),
     )
 
 
@@ -223,6 +231,7 @@ async def release(
     claims = claims_of(request)
     lease = await claims.held(pool, host, port, known_token(token))
     ended = await claims.pool(pool).release(lease)
+    claims.forget(lease)
     if ended:
         _note(f"released {lease.address} of {lease.worker}", lease, caller)
     return EndBody(ended=ended)
@@ -236,6 +245,7 @@ async def decline(
     claims = claims_of(request)
     lease = await claims.held(pool, host, port, known_token(token))
     ended = await claims.pool(pool).decline(lease)
+    claims.forget(lease)
     if ended:
         _note(f"declined {lease.address} of {lease.worker}", lease, caller)
     return EndBody(ended=ended)

@@ -1,25 +1,28 @@
 """Limits of a request: how large its body may be, how many a caller may make. Pure ASGI, so that streams pass through.
 
-A caller is told apart by its bearer token's hash, else by its address: what a limit protects are the other callers.
+Callers are counted by the credential that they prove, otherwise by their address: what a limit protects are the others,
+and whoever could choose what it is counted under would have no limit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.api.connections import counted_address
 from allocator.api.problems import TOO_LARGE, TOO_MANY, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from allocator.api.access import Access
 
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; the one seen longest ago is forgotten and starts afresh."""
@@ -46,11 +49,14 @@ class Limits:
 class LimitMiddleware:
     """Refuses what is beyond the limits before a route sees it."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: Limits, access: Access, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._app = app
         self._limits = limits
+        self._access = access
         self._clock = clock
-        self._allowances: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+        self._allowances: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with a problem."""
@@ -120,7 +126,7 @@ class LimitMiddleware:
         rate, burst = self._limits.requests_per_s, self._limits.burst
         if rate <= 0:
             return 0.0
-        who, now = _caller(scope), self._clock()
+        who, now = self._caller(scope), self._clock()
         left, at = self._allowances.pop(who, (float(burst), now))
         left = min(float(burst), left + (now - at) * rate)
         allowed = left >= 1.0
@@ -129,14 +135,13 @@ class LimitMiddleware:
             self._allowances.popitem(last=False)
         return 0.0 if allowed else (1.0 - left) / rate
 
+    def _caller(self, scope: Scope) -> tuple[str, str]:
+        credential = self._access.credential(scope)
+        if credential is not None:
+            return "credential", credential
+        client = scope.get("client")
+        return "address", counted_address(client[0]) if client else ""
+
 
 class _TooLargeError(Exception):
     """The body went on beyond the limit."""
-
-
-def _caller(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            return hashlib.sha256(value).digest()
-    client = scope.get("client")
-    return client[0].encode() if client else b"local"

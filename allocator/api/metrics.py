@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
 
-from allocator.api.access import Reader
+from allocator.api.access import ReaderOfAny
+from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
@@ -211,6 +213,24 @@ class RequestMetrics:
         await self._app(scope, receive, watched)
 
 
+class _OfPools(CollectorRegistry):
+    """The metrics that a credential for some pools may see: those of its pools, and those of no pool."""
+
+    def __init__(self, registry: CollectorRegistry, caller: Caller) -> None:
+        super().__init__()
+        self._all, self._caller = registry, caller
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics without the samples of other pools."""
+        for metric in self._all.collect():
+            shown = Metric(metric.name, metric.documentation, metric.type)
+            shown.samples = [one for one in metric.samples if self._is_shown(one.labels.get("pool"))]
+            yield shown
+
+    def _is_shown(self, pool: str | None) -> bool:
+        return pool is None or self._caller.may_use(pool)
+
+
 _METHODS = {"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"}
 
 
@@ -220,10 +240,11 @@ _METHODS = {"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"}
     responses=problems()
     | {200: {"description": "Metrics.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(request: Request, _caller: Reader) -> Response:
+async def metrics(request: Request, caller: ReaderOfAny) -> Response:
     """Return the metrics in the text format of Prometheus; `allocator_redis_up` is 0 while Redis is away."""
     found: Metrics = request.app.state.metrics
     with contextlib.suppress(AllocatorError):  # what was counted is told all the same, and allocator_redis_up is 0
         await found.look(claims_of(request))
     found.streams.set(request.app.state.hubs.listeners)
-    return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
+    shown = found.registry if caller.pools is None else _OfPools(found.registry, caller)
+    return Response(generate_latest(shown), media_type=CONTENT_TYPE_LATEST)

@@ -71,10 +71,28 @@ class ClaimBody(_Request):
     labels: Labels = {}
 
 
+class HolderCopy(BaseModel):
+    """A lease as its holder knows it: the last answer of the API as it stands, or a part of it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    org: Name
+    plugin: PluginName
+    fence: Annotated[int, Field(ge=1, le=MAX_FENCE)]
+    instance: Instance = 0
+    state: LiveState = LeaseState.STARTING
+    ttl_s: TtlSeconds | None = None
+    pid: Annotated[int | None, Field(ge=1, le=MAX_PID)] = None
+    labels: Labels = {}
+    restarts: Annotated[int, Field(ge=0, le=MAX_RESTARTS)] = 0
+    last_error: Annotated[str | None, Field(max_length=4_000)] = None
+
+
 class RenewBody(_Request):
     """What becomes of a lease. All of it may be left out: the lease is then extended by its TTL.
 
-    With `org`, `plugin`, `instance` and `fence` of the holder's own copy, a lease that Redis lost is re-asserted.
+    With `holder_copy`, a lease that Redis lost is re-asserted as its holder knows it; with `org`, `plugin`, `instance`
+    and `fence` alone it comes back without the rest.
     """
 
     state: LiveState | None = None
@@ -87,6 +105,15 @@ class RenewBody(_Request):
     plugin: PluginName | None = None
     instance: Instance = 0
     fence: Annotated[int | None, Field(ge=1, le=MAX_FENCE)] = None
+    holder_copy: Annotated[
+        HolderCopy | None, Field(description="The lease as its holder knows it; used only where Redis lost the lease.")
+    ] = None
+
+    def known_by_holder(self) -> HolderCopy | None:
+        """Return what the holder knows of the lease, or None when it did not send enough to have it back."""
+        if self.holder_copy is not None or self.org is None or self.plugin is None or self.fence is None:
+            return self.holder_copy
+        return HolderCopy(org=self.org, plugin=self.plugin, fence=self.fence, instance=self.instance)
 
 
 class LeaseBody(BaseModel):

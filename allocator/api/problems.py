@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from allocator.model import errors
+from allocator.model.durations import parse_duration_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +70,7 @@ UNAUTHORIZED = Kind(401, "unauthorized", "A valid bearer token is needed")
 FORBIDDEN = Kind(403, "forbidden", "The credentials do not cover this")
 MISDIRECTED = Kind(421, "misdirected", "The request was made for another host")
 TOO_LARGE = Kind(413, "too-large", "The request is too large")
+MEDIA_TYPE_MISSING = Kind(415, "media-type", "A request that changes something is sent as application/json")
 TOO_MANY = Kind(429, "too-many-requests", "Too many requests")
 TOO_MANY_CONNECTIONS = Kind(503, "too-many-connections", "As many connections as there may be are open")
 BAD_REQUEST = Kind(400, "bad-request", "The request cannot be read")
@@ -79,6 +82,7 @@ PLAIN_KINDS = (
     FORBIDDEN,
     MISDIRECTED,
     TOO_LARGE,
+    MEDIA_TYPE_MISSING,
     TOO_MANY,
     TOO_MANY_CONNECTIONS,
     BAD_REQUEST,
@@ -124,6 +128,24 @@ def problem(
     )
 
 
+_OPTION = re.compile(r"--([a-z][a-z-]*)(?: (\d[\w.]*))?")
+_FIELDS = {"wait": "wait_s", "ttl": "ttl_s", "label": "labels", "token": "the header Allocator-Token"}
+
+
+def with_fields(detail: str) -> str:
+    """Return an error's sentence with the fields of the API in place of the options of the command line."""
+    return _OPTION.sub(lambda option: _FIELDS.get(option[1], option[1].replace("-", "_")) + _value(option[2]), detail)
+
+
+def _value(duration: str | None) -> str:
+    if duration is None:
+        return ""
+    try:
+        return f" {parse_duration_ms(duration) / 1_000:g}"
+    except errors.InvalidInputError:
+        return f" {duration}"
+
+
 def of_error(error: errors.AllocatorError) -> JSONResponse:
     """Return an error of the library as a problem."""
     kind = kind_of(error)
@@ -133,7 +155,7 @@ def of_error(error: errors.AllocatorError) -> JSONResponse:
     holder = getattr(error, "holder", None)
     return problem(
         kind,
-        str(error),
+        with_fields(str(error)),
         headers={} if retry_after is None else {"Retry-After": str(max(0, math.ceil(retry_after)))},
         host=error.host,
         port=error.port,

@@ -53,13 +53,14 @@ _PROBLEMS: dict[int, str] = {
     404: "There is no such thing.",
     409: "Held by someone else, lost, or exhausted; `type` says which, `Retry-After` when to try again.",
     413: "The request is too large.",
+    415: "The header Content-Type has to be application/json.",
     421: "The request was made for another host name.",
     422: "The request cannot be right.",
     429: "Too many requests; `Retry-After` says when to try again.",
     500: "An administrator has to mend something.",
     503: "Redis did not answer in time.",
 }
-_ALWAYS = (400, 401, 403, 413, 421, 422, 429, 500, 503)
+_ALWAYS = (400, 401, 403, 413, 415, 421, 422, 429, 500, 503)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -15,13 +15,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from allocator.api.access import Reader
+from allocator.api.index import RESTING, STATES
 from allocator.api.routes import problems
 from allocator.model.errors import AllocatorError
 from allocator.model.leases import written_time
-from allocator.operations import listing
 
 if TYPE_CHECKING:
-    from allocator.api.claims import Claims
+    from allocator.api.keeper import Keepers
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
@@ -46,11 +46,13 @@ class Samples:
     """Takes samples of the default pool.
 
     Args:
-        claims: What is looked at.
+        keepers: Whose index is looked at.
+        pool: The pool.
     """
 
-    def __init__(self, claims: Claims) -> None:
-        self._claims = claims
+    def __init__(self, keepers: Keepers, pool: str) -> None:
+        self._keepers = keepers
+        self._pool = pool
         self.kept: deque[Sample] = deque(maxlen=KEPT)
         self._made = 0
         self._refused = 0
@@ -73,20 +75,18 @@ class Samples:
 
     async def take(self) -> None:
         """Take one sample."""
-        at = self._claims.pool(None)
-        rules = await self._claims.rules(at)
-        size = leased = resting = 0
-        for space in await at.run(listing.port_spaces(rules)):
-            views = await at.run(listing.ports(rules.name, space))
-            size += rules.size
-            leased += sum(view.lease is not None for view in views)
-            resting += sum(view.lease is None for view in views)
+        keeper = await self._keepers.of(self._pool)
+        index = await keeper.ready()
+        if not keeper.is_live:
+            return
+        totals = index.totals()
+        leased = sum(totals[state] for state in STATES)
         self.kept.append(
             Sample(
                 at=written_time(time.time()),
-                size=size,
+                size=totals["size"],
                 leased=leased,
-                resting=resting,
+                resting=sum(totals[status] for status in RESTING),
                 claims=self._made,
                 refused=self._refused,
                 longest_wait_s=round(self._longest_s, 4),

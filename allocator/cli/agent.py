@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import threading
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOpt
 from allocator.cli.serve import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, InvalidInputError
 from allocator.model.names import shown
+from allocator.model.owned import private_file, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,18 +94,22 @@ def agent(
 def _places(at: Desk, directories: list[str] | None) -> list[LeaseFiles]:
     from allocator.client.lease_files import LeaseFiles
 
+    places = [at.files]
     for directory in directories or []:
-        if not Path(directory).is_dir():
-            raise InvalidInputError(f"{shown(directory)} is not a directory of lease files; make or correct it")
-    return [at.files, *(LeaseFiles(Path(directory)) for directory in directories or [])]
+        try:
+            places.append(LeaseFiles.of_another(Path(directory)))
+        except (OSError, ValueError):
+            raise InvalidInputError(
+                f"{shown(directory)} is not a directory of lease files; make or correct it"
+            ) from None
+    return places
 
 
 @contextlib.contextmanager
 def _only_one(path: Path, host: str) -> Iterator[None]:
     """Hold the lock of this state directory's agent."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = private_file(path)
     except OSError as error:
         raise ConfigurationError(
             f"the agent's lock {path} cannot be made ({(error.strerror or str(error)).lower()}); make room or access "
@@ -152,8 +158,7 @@ def _unix_listener(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        if path.is_socket():
-            path.unlink()  # of an agent that was killed: the lock says that none runs
+        _remove_own_socket(path)  # of an agent that was killed: the lock shows that none runs
         listener.bind(str(path))
         listener.listen(BACKLOG)
     except OSError as error:
@@ -163,6 +168,17 @@ def _unix_listener(path: Path) -> socket.socket:
     finally:
         os.umask(before)
     return listener
+
+
+def _remove_own_socket(path: Path) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISSOCK(found.st_mode):
+        if found.st_uid != os.geteuid():
+            raise ConfigurationError(f"the socket {path} belongs to {user_name(found.st_uid)}; give another --socket")
+        path.unlink()
 
 
 def _shown(listener: socket.socket) -> str:
@@ -176,18 +192,39 @@ def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
     from allocator.api.application import create_app
     from allocator.client.counting import HolderMetrics
 
-    def granted(lease: Lease) -> None:
-        if lease.pid is not None:
-            try:
-                files.save(lease)
-            except AllocatorError as error:
-                talk(str(error))
-            core.look()
-
     access = Access(hosts=[*LOOPBACK_NAMES])
-    application = create_app(async_allocator(at.settings), access=access, on_granted=granted)
+    application = create_app(async_allocator(at.settings), access=access, custody=_Custody(core, files))
     application.state.metrics.registry.register(HolderMetrics(core))
     return application
+
+
+class _Custody:
+    """What the API gives into the agent's care: a lease file, which the agent sees."""
+
+    def __init__(self, core: HostAgent, files: LeaseFiles) -> None:
+        self._core, self._files = core, files
+
+    def confirm(self, lease: Lease) -> None:
+        try:
+            known = self._files.load(lease.pool, lease.host, lease.port)
+            if known and _shown_by_holder(known) == _shown_by_holder(lease):
+                return
+            self._files.save(lease)
+        except AllocatorError as error:
+            talk(str(error))
+        self._core.look()
+
+    def forget(self, lease: Lease) -> None:
+        try:
+            self._files.remove(lease)
+        except AllocatorError as error:
+            talk(str(error))
+        self._core.look()
+
+
+def _shown_by_holder(lease: Lease) -> tuple[object, ...]:
+    """Return all of a lease that a heartbeat does not change."""
+    return lease.token, lease.fence, lease.state, lease.ttl_ms, lease.holder_words()
 
 
 def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.socket]) -> None:

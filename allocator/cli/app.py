@@ -58,9 +58,9 @@ def _application(names: Sequence[str]) -> typer.Typer:
 
 def _print_version(asked: bool) -> None:  # as typer calls it
     if asked:
-        from importlib.metadata import version
+        from allocator import __version__
 
-        typer.echo(f"portlease {version('portlease')}")
+        typer.echo(f"portlease {__version__}")
         raise typer.Exit
 
 

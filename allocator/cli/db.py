@@ -10,6 +10,7 @@ import typer
 
 from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, RowsFormat, read_settings, talk
 from allocator.cli.output import write_json
+from allocator.model.owned import private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +113,8 @@ def database_of(settings: Settings, *, make: bool = True) -> Iterator[Database]:
     from allocator.database.configured import open_database
 
     if not settings.database_url:
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with private_folder(settings.state_dir, shared=True):
+            pass
     database = open_database(settings, make=make, on_made=lambda made: talk(f"no database is configured: made {made}"))
     try:
         yield database
@@ -130,4 +132,4 @@ def database_in_use(settings: Settings) -> Database | None:
     from allocator.database.configured import open_database
 
     found = open_database(settings, make=False)
-    return found if found.exists() else None
+    return found if settings.database_url or found.exists() else None

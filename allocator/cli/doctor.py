@@ -63,7 +63,7 @@ def doctor(
 
 
 def _with_redis(at: Desk) -> Iterator[Finding]:
-    from allocator.cli.checks import host_agent, kernel, leases, leftovers, redis_server, table_of_workers
+    from allocator.cli.checks import foreign_keys, host_agent, kernel, leases, leftovers, redis_server, table_of_workers
 
     yield from patiently("redis", lambda: redis_server.check_server(at))
     yield from patiently("rights", lambda: redis_server.check_rights(at))
@@ -78,6 +78,7 @@ def _with_redis(at: Desk) -> Iterator[Finding]:
         yield from host_agent.check_tied_leases(at, live, at.allocator.store.server_time())
 
     yield from patiently("leases", of_this_host)
+    yield from patiently("keys", lambda: foreign_keys.check_keys(at))
     yield from patiently("drift", lambda: table_of_workers.check_drift(at))
 
 

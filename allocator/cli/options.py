@@ -93,7 +93,10 @@ def read_settings(
 ) -> Settings:
     """Return the settings that the flags, the environment and the file make."""
     flags = {"pool": pool, "host": host, "redis_url": redis_url, **others}
-    return load_settings(flags, os.environ, config=config)
+    settings = load_settings(flags, os.environ, config=config)
+    for refused in settings.refused:
+        talk(refused)
+    return settings
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from allocator.cli.options import (
 )
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
 from allocator.model.names import shown
+from allocator.model.owned import appendable
 
 if TYPE_CHECKING:
     from allocator.api.access import Access
@@ -215,6 +216,10 @@ def async_allocator(settings: Settings) -> AsyncPortAllocator:
 def token(
     name: Annotated[str, typer.Argument(help="Whose it is; it stands in the log.")],
     scope: Annotated[str, typer.Option("--scope", help="read, lease or admin; each covers those before it.")] = "read",
+    pools: Annotated[
+        list[str] | None,
+        typer.Option("--pool", metavar="NAME", help="A pool that it is for; may be given again. [default: all pools]"),
+    ] = None,
     file: Annotated[str | None, typer.Option("--file", help="Add its line to this tokens file.")] = None,
 ) -> None:
     """Make a bearer token for 'serve' and print it once; the file gets its hash only.
@@ -226,7 +231,7 @@ def token(
     if scope not in set(Scope):
         raise InvalidInputError(f"{shown(scope)} is not a scope; choose read, lease or admin")
     made = new_api_token()
-    line = tokens_line(name, Scope(scope), made)
+    line = tokens_line(name, Scope(scope), made, pools or ())
     if file is None:
         talk(f"add this line to the tokens file: {line}")
     else:
@@ -238,8 +243,7 @@ def _append(path: Path, line: str) -> None:
     import os
 
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "r+", encoding="utf-8") as file:
+        with os.fdopen(appendable(path), "r+", encoding="utf-8") as file:
             before = file.read()
             if any(known.split()[:1] == line.split()[:1] for known in before.splitlines()):
                 raise InvalidInputError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_arguments
 from allocator.client.base import AllocatorBase, LeaseOperations
 from allocator.client.drivers import drive_async
-from allocator.client.runners import HeartbeatTask
+from allocator.client.runners_aio import HeartbeatTask
 from allocator.store.aio import AsyncStore
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
 from allocator.client.configured import library_settings, open_store, session_of
 from allocator.client.drivers import needed
-from allocator.client.heartbeats import E_, HeldLease, about, log
+from allocator.client.heartbeats import E_, HeldLease, about
 from allocator.client.policies import tried_again
 from allocator.client.recording import is_fresh, may_hold, record
 from allocator.client.turns import claim_in_turn
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
+from allocator.model.log import log
 from allocator.model.names import WorkerId, check_name
 from allocator.operations import apply, claim, end, hosts, listing, pools, renew, resolve
 from allocator.operations.several import claim_several, named_workers
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from allocator.operations.claim import ClaimRequest
     from allocator.operations.hosts import Spread
     from allocator.operations.steps import Operation
-    from allocator.store.opening import Opening
+    from allocator.store.base import BaseStore
 
-S = TypeVar("S", bound="Opening")
+S = TypeVar("S", bound="BaseStore")
 
 
 class LeaseOperations(Generic[E_]):
@@ -234,7 +235,7 @@ class LeaseOperations(Generic[E_]):
         patience = self.session.patience(wait, any_port=True)
 
         def attempt() -> Operation[Endpoint]:
-            return resolve.resolve(pool, plugin, org, prefer=prefer)
+            return resolve.resolve(self.session.context, pool, plugin, org, prefer=prefer)
 
         return (yield from tried_again(patience, pool, attempt))
 

@@ -6,7 +6,6 @@ agent. The embedded server serves only where no setting names a Redis; whoever o
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import replace
 from functools import cache
@@ -15,22 +14,21 @@ from typing import TYPE_CHECKING, TypeVar
 from allocator.client.arguments import check_text
 from allocator.client.session import make_session
 from allocator.model.durations import seconds_of
-from allocator.model.errors import InvalidInputError, StoreUnavailableError
+from allocator.model.errors import ConfigurationError, InvalidInputError, StoreUnavailableError
+from allocator.model.log import log
 from allocator.model.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from allocator.client.session import OnLost, Session
     from allocator.client.tracing import Tracer
     from allocator.model.durations import Duration
     from allocator.model.settings import Settings
+    from allocator.store.base import BaseStore
     from allocator.store.embedded.server import EmbeddedStatus
-    from allocator.store.opening import Opening
 
-S = TypeVar("S", bound="Opening")
-log = logging.getLogger("allocator")
+S = TypeVar("S", bound="BaseStore")
 
 
 def library_settings(
@@ -52,6 +50,8 @@ def library_settings(
         if value is not None:
             check_text("url" if name == "redis_url" else name, value)
     settings = load_settings(given, os.environ)
+    for refused in settings.refused:
+        _warn_once(refused)
     return settings if timeout is None else replace(settings, connect_timeout_ms=_timeout_ms(timeout))
 
 
@@ -100,6 +100,8 @@ def open_store(
         return kind.open(settings.redis_url, timeout_s=settings.timeout_s, password=settings.redis_password)
 
     def embedded() -> str:
+        if settings.refused:  # it may name the registry that everybody uses
+            raise ConfigurationError(f"no Redis is configured, and {'; '.join(settings.refused)}")
         if reads_only:
             return running_embedded(settings)
         return started_embedded(settings, on_start)
@@ -114,7 +116,10 @@ def started_embedded(settings: Settings, on_start: Callable[[EmbeddedStatus], No
     server = EmbeddedServer(settings.state_dir)
     url = server.ensure(on_start)
     if on_start is None:
-        _warn_once(server.data_dir)
+        _warn_once(
+            f"no Redis is configured: ports are leased from the embedded server in {server.data_dir}, which other "
+            "users and hosts do not see; set ALLOCATOR_REDIS_URL, or redis_url in allocator.toml, or give a URL"
+        )
     return url
 
 
@@ -136,9 +141,5 @@ def running_embedded(settings: Settings) -> str:
 
 
 @cache
-def _warn_once(data_dir: Path) -> None:
-    log.warning(
-        "no Redis is configured: ports are leased from the embedded server in %s, which other users and hosts do not "
-        "see; set ALLOCATOR_REDIS_URL, or redis_url in allocator.toml, or give a URL",
-        data_dir,
-    )
+def _warn_once(sentence: str) -> None:
+    log.warning("%s", sentence)

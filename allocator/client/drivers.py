@@ -6,6 +6,7 @@ The steps that ask this host's kernel are short reads of `/proc` and a bind; bot
 from __future__ import annotations
 
 import time
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from allocator.kernel.sockets import listeners, listening_ports, prove_port
@@ -91,18 +92,41 @@ def needed(recorder: LeaseRecorder | None) -> LeaseRecorder:
     return recorder
 
 
+QUIET_S = 1.0
+"""How long a listing that showed nobody is good enough: who listens since then is found by the bind of the proof."""
+
+
 class Kernel:
-    """This host's answers to the steps that are not for Redis; tests put another in its place."""
+    """This host's answers to the steps that are not for Redis; tests put another in its place.
+
+    A listing is for choosing well; the proof decides. So a range in which nobody listened is not read again for a
+    second, unless a bind was refused meanwhile or the step asks for it. A listing that showed somebody is read each
+    time: a port must not be avoided because of a listener that is gone.
+    """
+
+    _quiet: tuple[int, int, float] = (0, 0, 0.0)
+    """The range in which nobody listened, and until when that is good enough, in seconds of the monotonic clock."""
 
     def answer(self, step: Step) -> object:
         """Return what a step about this host asks for."""
         if isinstance(step, ReadListeners):
-            return listening_ports(step.first, step.last)
+            return self._listening(step)
         if isinstance(step, ProvePort):
-            return prove_port(step.port)
+            free = prove_port(step.port)
+            if not free:
+                self._quiet = Kernel._quiet
+            return free
         if isinstance(step, DescribeListener):
             return describe_listener(step.port)
         raise TypeError(f"{type(step).__name__} is not a step about this host")
+
+    def _listening(self, step: ReadListeners) -> frozenset[int]:
+        now, (first, last, until) = monotonic(), self._quiet
+        if now < until and first <= step.first and step.last <= last and not step.fresh:
+            return frozenset()
+        found = listening_ports(step.first, step.last)
+        self._quiet = Kernel._quiet if found else (step.first, step.last, now + QUIET_S)
+        return found
 
 
 class UnseenKernel(Kernel):

@@ -9,7 +9,6 @@ told that it lost it. Only an answer of Redis that says so makes a lease lost un
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
@@ -18,6 +17,7 @@ from allocator.client.counting import HolderCounts, with_held
 from allocator.client.session import doubt_message
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
 from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
+from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
 from allocator.operations import listing, renew
@@ -41,8 +41,6 @@ RETRY_FIRST, RETRY_LONGEST = 0.02, 0.05
 """A renewal that failed is tried again after up to this part of the TTL: doubling, or the first again when urgent."""
 
 _KINDS: dict[str, type] = dict.fromkeys(NUMBER_WORDS, int) | dict.fromkeys(TEXT_WORDS, str)
-
-log = logging.getLogger("allocator")
 
 
 class Signal(Protocol):
@@ -203,11 +201,12 @@ class HeartbeatPlan(Generic[E_]):
             return None
         return max(0.0, self._due_at - self._session.clock())
 
-    def _plan_next(self) -> None:
+    def _plan_next(self, held: list[HeldLease[E_]] | None = None) -> None:
         self._failures = 0
+        due = self.held if held is None else held
         spread = self._session.rng.uniform(T1 - T1_SPREAD / 2, T1 + T1_SPREAD / 2)
         self._due_at = min(
-            ((held.lease.deadline or 0.0) - held.lease.ttl_ms / 1_000 * (1 - spread) for held in self._held.values()),
+            ((one.lease.deadline or 0.0) - one.lease.ttl_ms / 1_000 * (1 - spread) for one in due),
             default=None,
         )
 
@@ -218,7 +217,7 @@ class HeartbeatPlan(Generic[E_]):
             sent = [held.lease for held in batch]
             rewrite = any(held.rewrite for held in batch)
         with self._session.span("renew", *sent) as span:
-            outcomes = span.renewed((yield from renew.renew(self._session.context, sent, rewrite=rewrite)))
+            outcomes = span.renewed((yield from renew.renew_each(self._session.context, sent, rewrite=rewrite)))
         for pool in {outcome.lease.pool for outcome in outcomes if outcome.reap_due}:
             with contextlib.suppress(AllocatorError):
                 yield from listing.reap(pool)
@@ -228,6 +227,7 @@ class HeartbeatPlan(Generic[E_]):
     def confirm(self, batch: list[HeldLease[E_]], sent: list[Lease], outcomes: list[RenewOutcome]) -> None:
         """Apply what Redis answered to a renewal of `batch`, as it was `sent`, to those that are still held."""
         still = {id(held) for held in self._held.values()}
+        failed: list[HeldLease[E_]] = []
         for held, before, outcome in zip(batch, sent, outcomes, strict=True):
             if id(held) not in still:
                 continue
@@ -235,6 +235,10 @@ class HeartbeatPlan(Generic[E_]):
                 self._lose(held, outcome.lost)
                 continue
             self._counts[held.lease.pool].renewals[outcome.word] += 1
+            if outcome.failed:
+                self._doubt(held, outcome.failed)
+                failed.append(held)
+                continue
             if outcome.reasserted:
                 log.warning(
                     "re-asserted the lease of %s on %s", held.worker, held.lease.address, extra=about(outcome.lease)
@@ -248,45 +252,65 @@ class HeartbeatPlan(Generic[E_]):
             words = _words(held.lease)
             held._rewrite = words != _words(before)  # noqa: SLF001  # the plan and its leases are one unit
             held.lease = replace(after, **words)
-        self._plan_next()
-        if any(held.rewrite for held in self._held.values()):
+        well = [held for held in self._held.values() if held not in failed]
+        if failed:
+            self._failures += 1
+            self._retry(failed, well)
+        else:
+            self._plan_next()
+        if any(held.rewrite for held in well):
             self.touch()
 
     def fail(self, error: Exception) -> None:
         """Take in that a renewal got no answer: try again soon, and say which leases are doubtful."""
         if not isinstance(error, AllocatorError):
             log.error("a heartbeat failed; it is tried again", exc_info=error)
-        now = self._session.clock()
         self._failures += 1
         for held in self.held:
             self._counts[held.lease.pool].renewals["unanswered"] += 1
-            overdue = now - (held.lease.deadline or now)
-            if overdue < 0:
-                continue
-            self._counts[held.lease.pool].doubts += not held.doubtful
-            where = f"the lease of {held.worker} on {held.lease.address}"
-            if self._session.stops_in_doubt(held.lease.pool):
-                self._lose(
-                    held,
-                    LeaseLostError(
-                        f"{doubt_message(where, overdue)}; stop this worker and claim again",
-                        host=held.host,
-                        port=held.port,
-                        worker=str(held.worker),
-                    ),
-                )
-            elif not held.doubtful:
-                held.doubtful = True
-                doubt = doubt_message(where, overdue)
-                log.warning("%s; keeping its port and trying on (%s)", doubt, error, extra=about(held.lease))
-        if not self._held:
+            self._doubt(held, error)
+        self._retry(self.held, [])
+
+    def _doubt(self, held: HeldLease[E_], error: Exception) -> None:
+        """Decide about a lease that was not renewed: once its time has passed it is doubtful, or lost."""
+        overdue = self._session.clock() - (held.lease.deadline or self._session.clock())
+        if overdue < 0:
+            return
+        self._counts[held.lease.pool].doubts += not held.doubtful
+        where = f"the lease of {held.worker} on {held.lease.address}"
+        if self._session.stops_in_doubt(held.lease.pool):
+            self._lose(
+                held,
+                LeaseLostError(
+                    f"{doubt_message(where, overdue)}; stop this worker and claim again",
+                    host=held.host,
+                    port=held.port,
+                    worker=str(held.worker),
+                ),
+            )
+        elif not held.doubtful:
+            held.doubtful = True
+            doubt = doubt_message(where, overdue)
+            log.warning("%s; keeping its port and trying on (%s)", doubt, error, extra=about(held.lease))
+
+    def _retry(self, failed: list[HeldLease[E_]], well: list[HeldLease[E_]]) -> None:
+        """Plan the next renewal when some failed: soon, and no later than the others are due."""
+        failed = [held for held in failed if _token(held.lease) in self._held]
+        if not failed and not well:
             self._due_at = None
             return
-        times = [(held.lease.ttl_ms / 1_000, (held.lease.deadline or now) - now) for held in self._held.values()]
+        failures = self._failures
+        self._plan_next(well)
+        self._failures = failures
+        if not failed:
+            return
+        now = self._session.clock()
+        times = [(held.lease.ttl_ms / 1_000, (held.lease.deadline or now) - now) for held in failed]
         is_urgent = any(0 < left_s <= ttl_s * (1 - T2) for ttl_s, left_s in times)
-        part = RETRY_FIRST if is_urgent else min(RETRY_FIRST * 2 ** min(self._failures - 1, 8), RETRY_LONGEST)
+        part = RETRY_FIRST if is_urgent else min(RETRY_FIRST * 2 ** min(failures - 1, 8), RETRY_LONGEST)
         ceiling = part * min(ttl_s for ttl_s, _ in times)
-        self._due_at = now + self._session.rng.uniform(ceiling / 4, ceiling)
+        again_at = now + self._session.rng.uniform(ceiling / 4, ceiling)
+        self._due_at = again_at if self._due_at is None else min(self._due_at, again_at)
 
     def _lose(self, held: HeldLease[E_], error: LeaseLostError) -> None:
         self._held.pop(_token(held.lease), None)

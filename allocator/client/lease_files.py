@@ -1,7 +1,7 @@
 """Lease files: the tokens of leases that commands claimed on this host, so that `renew PORT` needs none.
 
-One file per lease, readable by its owner only, replaced atomically. A file is memory, not truth: it may name a lease
-that has ended; Redis decides. Tokens are written nowhere else on disk.
+One file per lease, readable by its owner only, replaced atomically; files of others in the folder are not read. A file
+is memory, not truth: it may name a lease that has ended; Redis decides. Tokens are written nowhere else on disk.
 
 A claim leaves its token here before it asks Redis, in a file named for its worker, and removes that file when the
 lease file is there: so a claim that is killed halfway is finished by the next one of its worker, and two at once get
@@ -14,24 +14,29 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from allocator.model.encodings import FILE
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
-from allocator.model.reading import read_text
+from allocator.model.owned import foreign_folder, private_folder
 from allocator.model.states import LeaseState
 from allocator.protocol.decode import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from allocator.model.owned import OpenFolder
 
 MAX_FILE_NAME = 255
 """Longest name of a file in bytes, on every file system that matters; a pool and a host can have 128 each."""
 
+MAX_FILES = 4_096
+"""Names that are read of a folder: a pool has fewer ports, and its owner may fill it with anything."""
 
 _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
@@ -42,16 +47,25 @@ class LeaseFiles:
 
     Attributes:
         directory: Where they are: `leases` in the state directory.
+        owner: Whose they are, when an agent looks after another user's; None for the caller's own.
     """
 
     directory: Path
+    owner: int | None = None
 
-    def _path(self, pool: str, host: str, port: int) -> Path:
-        return self.directory / f"{_stem(pool, host)}@{port}.json"
+    @classmethod
+    def of_another(cls, directory: Path) -> LeaseFiles:
+        """Return the lease files of whoever owns a folder that exists.
 
-    def _claim_path(self, pool: str, host: str, worker: WorkerId) -> Path:
-        name = f".claim@{pool}@{host}@{worker.org}@{worker.plugin}@{worker.instance}"
-        return self.directory / (name if len(name) <= MAX_FILE_NAME else f".claim@{_digest(name)}")
+        Raises:
+            ConfigurationError: When it is a link or not a folder.
+            OSError: When it cannot be opened.
+        """
+        with foreign_folder(directory, None) as folder:
+            return cls(directory, folder.uid)
+
+    def _opened(self) -> AbstractContextManager[OpenFolder]:
+        return private_folder(self.directory) if self.owner is None else foreign_folder(self.directory, self.owner)
 
     def begin_claim(self, pool: str, host: str, worker: WorkerId, token: str) -> tuple[str, bool]:
         """Leave the token of a claim that is about to be made, unless an unfinished one of this worker left its own.
@@ -62,24 +76,21 @@ class LeaseFiles:
         Raises:
             ConfigurationError: When the directory or the disk cannot take it.
         """
-        path = self._claim_path(pool, host, worker)
-        with self._written(token) as temporary:
+        name = _claim_name(pool, host, worker)
+        with self._writing(token) as (folder, temporary):
             try:
-                os.link(temporary, path)  # unlike a rename it spares what is there
+                folder.link(temporary, name)  # unlike a rename it spares what is there
             except FileExistsError:
-                known = _token_in(path)
+                known = _token_in(folder, name)
                 if known:
                     return known, False
-                temporary.replace(path)  # a machine that lost its power left an empty one, or half of one
+                folder.move(temporary, name)  # a machine that lost its power left an empty one, or half of one
             return token, True
 
     def end_claim(self, pool: str, host: str, worker: WorkerId) -> bool:
         """Forget the token of a claim that is finished or undone; return whether this call did."""
-        try:
-            self._claim_path(pool, host, worker).unlink()
-        except OSError:
-            return False
-        return True
+        with self._present() as folder:
+            return folder is not None and folder.remove(_claim_name(pool, host, worker))
 
     def save(self, lease: Lease) -> None:
         """Write the file of a lease, with its token.
@@ -99,49 +110,53 @@ class LeaseFiles:
             "expires_at": lease.expires_at,
             "token": lease.token,
         } | {name: value for name, value in lease.holder_words().items() if value}
-        with self._written(json.dumps(content)) as temporary:
-            temporary.replace(self._path(lease.pool, lease.host, lease.port))
+        with self._writing(json.dumps(content)) as (folder, temporary):
+            folder.move(temporary, _name(lease.pool, lease.host, lease.port))
 
     @contextlib.contextmanager
-    def _written(self, content: str) -> Iterator[Path]:
+    def _writing(self, content: str) -> Iterator[tuple[OpenFolder, str]]:
         """Give a private file with this content, to be moved where it belongs; it is gone at the end."""
-        temporary: Path | None = None
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=self.directory, prefix=".new-")
-            temporary = Path(name)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                self._give_to_the_owner(descriptor)
-                file.write(content)
-            yield temporary
+            with self._opened() as folder, folder.temporary(content) as temporary:
+                yield folder, temporary
         except OSError as error:
             raise ConfigurationError(
                 f"the lease file cannot be written in {self.directory} ({(error.strerror or str(error)).lower()}); "
                 "make room or access there, or give another state directory with ALLOCATOR_STATE_DIR"
             ) from error
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
 
-    def _give_to_the_owner(self, descriptor: int) -> None:
-        """Leave a file that root writes to the user whose directory it is, or they could not read their own lease."""
-        if os.geteuid() == 0:
-            owner = self.directory.stat()
-            with contextlib.suppress(OSError):  # root of a container that may not, or whose map has no such user
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    @contextlib.contextmanager
+    def _present(self) -> Iterator[OpenFolder | None]:
+        """Give the folder, or None when there is none yet.
+
+        Raises:
+            ConfigurationError: When it is not the owner's, or cannot be opened.
+        """
+        with contextlib.ExitStack() as stack:
+            found: OpenFolder | None = None
+            if os.path.lexists(self.directory):
+                try:
+                    found = stack.enter_context(self._opened())
+                except FileNotFoundError:  # removed meanwhile
+                    found = None
+                except OSError as error:
+                    raise ConfigurationError(
+                        f"the lease files in {self.directory} cannot be read ({error.strerror}); fix its rights"
+                    ) from error
+            yield found
 
     def remove(self, lease: Lease) -> None:
         """Delete the file of a lease, if it is still of this lease."""
-        path = self._path(lease.pool, lease.host, lease.port)
-        known = self._read(path)
+        name = _name(lease.pool, lease.host, lease.port)
+        known = self.read(name)
         if known and known.token == lease.token:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            with self._present() as folder:
+                if folder is not None:
+                    folder.remove(name)
 
     def load(self, pool: str, host: str, port: int) -> Lease | None:
         """Return the lease that was saved for a port, or None."""
-        return self._read(self._path(pool, host, port))
+        return self.read(_name(pool, host, port))
 
     def find(self, pool: str, host: str, worker: WorkerId) -> Lease | None:
         """Return the newest lease that was saved for a worker on a host, or None."""
@@ -149,63 +164,74 @@ class LeaseFiles:
         return max(mine, key=lambda lease: lease.fence, default=None)
 
     def all(self, pool: str | None = None, host: str | None = None) -> list[Lease]:
-        """Return the saved leases, by host and port."""
-        stem = _stem(pool, host) if pool and host else "*@*"
-        found = [lease for lease in self._each(stem) if pool in {None, lease.pool} and host in {None, lease.host}]
+        """Return the saved leases, by host and port; a file that is not one is left out, and named by `doctor`."""
+        stem = f"{_stem(pool, host)}@" if pool and host else ""
+        found = []
+        for name in self.scan():
+            if not name.startswith(stem):
+                continue
+            with contextlib.suppress(ConfigurationError):
+                lease = self.read(name)
+                if lease and pool in {None, lease.pool} and host in {None, lease.host}:
+                    found.append(lease)
         return sorted(found, key=lambda lease: (lease.pool, lease.host, lease.port))
 
     def scan(self) -> dict[str, int]:
-        """Return the lease files by name, with the time of their last change in ns; nothing when there are none."""
-        found: dict[str, int] = {}
-        with contextlib.suppress(OSError), os.scandir(self.directory) as entries:
-            for entry in entries:
-                if entry.name.endswith(".json") and entry.name.count("@") >= 2:
-                    with contextlib.suppress(OSError):
-                        found[entry.name] = entry.stat().st_mtime_ns
-        return found
+        """Return the lease files by name, with the time of their last change in ns; nothing when there are none.
+
+        Raises:
+            ConfigurationError: When the folder is not the owner's, or cannot be opened.
+        """
+        with self._present() as folder:
+            entries = folder.entries(MAX_FILES) if folder else {}
+        return {name: at for name, at in entries.items() if name.endswith(".json") and name.count("@") >= 2}
 
     def read(self, name: str) -> Lease | None:
         """Return the lease of a file that `scan` named, or None when it is gone.
 
         Raises:
-            ConfigurationError: When it cannot be read or is no lease file.
+            ConfigurationError: When it cannot be read or is not a lease file.
         """
-        return self._read(self.directory / name)
+        path = self.directory / name
+        with self._present() as folder:
+            if folder is None:
+                return None
+            try:
+                return _lease(json.loads(folder.read(name)))
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise ConfigurationError(
+                    f"the lease file {path} cannot be read ({error.strerror}); fix its rights or delete it"
+                ) from error
+            except (*WRONG_SHAPES, InvalidInputError):
+                raise ConfigurationError(f"the file {path} is not a lease file; delete it") from None
 
-    def _each(self, stem: str) -> Iterator[Lease]:
-        try:
-            paths = list(self.directory.glob(f"{stem}@*.json"))
-        except OSError:
-            return
-        for path in paths:
-            lease = self._read(path)
-            if lease:
-                yield lease
 
-    def _read(self, path: Path) -> Lease | None:
-        try:
-            fields = json.loads(read_text(path, only_regular=True))
-            return Lease(
-                pool=check_name("pool", fields["pool"]),
-                host=check_name("host", fields["host"]),
-                port=check_port(fields["port"]),
-                worker=WorkerId.parse(fields["worker"]),
-                state=LeaseState(fields["state"]),
-                fence=bounded(fields["fence"]),
-                ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
-                granted_at=_moment(fields["granted_at"]),
-                expires_at=_moment(fields["expires_at"]),
-                token=_token(fields["token"]),
-                **holder_words(fields),
-            )
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ConfigurationError(
-                f"the lease file {path} cannot be read ({error.strerror}); mend its rights or delete it"
-            ) from error
-        except (*WRONG_SHAPES, InvalidInputError):
-            raise ConfigurationError(f"the file {path} is not a lease file; delete it") from None
+def _lease(fields: Any) -> Lease:  # noqa: ANN401  # whatever stood in a file
+    return Lease(
+        pool=check_name("pool", fields["pool"]),
+        host=check_name("host", fields["host"]),
+        port=check_port(fields["port"]),
+        worker=WorkerId.parse(fields["worker"]),
+        state=LeaseState(fields["state"]),
+        fence=bounded(fields["fence"]),
+        ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
+        granted_at=_moment(fields["granted_at"]),
+        expires_at=_moment(fields["expires_at"]),
+        token=_token(fields["token"]),
+        **holder_words(fields),
+    )
+
+
+def _name(pool: str, host: str, port: int) -> str:
+    return f"{_stem(pool, host)}@{port}.json"
+
+
+def _claim_name(pool: str, host: str, worker: WorkerId) -> str:
+    parts = (pool, host, worker.org, worker.plugin, str(worker.instance))
+    name = f".claim@{FILE.separator.join(map(FILE.encode, parts))}"
+    return name if len(name) <= MAX_FILE_NAME else f".claim@{_digest(name)}"
 
 
 def _token(text: str) -> str:
@@ -214,10 +240,10 @@ def _token(text: str) -> str:
     raise ValueError
 
 
-def _token_in(path: Path) -> str | None:
-    """Return the token that an unfinished claim left, or None when what stands there is none."""
-    with contextlib.suppress(ValueError):
-        return _token(read_text(path, only_regular=True))
+def _token_in(folder: OpenFolder, name: str) -> str | None:
+    """Return the token that an unfinished claim left, or None when what stands there is not one, or not its owner's."""
+    with contextlib.suppress(ValueError, OSError):
+        return _token(folder.read(name))
     return None
 
 

@@ -1,12 +1,11 @@
-"""The heartbeats of a process: one thread, or one task of an event loop, that carries out the plan (see `heartbeats`).
+"""The heartbeats of a process: a thread that carries out the plan (see `heartbeats`), and what both kinds share.
 
-Both are a `HeartbeatRunner`: what they do is written there once; they differ in how they wait and are woken.
+Both are a `HeartbeatRunner`: what they do is written there once; they differ in how they wait and are woken. The task
+of an event loop is in `runners_aio`, for a command does not need asyncio.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import threading
 import weakref
@@ -125,46 +124,6 @@ class HeartbeatThread(HeartbeatRunner[threading.Event]):
             except Exception as error:  # noqa: BLE001  # it concerns one call, and all leases depend on this thread
                 with self._changed:
                     self._plan.fail(error)
-
-
-class HeartbeatTask(HeartbeatRunner[asyncio.Event]):
-    """Renews leases from a task of the running event loop."""
-
-    _event = asyncio.Event
-
-    def begin(self) -> None:
-        """Hold nothing, as a new one does."""
-        self._lock = contextlib.nullcontext()
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        super().begin()
-
-    async def close(self) -> None:
-        """End the task."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    def _start(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._beat(), name="allocator-heartbeats")
-
-    def _wake(self) -> None:
-        self._changed.set()
-
-    async def _beat(self) -> None:
-        while True:
-            self._changed.clear()
-            seconds = self._plan.seconds_to_wait()
-            if seconds != 0.0:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), seconds)
-                continue
-            try:
-                await self._run(self._plan.beat())
-            except Exception as error:  # noqa: BLE001  # it concerns one call, and all leases depend on this task
-                self._plan.fail(error)
 
 
 _all: weakref.WeakSet[HeartbeatRunner[Any]] = weakref.WeakSet()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from allocator.database.connection import Database
 from allocator.database.upgrade import upgrade
+from allocator.database.urls import DEFAULT_FILE
+from allocator.model.owned import private_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +31,7 @@ def open_database(settings: Settings, *, make: bool, on_made: Callable[[str], No
         return Database.open(settings.database_url, timeout_s=settings.timeout_s, password=settings.database_password)
     database = Database.beside(settings.state_dir, timeout_s=settings.timeout_s)
     if make and not database.exists():
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(private_file(settings.state_dir / DEFAULT_FILE))
         upgrade(database, settings.table)
         if on_made is not None:
             on_made(database.shown_url)

@@ -1,7 +1,8 @@
 """The directory: which workers of which services are ready, kept current by the pool's events in one thread.
 
-The rule of this file: a reader never waits for Redis. Events only say which service to read again; a slow pass over all
-services follows what sends no event (a lease that ran out unseen). While Redis is away, what was known stays.
+The rule of this file: a reader never waits for Redis. Events name the service to read again, and end addresses; a slow
+pass over all services follows what sends no event (a lease that ran out unseen, a Redis that was emptied). What stays
+known without Redis, and for how long, `memory` decides.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from allocator.model.errors import AllocatorError, InvalidInputError
+from allocator.discovery.memory import AddressMemory, ServiceName
+from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
 from allocator.model.names import WorkerId
+from allocator.operations.pools import read_pool
+from allocator.operations.resolve import sightings
 from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from allocator.client.blocking import PortAllocator
     from allocator.model.endpoints import Endpoint
-
-ServiceName = tuple[str, str]
-"""Plugin and organisation."""
 
 REFRESH_S = 5.0
 """How often all services are read again, events or not."""
@@ -58,8 +59,12 @@ class Directory:
         self._whole_pool = whole_pool
         self._wanted = wanted
         self._clock = clock
+        self._memory = AddressMemory(clock=clock)
         self._known: dict[ServiceName, tuple[Endpoint, ...]] = {}
+        self._current_at: float | None = None
+        self._complaints: dict[str, str] = {}
         self._changed = threading.Condition()
+        self._reading = threading.RLock()
         self._version = 0
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -72,8 +77,13 @@ class Directory:
         self.close()
 
     def __repr__(self) -> str:
-        condition = "stale: Redis is away" if self.stale else "current"
+        condition = f"Redis is away, known {self.age_s:.0f} s ago" if self.stale else "current"
         return f"<Directory of pool {self._allocator.session.pool}: {len(self._known)} services, {condition}>"
+
+    @property
+    def age_s(self) -> float:
+        """For how many seconds Redis could not be asked; 0.0 while it can."""
+        return self._clock() - self._current_at if self.stale and self._current_at is not None else 0.0
 
     def start(self) -> None:
         """Read what is wanted and keep it current from now on.
@@ -86,6 +96,7 @@ class Directory:
                 return
             cursor = self._newest_event()
             self._read_all()
+            self._current_at = self._clock()
             self._thread = threading.Thread(
                 target=self._follow, args=(cursor,), name="allocator-directory", daemon=True
             )
@@ -98,10 +109,9 @@ class Directory:
             AllocatorError: When Redis cannot be read now.
         """
         self.start()
-        if (plugin, org) not in self._known:
-            found = tuple(self._allocator.endpoints(plugin, org=org))
-            with self._changed:
-                self._known.setdefault((plugin, org), found)
+        with self._reading:
+            if (plugin, org) not in self._known:
+                self._read({(plugin, org)})
 
     def endpoints(self, plugin: str, org: str) -> tuple[Endpoint, ...]:
         """Return the ready workers of a service that was added, by address, as last known."""
@@ -140,6 +150,8 @@ class Directory:
         return events_key(self._allocator.session.pool)
 
     def _read_all(self) -> None:
+        rules = self._allocator.run(read_pool(self._allocator.session.pool))
+        self._memory.is_fleet = rules is not None and rules.scope == "fleet"
         names = set(self._known)
         if self._whole_pool:
             leased = {(lease.plugin, lease.org) for lease in self._allocator.leases()}
@@ -147,11 +159,30 @@ class Directory:
         self._read(names)
 
     def _read(self, names: set[ServiceName]) -> None:
+        pool = self._allocator.session.pool
         for plugin, org in sorted(names):
-            found = tuple(self._allocator.endpoints(plugin, org=org))
-            with self._changed:
-                if self._known.get((plugin, org)) != found:
-                    self._known[plugin, org] = found
+            try:
+                seen = self._allocator.run(sightings(pool, plugin, org))
+            except ConfigurationError as error:  # a key that another program broke costs the other services nothing
+                self._complain(f"{org}/{plugin}", error)
+                continue
+            self._memory.see([(plugin, org)], seen)
+            self._publish({(plugin, org)})
+            self._complaints.pop(f"{org}/{plugin}", None)
+
+    def _complain(self, service: str, error: ConfigurationError) -> None:
+        """Log why a service cannot be read, once until it can or the reason is another."""
+        if self._complaints.get(service) != str(error):
+            self._complaints[service] = str(error)
+            log.warning("the workers of %s are not kept current; what is known stays (%s)", service, error)
+
+    def _publish(self, names: set[ServiceName]) -> None:
+        """Make what is known now visible to readers, and wake those who wait for a change."""
+        with self._changed:
+            for name in names | self._memory.take_touched():
+                found = self._memory.endpoints(name)
+                if self._known.get(name) != found:
+                    self._known[name] = found
                     self._version += 1
                     self._changed.notify_all()
 
@@ -160,33 +191,63 @@ class Directory:
         while not self._closed.is_set():
             try:
                 touched, cursor = self._touched(cursor)
-                if touched is None or self._clock() >= refresh_at or self.stale:
-                    self._read_all()
-                    refresh_at = self._clock() + REFRESH_S
-                else:
-                    self._read(touched)
-                self.stale = False
+                with self._reading:
+                    if self.stale:
+                        self._memory.doubt()
+                    if touched is None or self._clock() >= refresh_at or self.stale:
+                        cursor = self._checked(cursor)
+                        self._read_all()
+                        refresh_at = self._clock() + REFRESH_S
+                    else:
+                        self._read(touched | self._memory.overdue())
+                self._now_current()
             except AllocatorError as error:
-                if not self.stale and not self._closed.is_set():
-                    log.warning("the directory is not kept current for now; what it knows stays (%s)", error)
-                self.stale = True
+                self._now_stale(error)
                 self._closed.wait(RETRY_S)
 
+    def _now_current(self) -> None:
+        if self.stale:
+            log.info("the directory is current again, after %.0f s", self.age_s)
+        self.stale = False
+        self._current_at = self._clock()
+
+    def _now_stale(self, error: AllocatorError) -> None:
+        if not self.stale and not self._closed.is_set():
+            self.stale = True
+            words = (self.age_s, error)
+            log.warning("the directory is not kept current; what it knows stays, as read %.0f s ago (%s)", *words)
+
+    def _checked(self, cursor: str) -> str:
+        """Return the event to go on from: the first again where the newest one is older, for Redis lost some then."""
+        return cursor if _position(self._newest_event()) >= _position(cursor) else "0-0"
+
     def _touched(self, cursor: str) -> tuple[set[ServiceName] | None, str]:
-        """Return which services the next events concern (None: perhaps all), and the last event that was read."""
+        """Apply the next events; return which services they concern (None: perhaps all), and the last that was read."""
         store = self._allocator.store
         if not store.wait_for_event(self._stream, cursor, WAIT_S):
             return set(), cursor
         events = store.read_events(self._stream, cursor, EVENTS_AT_ONCE)
-        names: set[ServiceName] = set()
-        for _, fields in events:
-            if fields.get("type") in _OF_ALL:
-                return None, events[-1][0]
-            try:
-                worker = WorkerId.parse(fields.get("worker", ""))
-            except InvalidInputError:
-                continue
-            name = worker.plugin, worker.org
-            if name in self._known or (self._whole_pool and self._wanted(*name)):
-                names.add(name)
+        names: set[ServiceName] | None = set()
+        with self._reading:
+            for _, fields in events:
+                self._memory.hear(fields)
+                if fields.get("type") in _OF_ALL:
+                    names = None
+                elif names is not None and (name := self._service_of(fields)) is not None:
+                    names.add(name)
         return names, events[-1][0] if events else cursor
+
+    def _service_of(self, fields: Mapping[str, str]) -> ServiceName | None:
+        """Return the service that an event concerns, where it is wanted."""
+        try:
+            worker = WorkerId.parse(fields.get("worker", ""))
+        except InvalidInputError:
+            return None
+        name = worker.plugin, worker.org
+        return name if name in self._known or (self._whole_pool and self._wanted(*name)) else None
+
+
+def _position(event_id: str) -> tuple[int, int]:
+    """Return an event's id as two numbers, to compare it."""
+    milliseconds, _, number = event_id.partition("-")
+    return (int(milliseconds), int(number)) if milliseconds.isdecimal() and number.isdecimal() else (0, 0)

@@ -7,18 +7,17 @@ wrong is said and tried again: Redis away (the last file stays), a directory tha
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
+from allocator.model.owned import replace_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from allocator.discovery.directory import Directory
 
@@ -27,7 +26,6 @@ PERIOD_S = 1.0
 RETRY_FIRST_S = 1.0
 RETRY_LONGEST_S = 30.0
 COMMAND_TIMEOUT_S = 60.0
-MODE = 0o644
 
 
 def replace_file(path: Path, text: str) -> bool:
@@ -36,27 +34,12 @@ def replace_file(path: Path, text: str) -> bool:
     Raises:
         ConfigurationError: When it cannot be written.
     """
-    target = Path(os.path.realpath(path))
-    temporary: Path | None = None
     try:
-        with contextlib.suppress(FileNotFoundError):
-            if target.read_bytes() == text.encode():
-                return False
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            os.fchmod(file.fileno(), MODE)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        return replace_shared(path, text)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise ConfigurationError(
-            f"the file {path} cannot be written ({error.strerror}); make its directory, make room or mend its rights"
+            f"the file {path} cannot be written ({error.strerror}); make its directory, make room or fix its rights"
         ) from None
-    return True
 
 
 def run_command(command: str) -> None:

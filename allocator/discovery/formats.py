@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from typing import TYPE_CHECKING
 
-from allocator.model.errors import ConfigurationError
+from allocator.model.encodings import ENVIRONMENT, HAPROXY, NGINX, PROXY, host_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from allocator.discovery.directory import ServiceName
+    from allocator.discovery.memory import ServiceName
     from allocator.model.endpoints import Endpoint
 
     Services = Mapping[ServiceName, Sequence[Endpoint]]
 
 HEAD = "written by 'allocator export'; it is replaced when workers come and go"
-
-
-def service_name(name: ServiceName) -> str:
-    """Return `plugin.org`; a dot inside of a name is doubled, so that no two services have one name."""
-    return ".".join(part.replace(".", "..") for part in name)
 
 
 def nginx(services: Services) -> str:
@@ -38,18 +32,17 @@ def nginx(services: Services) -> str:
     """
     lines = [f"# {HEAD}"]
     for name, endpoints in services.items():
-        lines += [f"upstream {service_name(name)} {{"]
+        lines += [f"upstream {NGINX.service(*name)} {{"]
         lines += [f"    server {endpoint} max_fails=0;" for endpoint in endpoints] or ["    server 127.0.0.1:1 down;"]
         lines += ["}"]
     return _text(lines)
 
 
 def haproxy(services: Services) -> str:
-    """Return a `backend` section for each service, for one more `-f FILE`; `email+debug` is called `email:debug`."""
+    """Return a `backend` section for each service, for one more `-f FILE`."""
     lines = [f"# {HEAD}"]
     for name, endpoints in services.items():
-        backend = service_name(name).replace("+", ":")  # haproxy refuses a `+`; no name has a colon
-        lines += ["", f"backend {backend}", "    balance roundrobin", "    option redispatch"]
+        lines += ["", f"backend {HAPROXY.service(*name)}", "    balance roundrobin", "    option redispatch"]
         lines += [f"    server {one.host}:{one.port} {one} check" for one in endpoints]
     return _text(lines)
 
@@ -57,15 +50,15 @@ def haproxy(services: Services) -> str:
 def traefik(services: Services) -> str:
     """Return routers and services for Traefik's file provider, as YAML; the `Host` of each is `plugin.org.plugin`.
 
-    A further port (`email+debug`) has no name that a host can have: it is a service without a router.
+    A service whose name is too long for a host name has no router.
     """
     if not services:
         return _text([f"# {HEAD}", "http: {}"])
     routers, balancers = [], []
     for name, endpoints in services.items():
-        quoted = json.dumps(service_name(name))
-        if "+" not in name[0]:
-            rule = json.dumps(f"Host(`{'.'.join(name)}.plugin`)")
+        quoted = json.dumps(PROXY.service(*name))
+        if host := host_name(*name):
+            rule = json.dumps(f"Host(`{host}.plugin`)")
             routers += [f"    {quoted}:", f"      rule: {rule}", f"      service: {quoted}"]
         servers = [f"          - url: {json.dumps(f'http://{one}')}" for one in endpoints]
         balancers += [f"    {quoted}:", "      loadBalancer:"]
@@ -79,7 +72,7 @@ def envoy(services: Services) -> str:
     resources = [
         {
             "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
-            "cluster_name": service_name(name),
+            "cluster_name": PROXY.service(*name),
             "endpoints": [
                 {
                     "lb_endpoints": [
@@ -113,25 +106,10 @@ def prometheus(services: Services) -> str:
 
 
 def env(services: Services) -> str:
-    """Return a variable for each service: `EMAIL__ORG_123=10.0.0.5:5556,10.0.0.6:5556`.
-
-    Raises:
-        ConfigurationError: When two services have the same variable.
-    """
-    variables: dict[str, ServiceName] = {}
-    lines = []
-    for name, endpoints in services.items():
-        variable = "__".join(re.sub(r"[^A-Z0-9]", "_", part.upper()) for part in name)
-        variable = variable if variable[0].isalpha() else f"_{variable}"
-        if variable in variables:
-            other = variables[variable]
-            raise ConfigurationError(
-                f"{name[1]}/{name[0]} and {other[1]}/{other[0]} are both called {variable}; "
-                "choose with --org and --plugin, or export json"
-            )
-        variables[variable] = name
-        lines.append(f"{variable}={','.join(map(str, endpoints))}")
-    return _text(lines)
+    """Return a variable for each service: `EMAIL__ORG_123=10.0.0.5:5556,10.0.0.6:5556`."""
+    return _text(
+        [f"{ENVIRONMENT.service(*name)}={','.join(map(str, endpoints))}" for name, endpoints in services.items()]
+    )
 
 
 def plain_json(services: Services) -> str:
@@ -147,15 +125,16 @@ def plain_json(services: Services) -> str:
 def hosts(services: Services) -> str:
     """Return lines as in `/etc/hosts`: each worker's address with the name `plugin.org.plugin`.
 
-    A host that advertises a name in place of an address cannot stand there and is left out; so is a further port
-    (`email+debug`), whose name no host can have.
+    A host that advertises a name in place of an address cannot stand there and is left out; so is a service whose name
+    is too long for a host name.
     """
     lines = [f"# {HEAD}"]
     for name, endpoints in services.items():
-        if "+" in name[0]:
+        host = host_name(*name)
+        if host is None:
             continue
         addresses = dict.fromkeys(one.address for one in endpoints if _is_address(one.address))
-        lines += [f"{address}\t{'.'.join(name)}.plugin" for address in addresses]
+        lines += [f"{address}\t{host}.plugin" for address in addresses]
     return _text(lines)
 
 

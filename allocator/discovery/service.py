@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from allocator.client.blocking import PortAllocator
     from allocator.model.endpoints import Endpoint
+    from allocator.model.names import WorkerId
 
 EJECT_FIRST_S = 1.0
 EJECT_LONGEST_S = 30.0
@@ -83,7 +84,8 @@ class Service:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Service {self.org}/{self.plugin}: {len(self.endpoints)} ready, {len(self._ejected)} left out>"
+        away = f"; Redis is away, known {self.age_s:.0f} s ago" if self.age_s else ""
+        return f"<Service {self.org}/{self.plugin}: {len(self.endpoints)} ready, {len(self._ejected)} left out{away}>"
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -92,6 +94,11 @@ class Service:
             self._directory.add(self.plugin, self.org)
             self.known = True
         return self._directory.endpoints(self.plugin, self.org)
+
+    @property
+    def age_s(self) -> float:
+        """For how many seconds the ready workers were not kept current because Redis is away; 0.0 while it is not."""
+        return self._directory.age_s
 
     def pick(self) -> Endpoint:
         """Return the worker whose turn it is.
@@ -138,12 +145,12 @@ class Service:
             seconds: End after so many; None to go on until the service is closed.
         """
         deadline = None if seconds is None else self._clock() + seconds
-        before: set[Endpoint] = set()
+        before: dict[tuple[str, WorkerId], Endpoint] = {}
         version = 0
         while True:
-            now = set(self.endpoints)
-            yield from (("down", one) for one in sorted(before - now))
-            yield from (("up", one) for one in sorted(now - before))
+            now = {(str(one), one.worker): one for one in self.endpoints}  # a lease that is re-asserted is no change
+            yield from (("down", one) for place, one in before.items() if place not in now)
+            yield from (("up", one) for place, one in now.items() if place not in before)
             before = now
             left = None if deadline is None else max(0.0, deadline - self._clock())
             newer = self._directory.wait_for_change(version, left)

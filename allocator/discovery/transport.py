@@ -1,7 +1,7 @@
 """An `httpx` transport: `http://email.org-123.plugin/…` goes to the next healthy worker of `org-123/email`.
 
 Only a request whose connection was refused is sent again, to another worker: nothing of it was received. All other
-errors are the caller's to judge. Names with capital letters cannot be written in a URL; use `Service` for those.
+errors are the caller's to judge. `service_url` writes the name of any service, `@hay/plugin-email` too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import httpx
 from allocator.client.blocking import open_reader
 from allocator.discovery.directory import Directory
 from allocator.discovery.service import Service
+from allocator.model.encodings import host_name, service_of_host
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import shown
+from allocator.model.names import check_name, check_plugin, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 SUFFIX = ".plugin"
 MAX_ATTEMPTS = 3
 """Workers that a request is offered to before its error is the caller's."""
+
+
+def service_url(plugin: str, *, org: str) -> str:
+    """Return the URL of a service for the transports, without a slash at its end: `http://email.org-123.plugin`.
+
+    Raises:
+        InvalidInputError: When a name is not valid, or too long for a host name.
+    """
+    host = host_name(check_plugin(plugin), check_name("organisation", org))
+    if host is None:
+        raise InvalidInputError(f"{shown(f'{org}/{plugin}')} is too long for a host name; use Service")
+    return f"http://{host}{SUFFIX}"
 
 
 class _Router:
@@ -46,9 +59,7 @@ class _Router:
             return None
         with self._lock:
             if name not in self._services:
-                plugin, _, org = name.removesuffix(SUFFIX).partition(".")
-                if not plugin or not org:
-                    raise InvalidInputError(f"{shown(name)} names no service; write http://PLUGIN.ORG{SUFFIX}/")
+                plugin, org = service_of_host(name.removesuffix(SUFFIX))
                 self._services[name] = Service(
                     plugin,
                     org=org,

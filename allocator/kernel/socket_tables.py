@@ -65,7 +65,9 @@ _NLMSG_ERROR = 2
 _NLMSG_DONE = 3
 _DUMP_REQUEST = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 _ONLY_LISTENING = 1 << 10  # TCP_LISTEN
-_NETLINK_TIMEOUT_S = 1.0  # the kernel answers at once; a sandbox that swallows the request must not hang us
+_NETLINK_TIMEOUT = struct.pack(
+    "ll", 1, 0
+)  # a second: the kernel answers at once; a sandbox that swallows the request must not hang us
 _RECEIVE_BYTES = 65_536  # the kernel fills at most 32 KiB of it per answer
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
@@ -81,11 +83,14 @@ def read_netlink() -> list[ListeningSocket]:
         OSError: When this kernel or sandbox has no such netlink family, or did not answer within a second.
     """
     rows: list[ListeningSocket] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(_NETLINK_TIMEOUT_S)
+    netlink = socket.SocketType(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _NETLINK_TIMEOUT)  # a call less than `settimeout`
         netlink.sendto(_REQUEST, (0, 0))
         while not _take_rows(netlink.recv(_RECEIVE_BYTES), rows):
             pass
+    finally:
+        netlink.close()
     return rows
 
 
@@ -139,6 +144,46 @@ def _table(path: Path) -> bytes | None:
     except OSError:  # no IPv6 in this kernel, or a sandbox that hides the file
         return None
 
+
+_ESTABLISHED = re.compile(
+    rb"^ *[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) 01"
+    rb" \S+ \S+ \S+ +([0-9]+) ",
+    re.MULTILINE,
+)
+
+
+def user_of_connection(near: tuple[str, int], far: tuple[str, int], root: Path = PROC) -> int | None:
+    """Return the user who made the socket at the near end of an established connection within this machine.
+
+    Args:
+        near: Address and port of that end.
+        far: Address and port of the other end.
+        root: Where `/proc` is.
+
+    Returns:
+        The user's number, or None when the connection is not to be seen here.
+    """
+    wanted = (_mapped(near[0]), near[1], _mapped(far[0]), far[1])
+    for name in ("tcp", "tcp6"):
+        for here, port, there, to, uid in _ESTABLISHED.findall(_table(root / "net" / name) or b""):
+            if int(port, 16) == near[1] and (_from_words(here), near[1], _from_words(there), int(to, 16)) == wanted:
+                return int(uid)
+    return None
+
+
+def _mapped(address: str) -> bytes:
+    """Return an address as IPv6 has it: a socket of either family may be at each end of a connection."""
+    if ":" in address:
+        return socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    return _MAPPED_PREFIX + socket.inet_aton(address)
+
+
+def _from_words(words: bytes) -> bytes:
+    packed = b"".join(struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8))
+    return packed if len(packed) == 16 else _MAPPED_PREFIX + packed
+
+
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 
 # -- psutil --
 

@@ -48,3 +48,29 @@ class Endpoint:
             "instance": self.worker.instance,
             "fence": self.fence,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A worker's address as one reading of Redis shows it, with the lease that it rests on.
+
+    Attributes:
+        lease: The lease, in whatever state.
+        endpoint: Where its worker is.
+        left_ms: How long the lease would have lived on without a renewal when it was read.
+    """
+
+    lease: Lease
+    endpoint: Endpoint
+    left_ms: float
+
+    @classmethod
+    def of(cls, lease: Lease, address: str, now_ms: float) -> Sighting:
+        """Return what a lease and its host's address show.
+
+        Args:
+            lease: The lease.
+            address: The address that its host advertises; empty when it advertises none.
+            now_ms: The server's time of the reading.
+        """
+        return cls(lease, Endpoint.of(lease, address), lease.expires_at * 1_000 - now_ms)

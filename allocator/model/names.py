@@ -58,7 +58,7 @@ def check_name(kind: str, text: str) -> str:
     Raises:
         InvalidInputError: When it is anything else.
     """
-    if len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text):
+    if is_name(text):
         return text
     if not text:
         raise InvalidInputError(f"the {kind} name is empty; give one of letters, digits, '.', '_' and '-'")
@@ -68,13 +68,18 @@ def check_name(kind: str, text: str) -> str:
     )
 
 
+def is_name(text: str) -> bool:
+    """Return whether a text is a valid name; for those that other programs may have written."""
+    return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
+
+
 def check_address(text: str) -> str:
     """Return `text` when it is an IP address or a host name that others can reach a worker by.
 
     Raises:
         InvalidInputError: When it is neither; a port does not belong to it.
     """
-    if len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text):
+    if is_name(text):
         return text
     if ":" in text and "%" not in text:
         import ipaddress

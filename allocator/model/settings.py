@@ -10,7 +10,7 @@ specification asks, its variables count only when they hold absolute paths.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_address, check_name, shown
+from allocator.model.owned import found_text, why_not_trusted
 from allocator.model.pools import SDK_V2
 from allocator.model.reading import read_text
 from allocator.model.tables import TableNames
@@ -119,6 +120,7 @@ class Settings:
     Attributes:
         table: The names of the table of workers and its columns.
         refresh_expiry: Whether `lease_expires_at` follows the renewals of a lease whose row is otherwise the same.
+        refused: The settings files that were found and are not obeyed, each with the reason.
         environ: The environment that they were read from.
     """
 
@@ -191,6 +193,7 @@ class Settings:
     )  # fmt: skip
     table: TableNames = field(default_factory=TableNames)
     refresh_expiry: bool = True
+    refused: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(repr=False)
 
     @property
@@ -254,6 +257,9 @@ SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _ATTRIBU
 }
 """Every setting by its name, those of single commands included."""
 
+FOREIGN_SECRETS = ("PGPASSWORD", "REDISCLI_AUTH")
+"""Variables of other programs that hold a password: drivers of ours read the first, `redis-cli` the second."""
+
 NAMES = tuple(name for name, declared in SETTINGS.items() if declared.in_file)
 """The settings that a file may have."""
 
@@ -274,13 +280,54 @@ def load_settings(
     """
     given = _from_files(config or environ.get(SETTINGS["config"].variable), environ)
     values: dict[str, Any] = {}
+    from_file = set()
     for attribute, declared in _ATTRIBUTES.items():
         text = flags.get(declared.name)
         if text is None:
-            text = environ.get(declared.variable) or given.values.get(declared.name)
+            text = environ.get(declared.variable)
+        if not text and flags.get(declared.name) is None:
+            text = given.values.get(declared.name)
+            from_file.add(declared.name)
         if text is not None:
             values[attribute] = declared.read(text)
-    return Settings(**values, table=given.table, refresh_expiry=given.refresh_expiry, environ=environ)
+    for url, password in (("redis_url", "redis_password"), ("database_url", "database_password")):
+        if given.doubted and url in from_file and values.get(url) and values.get(password):
+            raise ConfigurationError(
+                f"{SETTINGS[password].variable} is not sent where {given.doubted} points to; fix the file's owner and "
+                f"rights, or name the server with {SETTINGS[url].flag}"
+            )
+    return Settings(
+        **values,
+        table=given.table,
+        refresh_expiry=given.refresh_expiry,
+        refused=given.refused,
+        environ=environ,
+    )
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a child process: no secret is in it, and a URL is there without its password."""
+    secrets = {one.variable: one.secret for one in SETTINGS.values()} | dict.fromkeys(FOREIGN_SECRETS, Secret.ALL)
+    kept: dict[str, str] = {}
+    for name, value in environ.items():
+        secret = secrets.get(name, Secret.NOTHING)
+        if secret is Secret.NOTHING:
+            kept[name] = value
+        elif secret is Secret.PASSWORD and value:
+            kept[name] = url_without_password(value)
+    return kept
+
+
+def url_without_password(url: str) -> str:
+    """Return a URL of Redis or of a database without the passwords in it; its user and its other options stay."""
+    before, at, place = url.rpartition("@")
+    if at:
+        scheme, _, user = before.partition("://")
+        name = user.partition(":")[0]
+        url = f"{scheme}://{name}{at if name else ''}{place}"
+    location, mark, query = url.partition("?")
+    kept = [part for part in query.split("&") if part and "pass" not in part.partition("=")[0].lower()]
+    return f"{location}{mark if kept else ''}{'&'.join(kept)}"
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
@@ -313,41 +360,75 @@ def _xdg_directory(environ: Mapping[str, str], variable: str, in_home: str) -> P
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """The settings that one or several files give."""
+    """The settings that one or several files give.
+
+    Attributes:
+        values: The settings.
+        table: The names of the table of workers.
+        refresh_expiry: As in `Settings`.
+        has_table: Whether there is a `[database]`.
+        refused: The files that are not obeyed.
+        doubted: The file that was named although another user may change it, or an empty string.
+    """
 
     values: dict[str, str] = field(default_factory=dict)
     table: TableNames = field(default_factory=TableNames)
     refresh_expiry: bool = True
     has_table: bool = False
+    refused: tuple[str, ...] = ()
+    doubted: str = ""
 
     def over(self, later: _Given) -> _Given:
         """Return these settings, and those of a later file where these have none; `[database]` is taken as a whole."""
         tables = self if self.has_table else later
         values = later.values | self.values
-        return _Given(values, tables.table, tables.refresh_expiry, tables.has_table)
+        refused = self.refused + later.refused
+        return _Given(values, tables.table, tables.refresh_expiry, tables.has_table, refused)
 
 
 def _from_files(named: str | None, environ: Mapping[str, str]) -> _Given:
     if named:
-        return _read(Path(named), must_exist=True)
+        return _named(Path(named))
     config_home = _xdg_directory(environ, "XDG_CONFIG_HOME", ".config")
     places = [Path(FILE_NAME), config_home and config_home / "allocator" / FILE_NAME, SYSTEM_FILE]
     given = _Given()
     for path in filter(None, places):
-        given = given.over(_read(path, must_exist=False))
+        given = given.over(_found(path))
     return given
 
 
-def _read(path: Path, *, must_exist: bool) -> _Given:
+def _named(path: Path) -> _Given:
+    """Return the settings of a file that somebody named: it is obeyed, whoever owns it."""
     try:
-        text = read_text(path)
+        text, why = read_text(path), why_not_trusted(path.stat())
     except (FileNotFoundError, NotADirectoryError):
-        if must_exist:
-            raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
+        raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    given = _parsed(path, text)
+    return replace(given, doubted=f"{path} ({why})") if why else given
+
+
+def _found(path: Path) -> _Given:
+    """Return the settings of a file that was found: it is obeyed if it is the caller's or root's, and nobody else's."""
+    try:
+        text, why = found_text(path)
+    except (FileNotFoundError, NotADirectoryError):
         return _Given()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(f"the settings file {path} cannot be read ({reason}); fix it or its rights") from None
+        raise _unreadable(path, error) from None
+    if why:
+        told = f"the settings file {path.absolute()} is not obeyed ({why}); fix that, or name it with --config"
+        return _Given(refused=(told,))
+    return _parsed(path, text)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ConfigurationError:
+    reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    return ConfigurationError(f"the settings file {path} cannot be read ({reason}); fix it or its rights")
+
+
+def _parsed(path: Path, text: str) -> _Given:
     from allocator.model.files import parse_toml, settings_file
 
     found = parse_toml(path, text, settings_file(NAMES))

@@ -142,7 +142,7 @@ def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[
         ttl_ms = pool.check_ttl_ms(request.ttl_ms)
         if request.port is not None:
             pool.check_port(request.port)
-        listening = yield from listening_ports(context, pool)
+        listening = yield from listening_ports(context, pool, fresh=request.port is not None)
         if request.bound_already:
             listening -= {request.port}
         sent_at = context.clock()
@@ -157,11 +157,11 @@ def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[
     raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
 
 
-def listening_ports(context: Context, pool: PoolSpec) -> Operation[frozenset[int]]:
+def listening_ports(context: Context, pool: PoolSpec, *, fresh: bool = False) -> Operation[frozenset[int]]:
     """Return the ports of a pool that programs of this host listen on; of another host's nothing is known."""
     if context.elsewhere:
         return frozenset()
-    found: frozenset[int] = yield ReadListeners(pool.first, pool.last)
+    found: frozenset[int] = yield ReadListeners(pool.first, pool.last, fresh=fresh)
     return found
 
 

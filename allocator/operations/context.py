@@ -26,6 +26,8 @@ class Context:
             was only found does not replace it; empty when it is not known.
         elsewhere: Whether the host is another one than this process runs on: of its kernel nothing is seen.
         rules: The rules of the pools that were read, by name; operations keep it up to date.
+        own_turns: The count of a caller that may only read, by service (`org/plugin`).
+        own_turns_until: Until when it does not ask for a turn of all callers, by `clock`.
     """
 
     host: str
@@ -35,6 +37,8 @@ class Context:
     address: str = ""
     elsewhere: bool = False
     rules: dict[str, PoolSpec] = field(default_factory=dict)
+    own_turns: dict[str, int] = field(default_factory=dict)
+    own_turns_until: float = 0.0
 
     @property
     def full_identity(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
+from allocator.model.names import is_name
 from allocator.operations.context import space_of
 from allocator.operations.pools import read_pool
 from allocator.operations.steps import ask
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.operations.steps import Operation
+    from allocator.protocol.signatures.inspect import KnownHost, KnownPort
 
 PAGE = 256
 HOSTS_PAGE = 1_000
@@ -112,7 +114,7 @@ def spaces(pool: str) -> Operation[list[str]]:
         found += page
         if len(page) < HOSTS_PAGE:
             break
-    return sorted(set(found))
+    return sorted({name for name in found if name == FLEET_SPACE or is_name(name)})
 
 
 def port_spaces(rules: PoolSpec) -> Operation[list[str]]:
@@ -120,24 +122,35 @@ def port_spaces(rules: PoolSpec) -> Operation[list[str]]:
     return [FLEET_SPACE] if rules.scope == "fleet" else (yield from spaces(rules.name))
 
 
-def ports(pool: str, space: str, *, quarantine: bool = False) -> Operation[list[PortView]]:
+def ports(
+    pool: str, space: str, *, quarantine: bool = False, strange: list[str] | None = None
+) -> Operation[list[PortView]]:
     """Return the ports of a space that are not claimable now, lowest port first.
 
     Args:
         pool: The pool.
         space: A host of it, or `*` in fleet scope.
         quarantine: Whether to ask which of those that rest are in quarantine too.
+        strange: Gets a sentence for each entry of another program, which is passed over.
     """
-    seen: dict[int, PortView] = {}
     until_ms = (yield from ask(InspectHostCall(pool=pool, space=space))).quarantines if quarantine else {}
+    return [
+        PortView(one.port, one.claimable_in_ms, one.lease, in_quarantine=until_ms.get(one.port) == one.claimable_at_ms)
+        for one in (yield from known_ports(pool, space, strange=strange))
+    ]
+
+
+def known_ports(pool: str, space: str, *, strange: list[str] | None = None) -> Operation[list[KnownPort]]:
+    """Return what Redis has of the ports of a space that are not claimable now, lowest port first; see `ports`."""
+    seen: dict[int, KnownPort] = {}
     cursor = 0.0
     for _ in range(MAX_PAGES):
         page = yield from ask(InspectPortsCall(pool=pool, space=space, from_ms=int(cursor), count=PAGE))
-        for one in page:
-            rests = until_ms.get(one.port) == one.claimable_at_ms
-            seen[one.port] = PortView(one.port, one.claimable_in_ms, one.lease, in_quarantine=rests)
-        reached = page[-1].claimable_at_ms if page else cursor
-        if len(page) < PAGE or reached == cursor:  # a batch that was renewed at once has one score
+        if strange is not None:
+            strange += page.strange
+        seen |= {one.port: one for one in page.ports}
+        reached = page.reached_ms if page.rows else cursor
+        if page.rows < PAGE or reached == cursor:  # a batch that was renewed at once has one score
             break
         cursor = reached
     return [seen[port] for port in sorted(seen)]
@@ -183,15 +196,27 @@ def hosts(pool: str) -> Operation[list[HostView]]:
                 counts[view.lease.host] = counts.get(view.lease.host, 0) + 1
     found = []
     for name, count in sorted(counts.items()):
-        known = yield from ask(InspectHostCall(pool=pool, space=name))
-        machine, address = known.identity.partition(" ")[0], _address(known.identity)
-        found.append(HostView(name, machine, known.cordoned, count, address, known.draining))
+        found.append(_host_view(name, (yield from ask(InspectHostCall(pool=pool, space=name))), count))
     return found
 
 
-def _address(identity: str) -> str:
-    words = identity.split(" ")
-    return words[3].removeprefix("!") if len(words) > 3 else ""
+def host(pool: str, name: str, leases: int) -> Operation[HostView | None]:
+    """Return what Redis has of one host, or None when it has nothing.
+
+    Args:
+        pool: The pool.
+        name: The host.
+        leases: How many leases are live on it, which the caller has read.
+    """
+    known = yield from ask(InspectHostCall(pool=pool, space=name))
+    if not known.identity and not leases:
+        return None
+    return _host_view(name, known, leases)
+
+
+def _host_view(name: str, known: KnownHost, leases: int) -> HostView:
+    machine = known.identity.partition(" ")[0]
+    return HostView(name, machine, known.cordoned, leases, known.address, known.draining)
 
 
 def host_identity(pool: str, host: str) -> Operation[str]:

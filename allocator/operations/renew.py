@@ -9,7 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from allocator.model.errors import ConfigurationError, InvalidInputError, LeaseLostError
+from allocator.model.errors import (
+    AllocatorError,
+    ConfigurationError,
+    InvalidInputError,
+    LeaseLostError,
+    PoolMissingError,
+    StoreUnavailableError,
+)
 from allocator.operations.context import space_of
 from allocator.operations.pools import pool_rules
 from allocator.operations.steps import ask
@@ -45,6 +52,7 @@ class RenewOutcome:
         lease: The lease with its new expiry, deadline and (when it was re-asserted) fence; the old one when lost.
         reasserted: Whether Redis had lost it and has it again.
         lost: Why it is lost, or None.
+        failed: Why nobody knows (`renew_each`), or None.
         draining: Whether its host is to be emptied: its holder stops the worker and releases it.
         reap_due: Whether the pool asks for a visit of its reaper, from whoever renews just now.
     """
@@ -52,12 +60,15 @@ class RenewOutcome:
     lease: Lease
     reasserted: bool = False
     lost: LeaseLostError | None = None
+    failed: AllocatorError | None = None
     draining: bool = False
     reap_due: bool = False
 
     @property
     def word(self) -> str:
-        """What became of it, in a word: `renewed`, `reasserted` or `lost`."""
+        """What became of it, in a word: `renewed`, `reasserted`, `lost` or `unanswered`."""
+        if self.failed:
+            return "unanswered"
         return "lost" if self.lost else "reasserted" if self.reasserted else "renewed"
 
 
@@ -84,6 +95,42 @@ def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -
             results = yield from _renew_batch(context, pool, host, [leases[i] for i in batch], rewrite=rewrite)
             outcomes.update(zip(batch, results, strict=True))
     return [outcomes[i] for i in range(len(leases))]
+
+
+def renew_each(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
+    """Extend leases of many holders: what fails for one of them, or for its pool, stops nobody else's renewal.
+
+    Arguments and results are those of `renew`; the outcome of a lease that could not be renewed has the error.
+
+    Raises:
+        StoreUnavailableError: When Redis answered for none of them.
+    """
+    outcomes: list[RenewOutcome] = [RenewOutcome(lease) for lease in leases]
+    pools: dict[str, list[int]] = {}
+    for at, lease in enumerate(leases):
+        pools.setdefault(lease.pool, []).append(at)
+    for members in pools.values():
+        found = yield from _renew_apart(context, [leases[i] for i in members], rewrite=rewrite)
+        for at, outcome in zip(members, found, strict=True):
+            outcomes[at] = outcome
+    away = [outcome.failed for outcome in outcomes if isinstance(outcome.failed, StoreUnavailableError)]
+    if away and len(away) == len(outcomes):
+        raise away[0]
+    return outcomes
+
+
+def _renew_apart(context: Context, leases: list[Lease], *, rewrite: bool) -> Operation[list[RenewOutcome]]:
+    """Renew leases of one pool together, and in halves when that fails, until the one is found that it is about."""
+    try:
+        return (yield from renew(context, leases, rewrite=rewrite))
+    except StoreUnavailableError as error:
+        return [RenewOutcome(lease, failed=error) for lease in leases]
+    except AllocatorError as error:
+        if len(leases) == 1 or isinstance(error, PoolMissingError):
+            return [RenewOutcome(lease, failed=error) for lease in leases]
+    middle = len(leases) // 2
+    first = yield from _renew_apart(context, leases[:middle], rewrite=rewrite)
+    return first + (yield from _renew_apart(context, leases[middle:], rewrite=rewrite))
 
 
 def places_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.model.endpoints import Endpoint
 from allocator.model.errors import NoWorkerError
 from allocator.model.names import check_name, check_plugin
+from allocator.model.states import LeaseState
 from allocator.operations.steps import ask
-from allocator.protocol.signatures.resolve import NoneReady, ResolveAllCall, ResolveCall
+from allocator.protocol.signatures.resolve import NoneReady, NoTurn, ResolveAllCall, ResolveCall
 
 if TYPE_CHECKING:
+    from allocator.model.endpoints import Endpoint, Sighting
+    from allocator.operations.context import Context
     from allocator.operations.steps import Operation
 
+OWN_TURNS_S = 60.0
+"""For so long a caller whose turn could not be written takes its own: Redis logs each refusal."""
 MAX_PAGES = 1_000
 """Bounds a listing of a service to 1,024,000 workers, more than hosts and ports that a pool can have."""
 
 
-def resolve(pool: str, plugin: str, org: str, *, prefer: str | None = None) -> Operation[Endpoint]:
-    """Return where the next ready worker of a service is, strictly in turn.
+def resolve(context: Context, pool: str, plugin: str, org: str, *, prefer: str | None = None) -> Operation[Endpoint]:
+    """Return where the next ready worker of a service is, strictly in turn over all callers.
+
+    A caller that may only read takes turns by itself, from a random worker on.
 
     Args:
+        context: Who calls.
         pool: The pool.
         plugin: The service's plugin.
         org: The service's organisation.
@@ -31,10 +38,29 @@ def resolve(pool: str, plugin: str, org: str, *, prefer: str | None = None) -> O
         InvalidInputError: When a name is not valid.
     """
     _check_names(plugin, org)
-    found = yield from ask(ResolveCall(pool=pool, plugin=plugin, org=org, prefer=prefer or "-"))
-    if isinstance(found, NoneReady):
-        raise no_worker(pool, plugin, org, [found.starting, found.degraded, found.draining])
-    return Endpoint.of(*found.workers[0])
+    if context.clock() >= context.own_turns_until:
+        found = yield from ask(ResolveCall(pool=pool, plugin=plugin, org=org, prefer=prefer or "-"))
+        if isinstance(found, NoneReady):
+            raise no_worker(pool, plugin, org, [found.starting, found.degraded, found.draining])
+        if not isinstance(found, NoTurn):
+            return found.workers[0].endpoint
+        context.own_turns_until = context.clock() + OWN_TURNS_S
+    return (yield from _own_turn(context, pool, plugin, org, prefer))
+
+
+def _own_turn(context: Context, pool: str, plugin: str, org: str, prefer: str | None) -> Operation[Endpoint]:
+    """Return the next ready worker by a count of this caller's own."""
+    seen = yield from sightings(pool, plugin, org)
+    ready = sorted(one.endpoint for one in seen if one.lease.state is LeaseState.READY)
+    if not ready:
+        states = [one.lease.state for one in seen]
+        others = (LeaseState.STARTING, LeaseState.DEGRADED, LeaseState.DRAINING)
+        raise no_worker(pool, plugin, org, [states.count(state) for state in others])
+    choice = [one for one in ready if one.host == prefer] or ready
+    service = f"{org}/{plugin}"
+    turn = context.own_turns.get(service, int(context.new_token()[:8], 16))
+    context.own_turns[service] = turn + 1
+    return choice[turn % len(choice)]
 
 
 def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
@@ -44,17 +70,29 @@ def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
         InvalidInputError: When a name is not valid.
     """
     _check_names(plugin, org)
-    found: list[Endpoint] = []
+    seen = yield from sightings(pool, plugin, org)
+    return sorted(one.endpoint for one in seen if one.lease.state is LeaseState.READY)
+
+
+def sightings(pool: str, plugin: str, org: str) -> Operation[list[Sighting]]:
+    """Return all workers of a service with their leases, in whatever state, by host and port.
+
+    Raises:
+        InvalidInputError: When a name is not valid.
+    """
+    _check_names(plugin, org)
+    found: list[Sighting] = []
     offset = 0
     for _ in range(MAX_PAGES):
         page = yield from ask(ResolveAllCall(pool=pool, plugin=plugin, org=org, offset=offset))
         if isinstance(page, NoneReady):
             break
-        found += [Endpoint.of(lease, advertised) for lease, advertised in page.workers]
+        found += page.workers
         if page.next_offset is None:
             break
         offset = page.next_offset
-    return sorted({(one.host, one.port): one for one in found}.values())
+    by_place = {(one.lease.host, one.lease.port): one for one in found}  # a page may show one of the page before again
+    return [by_place[place] for place in sorted(by_place)]
 
 
 def _check_names(plugin: str, org: str) -> None:

@@ -25,10 +25,12 @@ class ReadListeners:
     Attributes:
         first: Lowest port of the range.
         last: Highest port of the range, included.
+        fresh: Whether a listing of a moment ago will not do, as for a port that was asked for by its number.
     """
 
     first: int
     last: int
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

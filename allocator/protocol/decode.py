@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
-from allocator.model.names import WorkerId, check_name, check_port, shown
+from allocator.model.names import WorkerId, check_address, check_name, check_port, shown
 from allocator.model.states import LeaseState
 from allocator.protocol.keys import pool_key
 
@@ -58,6 +58,15 @@ def time_ms(value: object) -> float:
     if 0 <= found <= MAX_TIME_MS:
         return found
     raise ConfigurationError(f"Redis answered {shown(text(value))} where a time belongs; is its clock right?")
+
+
+def address(value: object) -> str:
+    """Return the address that a host advertises; an empty text for what is no address, whoever wrote it there."""
+    found = text(value)
+    try:
+        return check_address(found) if found else ""
+    except InvalidInputError:
+        return ""
 
 
 def event_time(identifier: str) -> float:

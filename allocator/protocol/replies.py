@@ -36,6 +36,7 @@ class Reply(StrEnum):
     UNKNOWN = "unknown"
     FOUND = "found"
     NONE = "none"
+    NO_TURN = "no_turn"
     DRAINING = "draining"
     LIVE = "live"
     EXPIRED = "expired"

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.protocol.decode import WRONG_SHAPES
-from allocator.protocol.scripts import script
-from allocator.store.blocking import (
-    Event,
-    connection_options,
+from allocator.store.base import (
+    EVENTS_AT_ONCE,
+    POOL_KEYS,
+    BaseStore,
+    OnCall,
     decode_events,
-    keys_for,
-    sentinel_connection_options,
+    decode_pool,
+    decode_time,
+    evaluation,
+    info_refused,
+    is_unknown_script,
+    newest_command,
+    read_command,
+    read_events,
 )
-from allocator.store.opening import Opening
-from allocator.store.retries import transient_policy
-from allocator.store.servers import ServerInfo
-from allocator.store.translate import client_errors, is_transient, misread, translate
+from allocator.store.connection import ConnectionOptions, ReplyError, first_error
+from allocator.store.translate import FAULTS, misread
 from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
@@ -25,141 +30,111 @@ if TYPE_CHECKING:
 
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.calls import ScriptCall
+    from allocator.store.base import Event
+    from allocator.store.connection import Word
+    from allocator.store.direct_aio import AsyncConnectionPool
+    from allocator.store.redis_py import AsyncRedisPyClient
     from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
 
 
-class AsyncStore(Opening):
-    """A connection to Redis for one event loop, made when it is first used."""
+class AsyncStore(BaseStore):
+    """A connection to Redis for one event loop at a time, made when it is first used."""
 
-    def __init__(self, connect: Callable[[], Any], *, shown_url: str, timeout_s: float = 5.0) -> None:
-        super().__init__(connect, shown_url=shown_url, timeout_s=timeout_s)
-        self._nodes: dict[str, Any] = {}
-
-    @staticmethod
-    def _client_for(address: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
-        return connect(address, timeout_s)
+    on_call: OnCall | None = None
 
     async def call(self, step: ScriptCall) -> Any:  # noqa: ANN401  # a reply is whatever the script answers
         """Run a script and return its reply; see `Store.call`."""
         if self.on_call is None:
-            return await self._patiently(lambda: self._evaluate(step))
-        began, answered = time.perf_counter(), False
+            began = monotonic()
+            try:
+                return await self._evaluate(step)
+            except Exception as error:  # noqa: BLE001  # what it means is decided below, as in `Store`
+                return await self._after(error, began, lambda: self._evaluate(step), None)
+        started, answered = perf_counter(), False
         try:
             reply = await self._patiently(lambda: self._evaluate(step))
             answered = True
         finally:
-            self.on_call(step.script, time.perf_counter() - began, answered=answered)
+            self.on_call(step.script, perf_counter() - started, answered=answered)
         return reply
 
-    async def _evaluate_and_wait(self, step: ScriptCall) -> list[Any]:
-        """Run a script, and wait on the same connection until replicas have what it wrote."""
-        from redis.exceptions import NoScriptError
+    async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
+        client = self._client or await self._connect()
+        if step.replicas:
+            return await self._evaluate_and_wait(client, step)
+        try:
+            return await client.execute(*evaluation(client, step))
+        except ReplyError as error:
+            if not is_unknown_script(error):
+                raise
+        return await client.execute(*evaluation(client, step, whole=True))
 
-        keys = keys_for(await self._ready_client(), step)
-        client = await self._pipeline_client(step.keys[0])
-        lua, wait_ms = script(step.script), int(self._timeout_s * 500)
-        for words in (("EVALSHA", lua.sha1), ("EVAL", lua.source)):
-            pipeline = client.pipeline(transaction=False)
-            pipeline.execute_command(*words, len(keys), *keys, *step.args)
-            pipeline.execute_command("WAIT", step.replicas, wait_ms)
-            found: list[Any] = await pipeline.execute(raise_on_error=False)
-            if not isinstance(found[0], NoScriptError):
+    async def _evaluate_and_wait(self, client: Any, step: ScriptCall) -> list[Any]:  # noqa: ANN401  # one of two clients
+        """Run a script, and wait on the same connection until replicas have what it wrote."""
+        found: list[Any] = []
+        for whole in (False, True):
+            commands = evaluation(client, step, whole=whole), self._wait_command(step)
+            found = await client.execute_together(step.keys[0], commands)
+            if not is_unknown_script(found[0]):
                 break
-        for one in found:
-            if isinstance(one, Exception):
-                raise one
+        if error := first_error(found):
+            raise error
         return found
 
-    async def _pipeline_client(self, key: str) -> Any:  # noqa: ANN401  # as above
-        """Return the client whose pipelines go over one connection to the server that has `key`.
-
-        A node of the async Cluster client has none of its own, and may send each command over another connection.
-        """
-        client = await self._ready_client()
-        if not hasattr(client, "get_node_from_key"):
-            return client
-        await client.exists(key)  # follows the key where a failover or a moved slot took it; a pipeline would not
-        node = client.get_node_from_key(key)
-        if node.name not in self._nodes:
-            from redis.asyncio import ConnectionPool, Redis
-
-            pool = ConnectionPool(node.connection_class, **node.connection_kwargs)
-            self._nodes[node.name] = Redis.from_pool(pool)
-        return self._nodes[node.name]
-
-    async def _evaluate(self, step: ScriptCall) -> Any:  # noqa: ANN401  # as above
-        from redis.exceptions import NoScriptError
-
-        if step.replicas:
-            return await self._evaluate_and_wait(step)
-        client = await self._ready_client()
-        lua, keys = script(step.script), keys_for(client, step)
-        try:
-            return await client.execute_command("EVALSHA", lua.sha1, len(keys), *keys, *step.args)
-        except NoScriptError:
-            return await client.execute_command("EVAL", lua.source, len(keys), *keys, *step.args)
-
     async def _patiently(self, attempt: Callable[[], Awaitable[T]], key: str | None = None) -> T:
-        try:
-            return await self._tried(attempt)
-        except client_errors() as error:
-            raise translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key) from error
-        except UnicodeEncodeError:  # an argument that is no text
-            raise
-        except WRONG_SHAPES as error:
-            raise misread(key) from error
-
-    async def _tried(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Make a call, and make it again while what went wrong may pass and there is time."""
-        began = time.monotonic()
+        began = monotonic()
         try:
             return await attempt()
-        except client_errors() as error:
-            left_s = self._timeout_s - (time.monotonic() - began)
-            if not is_transient(error) or left_s <= 0:
-                raise
-        if self._reconnects:
-            self._client = None
+        except Exception as error:  # noqa: BLE001  # as above
+            return await self._after(error, began, attempt, key)
+
+    async def _after(self, error: Exception, began: float, attempt: Callable[[], Awaitable[T]], key: str | None) -> T:
+        """Make a call again that failed, or raise what its error means."""
+        try:
+            left_s = self._seconds_to_try(error, monotonic() - began)
+            if not left_s:
+                raise error
+            return await self._again(attempt, left_s)
+        except FAULTS as fault:
+            raise self._meaning(fault, key) from fault
+        except UnicodeEncodeError:  # an argument that is no text
+            raise
+        except WRONG_SHAPES as shape:
+            raise misread(key) from shape
+
+    @staticmethod
+    async def _again(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
         from tenacity import AsyncRetrying
+
+        from allocator.store.retries import transient_policy
 
         async def again() -> T:  # tenacity awaits only what it sees to be a coroutine function, which a lambda is not
             return await attempt()
 
-        return await AsyncRetrying(**transient_policy(left_s))(again)
+        return await AsyncRetrying(**transient_policy(seconds))(again)
 
-    async def _ready_client(self) -> Any:  # noqa: ANN401  # one of three client classes
-        if self._client is None:
-            from redis.exceptions import NoPermissionError, ResponseError
+    async def _connect(self) -> AsyncConnectionPool | AsyncRedisPyClient:
+        client = connect(self._address(), self._timeout_s)
+        try:
+            info = await client.execute("INFO")
+        except ReplyError as error:
+            info = info_refused(error)
+        checked: AsyncConnectionPool | AsyncRedisPyClient = self._checked(client, info)
+        return checked
 
-            client = self._connect()
-            try:
-                info = await client.info()
-            except (NoPermissionError, ResponseError) as error:
-                if is_transient(error):
-                    raise
-                info = {}
-            ServerInfo.read(info).check(self._shown_url)
-            self._client = client
-        return self._client
+    async def _execute(self, *words: Word) -> Any:  # noqa: ANN401  # as above
+        return await (self._client or await self._connect()).execute(*words)
 
     async def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:
         """Wait until a stream has an event after `after_id`; see `Store.wait_for_event`."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while (left := deadline - loop.time()) > 0:
-            block_ms = max(1, int(min(left, self._timeout_s / 2) * 1_000))
-
-            async def read(wait_ms: int = block_ms) -> Any:  # noqa: ANN401  # the client's own shape
-                client = await self._ready_client()
-                return await client.xread({stream: after_id}, count=1_000, block=wait_ms)
-
-            reply = await self._patiently(read, stream)
-            if reply:
-                return decode_events(reply[0][1])[-1][0]
+        deadline = monotonic() + timeout_s
+        while (left := deadline - monotonic()) > 0:
+            events = await self.read_events(stream, after_id, EVENTS_AT_ONCE, block_s=left)
+            if events:
+                return events[-1][0]
         return None
 
     async def read_events(self, stream: str, after_id: str, count: int, *, block_s: float | None = None) -> list[Event]:
@@ -169,15 +144,13 @@ class AsyncStore(Opening):
             stream: The stream's key.
             after_id: The id of the last event that is known.
             count: How many at most.
-            block_s: For how many seconds to wait for the first of them; None for not at all. Less than the time that
-                Redis may be silent.
+            block_s: For how many seconds to wait for the first of them, at most half the time that Redis may be
+                silent; None for not at all.
         """
-        block_ms = None if block_s is None else max(1, int(min(block_s, self._timeout_s / 2) * 1_000))
+        command = read_command(stream, after_id, count, None if block_s is None else self._blocking_s(block_s))
 
         async def read() -> list[Event]:
-            client = await self._ready_client()
-            reply = await client.xread({stream: after_id}, count=count, block=block_ms)
-            return decode_events(reply[0][1]) if reply else []
+            return read_events(await self._execute(*command))
 
         return await self._patiently(read, stream)
 
@@ -185,8 +158,7 @@ class AsyncStore(Opening):
         """Return the last `count` events, or those up to `before_id` (`(` before it leaves it out), oldest first."""
 
         async def read() -> list[Event]:
-            client = await self._ready_client()
-            return decode_events(await client.xrevrange(stream, max=before_id, count=count))[::-1]
+            return decode_events(await self._execute(*newest_command(stream, count, before_id)))[::-1]
 
         return await self._patiently(read, stream)
 
@@ -194,8 +166,7 @@ class AsyncStore(Opening):
         """Return the server's time in Unix seconds."""
 
         async def read() -> float:
-            seconds, microseconds = await (await self._ready_client()).time()
-            return float(seconds) + float(microseconds) / 1_000_000
+            return decode_time(await self._execute("TIME"))
 
         return await self._patiently(read)
 
@@ -203,62 +174,42 @@ class AsyncStore(Opening):
         """Return how many members a sorted set has; 0 when there is none."""
 
         async def read() -> int:
-            return int(await (await self._ready_client()).zcard(key))
+            return int(await self._execute("ZCARD", key))
 
         return await self._patiently(read, key)
 
     async def pool_names(self) -> list[str]:
         """Return the names of the pools that Redis has, in alphabetical order."""
-        from allocator.protocol.keys import PREFIX, pool_of_key
 
         async def scan() -> list[str]:
-            client = await self._ready_client()
-            keys = [key.decode() async for key in client.scan_iter(match=PREFIX + "{*}", count=1_000)]
-            return sorted({name for key in keys if (name := pool_of_key(key))})
+            client = self._client or await self._connect()
+            return sorted({pool async for name in client.key_names(POOL_KEYS) if (pool := decode_pool(name))})
 
         return await self._patiently(scan)
 
     async def await_turn(self, step: AwaitTurn) -> bool:
         """Say that a waiter is there, and wait until it is told to look; return whether it was."""
-        seconds = max(0.001, min(step.seconds, self._timeout_s / 2))
 
         async def wait() -> bool:
-            client = await self._ready_client()
-            await client.set(step.waiter, step.said, px=step.alive_ms)
-            return await client.blpop([step.turn], timeout=seconds) is not None
+            there, turn = self._turn(step)
+            await self._execute(*there)
+            return await self._execute(*turn) is not None
 
         return await self._patiently(wait)
 
     async def close(self) -> None:
         """Close the connection."""
-        for name in list(self._nodes):
-            await self._nodes.pop(name).aclose()
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
 
 
-def connect(url: StoreAddress, timeout_s: float) -> Any:  # noqa: ANN401  # one of three client classes
-    """Return an async Redis client for `url` that retries nothing by itself and reads from primaries only."""
-    from redis.asyncio import Redis
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
+def connect(address: StoreAddress, timeout_s: float) -> AsyncConnectionPool | AsyncRedisPyClient:
+    """Return what answers commands at an address."""
+    if address.topology in {Topology.SENTINEL, Topology.CLUSTER}:
+        from allocator.store.redis_py import AsyncRedisPyClient
 
-    options = connection_options(url, timeout_s)
-    once = Retry(NoBackoff(), 0)
-    if url.topology is Topology.CLUSTER:
-        from redis.asyncio.cluster import ClusterNode, RedisCluster
+        return AsyncRedisPyClient(address, timeout_s)
+    from allocator.store.direct_aio import AsyncConnectionPool
 
-        return RedisCluster(startup_nodes=[ClusterNode(*node) for node in url.nodes], **options)
-    if url.topology is Topology.SENTINEL:
-        from redis.asyncio.sentinel import Sentinel
-
-        sentinel_options = sentinel_connection_options(url, timeout_s)
-        sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py's
-            list(url.nodes), sentinel_kwargs=sentinel_options, **options
-        )
-        return sentinel.master_for(url.service, db=url.database, retry=once)
-    if url.path:
-        return Redis(unix_socket_path=url.path, db=url.database, retry=once, **options)
-    host, port = url.nodes[0]
-    return Redis(host=host, port=port, db=url.database, retry=once, **options)
+    return AsyncConnectionPool(ConnectionOptions(address, timeout_s))

@@ -33,8 +33,9 @@ class ServerInfo:
     append_only: bool | None
 
     @classmethod
-    def read(cls, info: Mapping[str, Any]) -> ServerInfo:
+    def read(cls, reply: bytes | Mapping[str, Any]) -> ServerInfo:
         """Return what the reply to `INFO` says: of one server, or of the first of a Cluster's."""
+        info: Mapping[str, Any] = fields_of(reply) if isinstance(reply, bytes) else reply
         first = next(iter(info.values()), None)
         if isinstance(first, dict) and "redis_version" in first:
             info = first
@@ -76,6 +77,12 @@ class ServerInfo:
                 )
             ]
         return []
+
+
+def fields_of(reply: bytes) -> dict[str, str]:
+    """Return the fields of a reply to `INFO`."""
+    lines = reply.decode("utf-8", "replace").splitlines()
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
 
 
 def _numbers(version: str) -> tuple[int, ...]:

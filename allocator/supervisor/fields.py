@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Any
 from allocator.client.policies import MAX_DECLINES
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.names import MAX_INSTANCE, WorkerId, check_labels, check_name, check_port, environment_hint, shown
+from allocator.model.names import (
+    MAX_INSTANCE,
+    WorkerId,
+    check_labels,
+    check_name,
+    check_plugin_name,
+    check_port,
+    environment_hint,
+    shown,
+)
 from allocator.model.reading import read_text
+from allocator.model.settings import without_secrets
 from allocator.operations.several import named_workers
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, ReadyWhen, WorkerSpec, check_path
-from allocator.supervisor.templates import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -258,7 +267,7 @@ def _before_value(text: str) -> str:
 
 
 FIELDS: dict[str, Callable[[object], Any]] = {
-    "plugin": _name("plugin"),
+    "plugin": lambda value: check_plugin_name(_text(value)),
     "org": _name("organisation"),
     "instance": _whole(0, MAX_INSTANCE, "an instance"),
     "replicas": _whole(1, MOST_REPLICAS, "a number of replicas"),

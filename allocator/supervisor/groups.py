@@ -16,6 +16,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from allocator.kernel.processes import is_stopped, process_table
@@ -26,7 +27,6 @@ from allocator.supervisor.terminal import reset_in_child, start_sentry
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from allocator.supervisor.children import Children
 
@@ -265,6 +265,21 @@ def _prepared(*steps: Callable[[], None]) -> Callable[[], None]:
     return prepare
 
 
+def _keep_from_child(first: int) -> None:
+    """Let no descriptor from `first` on reach the command: whoever started the supervisor may have left some open.
+
+    They are not closed: by one of them the parent is told when the command cannot be started.
+    """
+    try:
+        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+    except OSError:
+        numbers = list(range(first, os.sysconf("SC_OPEN_MAX")))
+    for number in numbers:
+        if number >= first:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(number, False)
+
+
 def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
     """Return what a child does that is given sockets: it becomes its command itself, for only it knows its pid."""
     descriptors = [listening.fileno() for listening in order.listening.values()]
@@ -277,19 +292,7 @@ def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
         spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in descriptors]
         for at, spare in enumerate(spares):
             os.dup2(spare, FIRST_PASSED_SOCKET + at)
-        _close_others_on_exec(FIRST_PASSED_SOCKET + len(spares))
+        _keep_from_child(above)
         os.execvpe(order.command[0], list(order.command), environment | {"LISTEN_PID": str(os.getpid())})  # noqa: S606
 
     return become
-
-
-def _close_others_on_exec(first: int) -> None:
-    """Let no other descriptor reach the command: subprocess, which would see to it, is not asked any more."""
-    try:
-        numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208  # in a child before exec
-    except OSError:
-        numbers = list(range(first, 4_096))
-    for number in numbers:
-        if number >= first:
-            with contextlib.suppress(OSError):
-                os.set_inheritable(number, False)

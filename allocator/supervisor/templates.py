@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import environment_names, port_variable, shown
-from allocator.model.settings import SETTINGS, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,13 +95,3 @@ def worker_environment(
     if with_token and lease.token:
         environment["ALLOCATOR_TOKEN"] = lease.token
     return environment
-
-
-def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the supervisor's own secrets; a worker has those that a file or table gives it."""
-    secret = {setting.variable for setting in SETTINGS.values() if setting.secret is not Secret.NOTHING}
-    return {name: value for name, value in environ.items() if name not in secret | _OTHERS_SECRETS}
-
-
-_OTHERS_SECRETS = frozenset({"PGPASSWORD"})
-"""Secrets of the libraries that the supervisor itself may use. Source: libpq, "Environment Variables"."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import redis
 
-from benchmarks import api, commands, database, failover, fleet, growth, layers, limits, pairs, supervisor
+from benchmarks import api, commands, database, direct, failover, fleet, growth, layers, limits, pairs, supervisor
 from benchmarks.peers import measure
 from benchmarks.peers import tables as peer_tables
 from benchmarks.servers import server
@@ -54,6 +54,14 @@ What asks a server twice takes two round trips at least, and from Python no less
 Unix socket; `redis-benchmark` sends the same scripts without any Python.""",
         limits.figures,
         limits.rows,
+    ),
+    Part(
+        "direct",
+        "The way to the server",
+        """\
+The same pair of bare scripts over each way to one server, blocking and with asyncio; beside them the allocators.""",
+        direct.figures,
+        direct.rows,
     ),
     Part(
         "pairs",

@@ -9,6 +9,8 @@ import threading
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from servers import client_of
+
 from allocator import ExhaustedError, PoolSpec, PortAllocator
 from allocator.store.embedded import EmbeddedServer
 
@@ -53,7 +55,7 @@ def test_flushall_under_44_holders_costs_none_its_port(tmp_path: Path, pool: Poo
             before = {one.worker: one.port for one in held}
             highest = max(one.fence for one in held)
 
-            ports.store._ready_client().flushall()
+            client_of(ports.store).flushall()
             with PortAllocator.from_url(server.url, pool=pool.name, host="web-1") as newcomer:
                 newcomer.apply_pool(pool)
                 try:
@@ -96,7 +98,7 @@ def test_a_holder_gets_its_port_back_after_a_newcomer_was_refused_it_by_the_kern
     redis_url: str, pool: PoolSpec, ports: PortAllocator
 ) -> None:
     lease = ports.claim("email", org="old")
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     client.delete(*client.scan_iter(match=f"alloc:{{{pool.name}}}*"))
     ports.apply_pool(pool)
     with socket.socket() as bound:
@@ -111,7 +113,7 @@ def test_a_holder_gets_its_port_back_after_a_newcomer_was_refused_it_by_the_kern
 
 def test_script_flush_is_not_noticed(ports: PortAllocator) -> None:
     lease = ports.claim("email", org="org-1")
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     client.script_flush()
     (renewed,) = ports.renew(lease)
     client.script_flush()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 from allocator import PoolSpec, PortAllocator, WorkerId
 from allocator.operations import hosts, listing
@@ -60,7 +61,7 @@ def run_fleet(ports: PortAllocator, url: str, spec: PoolSpec, way: str) -> Itera
 
 def trimmed(ports: PortAllocator, stream: str) -> int:
     """Return how many events the stream no longer has; Redis 6.2 does not tell."""
-    found = ports.store._ready_client().xinfo_stream(stream)  # no other way
+    found = client_of(ports.store).xinfo_stream(stream)  # no other way
     return int(found.get("entries-added", 0)) - int(found["length"])
 
 
@@ -86,7 +87,7 @@ def close_everything(ports: PortAllocator, spec: PoolSpec) -> None:
 
 
 def indexed(ports: PortAllocator, spec: PoolSpec) -> set[str]:
-    client = ports.store._ready_client()  # the index is read as it is
+    client = client_of(ports.store)  # the index is read as it is
     keys = client.scan_iter(match=f"alloc:{{{spec.name}}}:service:*", count=1_000)
     return {member.decode() for key in keys for member in client.zrange(key, 0, -1)}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 from allocator.operations import listing
 
@@ -74,12 +75,12 @@ def test_sixty_four_processes_never_share_a_port(
     left = {key.decode().rpartition("}")[2].split(":")[1:2][0] for key in keys_of(ports, pool) if b"}:" in key}
     # A turn that was told to a waiter who has gone on since lasts five seconds.
     assert left <= {"events", "history", "host", "hosts", "ports", "tokens", "turn", "worker"}
-    client, base = ports.store._ready_client(), f"alloc:{{{pool.name}}}"
+    client, base = client_of(ports.store), f"alloc:{{{pool.name}}}"
     assert client.zcard(f"{base}:ports:web-1") <= pool.size
     assert client.hlen(f"{base}:tokens:web-1") <= pool.size
     assert all(grant[:1] in b"-~!" for grant in client.hvals(f"{base}:tokens:web-1"))  # every grant has ended
 
 
 def keys_of(ports: PortAllocator, pool: PoolSpec) -> list[bytes]:
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     return list(client.scan_iter(match=f"alloc:{{{pool.name}}}*", count=10_000))

@@ -97,7 +97,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "lead": lambda: lead.take_leadership("p", token=TOKEN, ttl_ms=1_000, holder="me"),
     "give up": lambda: lead.give_up_leadership("p", TOKEN),
     "restore": lambda: lead.restore(POOL, [lead.Remembered(WORKER, "web-1", 110, 1)], 1_000),
-    "resolve": lambda: resolve.resolve("p", "email", "org-1"),
+    "resolve": lambda: resolve.resolve(make_context(), "p", "email", "org-1"),
     "endpoints": lambda: resolve.endpoints("p", "email", "org-1"),
     "join": lambda: queue.join(known_context(), WISH, "ticket", "any", None),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 import pytest
 import redis
-from api_server import served
+from api_server import JSON, served
 from fuzzing import any_bytes, any_json, any_text, changed_keys, examples, state_of_all_keys
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -85,7 +85,7 @@ def url(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 @pytest.fixture(scope="module")
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=20, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
+    with httpx.Client(base_url=url, timeout=20, headers={"Authorization": f"Bearer {TOKEN}", **JSON}) as client:
         yield client
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from allocator import HeldError, PoolSpec, PortAllocator
+from allocator.client import drivers
 from allocator.client.drivers import Kernel
 from allocator.operations.steps import ReadListeners
 
@@ -79,3 +80,56 @@ def test_a_stranger_between_claim_and_bind_costs_a_decline_and_another_port(
     with pytest.raises(HeldError, match="kept free for another") as refused:
         ports.claim("email", org="org-2", port=pool.first)
     assert 3 < refused.value.retry_after <= 5
+
+
+# A listing that showed nobody is good enough for a second
+
+
+def test_claims_of_one_second_read_the_listing_once_while_nobody_listens(
+    ports: PortAllocator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[tuple[int, int]] = []
+    now = 1_000.0
+
+    def counted(first: int, last: int) -> frozenset[int]:
+        reads.append((first, last))
+        return frozenset()
+
+    monkeypatch.setattr(drivers, "listening_ports", counted)
+    monkeypatch.setattr(drivers, "monotonic", lambda: now)
+    for number in range(5):
+        ports.claim("email", org=f"org-{number}")
+    assert len(reads) == 1
+    now += 1.0
+    ports.claim("email", org="org-5")
+    assert len(reads) == 2
+
+
+def test_a_stranger_that_came_since_the_last_listing_is_found_by_the_proof(
+    ports: PortAllocator, pool: PoolSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "monotonic", lambda: 1_000.0)  # the second never passes
+    assert ports.claim("email", org="org-1").port == pool.first
+    with Stranger(socket.AF_INET, "127.0.0.1", pool.first + 1):
+        assert ports.claim("email", org="org-2").port == pool.first + 2
+        assert ports.session.kernel.answer(ReadListeners(pool.first, pool.last)) == {pool.first + 1}
+
+
+def test_a_port_asked_for_by_its_number_is_looked_at_anew(
+    ports: PortAllocator, pool: PoolSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drivers, "monotonic", lambda: 1_000.0)
+    ports.claim("email", org="org-1")
+    with (
+        Stranger(socket.AF_INET, "127.0.0.1", pool.first + 1),
+        pytest.raises(HeldError, match="listens on it"),
+    ):
+        ports.claim("email", org="org-2", port=pool.first + 1)
+    assert ports.claim("email", org="org-2", port=pool.first + 1).port == pool.first + 1
+
+
+def test_a_listener_that_is_gone_is_not_avoided_any_more(pool: PoolSpec) -> None:
+    kernel, step = Kernel(), ReadListeners(pool.first, pool.last)
+    with Stranger(socket.AF_INET, "127.0.0.1", pool.first):
+        assert kernel.answer(step) == {pool.first}
+    assert kernel.answer(step) == frozenset()

@@ -140,7 +140,7 @@ def test_without_opentelemetry_all_but_the_tracer_works(redis_url: str, pool: Po
     assert "pip install 'portlease[tracing]'" in done.stdout
 
 
-@pytest.mark.parametrize(("word", "code", "says"), [("1", 0, ""), ("0", 0, ""), ("yes", 78, "says neither yes nor no")])
+@pytest.mark.parametrize(("word", "code", "says"), [("1", 0, ""), ("0", 0, ""), ("yes", 78, "is neither yes nor no")])
 def test_commands_make_spans_where_the_environment_asks_for_them(fleet, word: str, code: int, says: str) -> None:
     done = fleet.spawn("claim", "email", "--org", "org-1", variables={"ALLOCATOR_TRACING": word})
     _, err = done.communicate()

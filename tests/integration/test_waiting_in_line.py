@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 from allocator import AsyncPortAllocator, ExhaustedError, InvalidInputError, LimitError, PoolSpec, PortAllocator
 
@@ -148,8 +149,8 @@ def test_waiting_survives_a_redis_that_forgot_everything(ports: PortAllocator, s
     waiter.start()
     until(lambda: len(queued(ports, small)) == 1)
     sockets = [socket.create_server(("127.0.0.1", one.port)) for one in held]
-    for key in ports.store._ready_client().scan_iter(match=f"alloc:{{{small.name}}}*"):  # no other way
-        ports.store._ready_client().delete(key)
+    for key in client_of(ports.store).scan_iter(match=f"alloc:{{{small.name}}}*"):  # no other way
+        client_of(ports.store).delete(key)
     until(lambda: len(ports.leases()) == 2)
     for one in sockets:
         one.close()
@@ -223,4 +224,4 @@ def test_those_whom_a_limit_holds_back_are_served_in_order_over_all_hosts(
 
 
 def held_back(ports: PortAllocator, pool: PoolSpec) -> int:
-    return int(ports.store._ready_client().zcard(f"alloc:{{{pool.name}}}:held:org:o"))  # no other way
+    return int(client_of(ports.store).zcard(f"alloc:{{{pool.name}}}:held:org:o"))  # no other way

@@ -10,6 +10,8 @@ from allocator.model.errors import AllocatorError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from allocator.model.problems import Problem
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -24,6 +26,11 @@ class Finding:
     check: str
     what: str
     mend: str
+
+
+def finding_of_problem(problem: Problem) -> Finding:
+    """Return the finding that a problem by the shared rules is."""
+    return Finding(problem.check, problem.what, problem.command)
 
 
 def finding_of(check: str, error: AllocatorError) -> Finding:

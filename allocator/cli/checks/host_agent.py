@@ -65,14 +65,18 @@ def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterato
 def agent_pid(lock: Path) -> int | None:
     """Return the pid of the agent that holds a lock file, 0 when the file does not tell, or None when none runs."""
     try:
-        with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                written = file.read(16).strip()
-                return int(written) if written.isdigit() else 0
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        written = os.pread(descriptor, 16, 0).strip()
+        return int(written) if written.isdigit() else 0
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
     return None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.cli.checks.findings import Finding
+from allocator.cli.checks.findings import Finding, finding_of_problem
 from allocator.kernel.processes import boot_id, namespaces, process_table, with_descendants
 from allocator.kernel.sockets import listeners
-from allocator.model.leases import written_time
+from allocator.model import problems
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 
@@ -27,22 +27,21 @@ def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
     """Look at the host's own condition and at its ports in quarantine."""
     space = at.allocator.session.context.space(pool)
     mine = next((one for one in at.allocator.hosts() if one.name == at.host), None)
-    if mine and (mine.cordoned or mine.draining):
-        what = f"host {at.host} is {'draining' if mine.draining else 'cordoned'} and gives out no new ports"
-        yield Finding("host", what, f"allocator host uncordon {at.host}")
+    if mine:
+        condition = problems.of_host(at.host, cordoned=mine.cordoned, draining=mine.draining)
+        yield from [finding_of_problem(condition)] if condition else []
     for view in at.allocator.run(listing.ports(at.pool, space, quarantine=True)):
         if view.why == "quarantined":
-            what = f"port {view.port} is in quarantine: something without a lease had it bound when it was claimed"
-            yield Finding("quarantine", what, f"allocator who {view.port}")
+            yield finding_of_problem(problems.of_quarantine(view.port))
 
 
 def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
-    """Hold the leases of this host against the sockets that listen here.
+    """Hold the leases of this host against the sockets that listen here, and against what they say of their workers.
 
     Args:
         pool: The pool.
         leases: Its live leases on this host, by port.
-        now: The server's time, in Unix seconds.
+        now: The time, in Unix seconds by the server's clock.
     """
     seen = listeners(pool.first, pool.last)
     listening = {one.port: one for one in seen}
@@ -55,16 +54,13 @@ def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterat
     for port, one in sorted(listening.items()):
         if port not in leases:
             who = f"{one.command or 'a process'} (pid {one.pid or 'unknown'})"
-            mend = f"adopt it ('allocator adopt --help'), or end it: kill {one.pid or 'PID'}"
-            yield Finding("stranger", f"{who} listens on port {port} without a lease", mend)
+            yield finding_of_problem(problems.of_stranger(port, who, one.pid))
     for port, lease in sorted(leases.items()):
-        if port not in listening and lease.state is not LeaseState.STARTING:
-            what = f"port {port} is leased by {lease.worker} ({lease.state}), but nobody listens"
-            yield Finding("silent", what, f"allocator show {port}")
-        since = lease.starts_since
-        if port not in listening and since is not None and now - since >= LONG_START_S:
-            what = f"{lease.worker} has been starting since {written_time(since)} and does not listen on port {port}"
-            yield Finding("slow start", what, f"see its output and 'allocator show {port}'")
+        found = problems.of_lease(lease, now, None)
+        if found is None and port not in listening and lease.state is not LeaseState.STARTING:
+            found = problems.of_silence(lease)
+        if found is not None:
+            yield finding_of_problem(found)
 
 
 def is_stranger(lease: Lease | None, listener: Listener) -> bool:

@@ -1,12 +1,14 @@
 -- inspect: pool, hosts and leases as data. Reads only.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 what: pool, hosts, host, ports, port or newest; then
---       hosts: offset, count · ports: from which score (ms), count · port: the port
+-- ARGV  1 what: pool, hosts, host, members, ports, port or newest; then
+--       hosts: offset, count · members: a sorted set of the pool (its key after the pool's), offset, count
+--       ports: from which score (ms), count · port: the port
 -- Replies
 --       pool    its fields and values
 --       hosts   space, score (when its next lease may expire), and so on
 --       host    the fields and values of the space's hash
+--       members member, score, and so on, whatever another program put there
 --       ports   now_ms, then port, score, lease or '', its remaining ms, of the ports that are not claimable now, lowest score first;
 --               count and the ports of equal score beside them, so that asking again from the last score goes on
 --       port    now_ms, then the same four words of this port (score '' when it was never used)
@@ -29,6 +31,12 @@ local function run(read, call, try)
     return read('ZRANGE', hosts_key, ARGV[2], tonumber(ARGV[2]) + tonumber(ARGV[3]) - 1, 'WITHSCORES')
   elseif what == 'host' then
     return read('HGETALL', base .. ':host:' .. space)
+  elseif what == 'members' then
+    if not (ARGV[2] and tonumber(ARGV[3]) and tonumber(ARGV[4])) then
+      error({ err = WRONG_WORDS }, 0)
+    end
+    local from, count = tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), 512)
+    return read('ZRANGE', base .. ARGV[2], from, from + count - 1, 'WITHSCORES')
   end
   if what == 'newest' then
     local newest = read('XREVRANGE', events_key, '+', '-', 'COUNT', 1)

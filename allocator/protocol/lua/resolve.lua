@@ -1,17 +1,19 @@
--- resolve: the next worker of a service, strictly in turn, or all of them.
+-- resolve: the next ready worker of a service, strictly in turn, or all its workers in whatever state.
 --
 -- Safe because the turn is the service's own order: of the leases in state ready, the one that was handed out the
 -- longest time ago is next, and its new score is above all others. So among k workers that stay ready, the counts of
--- any number of calls differ by at most one, whoever calls. A worker that comes back is next, once.
+-- any number of calls differ by at most one, whoever calls. A worker that comes back is next, once. What another program
+-- put among the members, or where a lease belongs, is passed over.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
 -- ARGV  1 plugin  2 org  3 mode (next; all)  4 next: the host to prefer (-: none) · all: from which member on
 -- Replies
 --       found  now_ms, offset to go on from (-1: that was all), then for each worker: lease, remaining_ms, advertised
 --              address or ''
---       none   how many leases of the service are starting, degraded, draining
+--       no_turn  the turn cannot be written, for the caller may only read or Redis is full: it takes turns by itself
+--       none   how many leases of the service are starting, degraded, draining (with all: 0, for there is none)
 -- Events  none
--- Loops   the members of the service in pages, at most 1,024 a call
+-- Loops   what has an impossible score, at most 64; the members of the service in pages, at most 1,024 a call
 
 --@include replies
 --@include base
@@ -20,10 +22,12 @@
 local FIRST_PAGE = 2
 local PAGE = 64
 local MOST = 1024
+-- No turn has such a score before the year 2255; above 2^53 nothing has a place after another any more.
+local IMPOSSIBLE = 9000000000000000
+local LEASE = '^{"fence":%d+,"state":"(%l+)","worker":"([^"]+)","host":"([^"]+)"'
 
 local function run(read, call, try)
   --@include keys
-  --@include lease_head
   --@include now
   if #ARGV < 4 or (ARGV[3] == 'all' and not tonumber(ARGV[4])) then
     error({ err = WRONG_WORDS }, 0)
@@ -39,20 +43,17 @@ local function run(read, call, try)
     local members = read('ZRANGE', service, offset, offset + size - 1)
     local lease_keys = {}
     for i, member in ipairs(members) do
-      local host, port = string.match(member, '^(.*):(%d+)$')
-      if not host then
-        bad(service, 'has a garbled member ' .. member)
-      end
-      lease_keys[i] = base .. ':lease:' .. (fleet and '*' or host) .. ':' .. port
+      local host, port = string.match(member, '^([%w._-]+):(%d+)$')
+      lease_keys[i] = host and base .. ':lease:' .. (fleet and '*' or host) .. ':' .. port or base .. ':absent'
     end
     for i, lease in ipairs(#members > 0 and read('MGET', unpack(lease_keys)) or {}) do
-      if lease then
-        local _, state, worker, host = lease_head(lease, lease_keys[i])
+      local state, worker, host = string.match(lease or '', LEASE)
+      if state then
         if string.sub(worker, 1, #prefix) == prefix then
-          if state ~= 'ready' then
-            counts[state] = (counts[state] or 0) + 1
-          elseif all then
+          if all then
             found[#found + 1] = { members[i], lease, lease_keys[i], host }
+          elseif state ~= 'ready' then
+            counts[state] = (counts[state] or 0) + 1
           elseif host == preferred or not found[1] then
             found[1] = { members[i], lease, lease_keys[i], host }
           end
@@ -81,11 +82,23 @@ local function run(read, call, try)
     local identity = read('HGET', base .. ':host:' .. one[4], 'identity') or ''
     reply[#reply + 1] = string.match(identity, '^%S+ %S+ %S+ !?(%S+)$') or ''
   end
-  local highest = not all and read('ZRANGE', service, -1, -1, 'WITHSCORES')[2]
+  if all then
+    return reply
+  end
+  local highest, impossible = tonumber(read('ZRANGE', service, -1, -1, 'WITHSCORES')[2]), {}
+  if highest >= IMPOSSIBLE then
+    impossible = read('ZRANGEBYSCORE', service, whole(IMPOSSIBLE), FOREVER, 'LIMIT', 0, PAGE)
+    highest = 0
+  end
 
   -- writes --
-  if highest then
-    call('ZADD', service, whole(math.max(now_us, highest + 1)), found[1][1])
+  if type(try('ZADD', service, whole(math.max(now_us, highest + 1)), found[1][1])) == 'table' then
+    return { NO_TURN }
+  end
+  for _, member in ipairs(impossible) do
+    if member ~= found[1][1] then
+      call('ZADD', service, whole(now_us), member)
+    end
   end
   return reply
 end

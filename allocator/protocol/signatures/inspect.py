@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port
 from allocator.protocol import decode
 from allocator.protocol.calls import Call, Words
@@ -15,6 +16,7 @@ from allocator.protocol.replies import Reply
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
 
+_ADVERTISED = re.compile(r"\S+ \S+ \S+ !?")
 _STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
 
 
@@ -60,9 +62,11 @@ class InspectHostCall(Call["KnownHost"]):
     def decode(self, raw: Any) -> KnownHost:  # noqa: ANN401  # as `Call.decode`
         """Return what is known of it."""
         fields = _fields(raw)
+        identity = fields.get("identity", "")
         strikes = (_STRIKE.match(f"{name} {value}") for name, value in fields.items())
         return KnownHost(
-            identity=fields.get("identity", ""),
+            identity=identity,
+            address=decode.address(_ADVERTISED.sub("", identity)) if _ADVERTISED.match(identity) else "",
             cordoned=fields.get("cordon") == "1",
             draining=fields.get("drain") == "1",
             quarantines={int(strike[1]): float(strike[2]) for strike in strikes if strike},
@@ -75,19 +79,61 @@ class KnownHost:
 
     Attributes:
         identity: Machine, boot, network namespace, perhaps its address; an empty text for nothing.
+        address: The address that it advertises; an empty text for none, and for what is no address.
         cordoned: Whether it gives out no new ports.
         draining: Whether its workers are asked to stop.
         quarantines: Until when ports were last put into quarantine, in milliseconds of the server's clock.
     """
 
     identity: str
+    address: str
     cordoned: bool
     draining: bool
     quarantines: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InspectPortsCall(Call["tuple[KnownPort, ...]"]):
+class InspectMembersCall(Call["tuple[tuple[str, str], ...]"]):
+    """What asks for a page of the members of a sorted set, whatever another program put there.
+
+    Attributes:
+        suffix: The key, after that of the pool.
+        offset: From which on.
+        count: How many, at most 512.
+    """
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("members",)
+
+    suffix: str
+    offset: int
+    count: int
+
+    def decode(self, raw: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401  # as `Call.decode`
+        """Return each with its score, as they stand there."""
+        words = [decode.text(word) for word in decode.words(raw)]
+        return tuple(zip(words[::2], words[1::2], strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownPorts:
+    """A page of ports.
+
+    Attributes:
+        ports: Those that are ours.
+        rows: How many rows the page has.
+        reached_ms: The score of the last one.
+        strange: What stands where a port or a lease belongs, as the error would say it.
+    """
+
+    ports: tuple[KnownPort, ...]
+    rows: int
+    reached_ms: float
+    strange: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPortsCall(Call["KnownPorts"]):
     """What asks for a page of the ports that are not claimable now, lowest score first.
 
     Attributes:
@@ -101,11 +147,23 @@ class InspectPortsCall(Call["tuple[KnownPort, ...]"]):
     from_ms: int
     count: int
 
-    def decode(self, raw: Any) -> tuple[KnownPort, ...]:  # noqa: ANN401  # as `Call.decode`
-        """Return the ports."""
+    def decode(self, raw: Any) -> KnownPorts:  # noqa: ANN401  # as `Call.decode`
+        """Return the ports; what another program wrote among them is passed over and named."""
         reply = decode.words(raw)
         now_ms = decode.number(reply[0])
-        return tuple(_port(self, reply[at : at + 4], now_ms) for at in range(1, len(reply), 4))
+        rows = [reply[at : at + 4] for at in range(1, len(reply), 4)]
+        ports, strange = [], []
+        for row in rows:
+            try:
+                ports.append(_port(self, row, now_ms))
+            except (ConfigurationError, InvalidInputError) as error:
+                strange.append(str(error))
+        return KnownPorts(
+            ports=tuple(ports),
+            rows=len(rows),
+            reached_ms=decode.number(rows[-1][1]) if rows else 0.0,
+            strange=tuple(strange),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

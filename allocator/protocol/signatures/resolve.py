@@ -1,28 +1,26 @@
-"""The signatures of `resolve`: the address of a service's next ready worker, or of all of them."""
+"""The signatures of `resolve`: the address of a service's next ready worker, or of all its workers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from allocator.model.endpoints import Sighting
 from allocator.protocol import decode
 from allocator.protocol.calls import Call
 from allocator.protocol.replies import Reply
 
-if TYPE_CHECKING:
-    from allocator.model.leases import Lease
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyWorkers:
-    """Ready workers of a service.
+class FoundWorkers:
+    """The next ready worker of a service, or all its workers in whatever state.
 
     Attributes:
-        workers: The lease of each, and the address that its host advertises, or an empty text.
+        workers: The lease and the address of each.
         next_offset: From which on to ask for more, or None when that was all.
     """
 
-    workers: tuple[tuple[Lease, str], ...]
+    workers: tuple[Sighting, ...]
     next_offset: int | None
 
 
@@ -41,24 +39,30 @@ class NoneReady:
     draining: int
 
 
-def _ready(pool: str, raw: object) -> ReadyWorkers | NoneReady:
+@dataclass(frozen=True, slots=True)
+class NoTurn:
+    """The turn of a worker could not be written: the caller may only read, or Redis is full."""
+
+
+def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
     reply = decode.words(raw)
     if decode.text(reply[0]) == Reply.NONE:
         starting, degraded, draining = (int(decode.number(count)) for count in reply[1:4])
         return NoneReady(starting=starting, degraded=degraded, draining=draining)
     now_ms, offset = decode.number(reply[1]), int(decode.number(reply[2]))
     workers = tuple(
-        (
+        Sighting.of(
             decode.lease(pool, reply[at], remaining_ms=decode.number(reply[at + 1]), now_ms=now_ms),
-            decode.text(reply[at + 2]),
+            decode.address(reply[at + 2]),
+            now_ms,
         )
         for at in range(3, len(reply), 3)
     )
-    return ReadyWorkers(workers=workers, next_offset=offset if offset >= 0 else None)
+    return FoundWorkers(workers=workers, next_offset=offset if offset >= 0 else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveCall(Call["ReadyWorkers | NoneReady"]):
+class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"]):
     """What asks for the next ready worker, strictly in turn.
 
     Attributes:
@@ -75,14 +79,16 @@ class ResolveCall(Call["ReadyWorkers | NoneReady"]):
     mode: str = "next"
     prefer: str = "-"
 
-    def decode(self, raw: Any) -> ReadyWorkers | NoneReady:  # noqa: ANN401  # as `Call.decode`
-        """Return one ready worker, or that there is none."""
-        return _ready(self.pool, raw)
+    def decode(self, raw: Any) -> FoundWorkers | NoneReady | NoTurn:  # noqa: ANN401  # as `Call.decode`
+        """Return one ready worker, or that there is none, or that no turn can be taken."""
+        if decode.text(decode.words(raw)[0]) == Reply.NO_TURN:
+            return NoTurn()
+        return _found(self.pool, raw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveAllCall(Call["ReadyWorkers | NoneReady"]):
-    """What asks for all ready workers, page by page.
+class ResolveAllCall(Call["FoundWorkers | NoneReady"]):
+    """What asks for all workers in whatever state, page by page.
 
     Attributes:
         plugin: The service's plugin.
@@ -98,6 +104,6 @@ class ResolveAllCall(Call["ReadyWorkers | NoneReady"]):
     mode: str = "all"
     offset: int = 0
 
-    def decode(self, raw: Any) -> ReadyWorkers | NoneReady:  # noqa: ANN401  # as `Call.decode`
-        """Return a page of ready workers, or that there is none."""
-        return _ready(self.pool, raw)
+    def decode(self, raw: Any) -> FoundWorkers | NoneReady:  # noqa: ANN401  # as `Call.decode`
+        """Return a page of workers, or that there is none."""
+        return _found(self.pool, raw)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.store.embedded.process import FileLock
-    from allocator.store.embedded.server import EmbeddedServer
+    from allocator.store.embedded.reach import ServerFiles
 
 SILENCE_S = 1.5
 """How long a living server may have no socket before it counts as cut off: it opens one before it reads any data."""
@@ -27,7 +27,7 @@ LONGEST_PAUSE_S = 0.05
 """Between two questions of one wait: 200 processes that wait at 20 questions a second leave the server its CPU."""
 
 
-def start_once(server: EmbeddedServer, deadline: float) -> bool:
+def start_once(server: ServerFiles, deadline: float) -> bool:
     """Start the server, or wait for the command that does; return whether it was this call that started it.
 
     Raises:
@@ -49,7 +49,7 @@ def start_once(server: EmbeddedServer, deadline: float) -> bool:
     return True
 
 
-def stop_once(server: EmbeddedServer, deadline: float) -> bool:
+def stop_once(server: ServerFiles, deadline: float) -> bool:
     """Stop the server, wait for its end, remove its socket; return whether there was one.
 
     Raises:
@@ -73,7 +73,7 @@ def stop_once(server: EmbeddedServer, deadline: float) -> bool:
     return stopped
 
 
-def _become_starter(server: EmbeddedServer, starting: FileLock, deadline: float) -> bool:
+def _become_starter(server: ServerFiles, starting: FileLock, deadline: float) -> bool:
     """Wait for the lock of whoever starts a server; return False when somebody else's server answers before."""
     answered = False
 
@@ -88,7 +88,7 @@ def _become_starter(server: EmbeddedServer, starting: FileLock, deadline: float)
     return not answered
 
 
-def _wait_until_gone(server: EmbeddedServer, alive: FileLock, deadline: float) -> bool:
+def _wait_until_gone(server: ServerFiles, alive: FileLock, deadline: float) -> bool:
     """Wait until no server lives; return False when one lives and answers. One that nobody can reach is ended."""
     cut_off_from = min(time.monotonic() + SILENCE_S, deadline)
     answered = ended = False
@@ -110,7 +110,7 @@ def _wait_until_gone(server: EmbeddedServer, alive: FileLock, deadline: float) -
     return not answered
 
 
-def _wait_until_ready(server: EmbeddedServer, log_start: int, deadline: float) -> None:
+def _wait_until_ready(server: ServerFiles, log_start: int, deadline: float) -> None:
     def ready_or_dead() -> bool:
         if ask_whether_ready(server.socket, server.log, deadline) is Reach.READY:
             return True
@@ -122,7 +122,7 @@ def _wait_until_ready(server: EmbeddedServer, log_start: int, deadline: float) -
     _wait_for(ready_or_dead, server, deadline, "it was started and does not answer yet")
 
 
-def _shut_down(server: EmbeddedServer, deadline: float) -> bool:
+def _shut_down(server: ServerFiles, deadline: float) -> bool:
     """Send SHUTDOWN SAVE and wait for the process; return False when there was nobody to send it to."""
     if not is_private(server.socket.parent):
         return False
@@ -142,14 +142,14 @@ def _shut_down(server: EmbeddedServer, deadline: float) -> bool:
     return True
 
 
-def _remove_socket(server: EmbeddedServer) -> None:
+def _remove_socket(server: ServerFiles) -> None:
     if is_private(server.socket.parent):
         server.socket.unlink(missing_ok=True)
         if server.socket.parent != server.data_dir:
             server.socket.parent.rmdir()
 
 
-def _wait_for(condition: Callable[[], bool], server: EmbeddedServer, deadline: float, otherwise: str) -> None:
+def _wait_for(condition: Callable[[], bool], server: ServerFiles, deadline: float, otherwise: str) -> None:
     """Ask again and again, less and less often, until the condition holds.
 
     Raises:

@@ -10,11 +10,9 @@ import errno
 import fcntl
 import importlib.util
 import os
-import pwd
 import select
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.owned import private_file, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +56,7 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.descriptor = private_file(path)
         self._inherited = False
 
     def __enter__(self) -> Self:
@@ -102,25 +101,11 @@ def make_private(directory: Path) -> None:
     """Make a directory that only this user can enter, or close one of ours to others.
 
     Raises:
-        ConfigurationError: It is somebody else's, a link or no directory.
+        ConfigurationError: It is somebody else's, a link or not a directory.
         OSError: It cannot be made.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    found = os.lstat(directory)
-    if not stat.S_ISDIR(found.st_mode):
-        kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a directory"
-        raise ConfigurationError(
-            f"{directory} is {kind}, where the embedded server needs its own; remove it, or {ELSEWHERE}"
-        )
-    if found.st_uid != os.geteuid():
-        raise ConfigurationError(
-            f"{directory} belongs to {_user(found.st_uid)}, and this is {_user(os.geteuid())}: an embedded server "
-            f"serves one user; {ELSEWHERE}"
-        )
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        directory.chmod(0o700)
+    with private_folder(directory):
+        pass
 
 
 def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int:
@@ -167,11 +152,7 @@ def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int
 
 def _appended(log: Path) -> IO[bytes]:
     """Open the log to write behind its end; a pipe in its place would keep us waiting for a reader."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ConfigurationError(f"{log} is not a regular file; remove it, or {ELSEWHERE}")
-    return os.fdopen(descriptor, "ab")
+    return os.fdopen(private_file(log, os.O_WRONLY | os.O_APPEND), "ab")
 
 
 def server_binaries() -> Iterator[str]:
@@ -213,11 +194,8 @@ def _arguments(data_dir: Path, socket_path: Path, log: Path) -> list[str]:
 
 def _prove_room(data_dir: Path) -> None:
     """Write and remove as much as a start needs: a full disk leaves no room for a log that says so."""
-    probe = data_dir / "room.probe"
-    try:
-        probe.write_bytes(b"\0" * ROOM_BYTES)
-    finally:
-        probe.unlink(missing_ok=True)
+    with private_folder(data_dir) as folder, folder.temporary("\0" * ROOM_BYTES, prefix=".room-"):
+        pass
 
 
 @contextmanager
@@ -330,10 +308,3 @@ def _reachable_from(pid: int, socket_path: Path) -> bool:
     except OSError:
         return True
     return (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino)
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
-    except KeyError:
-        return f"user {uid}"

@@ -11,6 +11,7 @@ import socket
 import stat
 import sys
 import time
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -34,6 +35,21 @@ class Reach(Enum):
     READY = "ready"
     BUSY = "busy"
     ABSENT = "absent"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFiles:
+    """Where an embedded server is.
+
+    Attributes:
+        data_dir: Where the data, the locks and the log are.
+        socket: The Unix socket.
+        log: The server's log.
+    """
+
+    data_dir: Path
+    socket: Path
+    log: Path
 
 
 class Conversation:

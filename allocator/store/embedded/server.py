@@ -16,12 +16,14 @@ from allocator.model.errors import ConfigurationError
 from allocator.store.embedded.reach import (
     Conversation,
     Reach,
+    ServerFiles,
     ask_whether_ready,
     is_private,
     silent,
     socket_path,
     socket_url,
 )
+from allocator.store.servers import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +88,7 @@ class EmbeddedServer:
         self.socket = socket_path(self.data_dir)
         self.url = socket_url(self.socket)
         self.log = self.data_dir / "server.log"
+        self._files = ServerFiles(self.data_dir, self.socket, self.log)
         self._timeout_s = timeout_s
 
     def __repr__(self) -> str:
@@ -111,7 +114,7 @@ class EmbeddedServer:
             return self.url
         from allocator.store.embedded.life import start_once  # 15 ms that a running server spares
 
-        if start_once(self, deadline) and on_start is not None:
+        if start_once(self._files, deadline) and on_start is not None:
             status = self.status()
             if status is not None:
                 on_start(status)
@@ -141,7 +144,7 @@ class EmbeddedServer:
             return None
         try:
             with Conversation(self.socket, time.monotonic() + self._timeout_s) as server:
-                facts = _facts(server.ask(b"INFO"))
+                facts = fields_of(server.ask(b"INFO"))
                 pid = server.peer_pid() or int(facts.get("process_id", "0"))
         except TimeoutError:
             raise silent(self.socket, self.log) from None
@@ -173,10 +176,4 @@ class EmbeddedServer:
         """
         from allocator.store.embedded.life import stop_once  # as above
 
-        return stop_once(self, time.monotonic() + max(STOP_TIMEOUT_S, self._timeout_s))
-
-
-def _facts(info: bytes) -> dict[str, str]:
-    """Return the fields of an INFO reply."""
-    lines = info.decode("utf-8", "replace").splitlines()
-    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+        return stop_once(self._files, time.monotonic() + max(STOP_TIMEOUT_S, self._timeout_s))

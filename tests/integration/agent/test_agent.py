@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
+from servers import client_of
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
 
 from allocator import PortAllocator
@@ -103,7 +104,7 @@ def test_leases_of_an_earlier_boot_that_only_redis_knows_are_released_at_once(
 def test_a_lease_that_redis_lost_is_re_asserted_on_its_port(fleet: Fleet, process: subprocess.Popen) -> None:
     agent(fleet)
     port = claim(fleet, process.pid, "--ttl", "1s")
-    client = fleet.ports.store._ready_client()
+    client = client_of(fleet.ports.store)
     for key in client.scan_iter(match=f"alloc:{{{fleet.pool.name}}}:*"):
         client.delete(key)
     fleet.ports.apply_pool(fleet.pool)
@@ -153,7 +154,8 @@ def test_it_serves_the_api_on_its_socket_and_looks_after_what_is_claimed_there(
         body = {"plugin": "email", "org": "org-1", "pid": process.pid, "ttl_s": 1.0}
         granted = client.post("/v1/leases", json=body)
         assert granted.status_code == 201, granted.text
-        assert len(granted.headers["Allocator-Token"]) == 32
+        token = {"Allocator-Token": granted.headers["Allocator-Token"]}
+        assert client.patch(granted.headers["Location"], headers=token).status_code == 200
         since = only(fleet).granted_at
         eventually(lambda: only(fleet).expires_at > since + 2.5)
         assert [one["port"] for one in client.get("/v1/leases").json()["leases"]] == [granted.json()["port"]]
@@ -163,6 +165,56 @@ def test_it_serves_the_api_on_its_socket_and_looks_after_what_is_claimed_there(
     running.send_signal(signal.SIGTERM)
     assert finish(running)[0] == 0
     assert not path.exists()
+
+
+def test_a_claim_over_http_whose_answer_never_came_ends_by_its_ttl(fleet: Fleet, process: subprocess.Popen) -> None:
+    agent(fleet)
+    with at_the_agent(fleet) as client:
+        body = {"plugin": "email", "org": "org-1", "pid": process.pid, "ttl_s": 1.0}
+        assert client.post("/v1/leases", json=body).status_code == 201
+        assert files(fleet) == []
+        eventually(lambda: client.get("/v1/leases").json()["leases"] == [])
+
+
+def test_a_lease_that_is_given_another_process_lives_as_long_as_that_one(
+    fleet: Fleet, process: subprocess.Popen
+) -> None:
+    agent(fleet)
+    with at_the_agent(fleet) as client, subprocess.Popen(["sleep", "600"]) as newer:
+        body = {"plugin": "email", "org": "org-1", "pid": process.pid, "ttl_s": 1.0}
+        granted = client.post("/v1/leases", json=body)
+        token = {"Allocator-Token": granted.headers["Allocator-Token"]}
+        for pid in (process.pid, newer.pid):
+            said = {"pid": pid, "state": "ready", "labels": {"team": "mail"}}
+            assert client.patch(granted.headers["Location"], headers=token, json=said).json()["pid"] == pid
+        process.kill()
+        process.wait()
+        since = only(fleet).granted_at
+        eventually(lambda: only(fleet).expires_at > since + 3)
+        assert (only(fleet).pid, only(fleet).state, only(fleet).labels) == (newer.pid, "ready", {"team": "mail"})
+        newer.kill()
+        newer.wait()
+        eventually(lambda: not fleet.ports.leases())
+
+
+def test_a_lease_that_its_holder_gives_back_over_http_is_no_longer_looked_after(
+    fleet: Fleet, process: subprocess.Popen
+) -> None:
+    running = agent(fleet)
+    with at_the_agent(fleet) as client:
+        granted = client.post("/v1/leases", json={"plugin": "email", "org": "org-1", "pid": process.pid})
+        token = {"Allocator-Token": granted.headers["Allocator-Token"]}
+        assert client.patch(granted.headers["Location"], headers=token).status_code == 200
+        eventually(lambda: files(fleet))
+        assert client.delete(granted.headers["Location"], headers=token).json() == {"ended": True}
+        assert files(fleet) == []
+    running.send_signal(signal.SIGTERM)
+    assert "lost" not in finish(running)[2]
+
+
+def at_the_agent(fleet: Fleet) -> httpx.Client:
+    path = fleet.state / "allocator/agent.sock"
+    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost", timeout=60)
 
 
 def test_the_service_manager_hears_that_it_is_ready_lives_and_ends(fleet: Fleet) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from api_server import Worker, served
+from api_server import JSON, Worker, served
 
 from allocator import AsyncPortAllocator
 from allocator.api.application import create_app
@@ -27,7 +27,7 @@ def url(redis_url: str, pool: PoolSpec) -> Iterator[str]:
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=20) as client:
+    with httpx.Client(base_url=url, timeout=20, headers=JSON) as client:
         yield client
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from api_server import served
+from api_server import JSON, served
 
 from allocator import AsyncPortAllocator, PortAllocator
 from allocator.api.access import Access
@@ -32,6 +32,10 @@ NEEDED = {
     ("GET", "/v1/hosts/{host}"): Scope.READ,
     ("POST", "/v1/hosts/{host}/cordon"): Scope.ADMIN,
     ("POST", "/v1/hosts/{host}/drain"): Scope.ADMIN,
+    ("GET", "/v1/fleet"): Scope.READ,
+    ("GET", "/v1/problems"): Scope.READ,
+    ("GET", "/v1/search"): Scope.READ,
+    ("GET", "/v1/services"): Scope.READ,
     ("GET", "/v1/drift"): Scope.READ,
     ("GET", "/v1/events"): Scope.READ,
     ("GET", "/v1/samples"): Scope.READ,
@@ -54,7 +58,7 @@ def guarded(redis_url: str, pool, tmp_path: Path) -> Iterator[tuple[str, dict[Sc
 
 def call(url: str, method: str, path: str, token: str | None, port: int) -> int:
     filled = re.sub(r"\{(\w+)\}", lambda name: {"port": str(port), "host": "web-1"}.get(name[1], "x"), path)
-    headers = {"Allocator-Token": "f" * 32}
+    headers = {"Allocator-Token": "f" * 32, **JSON}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     body = {"plugin": "email", "org": "org-1"} if (method, path) == ("POST", "/v1/leases") else None
@@ -141,16 +145,81 @@ def test_a_request_that_is_too_large_is_refused(guarded) -> None:
         assert (answer.status_code, answer.json()["type"]) == (413, "urn:portlease:problem:too-large")
 
 
-def test_a_caller_that_asks_too_often_is_told_to_wait_and_others_are_not(redis_url: str, pool) -> None:
+def statuses(url: str, count: int, headers: dict[str, str] | None = None) -> list[int]:
+    return [httpx.get(f"{url}/healthz", headers=headers).status_code for _ in range(count)]
+
+
+def test_a_caller_that_asks_too_often_waits_and_others_do_not(redis_url: str, pool, tmp_path: Path) -> None:
+    from allocator.api.limits import Limits
+
+    one, other = new_api_token(), new_api_token()
+    lines = [tokens_line("one", Scope.READ, one), tokens_line("other", Scope.READ, other)]
+    (tmp_path / "tokens").write_text("\n".join(lines))
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    access = Access(TokensFile(tmp_path / "tokens"))
+    with served(create_app(allocator, limits=Limits(requests_per_s=0.001, burst=3), access=access)) as url:
+        assert statuses(url, 4, {"Authorization": f"Bearer {one}"}) == [200, 200, 200, 429]
+        assert statuses(url, 1, {"Authorization": f"bearer   {one}"}) == [429]
+        assert statuses(url, 1, {"Authorization": f"Bearer {other}"}) == [200]
+        assert int(httpx.get(f"{url}/healthz", headers={"Authorization": f"Bearer {one}"}).headers["Retry-After"]) > 0
+        made_up = [statuses(url, 1, {"Authorization": f"Bearer {new_api_token()}"})[0] for _ in range(5)]
+        assert made_up == [200, 200, 200, 429, 429]
+        assert statuses(url, 1) == [429]
+
+
+def test_without_credentials_no_header_is_another_caller(redis_url: str, pool) -> None:
     from allocator.api.limits import Limits
 
     allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
-    limits = Limits(requests_per_s=0.001, burst=3)
-    with served(create_app(allocator, limits=limits)) as url:
-        statuses = [httpx.get(f"{url}/healthz").status_code for _ in range(4)]
-        assert statuses == [200, 200, 200, 429]
-        assert int(httpx.get(f"{url}/healthz").headers["Retry-After"]) > 0
-        assert httpx.get(f"{url}/healthz", headers={"Authorization": "Bearer other"}).status_code == 200
+    with served(create_app(allocator, limits=Limits(requests_per_s=0.001, burst=3))) as url:
+        headers = [{"Authorization": f"Bearer {number}"} for number in range(5)]
+        assert [statuses(url, 1, one)[0] for one in headers] == [200, 200, 200, 429, 429]
+
+
+@pytest.fixture
+def two_pools(redis_url: str, pool, ports: PortAllocator, tmp_path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """A server of one pool whose Redis has another, with a credential for that one alone: URL, token, both names."""
+    from dataclasses import replace
+
+    other = replace(pool, name=f"{pool.name}-b", first=pool.first + 2_000, last=pool.last + 2_000)
+    ports.apply_pool(other)
+    token = new_api_token()
+    (tmp_path / "tokens").write_text(tokens_line("b", Scope.ADMIN, token, [other.name]))
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator, access=Access(TokensFile(tmp_path / "tokens")))) as url:
+        yield url, token, pool.name, other.name
+
+
+def test_a_credential_for_one_pool_opens_no_route_of_another(two_pools, ports: PortAllocator) -> None:
+    url, token, pool, other = two_pools
+    lease = ports.claim("email", org="org-secret")
+    for method, path in [one for one, scope in NEEDED.items() if scope]:
+        if (method, path) in {("POST", "/v1/leases"), ("GET", "/v1/pools"), ("GET", "/metrics")}:
+            continue
+        for named in ("", f"?pool={pool}", f"?pool={other}&pool={pool}"):
+            assert call(url, method, path + named, token, lease.port) == 403, (method, path, named)
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}) as http:
+        body = {"plugin": "email", "org": "org-1"}
+        assert http.post("/v1/leases", json=body).status_code == 403
+        assert http.post("/v1/leases", json={**body, "pool": pool}).status_code == 403
+        assert http.post("/v1/leases", json={**body, "pool": other}).status_code == 201
+        assert [one["name"] for one in http.get("/v1/pools").json()] == [other]
+        assert http.get("/v1/leases", params={"pool": other}).json()["leases"][0]["pool"] == other
+        metrics = http.get("/metrics").text
+        assert f'pool="{other}"' in metrics
+        assert f'pool="{pool}"' not in metrics
+        assert "org-secret" not in metrics
+    assert [one.fence for one in ports.leases()] == [lease.fence]
+
+
+@pytest.mark.parametrize("end", ["pools=", "pools=a,,b", "pools=a b", "pool=a", "a", "pools=../a"])
+def test_pools_that_cannot_be_right_make_no_credential_for_all(tmp_path: Path, end: str) -> None:
+    from allocator.model.errors import ConfigurationError
+
+    file = tmp_path / "tokens"
+    file.write_text(f"{tokens_line('one', Scope.READ, 'x')} {end}")
+    with pytest.raises(ConfigurationError, match="line 1 is no credential"):
+        TokensFile(file).load()
 
 
 def test_metrics_hold_no_token_and_no_organisation(guarded, ports: PortAllocator, pool) -> None:

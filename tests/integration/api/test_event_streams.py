@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from servers import client_of
 
 from allocator.api import hub as hubs
 from allocator.api.hub import Hub, identifier_of, position_of
@@ -101,7 +102,7 @@ def test_a_listener_that_reads_nothing_costs_others_nothing(url, http, worker) -
 
 
 def add_events(store: Store, stream: str, count: int) -> list[str]:
-    client = store._ready_client()
+    client = client_of(store)
     words = {"type": "granted", "host": "web-1", "port": 5556, "worker": "o/p#0", "fence": 1}
     return [client.xadd(stream, words, maxlen=100_000).decode() for _ in range(count)]
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import socket
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 from allocator import PortAllocator
 from allocator.model.states import ENDED_STATES
@@ -82,6 +86,22 @@ def test_the_same_idempotency_key_gets_the_same_lease_and_another_claim_another(
     assert other["port"] != first["port"]
     refused = http.post("/v1/leases", json={"plugin": "email", "org": "org-1"}, headers={"Idempotency-Key": "deploy-8"})
     assert problem(refused, 409, "held")["holder"]["port"] == first["port"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("curl"), reason="needs root and curl, to be two users")
+def test_the_idempotency_key_of_one_user_gets_another_user_nothing(url: str) -> None:
+    def claim(uid: int) -> tuple[int, str]:
+        """Return the status of one user's claim and the lease token that it got."""
+        words = ["-sS", "-i", "-H", "Content-Type: application/json", "-H", "Idempotency-Key: deploy-7"]
+        body = ["-d", '{"plugin": "email", "org": "org-1"}', f"{url}/v1/leases"]
+        done = subprocess.run(["curl", *words, *body], user=uid, check=True, capture_output=True, text=True, cwd="/")
+        token = re.search(r"(?im)^allocator-token: (\w+)", done.stdout)
+        return int(done.stdout.split()[1]), token[1] if token else ""
+
+    status, token = claim(65_534)
+    assert (status, len(token)) == (201, 32)
+    assert claim(65_534) == (201, token)
+    assert claim(65_533) == (409, "")
 
 
 def test_a_token_of_the_callers_own_gets_the_same_lease_again(worker) -> None:
@@ -165,8 +185,8 @@ def test_a_claim_for_another_host_is_not_proved_here(worker, http, pool: PoolSpe
 def test_a_lease_that_redis_lost_comes_back_with_the_holders_words(worker, http, redis_url: str, pool) -> None:
     lease = worker.claim()
     store = Store.open(redis_url)
-    keys = list(store._ready_client().scan_iter(match=f"alloc:{{{pool.name}}}*"))
-    store._ready_client().delete(*keys)
+    keys = list(client_of(store).scan_iter(match=f"alloc:{{{pool.name}}}*"))
+    client_of(store).delete(*keys)
     store.close()
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
         ports.apply_pool(pool)
@@ -356,7 +376,7 @@ def test_a_further_port_of_a_worker_is_resolved_filtered_and_re_asserted(http, p
     for plugin, port in (("email+debug", lease.port), ("email", held["http"].port)):
         found = http.get("/v1/leases", params={"plugin": plugin}).json()["leases"]
         assert [(one["plugin"], one["port"]) for one in found] == [(plugin, port)]
-    ports.store._ready_client().delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
+    client_of(ports.store).delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
     words = {"org": lease.org, "plugin": lease.plugin, "instance": lease.instance, "fence": lease.fence}
     assert http.patch(path, json=words, headers=proof).json()["fence"] > lease.fence
     long = "p" * 128

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from servers import Server, wait_until
+from servers import Server, client_of, wait_until
 
 if TYPE_CHECKING:
     from conftest import Allocator
@@ -163,7 +163,7 @@ def test_a_server_that_is_not_redis_is_exit_78(allocator: Allocator) -> None:
 
 
 def test_a_key_of_the_wrong_type_is_named(allocator: Allocator, pool: PoolSpec, ports: PortAllocator) -> None:
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     key = f"alloc:{{{pool.name}}}:ports:web-1"
     client.set(key, "something else")
     done = allocator(*CLAIM)
@@ -256,7 +256,7 @@ def test_what_another_program_wrote_is_named_by_its_key(
     allocator: Allocator, pool: PoolSpec, ports: PortAllocator, key: str, words: tuple[str, ...]
 ) -> None:
     port = allocator(*CLAIM).out.strip()
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     name = f"alloc:{{{pool.name}}}:{key.format(port=port)}"
     client.set(name, "something else")
     done = allocator(*words)

@@ -14,7 +14,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from servers import Server
+from servers import Server, client_of
 
 from allocator.database.leader import Leader
 from allocator.operations import listing
@@ -40,7 +40,7 @@ def test_each_finding_has_what_mends_it_and_findings_exit_1(allocator, ports: Po
     gone = ports.claim("stripe", org="org-1")
     ports.decline(gone)
     until_ms = int(time.time() + 600) * 1_000  # a quarantine that outlasts this test on any machine
-    client, base = ports.store._ready_client(), f"alloc:{{{pool.name}}}"
+    client, base = client_of(ports.store), f"alloc:{{{pool.name}}}"
     client.zadd(f"{base}:ports:web-1", {str(gone.port): until_ms})
     client.hset(f"{base}:host:web-1", f"strikes:{gone.port}", f"5 {until_ms - 600_000} {until_ms}")
     ports.run(listing.cordon(pool.name, "web-1", on=True))

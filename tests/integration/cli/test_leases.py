@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from servers import Server, wait_until
+from servers import Server, client_of, wait_until
 
 from allocator.protocol.keys import lease_key
 
@@ -267,7 +267,7 @@ def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
     with subprocess.Popen(
         words, env=allocator.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
     ) as waiting:
-        client = ports.store._ready_client()
+        client = client_of(ports.store)
         while not any(one["cmd"] in {"blpop", "xread"} for one in client.client_list()):
             assert waiting.poll() is None
             os.sched_yield()
@@ -290,9 +290,9 @@ def test_a_port_whose_holder_listens_is_held_and_waited_for(
         command = [sys.executable, "-m", "allocator", *words, "--wait", "50s"]
         waiting = subprocess.Popen(command, env=allocator.environment(), stdout=subprocess.PIPE, text=True)
         line = f"alloc:{{{pool.name}}}:waiters:web-1"
-        wait_until(lambda: ports.store._ready_client().zcard(line), "nobody waits")
+        wait_until(lambda: client_of(ports.store).zcard(line), "nobody waits")
         ports.release(lease)  # a moment before its socket
-        wait_until(lambda: ports.store._ready_client().zcard(line), "the waiter left")
+        wait_until(lambda: client_of(ports.store).zcard(line), "the waiter left")
     out, _ = waiting.communicate(timeout=60)
     assert (waiting.returncode, out) == (0, f"{lease.port}\n")
 

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 if TYPE_CHECKING:
     from conftest import Allocator
@@ -55,7 +56,7 @@ def test_drift_is_shown_mended_and_gone(allocator: Allocator) -> None:
 
 def test_the_way_back(allocator: Allocator, ports: PortAllocator, pool: PoolSpec) -> None:
     port = allocator("claim", "email", "--org", "org-1", "--port", str(pool.first + 7), "--record").out.strip()
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     for key in client.scan_iter(match=f"alloc:{{{pool.name}}}*", count=1_000):
         client.delete(key)
     missing = allocator("pool", "restore", "--from-database")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from servers import Server, free_port
+from servers import Server, client_of, free_port
 from supervised import eventually
 
 from allocator import PortAllocator
@@ -138,7 +138,7 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
         site.call_every_route(url, {"Authorization": f"Bearer {token}"})
     site.heard += [httpx.get(f"http://{address}/metrics").text for address in (metrics, held)]
     site.heard.append(site.processes())
-    stream = site.ports.store._ready_client()
+    stream = client_of(site.ports.store)
     lease_tokens = [value.decode() for key in stream.scan_iter("*:tokens:*") for value in hash_or_text(stream, key)]
     assert len(lease_tokens) >= 3
 

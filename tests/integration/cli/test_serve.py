@@ -87,7 +87,8 @@ def test_ctrl_c_ends_it_too(allocator) -> None:
 
 
 def test_what_it_logs_is_a_json_object_a_line_with_what_it_is_about_and_no_token(allocator) -> None:
-    with serving(allocator) as server, httpx.Client(base_url=server.url) as http:
+    json_only = {"Content-Type": "application/json"}
+    with serving(allocator) as server, httpx.Client(base_url=server.url, headers=json_only) as http:
         claimed = http.post("/v1/leases", json={"plugin": "email", "org": "org-1"})
         token, lease = claimed.headers["Allocator-Token"], claimed.json()
         path = f"/v1/leases/{lease['host']}/{lease['port']}"

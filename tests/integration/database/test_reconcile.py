@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from runners_table import Table, drift
+from servers import client_of
 
 from allocator import LeaseState, PortAllocator
 from allocator.database.connection import Database
@@ -26,7 +27,7 @@ ORG = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 
 
 def redis_of(ports: PortAllocator):
-    return ports.store._ready_client()
+    return client_of(ports.store)
 
 
 def forget_lease(ports: PortAllocator, lease) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 from supervised import eventually
 
 from allocator import (
@@ -103,8 +104,8 @@ def test_a_row_whose_lease_is_known_to_have_ended_is_not_in_the_way(ports: PortA
         if end == "release":
             ports.release(old)
         else:
-            ports.store._ready_client().delete(f"alloc:{{{old.pool}}}:lease:web-1:{old.port}")
-            ports.store._ready_client().zadd(f"alloc:{{{old.pool}}}:ports:web-1", {str(old.port): 0})
+            client_of(ports.store).delete(f"alloc:{{{old.pool}}}:lease:web-1:{old.port}")
+            client_of(ports.store).zadd(f"alloc:{{{old.pool}}}:ports:web-1", {str(old.port): 0})
         new = ports.claim("email", org="org-new", port=old.port, record=True)
         assert table.places()["org-old/email#0"] == ("web-1", old.port, "stopped")
         assert table.places()["org-new/email#0"] == ("web-1", old.port, "starting")

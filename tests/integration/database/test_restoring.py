@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 
 from allocator import HeldError, PortAllocator
 from allocator.database.reconciler import Report
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def lose_everything(ports: PortAllocator, pool: PoolSpec) -> None:
-    client = ports.store._ready_client()
+    client = client_of(ports.store)
     for key in client.scan_iter(match=f"alloc:{{{pool.name}}}*", count=1_000):
         client.delete(key)
     ports.apply_pool(pool)

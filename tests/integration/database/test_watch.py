@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from postgres import Postgres
 from runners_table import Table
-from servers import Server, free_port, wait_until
+from servers import Server, client_of, free_port, wait_until
 
 from allocator import PoolSpec, PortAllocator
 from allocator.database.connection import Database
@@ -133,7 +133,7 @@ def test_a_stand_by_takes_over_from_a_leader_that_was_killed_or_stopped(watching
     one = watching("--every", "1h").says("leading")
     two = watching("--every", "1h").says("standing by")
     os.kill(one.process.pid, signal.SIGSTOP)
-    ports.store._ready_client().delete(*leader_keys(ports))  # as its TTL does, without waiting for it
+    client_of(ports.store).delete(*leader_keys(ports))  # as its TTL does, without waiting for it
     two.says("leading")
     lease = ports.claim("email", org="org-1")
     wait_until(lambda: places_are(table, [lease]), "the new leader does not follow")
@@ -142,7 +142,7 @@ def test_a_stand_by_takes_over_from_a_leader_that_was_killed_or_stopped(watching
     one.says("standing by: host-1")
     assert table.rows() == before
     assert two.end(signal.SIGKILL) == -signal.SIGKILL
-    ports.store._ready_client().delete(*leader_keys(ports))
+    client_of(ports.store).delete(*leader_keys(ports))
     with one._heard:
         assert one._heard.wait_for(lambda: sum("leading the" in line for line in one.lines) == 2, WAIT_S), one.lines
 
@@ -169,7 +169,7 @@ def test_only_one_leads_and_once_says_who(watching, ports: PortAllocator, databa
 
 def test_events_that_were_lost_are_made_up_by_the_next_pass(watching, ports: PortAllocator, table: Table):
     watching("--every", "300ms").says("leading")
-    client, stream = ports.store._ready_client(), f"alloc:{{{ports.session.pool}}}:events"
+    client, stream = client_of(ports.store), f"alloc:{{{ports.session.pool}}}:events"
     leases = []
     for number in range(5):
         leases.append(ports.claim("email", org=f"org-{number}"))
@@ -179,7 +179,7 @@ def test_events_that_were_lost_are_made_up_by_the_next_pass(watching, ports: Por
 
 def test_garbage_among_the_events_does_no_harm(watching, ports: PortAllocator, table: Table):
     one = watching("--every", "1h").says("leading")
-    client, stream = ports.store._ready_client(), f"alloc:{{{ports.session.pool}}}:events"
+    client, stream = client_of(ports.store), f"alloc:{{{ports.session.pool}}}:events"
     for fields in (
         {"a": "b"},
         {"worker": "x"},

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from allocator import PoolSpec
 
-CLIENT = Path(__file__).parents[3] / "deploy/node/portlease.mjs"
+PACKAGE = Path(__file__).parents[3] / "deploy/node"
+CLIENT = PACKAGE / "index.mjs"
 
 
 @pytest.fixture
@@ -157,7 +158,8 @@ def test_a_drain_is_told_once_and_the_lease_is_kept_until_its_release(url: str) 
         await lease.setState("ready");
         let told = 0;
         const drained = new Promise((heard) => lease.on("draining", () => {{ told += 1; heard(); }}));
-        await fetch("{url}/v1/hosts/web-1/drain", {{ method: "POST" }});
+        await fetch("{url}/v1/hosts/web-1/drain",
+          {{ method: "POST", headers: {{ "content-type": "application/json" }} }});
         await drained;
         const refused = await lease.setState("ready").catch((error) => error.type);
         let beats = 0;

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis
-from servers import Server, cluster
+from servers import Server, cluster, wait_until
 
 from allocator import (
     AllocatorError,
@@ -22,6 +24,8 @@ from allocator import (
     ExhaustedError,
     HeldError,
     Lease,
+    LeaseState,
+    NoWorkerError,
     PoolSpec,
     PortAllocator,
     WorkerId,
@@ -38,7 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ACL = Path(__file__).parents[3] / "deploy/redis/users.acl"
-ROLES = ("holder", "reader", "reconciler")
+WORKING = ("holder", "reader", "reconciler")
+ROLES = (*WORKING, "operator")
+READY = LeaseState.READY
 SPEC = PoolSpec(name="acl", first=24_500, last=24_543, cooldown_ms=0)
 
 
@@ -80,7 +86,7 @@ def empty(guarded: Server) -> Server:
 
 
 def contents(server: Server) -> dict[bytes, object]:
-    """Return what every key holds, but for the turns of services, which a reader takes."""
+    """Return what every key holds."""
     admin = client(server, "admin")
     read = {
         b"hash": admin.hgetall,
@@ -88,7 +94,7 @@ def contents(server: Server) -> dict[bytes, object]:
         b"zset": lambda key: admin.zrange(key, 0, -1, withscores=True),
         b"stream": admin.xrange,
     }
-    return {key: read[admin.type(key)](key) for key in admin.scan_iter() if b":service:" not in key}
+    return {key: read[admin.type(key)](key) for key in admin.scan_iter()}
 
 
 def test_a_holder_does_all_that_a_worker_needs(empty: Server) -> None:
@@ -181,7 +187,6 @@ def test_no_script_changes_anything_for_a_reader(empty: Server, name: str) -> No
         ("SHUTDOWN",),
         ("DEBUG", "SLEEP", "0"),
         ("MONITOR",),
-        ("CLIENT", "KILL", "ID", "1"),
         ("SCRIPT", "FLUSH"),
         ("SET", "elsewhere", "1"),
         ("GET", "elsewhere"),
@@ -198,6 +203,63 @@ def test_no_role_can_do_what_it_does_not_need(empty: Server, role: str, command:
     assert any(
         word in str(refused.value).lower() for word in ("permission", "no access", "acl", "not allowed", "can't")
     )
+
+
+@pytest.mark.parametrize("role", WORKING)
+@pytest.mark.parametrize("command", [("CLIENT", "KILL", "ID", "1"), ("SCRIPT", "KILL"), ("ACL", "LOG")], ids=str)
+def test_only_an_operator_ends_what_others_do(empty: Server, role: str, command: tuple[str, ...]) -> None:
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        client(empty, role).execute_command(*command)
+
+
+def test_an_operator_ends_a_script_that_runs_for_ever(empty: Server) -> None:
+    client(empty, "admin").config_set("busy-reply-threshold", 50)
+    endless = threading.Thread(target=run_for_ever, args=(empty,))
+    endless.start()
+    operator = client(empty, "operator")
+    with as_role(empty, "holder") as holder:
+
+        def is_ended() -> bool:
+            with contextlib.suppress(redis.ResponseError):
+                operator.script_kill()
+            return not endless.is_alive()
+
+        wait_until(is_ended, "the script goes on")
+        endless.join()
+        assert holder.claim("email", org="org-1").port
+
+
+def run_for_ever(server: Server) -> None:
+    with contextlib.suppress(redis.ResponseError):
+        client(server, "reader").eval("while true do end", 0)
+
+
+def test_a_reader_takes_turns_by_itself_and_writes_nothing(empty: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        holder, reader = (stack.enter_context(as_role(empty, role)) for role in ("holder", "reader"))
+        for number in range(3):
+            holder.renew(replace(holder.claim("email", org="org-1", instance=number), state=READY), rewrite=True)
+        before = contents(empty)
+        client(empty, "admin").acl_log_reset()
+        turns = Counter(reader.resolve("email", org="org-1").port for _ in range(9))
+        assert list(turns.values()) == [3, 3, 3]
+        refused = [one for one in client(empty, "admin").acl_log() if one["object"] == "zadd"]
+        assert [one["count"] for one in refused] == [1]  # and not one for each turn
+        with pytest.raises(NoWorkerError, match="has a lease"):
+            reader.resolve("stripe", org="org-1")
+        assert contents(empty) == before
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client(empty, "reader").zadd(f"alloc:{{{SPEC.name}}}:service:email:org-1", {"made-up": 1})
+
+
+def test_an_operator_sees_and_changes_no_lease(empty: Server) -> None:
+    operator = client(empty, "operator")
+    assert operator.client_list()
+    assert operator.acl_log() is not None
+    key = f"alloc:{{{SPEC.name}}}"
+    for command in (("HGETALL", key), ("GET", f"{key}:lease:web-1:1"), ("DEL", key), ("EVAL", "return 1", "0")):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            operator.execute_command(*command)
 
 
 def test_a_reconciler_leads_restores_adopts_and_reads(empty: Server) -> None:
@@ -323,7 +385,7 @@ def test_the_wrong_password_is_a_clear_error(empty: Server) -> None:
     assert "S3CRET" not in str(refused.value)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", WORKING)
 def test_each_role_gets_into_a_cluster(role: str) -> None:
     line = next(line for line in ACL.read_text().splitlines() if line.startswith(f"user {role} "))
     words = ["nopass" if word == "#" + "0" * 64 else word for word in line.split()[2:]]

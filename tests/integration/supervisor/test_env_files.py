@@ -62,7 +62,6 @@ SECRETS = {
     "PGPASSWORD": "s3cret",
     "ALLOCATOR_DATABASE_PASSWORD": "s3cret",
     "ALLOCATOR_TOKEN": "s3cret",
-    "ALLOCATOR_DATABASE_URL": "sqlite:////tmp/none",
 }
 
 

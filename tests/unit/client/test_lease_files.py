@@ -44,7 +44,19 @@ def test_a_file_without_the_newer_members_is_read(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root writes in the directories of others")
 def test_what_root_writes_in_the_directory_of_a_user_is_that_users(tmp_path: Path) -> None:
     os.chown(tmp_path, 65_534, 65_533)
-    LeaseFiles(tmp_path).save(LEASE)
+    LeaseFiles.of_another(tmp_path).save(LEASE)
     (path,) = tmp_path.iterdir()
     found = path.stat()
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65_534, 65_533, 0o600)
+
+
+@pytest.mark.parametrize("plugin", ["@hay/plugin-email", "@a/" + "b" * 211, "Email"])
+def test_an_unfinished_claim_of_whatever_plugin_is_remembered_as_its_own(tmp_path: Path, plugin: str) -> None:
+    files, worker = LeaseFiles(tmp_path), WorkerId("org-1", plugin)
+    assert files.begin_claim("sdk-v2", "web-1", worker, "a" * 32) == ("a" * 32, True)
+    assert files.begin_claim("sdk-v2", "web-1", worker, "b" * 32) == ("a" * 32, False)
+    other = WorkerId("org-1", plugin.swapcase() if plugin == "Email" else "plugin-email")
+    assert files.begin_claim("sdk-v2", "web-1", other, "c" * 32) == ("c" * 32, True)
+    names = {path.name.lower() for path in tmp_path.iterdir()}
+    assert len(names) == 2, "on a disk that ignores case they would be one"
+    assert files.end_claim("sdk-v2", "web-1", worker)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 from servers import installed
 
-from allocator import ConfigurationError, Endpoint, WorkerId
-from allocator.discovery.formats import FORMATS, service_name
+from allocator import Endpoint, WorkerId
+from allocator.discovery.formats import FORMATS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,11 +74,6 @@ def test_env_can_be_read_by_a_shell():
     assert FORMATS["env"]({("1st", "o"): ()}) == "_1ST__O=\n"
 
 
-def test_env_refuses_two_services_of_one_variable():
-    with pytest.raises(ConfigurationError, match=r"a_b/email and a-b/email are both called EMAIL__A_B"):
-        FORMATS["env"]({("email", "a-b"): (), ("email", "a_b"): ()})
-
-
 def test_json_and_hosts():
     first, second = json.loads(FORMATS["json"](SERVICES))
     assert [one["address"] for one in first["workers"]] == ["10.0.0.5", "fd00::6"]
@@ -86,38 +82,77 @@ def test_json_and_hosts():
     assert FORMATS["hosts"](by_name).splitlines()[1:] == ["10.0.0.5\temail.org-123.plugin"]
 
 
-def test_no_two_services_have_one_name():
-    assert service_name(("a.b", "c")) != service_name(("a", "b.c"))
-
-
-FURTHER = {
-    ("email", "o"): (endpoint("10.0.0.5", 5556),),
-    ("email+debug", "o"): (endpoint("10.0.0.5", 5557, plugin="email+debug"),),
+AWKWARD = {
+    name: (endpoint(f"10.0.0.{number}", 5556, plugin=name[0], org=name[1]),)
+    for number, name in enumerate(
+        [
+            ("a.b", "c"),
+            ("a", "b.c"),
+            ("a-b", "c"),
+            ("a_b", "c"),
+            ("a+b", "c"),
+            ("email", "Org"),
+            ("email", "org"),
+            ("email", "oRg"),
+            ("@hay/plugin-email", "org"),
+            ("@hay/plugin-email+debug", "org"),
+            ("@a/b.", "c"),
+            ("@a/b" + "-" * 200, "c"),
+            ("1st", "1"),
+        ]
+    )
 }
+"""Services whose names come close to each other, or to what a file means by a character."""
 
 
-def test_a_further_port_of_a_worker_breaks_nobodys_file():
-    assert "backend email:debug.o\n" in FORMATS["haproxy"](FURTHER)
-    assert "Host(`email.o.plugin`)" in FORMATS["traefik"](FURTHER)
-    assert "+debug.o.plugin" not in FORMATS["traefik"](FURTHER)
-    assert FORMATS["hosts"](FURTHER).splitlines()[1:] == ["10.0.0.5\temail.o.plugin"]
-    assert "EMAIL_DEBUG__O=10.0.0.5:5557\n" in FORMATS["env"](FURTHER)
+@pytest.mark.parametrize(
+    ("form", "pattern"),
+    [
+        ("nginx", r"upstream (\S+) "),
+        ("haproxy", r"backend (\S+)\n"),
+        ("traefik", r'"(\S+)":\n      loadBalancer'),
+        ("envoy", r'"cluster_name": "(\S+)"'),
+        ("env", r"(?m)^([A-Za-z0-9_]+)="),
+        ("hosts", r"\t(\S+)"),
+    ],
+)
+def test_two_services_are_two_in_every_file(form, pattern):
+    text = FORMATS[form](AWKWARD)
+    names = re.findall(pattern, text)
+    folded = {name.lower() for name in names} if form in {"nginx", "hosts"} else set(names)
+    left_out = 1 if form == "hosts" else 0  # one is too long for a host
+    assert len(folded) == len(names) == len(AWKWARD) - left_out
+
+
+def test_names_that_need_codes():
+    assert "upstream ~ahay~splugin-email+debug.org {" in FORMATS["nginx"](AWKWARD)
+    assert "backend ::ahay::splugin-email:debug.org\n" in FORMATS["haproxy"](AWKWARD)
+    assert "Host(`x--ahay--splugin-email.org.plugin`)" in FORMATS["traefik"](AWKWARD)
+    assert "\tx--ahay--splugin-email--pdebug.org.plugin\n" in FORMATS["hosts"](AWKWARD)
+    assert "\naHAYsPLUGIN_EMAIL__ORG=10.0.0.8:5556\n" in FORMATS["env"](AWKWARD)
+
+
+def test_a_shell_reads_every_variable():
+    script = FORMATS["env"](AWKWARD) + "echo $aHAYsPLUGIN_EMAIL__ORG"
+    done = subprocess.run(["sh", "-eu"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "10.0.0.8:5556\n", "")
 
 
 @pytest.mark.skipif(not installed("haproxy"), reason="haproxy is not installed")
-def test_haproxy_loads_what_is_exported_with_a_further_port(tmp_path: Path):
+def test_haproxy_loads_whatever_the_services_are_called(tmp_path: Path):
     rest = "defaults\n mode http\n timeout connect 1s\n timeout client 1s\n timeout server 1s\nlisten any\n bind :1\n"
     config = tmp_path / "haproxy.cfg"
-    config.write_text(rest + FORMATS["haproxy"](FURTHER))
+    config.write_text(rest + FORMATS["haproxy"](AWKWARD))
     done = subprocess.run([installed("haproxy"), "-c", "-f", config], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not installed("nginx"), reason="nginx is not installed")
-def test_nginx_loads_what_is_exported_even_where_a_service_has_no_worker(tmp_path: Path):
+def test_nginx_loads_whatever_the_services_are_called_and_those_without_a_worker(tmp_path: Path):
     exported = tmp_path / "workers.conf"
-    exported.write_text(FORMATS["nginx"](SERVICES | FURTHER))
-    server = "server { listen 127.0.0.1:1; location / { proxy_pass http://stripe.org-123; } }"
+    exported.write_text(FORMATS["nginx"](SERVICES | AWKWARD))
+    scoped = "location /a { proxy_pass http://~ahay~splugin-email+debug.org; }"
+    server = f"server {{ listen 127.0.0.1:1; location / {{ proxy_pass http://stripe.org-123; }} {scoped} }}"
     config = tmp_path / "nginx.conf"
     config.write_text(f"pid {tmp_path}/pid; error_log stderr; events {{}}\nhttp {{ include {exported}; {server} }}\n")
     words = [installed("nginx"), "-t", "-c", str(config), "-p", str(tmp_path)]

@@ -6,7 +6,7 @@ import socket
 import struct
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -105,12 +105,9 @@ class Netlink:
     def __call__(self, *_: object) -> Netlink:
         return self
 
-    def __enter__(self) -> Self:
-        return self
+    def close(self) -> None: ...
 
-    def __exit__(self, *exc_info: object) -> None: ...
-
-    def settimeout(self, seconds: float) -> None: ...
+    def setsockopt(self, level: int, option: int, value: bytes) -> None: ...
 
     def sendto(self, message: bytes, address: object) -> None: ...
 
@@ -129,7 +126,7 @@ class Netlink:
 def test_a_kernel_that_refuses_or_garbles_the_dump_is_an_error_not_an_empty_list(
     monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
-    monkeypatch.setattr(socket_tables.socket, "socket", Netlink(answer))
+    monkeypatch.setattr(socket_tables.socket, "SocketType", Netlink(answer))
     with pytest.raises(OSError, match="refused"):
         list(read_netlink())
 

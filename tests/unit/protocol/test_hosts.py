@@ -50,7 +50,7 @@ def test_a_drained_host_gives_out_no_port_and_nobody_is_sent_to_it(store, scope)
     _, other = take(store, 2, "web-2")
     assert store.drive(drain(POOL, "web-1")) == 2
     assert states(store, "web-1") == ["draining", "draining"]
-    assert {store.drive(resolve(POOL, "email", "org-1")).port for _ in range(3)} == {other.port}
+    assert {store.drive(resolve(make_context(), POOL, "email", "org-1")).port for _ in range(3)} == {other.port}
     with pytest.raises(CordonedError):
         take(store, 9)
     assert [host.condition for host in store.drive(hosts(POOL))] == ["draining", "open"]
@@ -88,7 +88,7 @@ def test_a_host_with_more_leases_than_one_call_takes_is_drained_in_full(store):
         take(store, number)
     assert store.drive(drain(POOL, "web-1")) == 300
     with pytest.raises(NoWorkerError, match="of its 300 workers 300 draining"):
-        store.drive(resolve(POOL, "email", "org-1"))
+        store.drive(resolve(make_context(), POOL, "email", "org-1"))
 
 
 def test_an_unknown_host_is_named(store, scope):

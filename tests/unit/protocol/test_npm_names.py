@@ -84,7 +84,7 @@ def test_it_is_found_listed_and_ended_by_its_name(store):
     context = make_context()
     lease = take(store, context, state=LeaseState.READY, instance=3)
     assert [one.worker for one in store.drive(listing.leases("p"))] == [WorkerId("o", EMAIL, 3)]
-    assert store.drive(resolve("p", EMAIL, "o")).port == 7001
+    assert store.drive(resolve(make_context(), "p", EMAIL, "o")).port == 7001
     assert [one.worker for one in store.drive(endpoints("p", EMAIL, "o"))] == [lease.worker]
     assert store.drive(endpoints("p", "email", "o")) == []
     assert store.drive(release(context, [lease])) == [True]

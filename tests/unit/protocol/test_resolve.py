@@ -30,7 +30,7 @@ def worker(store, number, *, host="web-1", state=READY, org="org-1", plugin="ema
 
 
 def turns(store, count, **asked):
-    return [store.drive(resolve(POOL, "email", "org-1", **asked)) for _ in range(count)]
+    return [store.drive(resolve(make_context(), POOL, "email", "org-1", **asked)) for _ in range(count)]
 
 
 def set_state(store, context, lease, state):
@@ -124,7 +124,7 @@ def test_turns_stay_even_in_fleet_scope_and_over_many_pages(store):
     for number in range(200):
         state = READY if number % 3 == 0 else LeaseState.STARTING
         worker(store, number, host=f"web-{number % 5}", pool="wide", state=state)
-    found = [store.drive(resolve("wide", "email", "org-1")) for _ in range(134)]
+    found = [store.drive(resolve(make_context(), "wide", "email", "org-1")) for _ in range(134)]
     assert set(Counter(found).values()) == {2}
     listed = store.drive(endpoints("wide", "email", "org-1"))
     assert listed == sorted(set(found))
@@ -163,7 +163,7 @@ def test_a_host_that_registers_is_known_before_its_first_claim(store):
 @pytest.mark.parametrize("name", ["*", "a b", "email\n", "", "x" * 129, "e[m]ail", "a:b"])
 def test_a_name_with_wildcards_or_control_characters_is_refused_before_anything_is_sent(store, name):
     for names in ((name, "org-1"), ("email", name)):
-        for operation in (resolve(POOL, *names), endpoints(POOL, *names)):
+        for operation in (resolve(make_context(), POOL, *names), endpoints(POOL, *names)):
             with pytest.raises(InvalidInputError) as refused:
                 store.drive(operation)
             assert "\n" not in str(refused.value)

@@ -47,7 +47,7 @@ def operations(context, lease):
         "cordon": lambda: cordon("sdk-v2", "web-1", on=True),
         "apply": lambda: apply_pool(PoolSpec(name="sdk-v2", first=1, last=65535)),
         "leases": lambda: leases("sdk-v2"),
-        "resolve": lambda: resolve("sdk-v2", "email", "org-1"),
+        "resolve": lambda: resolve(make_context(), "sdk-v2", "email", "org-1"),
         "endpoints": lambda: endpoints("sdk-v2", "email", "org-1"),
         "drain": lambda: drain("sdk-v2", "web-1"),
         "forget": lambda: forget("sdk-v2", "web-1"),

@@ -3,7 +3,8 @@ do
   local taken, mine = {}, nil
   local members = read('ZRANGE', service, 0, MOST_INSTANCES - 1)
   for _, member in ipairs(members) do
-    local its_host, port = match(member, '^(.*):(%d+)$')
+    local its_host, port = match(member, '^([%w._-]+):(%d+)$')
+    its_host, port = its_host or '-', port or '0'
     local its_space = scope == 'fleet' and '*' or its_host
     local lease = read('GET', base .. ':lease:' .. its_space .. ':' .. port)
     local instance = match(lease or '', '"worker":"[^"#]+#(%d+)"')

@@ -59,6 +59,7 @@ local function count(kind, most, key, members, pattern)
         end
       else
         local its_space, port = string.match(member, '^(.*):(%d+)$')
+        its_space, port = its_space or '-', port or '0'
         local tokens = base .. ':tokens:' .. its_space
         local grant = read('HGET', tokens, port)
         more.gone[#more.gone + 1] = { key, member }

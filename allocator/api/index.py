@@ -1,0 +1,427 @@
+"""What a pool looks like, in memory: its hosts, their ports and workers, kept current by the pool's events.
+
+The rules of this file: no I/O and no waiting; whoever keeps an index (`keeper`) reads Redis and applies events, in
+their order. A lease that an event made is as much of one as the event says; the rest comes with the next reading.
+What is answered is made once for each change, however many ask. Nothing here holds a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from allocator.model import problems
+from allocator.model.errors import InvalidInputError
+from allocator.model.leases import Lease
+from allocator.model.names import WorkerId, check_name, check_port
+from allocator.model.states import LIVE_STATES, LeaseState
+from allocator.protocol.keys import FLEET_SPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from allocator.model.pools import PoolSpec
+    from allocator.model.problems import Problem
+    from allocator.protocol.signatures.inspect import KnownHost, KnownPort
+
+STATES = ("starting", "ready", "degraded", "draining")
+RESTING = ("quarantined", "cooling")
+LETTERS = {
+    "starting": "s",
+    "ready": "r",
+    "degraded": "d",
+    "draining": "n",
+    "quarantined": "q",
+    "cooling": "c",
+    "stranger": "x",
+}
+"""How a port is written in a host's row; `.` is a free one."""
+BEGINS = frozenset({"granted", "reasserted", "restored"})
+ENDS = {"released": "cooling", "expired": "cooling", "superseded": "cooling", "declined": "quarantined"}
+MOST_DRAWN = 200
+"""Ports of a pool whose hosts are written port by port; larger pools have counts only."""
+JUDGED_S = 5.0
+"""For how long what is wrong with a host that did not change is taken to be the same."""
+LOST_S = 3_600.0
+MOST_LOST = 10_000
+"""Workers that ended without a word are remembered for an hour, and so many of them."""
+
+
+@dataclass(slots=True)
+class Cell:
+    """A port that is not free.
+
+    Attributes:
+        status: The state of its lease, or why it rests.
+        since: Since when, in Unix seconds; None when nobody knows.
+        fence: The fence of its last grant.
+        until: Until when it rests; None for a lease.
+        lease: Its lease, or None.
+        is_whole: Whether all of the lease was read, not only what an event says.
+        text: What a search looks through.
+    """
+
+    status: str
+    since: float | None
+    fence: int
+    until: float | None = None
+    lease: Lease | None = None
+    is_whole: bool = True
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.lease is not None:
+            self.text = searched_text(self.lease)
+
+
+@dataclass(slots=True)
+class HostEntry:
+    """A host and its ports that are not free.
+
+    Attributes:
+        name: The host.
+        known: What Redis has of it.
+        cells: By port.
+        heard_at: When its last heartbeat is known to have been.
+        read_at: When it was read last, by the server's clock.
+        condition_since: Since when it is cordoned or draining, where an event said so.
+    """
+
+    name: str
+    known: KnownHost | None = None
+    cells: dict[int, Cell] = field(default_factory=dict)
+    heard_at: float | None = None
+    read_at: float = 0.0
+    condition_since: float | None = None
+    late: Problem | None = None
+    judged: tuple[float, list[Problem]] | None = None
+
+    @property
+    def leases(self) -> list[Lease]:
+        """Its live leases."""
+        return [cell.lease for cell in self.cells.values() if cell.lease]
+
+    def counts(self) -> Counter[str]:
+        """Return how many ports it has of each status, the free ones left out."""
+        return Counter(cell.status for cell in self.cells.values())
+
+
+def searched_text(lease: Lease) -> str:
+    """Return what a search looks through for a lease, in small letters."""
+    pid = f" pid:{lease.pid} {lease.pid}" if lease.pid is not None else ""
+    labels = "".join(f" {name}={value}" for name, value in lease.labels.items())
+    words = f"{lease.address} {lease.worker} {lease.org} {lease.plugin} {lease.state}{pid}{labels}"
+    return f"{words} {lease.last_error or ''}".lower()
+
+
+class FleetIndex:
+    """All hosts of a pool.
+
+    Args:
+        rules: The pool.
+        is_default: Whether it is the pool that commands mean without `--pool`.
+    """
+
+    def __init__(self, rules: PoolSpec, *, is_default: bool = False) -> None:
+        self.rules = rules
+        self.hosts: dict[str, HostEntry] = {}
+        self.version = 0
+        self.lost: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self.errors: dict[str, str] = {}
+        self.unread: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self.unread_hosts: set[str] = set()
+        self._named = None if is_default else rules.name
+
+    def __repr__(self) -> str:
+        return f"<FleetIndex of {self.rules.name}: {len(self.hosts)} hosts, version {self.version}>"
+
+    # -- reading --
+
+    def load(self, space: str, known: KnownHost, ports: Iterable[KnownPort], now: float) -> None:
+        """Take what was read of a space: a host, or the ports of the whole fleet.
+
+        Args:
+            space: The host, or `*`.
+            known: What Redis has of it.
+            ports: Its ports that cannot be claimed.
+            now: When they were read, by the server's clock.
+        """
+        cells: dict[str, dict[int, Cell]] = {space: {}}
+        for one in ports:
+            host = one.lease.host if one.lease else space
+            before = self.hosts[host].cells.get(one.port) if host in self.hosts else None
+            cells.setdefault(host, {})[one.port] = self._read_cell(one, known, before, now)
+        for host, found in cells.items():
+            entry = self.hosts.setdefault(host, HostEntry(host))
+            if host == space:
+                entry.known = known
+            kept = {port: cell for port, cell in entry.cells.items() if (cell.since or 0.0) > now}
+            entry.cells = found | kept  # what an event said after the reading is newer
+            self._hear(entry, now)
+        if space == FLEET_SPACE:
+            for name in self.hosts.keys() - cells.keys():
+                self.hosts[name].cells.clear()
+        self._changed(*cells)
+
+    def _read_cell(self, one: KnownPort, known: KnownHost, before: Cell | None, now: float) -> Cell:
+        if one.lease is None:
+            rests = known.quarantines.get(one.port) == one.claimable_at_ms
+            status = "quarantined" if rests else "cooling"
+            since = before.since if before and before.status == status else None
+            return Cell(status, since, before.fence if before else 0, until=now + one.claimable_in_ms / 1_000)
+        lease = one.lease
+        same = before is not None and before.lease is not None and before.fence == lease.fence
+        since = before.since if before and same and before.status == lease.state else None
+        if since is None and lease.state is LeaseState.STARTING:
+            since = lease.granted_at
+        self.lost.pop(str(lease.worker), None)
+        return Cell(str(lease.state), since, lease.fence, lease=lease)
+
+    def _hear(self, entry: HostEntry, now: float) -> None:
+        leases = entry.leases
+        heard = [lease.expires_at - lease.ttl_ms / 1_000 for lease in leases]
+        entry.heard_at = max([entry.heard_at or 0.0, *heard]) or None
+        entry.read_at = now
+        entry.late = problems.of_lateness(entry.name, leases, now, self._named)
+
+    def load_port(self, host: str, one: KnownPort) -> None:
+        """Take what was read of one port whose lease an event made."""
+        cell = self.hosts[host].cells.get(one.port) if host in self.hosts else None
+        if cell is None or one.lease is None or one.lease.host != host or one.lease.fence != cell.fence:
+            return
+        since = cell.since if cell.status == one.lease.state else None
+        self.hosts[host].cells[one.port] = Cell(str(one.lease.state), since, cell.fence, lease=one.lease)
+        self._changed(host)
+
+    def keep_only(self, hosts: Iterable[str]) -> None:
+        """Forget the hosts that Redis does not have any more."""
+        gone = self.hosts.keys() - set(hosts)
+        for name in gone:
+            del self.hosts[name]
+        self.version += bool(gone)
+
+    def learn_since(self, fields: Mapping[str, str], at: float) -> None:
+        """Take from an old event since when a port is as it was read; of several the newest has to come first."""
+        found = self._cell_of(fields)
+        if found is None:
+            return
+        cell = found[1]
+        kind, fence = fields.get("type", ""), fields.get("fence")
+        if cell.since is None and str(cell.fence) == fence:
+            is_cause = kind in BEGINS or fields.get("state") == cell.status
+            cell.since = at if is_cause else None
+        elif cell.since is None and cell.lease is None and ENDS.get(kind) == cell.status:
+            cell.since = at
+
+    def _cell_of(self, fields: Mapping[str, str]) -> tuple[HostEntry, Cell] | None:
+        entry = self.hosts.get(fields.get("host", ""))
+        port = fields.get("port", "")
+        cell = entry.cells.get(int(port)) if entry and port.isdecimal() and len(port) < 6 else None
+        return (entry, cell) if entry and cell else None
+
+    # -- events --
+
+    def apply(self, fields: Mapping[str, str], at: float) -> None:
+        """Apply one event; what another program wrote into the stream changes nothing."""
+        with contextlib.suppress(InvalidInputError, ValueError):
+            kind, host = fields.get("type", ""), fields.get("host", "")
+            if kind in {"cordoned", "uncordoned", "draining", "registered", "forgotten"}:
+                check_name("host", host)
+                self.unread_hosts.add(host)
+                if host in self.hosts and kind in {"cordoned", "draining"}:
+                    self.hosts[host].condition_since = at
+            elif kind in BEGINS or kind in ENDS or kind in {"changed", "failed"}:
+                fence = int(fields.get("fence", "0")) if fields.get("fence", "-") != "-" else 0
+                self._apply_to_port(
+                    kind, check_name("host", host), check_port(fields.get("port", "")), fence, fields, at
+                )
+
+    def _apply_to_port(self, kind: str, host: str, port: int, fence: int, fields: Mapping[str, str], at: float) -> None:
+        entry = self.hosts.setdefault(host, HostEntry(host))
+        cell = entry.cells.get(port)
+        if cell is not None and fence < cell.fence:
+            return
+        if kind in BEGINS:
+            self._begin(entry, port, fence, WorkerId.parse(fields.get("worker", "")), at)
+        elif kind in ENDS:
+            self._end(entry, port, kind, fence, fields.get("worker", ""), at)
+        elif cell is not None and cell.lease is not None and cell.fence == fence:
+            self._change(cell, fields, at)
+            self.unread[host, port] = None
+        entry.heard_at = max(entry.heard_at or 0.0, at) if kind not in {"expired", "superseded"} else entry.heard_at
+        self._changed(host)
+
+    def _begin(self, entry: HostEntry, port: int, fence: int, worker: WorkerId, at: float) -> None:
+        cell = entry.cells.get(port)
+        self.lost.pop(str(worker), None)
+        if cell is not None and cell.lease is not None and cell.fence == fence:
+            return  # it was read after the event
+        ttl_s = self.rules.ttl_ms / 1_000
+        lease = Lease(
+            pool=self.rules.name,
+            host=entry.name,
+            port=port,
+            worker=worker,
+            fence=fence,
+            ttl_ms=self.rules.ttl_ms,
+            granted_at=at,
+            expires_at=at + ttl_s,
+        )
+        entry.cells[port] = Cell("starting", at, fence, lease=lease, is_whole=False)
+        self.unread[entry.name, port] = None
+
+    def _end(self, entry: HostEntry, port: int, kind: str, fence: int, worker: str, at: float) -> None:
+        cell = entry.cells.get(port)
+        if cell is not None and cell.lease is None and cell.fence == fence:
+            return
+        rest_s = {"released": self.rules.cooldown_ms, "declined": 5_000}.get(kind, self.rules.grace_ms) / 1_000
+        entry.cells[port] = Cell(ENDS[kind], at, fence, until=at + rest_s)
+        if kind == "declined":
+            self.unread_hosts.add(entry.name)  # how long it rests depends on how often it was declined
+        if kind == "expired" and worker:
+            self.lost[worker] = entry.name, at
+            self.lost.move_to_end(worker)
+            if len(self.lost) > MOST_LOST:
+                self.lost.popitem(last=False)
+
+    def _change(self, cell: Cell, fields: Mapping[str, str], at: float) -> None:
+        assert cell.lease is not None  # noqa: S101  # the caller's condition
+        state, error = fields.get("state"), fields.get("error")
+        if state in LIVE_STATES and state != cell.status:
+            cell.status, cell.since = state, at
+            cell.lease = replace(cell.lease, state=LeaseState(state))
+        if error is not None:
+            cell.lease = replace(cell.lease, last_error=error)
+        cell.text = searched_text(cell.lease)
+
+    def set_strangers(self, host: str, ports: Iterable[int], now: float) -> None:
+        """Take which ports of the server's own host somebody listens on without a lease."""
+        entry = self.hosts.get(host)
+        if entry is None:
+            return
+        strangers = {port for port in ports if port not in entry.cells or entry.cells[port].lease is None}
+        before = {port for port, cell in entry.cells.items() if cell.status == "stranger"}
+        if strangers == before:
+            return
+        for port in before - strangers:
+            del entry.cells[port]
+        for port in strangers - before:
+            entry.cells[port] = Cell("stranger", now, entry.cells[port].fence if port in entry.cells else 0)
+        self._changed(host)
+
+    def rest(self, now: float) -> None:
+        """Free the ports that have rested long enough."""
+        for entry in self.hosts.values():
+            rested = [port for port, cell in entry.cells.items() if cell.until is not None and cell.until <= now]
+            for port in rested:
+                del entry.cells[port]
+            if rested:
+                self._changed(entry.name)
+        while self.lost and now - next(iter(self.lost.values()))[1] > LOST_S:
+            self.lost.popitem(last=False)
+
+    def _changed(self, *hosts: str) -> None:
+        self.version += 1
+        for name in hosts:
+            if name in self.hosts:
+                self.hosts[name].judged = None
+
+    # -- answers --
+
+    @property
+    def shown(self) -> list[HostEntry]:
+        """The hosts, without the space of the whole fleet."""
+        return [entry for name, entry in self.hosts.items() if name != FLEET_SPACE]
+
+    def totals(self) -> Counter[str]:
+        """Return how many ports there are of each status, and how many in all (`size`) and to claim (`free`)."""
+        found: Counter[str] = Counter()
+        for entry in self.hosts.values():
+            found.update(entry.counts())
+        spaces = 1 if self.rules.scope == "fleet" else len(self.shown)
+        taken = sum(found.values())
+        found["size"] = spaces * self.rules.size
+        found["free"] = max(0, found["size"] - taken)
+        return found
+
+    def free_of(self, entry: HostEntry) -> int:
+        """Return how many ports a host can still lease."""
+        if self.rules.scope == "fleet":
+            return self.totals()["free"]
+        return max(0, self.rules.size - sum(port in self.rules for port in entry.cells))
+
+    def row(self, entry: HostEntry) -> str | None:
+        """Return a host's ports as letters, lowest first; None for a pool that is too large to draw."""
+        if self.rules.size > MOST_DRAWN:
+            return None
+        cells, first = entry.cells, self.rules.first
+        return "".join(
+            LETTERS.get(cells[port].status, ".") if port in cells else "." for port in range(first, self.rules.last + 1)
+        )
+
+    def problems_of(self, entry: HostEntry, now: float) -> list[Problem]:
+        """Return what is wrong with a host and its workers."""
+        if entry.judged is None or now - entry.judged[0] > JUDGED_S:
+            entry.judged = now, list(self._judge(entry, now))
+        return entry.judged[1]
+
+    def _judge(self, entry: HostEntry, now: float) -> Iterator[Problem]:
+        known, pool = entry.known, self._named
+        found = [
+            problems.of_host(
+                entry.name,
+                cordoned=known is not None and known.cordoned,
+                draining=known is not None and known.draining,
+                since=entry.condition_since,
+                pool=pool,
+            ),
+            entry.late,
+        ]
+        if self.rules.scope != "fleet" and not (known and (known.cordoned or known.draining)):
+            free = self.free_of(entry)
+            found.append(problems.of_room(f"host {entry.name}", free, self.rules.size, entry.name, pool))
+        for port, cell in entry.cells.items():
+            if cell.lease is not None:
+                found.append(problems.of_lease(cell.lease, now, cell.since, pool))
+            elif cell.status == "quarantined":
+                found.append(problems.of_quarantine(port, entry.name, cell.since))
+            elif cell.status == "stranger":
+                found.append(problems.of_stranger(port, "a process", None, entry.name, cell.since))
+        return (one for one in found if one is not None)
+
+    def problems(self, now: float) -> list[Problem]:
+        """Return what is wrong in the pool, worst first, longest first among equals."""
+        totals = self.totals()
+        everywhere = problems.of_room(f"pool {self.rules.name}", totals["free"], totals["size"], pool=self._named)
+        found = [everywhere] if everywhere and self.shown else []
+        by_host: dict[str, list[str]] = {}
+        for worker, (host, _) in self.lost.items():
+            by_host.setdefault(host, []).append(worker)
+        for host, workers in by_host.items():
+            found.append(problems.of_lost_workers(host, workers, self.lost[workers[0]][1], self._named))
+        for entry in self.shown:
+            found += self.problems_of(entry, now)
+        return sorted(found, key=lambda one: (-one.severity, one.since or now, one.host or "", one.port or 0))
+
+    def search(self, words: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:
+        """Return the hosts and the leases that have all words, up to `most` of each, and how many leases have them."""
+        hosts = [entry for entry in self.shown if all(word in entry.name.lower() for word in words)]
+        found: list[Lease] = []
+        count = 0
+        for entry in sorted(self.shown, key=lambda one: one.name):
+            for _, cell in sorted(entry.cells.items()):
+                if cell.lease is not None and all(word in cell.text for word in words):
+                    count += 1
+                    if len(found) < most:
+                        found.append(cell.lease)
+        return sorted(hosts, key=lambda one: one.name)[:most], found, count
+
+    def services(self) -> dict[tuple[str, str], list[Lease]]:
+        """Return the live leases by organisation and plugin, in alphabetical order."""
+        found: dict[tuple[str, str], list[Lease]] = {}
+        for entry in self.shown:
+            for lease in entry.leases:
+                found.setdefault((lease.org, lease.plugin), []).append(lease)
+        return dict(sorted(found.items()))

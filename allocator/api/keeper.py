@@ -1,0 +1,265 @@
+"""Keeps the index of a pool current: one reader of its events however many ask, and a full reading as a check.
+
+The rules of this file: all of a pool is read at the start, after a gap in its events or a Redis that was away, and
+every minute, host by host with pauses, so that neither Redis nor a request waits behind it. Between these the events
+are applied in batches, and what they do not say of a new lease is read afterwards, a few a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from allocator.api.background import end_tasks
+from allocator.api.index import FleetIndex
+from allocator.kernel.sockets import listening_ports
+from allocator.model.errors import AllocatorError
+from allocator.operations import listing
+from allocator.operations.pools import pool_rules
+from allocator.operations.steps import ask
+from allocator.protocol.decode import event_time
+from allocator.protocol.keys import FLEET_SPACE, events_key
+from allocator.protocol.signatures.inspect import InspectHostCall, InspectPortCall
+
+if TYPE_CHECKING:
+    from allocator.api.claims import Claims
+    from allocator.api.events import Hubs
+    from allocator.api.hub import Hub
+    from allocator.model.pools import PoolSpec
+    from allocator.operations.steps import Operation
+    from allocator.protocol.signatures.inspect import KnownHost, KnownPort
+
+CHECK_S = 60.0
+PACE_S = 0.2
+"""Between two batches of events: what happens is known within that time."""
+DETAILS = 4
+"""Leases that are read after their events in one batch: 20 a second, a hundredth of a core."""
+PAUSE_S = 0.02
+"""Between two hosts of a check: 300 hosts take six seconds of each minute, and a hundredth of a core."""
+PAST_EVENTS = 10_000
+PAST_PAGE = 1_000
+FIRST_S = 15.0
+"""How long a request waits for the first reading."""
+KEPT = 16
+"""Pools whose index is kept; the one that was asked for longest ago is dropped."""
+RETRY_S = 1.0
+
+log = logging.getLogger("allocator.api")
+
+
+class Keeper:
+    """Keeps the index of one pool.
+
+    Args:
+        claims: The connection to Redis.
+        hub: The pool's events.
+        pool: The pool.
+    """
+
+    def __init__(self, claims: Claims, hub: Hub, pool: str) -> None:
+        self._claims = claims
+        self._at = claims.pool(pool)
+        self._hub = hub
+        self.index: FleetIndex | None = None
+        self.failure: AllocatorError | None = None
+        self.away_since: float | None = None
+        self.read_at: float | None = None
+        self._read = asyncio.Event()
+        self._tasks = [asyncio.get_running_loop().create_task(self._keep(), name="allocator-index")]
+
+    def __repr__(self) -> str:
+        return f"<Keeper of {self.index!r}>"
+
+    async def ready(self) -> FleetIndex:
+        """Return the index, after its first reading.
+
+        Raises:
+            AllocatorError: When the pool could not be read yet.
+        """
+        if self.index is None:
+            try:
+                async with asyncio.timeout(FIRST_S):
+                    await self._read.wait()
+            except TimeoutError:
+                pass
+        if self.index is None:
+            raise self.failure or AllocatorError(
+                f"pool {self._at.session.pool} takes long to be read for the first time; try again"
+            )
+        return self.index
+
+    async def close(self) -> None:
+        """Stop."""
+        await end_tasks(self._tasks)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the index follows the events just now."""
+        return self.index is not None and not self._hub.is_away and self.failure is None
+
+    async def _keep(self) -> None:
+        while not self._hub.closed:
+            try:
+                await self._hub.start()
+                await self._follow()
+            except AllocatorError as error:
+                self.failure = error
+                self._read.set()
+                await asyncio.sleep(RETRY_S)
+                self._read.clear()
+
+    async def _follow(self) -> None:
+        """Read all, then apply events until something is missing."""
+        loop = asyncio.get_running_loop()
+        position = self._hub.position
+        await self._read_all(pause_s=0.0)
+        self.failure = None
+        self._read.set()
+        checking: asyncio.Task[None] | None = None
+        checked_at = loop.time()
+        try:
+            while not self._hub.closed and not self._hub.is_away:
+                if self._hub.has_forgotten(position):
+                    return
+                for event in await self._hub.after(position):
+                    position = event.position
+                    self._apply(event.fields, event.position[0] / 1_000)
+                await self._catch_up()
+                if checking is not None and checking.done():
+                    checking = checking.result()
+                elif checking is None and loop.time() - checked_at > CHECK_S:
+                    checked_at = loop.time()
+                    checking = loop.create_task(self._read_all(pause_s=PAUSE_S), name="allocator-check")
+                if position >= self._hub.position:
+                    await self._hub.wait(1.0)
+                await asyncio.sleep(PACE_S)
+        finally:
+            if checking is not None:
+                await end_tasks([checking])
+        await self._hub.wait(1.0)  # until Redis is back, then all over again
+
+    def _apply(self, fields: dict[str, str], at: float) -> None:
+        assert self.index is not None  # noqa: S101  # it was read before
+        if fields.get("type") == "pool":
+            self._at.session.context.rules.clear()
+            self.index.unread_hosts.update(self.index.hosts)
+        self.index.apply(fields, at)
+
+    async def _catch_up(self) -> None:
+        """Read what events did not say, and see whose rest is over."""
+        index = self.index
+        assert index is not None  # noqa: S101  # as above
+        rules = index.rules
+        while index.unread_hosts:
+            host = index.unread_hosts.pop()
+            await self._read_host(index, host)
+        for _ in range(min(DETAILS, len(index.unread))):
+            (host, port), _nothing = index.unread.popitem(last=False)
+            space = FLEET_SPACE if rules.scope == "fleet" else host
+            index.load_port(host, await self._ask(InspectPortCall(pool=rules.name, space=space, port=port)))
+        now = await self._now()
+        index.rest(now)
+        if self._claims.host in index.hosts:
+            index.set_strangers(self._claims.host, listening_ports(rules.first, rules.last), now)
+
+    async def _now(self) -> float:
+        """Return the server's time, as far as it is known from the last reading and the clock of this process."""
+        return asyncio.get_running_loop().time() + self._offset
+
+    _offset = 0.0
+
+    async def _set_clock(self) -> None:
+        self._offset = await self._claims.allocator.store.server_time() - asyncio.get_running_loop().time()
+
+    def now(self) -> float:
+        """Return the server's time."""
+        return asyncio.get_running_loop().time() + self._offset
+
+    async def _read_all(self, *, pause_s: float) -> None:
+        await self._set_clock()
+        rules = await self._at.run(pool_rules(self._at.session.context, self._at.session.pool, fresh=True))
+        names = await self._at.run(listing.spaces(rules.name))
+        index = self.index
+        is_first = index is None or index.rules != rules
+        if index is None or is_first:
+            index = FleetIndex(rules, is_default=rules.name == self._claims.allocator.session.pool)
+        for name in names:
+            await self._read_host(index, name)
+            if pause_s:
+                await asyncio.sleep(pause_s)
+        index.keep_only([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
+        if is_first:
+            await self._read_past(index)
+        self.index = index
+        self.read_at = self.now()
+
+    async def _read_host(self, index: FleetIndex, name: str) -> None:
+        known, ports = await self._at.run(_host(index.rules, name))
+        if not known.identity and not ports and name != FLEET_SPACE:
+            index.hosts.pop(name, None)
+            return
+        index.load(name, known, ports, self.now())
+
+    async def _read_past(self, index: FleetIndex) -> None:
+        """Learn from the events that the stream still has since when ports are as they are."""
+        before = "+"
+        for _ in range(PAST_EVENTS // PAST_PAGE):
+            rows = await self._at.store.newest_events(events_key(index.rules.name), PAST_PAGE, before_id=before)
+            for identifier, fields in reversed(rows):
+                index.learn_since(fields, event_time(identifier))
+            if len(rows) < PAST_PAGE:
+                return
+            before = f"({rows[0][0]}"
+
+    async def _ask(self, call: InspectPortCall) -> KnownPort:
+        return await self._at.run(ask(call))
+
+
+def _host(rules: PoolSpec, name: str) -> Operation[tuple[KnownHost, list[KnownPort]]]:
+    """Return what Redis has of a space, and its ports that cannot be claimed."""
+    known = yield from ask(InspectHostCall(pool=rules.name, space=name))
+    if rules.scope == "fleet" and name != FLEET_SPACE:
+        return known, []
+    return known, (yield from listing.known_ports(rules.name, name))
+
+
+class Keepers:
+    """The keepers of the pools that somebody looks at.
+
+    Args:
+        claims: The connection to Redis.
+        hubs: Whose events they follow.
+    """
+
+    def __init__(self, claims: Claims, hubs: Hubs) -> None:
+        self._claims = claims
+        self._hubs = hubs
+        self._keepers: OrderedDict[str, Keeper] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Keepers of {', '.join(self._keepers)}>"
+
+    async def of(self, pool: str) -> Keeper:
+        """Return the keeper of a pool, which may still be reading.
+
+        Raises:
+            PoolMissingError: When nobody knows the pool.
+        """
+        if pool not in self._keepers:
+            await self._claims.rules(self._claims.pool(pool))
+            keeper = Keeper(self._claims, await self._hubs.start(pool), pool)
+            self._keepers.setdefault(pool, keeper)
+            if self._keepers[pool] is not keeper:  # another request was first
+                await keeper.close()
+        self._keepers.move_to_end(pool)
+        if len(self._keepers) > KEPT:
+            _, oldest = self._keepers.popitem(last=False)
+            await oldest.close()
+        return self._keepers[pool]
+
+    async def close(self) -> None:
+        """Stop all of them."""
+        for keeper in self._keepers.values():
+            await keeper.close()

@@ -1,0 +1,30 @@
+"""The log of this package, for modules that every command loads: `logging` is imported when a line is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
+
+
+class LateLog:
+    """A logger that is looked up when it is first used.
+
+    Args:
+        name: Its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:  # noqa: ANN401  # whatever a logger has
+        import logging
+
+        return getattr(logging.getLogger(self._name), method)
+
+
+if TYPE_CHECKING:
+    log = logging.getLogger("allocator")
+else:
+    log = LateLog("allocator")

@@ -1,0 +1,204 @@
+"""What both stores are made of: where Redis is, the check of the server, the commands, and what their replies mean.
+
+`Store` and `AsyncStore` add what has to differ: one calls, the other awaits. `connect` makes what they call: a pool of
+connections to one server, or redis-py's client of a Sentinel group or a Cluster; all answer alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from allocator.model.names import is_name
+from allocator.protocol.decode import text
+from allocator.protocol.keys import PREFIX, pool_of_key, whole_pool_keys
+from allocator.protocol.scripts import script
+from allocator.store.connection import ReplyError
+from allocator.store.servers import ServerInfo
+from allocator.store.translate import is_transient, translate
+from allocator.store.urls import parse_store_url, redacted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from allocator.model.errors import AllocatorError
+    from allocator.operations.steps import AwaitTurn
+    from allocator.protocol.calls import ScriptCall
+    from allocator.store.connection import Words
+    from allocator.store.urls import StoreAddress
+
+Event = tuple[str, dict[str, str]]
+
+POOL_KEYS = PREFIX + "{*}"
+ALL_KEYS = PREFIX + "*"
+"""What the keys of the pools themselves look like."""
+
+EVENTS_AT_ONCE = 1_000
+"""As many events are skipped at once by who only waits for the newest."""
+
+
+class OnCall(Protocol):
+    """Takes the time of each script that an async store ran, for counting."""
+
+    def __call__(self, script: str, seconds: float, *, answered: bool) -> None:
+        """Take one script's time, the way to Redis and back included."""
+        ...
+
+
+class BaseStore:
+    """A way to Redis, opened when it is first used.
+
+    Args:
+        address: Returns where Redis is, and starts it where that is our part.
+        shown_url: The URL without secrets.
+        timeout_s: For how many seconds Redis may be silent.
+    """
+
+    def __init__(self, address: Callable[[], StoreAddress], *, shown_url: str, timeout_s: float = 5.0) -> None:
+        self._address = address
+        self._shown_url = shown_url
+        self._timeout_s = timeout_s
+        self._client: Any = None
+        self._finds_again = False
+
+    def __repr__(self) -> str:
+        condition = "connected" if self._client else "not connected yet"
+        return f"<{type(self).__name__} {self._shown_url}, {condition}>"
+
+    @classmethod
+    def open(cls, url: str, *, timeout_s: float = 5.0, password: str | None = None) -> Self:
+        """Return a store for a Redis URL; nothing is sent yet.
+
+        Args:
+            url: See `allocator.store.urls`.
+            timeout_s: For how many seconds Redis may be silent.
+            password: The password when the URL has none.
+
+        Raises:
+            ConfigurationError: When the URL cannot be read.
+        """
+        address = parse_store_url(url, password=password)
+        return cls(lambda: address, shown_url=redacted(url), timeout_s=timeout_s)
+
+    @classmethod
+    def embedded(cls, ensure: Callable[[], str], *, timeout_s: float = 5.0) -> Self:
+        """Return a store for the embedded server, which is started again whenever it is gone.
+
+        Args:
+            ensure: Starts the server when it does not run; returns its URL.
+            timeout_s: For how many seconds it may be silent.
+        """
+        shown = "the embedded server"
+        store = cls(lambda: parse_store_url(ensure(), password=""), shown_url=shown, timeout_s=timeout_s)
+        store._finds_again = True
+        return store
+
+    @property
+    def address(self) -> StoreAddress:
+        """Where Redis is; the embedded server is started when it does not run."""
+        return self._address()
+
+    def _checked(self, client: Any, info: Any) -> Any:  # noqa: ANN401  # one of several clients; a reply
+        """Return a client whose server will do, and use it from now on.
+
+        Raises:
+            ConfigurationError: When the server will not do.
+        """
+        ServerInfo.read(info).check(self._shown_url)
+        self._client = client
+        return client
+
+    def _seconds_to_try(self, error: Exception, spent_s: float) -> float:
+        """Return for how many seconds a call is made again after an error; 0 for not at all."""
+        left_s = self._timeout_s - spent_s
+        if not is_transient(error) or left_s <= 0:
+            return 0.0
+        if self._finds_again:
+            self._client = None
+        return left_s
+
+    def _meaning(self, error: Exception, key: str | None) -> AllocatorError:
+        """Return the error of ours that says what an error of the connection means."""
+        return translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key)
+
+    def _blocking_s(self, seconds: float) -> float:
+        """Return for how long the server may keep a call waiting: less than the time that it may be silent."""
+        return max(0.001, min(seconds, self._timeout_s / 2))
+
+    def _turn(self, step: AwaitTurn) -> tuple[Words, Words]:
+        """Return the command that says that a waiter is there, and the one that waits."""
+        return (
+            ("SET", step.waiter, step.said, "PX", step.alive_ms),
+            ("BLPOP", step.turn, self._blocking_s(step.seconds)),
+        )
+
+    def _wait_command(self, step: ScriptCall) -> Words:
+        """Return the command that waits until replicas have what a script wrote."""
+        return "WAIT", step.replicas, int(self._timeout_s * 500)
+
+
+def evaluation(client: Any, step: ScriptCall, *, whole: bool = False) -> Words:  # noqa: ANN401  # one of several clients
+    """Return the command that runs a script.
+
+    Args:
+        client: What will send it.
+        step: The call.
+        whole: Whether to send the script's text, for a server that does not know its SHA-1 yet.
+    """
+    keys = whole_pool_keys(step.keys) if client.is_cluster else step.keys
+    one = script(step.script)
+    if whole:
+        return "EVAL", one.source, len(keys), *keys, *step.args
+    return "EVALSHA", one.sha1, len(keys), *keys, *step.args
+
+
+def is_unknown_script(reply: Any) -> bool:  # noqa: ANN401  # a reply
+    """Return whether a server answered that it does not know a script by its SHA-1."""
+    return type(reply) is ReplyError and reply.code == "NOSCRIPT"
+
+
+def info_refused(error: ReplyError) -> dict[str, Any]:
+    """Return what is known of a server whose user may not ask, or that does not know `INFO`: nothing.
+
+    Raises:
+        ReplyError: When it may answer a little later, or nobody may ask it anything.
+    """
+    if is_transient(error) or error.code in {"NOAUTH", "WRONGPASS"}:
+        raise error
+    return {}
+
+
+def read_command(stream: str, after_id: str, count: int, block_s: float | None) -> Words:
+    """Return the command that reads events after one, and waits for the first of them where `block_s` is given."""
+    block: Words = () if block_s is None else ("BLOCK", max(1, int(block_s * 1_000)))
+    return ("XREAD", "COUNT", count, *block, "STREAMS", stream, after_id)
+
+
+def read_events(reply: Any) -> list[Event]:  # noqa: ANN401  # a reply
+    """Return the events of one stream that were read, oldest first."""
+    return decode_events(reply[0][1]) if reply else []
+
+
+def newest_command(stream: str, count: int, before_id: str = "+") -> Words:
+    """Return the command that reads the last events, newest first."""
+    return "XREVRANGE", stream, before_id, "-", "COUNT", count
+
+
+def decode_events(rows: Iterable[tuple[bytes, list[bytes]]]) -> list[Event]:
+    """Return stream entries as text; one that was deleted meanwhile has no fields."""
+    return [
+        (identifier.decode(), dict(zip(map(text, fields[::2]), map(text, fields[1::2]), strict=True)))
+        for identifier, fields in rows
+        if fields
+    ]
+
+
+def decode_time(reply: Any) -> float:  # noqa: ANN401  # a reply
+    """Return the reply to `TIME` as Unix seconds."""
+    seconds, microseconds = reply
+    return float(seconds) + float(microseconds) / 1_000_000
+
+
+def decode_pool(key: bytes) -> str | None:
+    """Return the pool whose key this is, or None; what no pool can be called is another program's key."""
+    pool = pool_of_key(key.decode("utf-8", "replace"))
+    return pool if pool is not None and is_name(pool) else None

@@ -1,0 +1,147 @@
+// A worker process around a held lease: what an orchestrator otherwise writes by hand. The worker runs in a process group
+// of its own, so that it outlives an orchestrator that is killed; `attach()` with its credentials holds its lease on.
+"use strict";
+
+const { spawn } = require("node:child_process");
+const { EventEmitter, once } = require("node:events");
+const { setTimeout: pause } = require("node:timers/promises");
+
+const { PortleaseError, aborted } = require("./errors.cjs");
+const { DISPOSE } = require("./lease.cjs");
+const { canBind, listens, pluginVariable } = require("./ports.cjs");
+
+const LOOK_MS = 25; // how often a starting worker's port is tried
+const PLACEHOLDER = /\{(port|host|org|plugin|instance)\}/g;
+
+/**
+ * A process that listens on a leased port. Emits `exit` (code, signal; the port is given back by then), `draining` and
+ * `lost` (as HeldLease does; `lost` stops the process).
+ */
+class SpawnedWorker extends EventEmitter {
+  #options;
+
+  constructor(lease, child, options) {
+    super();
+    this.lease = lease;
+    this.child = child;
+    this.#options = options;
+    lease.on("draining", () => this.emit("draining"));
+    lease.on("lost", (error) => { signalGroup(child, "SIGTERM"); this.emit("lost", error); });
+    /** Resolves to `{ code, signal }` when the process has ended and its port is given back. */
+    this.exited = this.#watch();
+  }
+
+  get port() { return this.lease.port; }
+  get pid() { return this.child.pid; }
+  get credentials() { return this.lease.credentials; }
+
+  /** Stops the worker: `draining` for `drainMs`, SIGTERM, SIGKILL after `timeoutMs`; then gives the port back. */
+  async stop({ drainMs = this.#options.drainMs, timeoutMs = this.#options.stopTimeoutMs } = {}) {
+    if (this.child.exitCode === null && this.child.signalCode === null) {
+      if (drainMs > 0 && this.lease.state === "ready") {
+        await this.lease.setState("draining").catch(() => {});
+        await Promise.race([pause(drainMs, undefined, { ref: true }), this.exited]);
+      }
+      signalGroup(this.child, "SIGTERM");
+      const timer = setTimeout(() => signalGroup(this.child, "SIGKILL"), timeoutMs);
+      await this.exited;
+      clearTimeout(timer);
+    }
+    return this.exited;
+  }
+
+  async [DISPOSE]() { await this.stop(); }
+
+  async #watch() {
+    const { code, signal } = await ended(this.child);
+    await this.lease.release().catch(() => {}); // an unreachable API: the lease ends by its TTL
+    this.emit("exit", code, signal);
+    return { code, signal };
+  }
+}
+
+async function spawnWorker(client, command, args = [], options = {}) {
+  const { plugin, org, maxDeclines = 5, readyTimeoutMs = 60_000, stopTimeoutMs = 5_000, drainMs = 2_000, env, cwd, stdio, signal, ...claim } = options;
+  if (!plugin || !org) throw new PortleaseError("invalid-argument", "options: plugin and org are needed; they say who the port is for");
+  for (let declines = 0; ; declines += 1) {
+    const lease = await client.hold(plugin, { ...claim, org, signal, pid: undefined });
+    let child;
+    try {
+      child = await start(lease, command, args, { env, cwd, stdio });
+      const outcome = await ready(lease, child, readyTimeoutMs, signal);
+      if (outcome === "ready") return new SpawnedWorker(lease, child, { stopTimeoutMs, drainMs });
+      if (outcome !== "in use") throw outcome;
+      await lease.decline();
+    } catch (error) {
+      if (child) {
+        signalGroup(child, "SIGKILL");
+        await ended(child);
+      }
+      await lease.release().catch(() => {});
+      throw error;
+    }
+    client.logger?.warn?.(`the worker of ${org}/${plugin} found port ${lease.port} in use; another one is claimed`);
+    if (claim.port != null || declines >= maxDeclines) {
+      throw new PortleaseError("port-refused", `port ${lease.port} on ${lease.host} is in use by another process; it was declined: name no port, or end that process`);
+    }
+  }
+}
+
+/** Starts the process with the variables that `allocator run` sets, and binds the lease to it. */
+async function start(lease, command, args, { env = process.env, cwd, stdio = ["ignore", "inherit", "inherit"] }) {
+  const values = { port: lease.port, host: lease.host, org: lease.org, plugin: lease.plugin, instance: lease.instance };
+  const filled = args.map((arg) => String(arg).replace(PLACEHOLDER, (_, name) => values[name]));
+  const port = String(lease.port);
+  const environment = {
+    ...env, PORT: port, [pluginVariable(lease.plugin)]: port, HAY_WORKER_PORT: port,
+    ALLOCATOR_HOST: lease.host, ALLOCATOR_FENCE: String(lease.fence),
+  };
+  delete environment.ALLOCATOR_TOKEN;
+  const child = spawn(command, filled, { cwd, env: environment, detached: true, stdio });
+  try {
+    await once(child, "spawn"); // rejects at the event "error"
+  } catch (cause) {
+    throw new PortleaseError("spawn-failed", `${command} cannot be started (${cause.code ?? cause.message}); give a program that exists and may be run`, { cause });
+  }
+  return child;
+}
+
+/** Resolves to "ready", "in use", or the error with which starting ended. */
+async function ready(lease, child, timeoutMs, signal) {
+  let exit = null;
+  const gone = ended(child).then((how) => { exit = how; });
+  const deadline = performance.now() + timeoutMs;
+  await lease.update({ pid: child.pid }).catch((error) => { if (child.exitCode === null) throw error; });
+  while (exit === null) {
+    if (await listens(lease.port, child.pid)) {
+      await lease.setState("ready");
+      return "ready";
+    }
+    if (signal?.aborted) return aborted(signal);
+    if (performance.now() > deadline) {
+      return new PortleaseError("spawn-failed", `the worker of ${lease.org}/${lease.plugin} did not listen on port ${lease.port} within ${timeoutMs} ms; does it take its port from {port} or PORT?`);
+    }
+    await Promise.race([pause(LOOK_MS), gone]);
+  }
+  if (!(await canBind(lease.port))) return "in use";
+  const how = exit.signal ?? `code ${exit.code}`;
+  return new PortleaseError("spawn-failed", `the worker of ${lease.org}/${lease.plugin} ended (${how}) before it listened on port ${lease.port}; its output has the reason`);
+}
+
+function ended(child) {
+  if (child.exitCode !== null || child.signalCode !== null) {
+    return Promise.resolve({ code: child.exitCode, signal: child.signalCode });
+  }
+  return new Promise((resolve) => child.once("exit", (code, signal) => resolve({ code, signal })));
+}
+
+/** Sends a signal to a worker's whole process group; a group that is gone is what was wanted. */
+function signalGroup(child, name) {
+  try {
+    if (child.pid) process.kill(-child.pid, name);
+  } catch (error) {
+    if (error.code !== "ESRCH") throw error;
+  }
+}
+
+module.exports = { SpawnedWorker, spawnWorker };

@@ -1,0 +1,79 @@
+"""The promise: what a command loads is what it needs, for loading takes most of its time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+
+import allocator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEAVY = {"redis", "asyncio", "tenacity", "logging", "importlib.metadata", "pydantic", "email", "httpx", "sqlalchemy"}
+"""What takes 10 to 200 ms to load, and no command needs that only claims, renews or gives back."""
+
+RUN_NEEDS = {"logging"}
+"""`run` writes a log."""
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from allocator.__main__ import main
+sys.argv[0] = "allocator"
+status = None
+try:
+    main()
+except SystemExit as ended:
+    status = ended.code
+Path(%r).write_text("\\n".join(sorted(sys.modules)))
+sys.exit(status)
+"""
+
+
+def loaded_by(tmp_path: Path, url: str, pool: str, *words: str) -> set[str]:
+    """Return the modules that a command has loaded when it ends, well."""
+    listing = tmp_path / "modules"
+    environment = {
+        "ALLOCATOR_REDIS_URL": url, "ALLOCATOR_POOL": pool, "ALLOCATOR_HOST": "web-1", "HOME": str(tmp_path),
+        "XDG_STATE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM % str(listing), *words],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return set(listing.read_text().split())
+
+
+def heavy(modules: set[str]) -> set[str]:
+    return {name for name in HEAVY if name in modules}
+
+
+def test_the_version_and_the_help_load_next_to_nothing(tmp_path, redis_url, pool) -> None:
+    shown = loaded_by(tmp_path, redis_url, pool.name, "--version")
+    assert not heavy(shown)
+    assert "typer" not in shown
+    assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "--help"))
+
+
+def test_claim_renew_and_release_load_what_they_need(tmp_path, redis_url, pool) -> None:
+    words = ("email", "--org", "org-1")
+    assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "claim", *words))
+    assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "renew", str(pool.first)))
+    assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "release", str(pool.first)))
+
+
+def test_run_loads_what_it_needs(tmp_path, redis_url, pool) -> None:
+    words = ("run", "email", "--org", "org-1", "--restart", "never", "--", "true")
+    assert heavy(loaded_by(tmp_path, redis_url, pool.name, *words)) <= RUN_NEEDS
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert allocator.__version__ == version("portlease")
+    with pytest.raises(AttributeError):
+        allocator.nothing  # noqa: B018  # the attribute is asked for
