@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 LABEL = "health"
 CONNECT = "tcp"
+SLOWEST_LOOK_S = 0.25
+"""How often a worker that starts is looked at, at most: an agent may look after a thousand."""
+
 INTERVAL_S = 5.0
 PROBE_TIMEOUT_S = 2.0
 
@@ -45,7 +48,7 @@ class Check:
         self._number = lease.port
         self._port = PortWatch(lease.port, lambda: with_descendants(pid))
         self._probe: Probe | None = None
-        self._health = Health(now, INTERVAL_S, None)
+        self._health = Health(now, INTERVAL_S, None, slowest_look_s=SLOWEST_LOOK_S)
         if lease.state in {LeaseState.READY, LeaseState.DEGRADED}:
             self._health.state = lease.state
             self._health.ready_at = now

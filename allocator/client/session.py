@@ -15,7 +15,7 @@ from allocator.client.arguments import ClaimArguments, check_text, checked, ttl_
 from allocator.client.drivers import Kernel
 from allocator.client.policies import ClaimPatience
 from allocator.client.tracing import OFF
-from allocator.kernel.identity import default_address, default_host, host_identity
+from allocator.kernel.identity import default_address, default_host, host_identity, running_s
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import Duration, format_duration, seconds_of
 from allocator.model.errors import InvalidInputError
@@ -77,7 +77,9 @@ class Session:
         if self._context is None:
             identity = self.identity or str(host_identity())
             address = f"!{self.advertise}" if self.advertise else "" if self.identity else default_address()
-            self._context = Context(self.host, identity, self.clock, new_token, address)
+            age_s = None if self.identity else running_s()
+            began = None if age_s is None else self.clock() - age_s
+            self._context = Context(self.host, identity, self.clock, new_token, address, began=began)
         return self._context
 
     def as_host(self, host: str, identity: str) -> Session:

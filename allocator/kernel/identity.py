@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from allocator.kernel.processes import boot_id
+from allocator.kernel.processes import boot_id, start_time_of
 from allocator.model.names import MAX_NAME_LENGTH, check_name
 
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
@@ -57,6 +59,18 @@ def _netns() -> str:
         return str(Path("/proc/self/ns/net").stat().st_ino)
     except OSError:
         return "-"
+
+
+def running_s() -> float | None:
+    """Return for how many seconds this machine has run, or this container: since its process 1 started.
+
+    None where the system does not tell. Time in suspension counts.
+    """
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return None
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    started = start_time_of(1)
+    return since_boot if started is None else max(0.0, since_boot - started / os.sysconf("SC_CLK_TCK"))
 
 
 def default_host() -> str:

@@ -201,6 +201,7 @@ def _call(
         ttl_ms=ttl_ms,
         state=request.state,
         identity=context.full_identity,
+        alive_ms=context.alive_ms,
         wanted=(WantedPort(worker=worker, token=token, extra=request.holder_words()),),
         strangers=frozenset(listening),
         hint=request.hint or 0,
@@ -212,12 +213,12 @@ def _call(
 
 
 def _leased(pool: PoolSpec, request: ClaimRequest, reply: list[Any], token: str, sent_at: float) -> Lease:
-    remaining_ms = decode.number(reply[2])
+    remaining_ms = decode.number(reply[3])
     return decode.lease(
         pool.name,
-        reply[1],
+        reply[2],
         remaining_ms=remaining_ms,
-        now_ms=decode.number(reply[3]),
+        now_ms=decode.number(reply[1]),
         token=token,
         deadline=sent_at + remaining_ms / 1_000,
         asked=request.worker,
@@ -283,7 +284,7 @@ def refusal(
         )
     if code is Reply.HOST_CONFLICT:
         return HostConflictError(
-            f"another machine has live leases as host {context.host}; "
+            f"another machine or container has live leases as host {context.host}; "
             "give this one a name of its own with --host or ALLOCATOR_HOST",
             **data,
         )

@@ -9,9 +9,9 @@ from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
 from allocator.operations.context import space_of
 from allocator.operations.pools import pool_rules
-from allocator.operations.renew import BATCH, places_by_host
+from allocator.operations.renew import BATCH, places_by_host, renew
 from allocator.operations.steps import ask
-from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, FailCall, NotYours
+from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, NotYours
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,13 +46,9 @@ def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
     Returns:
         Whether it was recorded (False: the lease is not this holder's any more).
     """
-    pool = yield from pool_rules(context, lease.pool)
-    space = space_of(pool, lease.host)
-    return (
-        yield from ask(
-            FailCall(pool=lease.pool, space=space, port=lease.port, token=_token(lease), why=error_line(why))
-        )
-    )
+    _token(lease)
+    (outcome,) = yield from renew(context, [lease], failed=error_line(why))
+    return outcome.lost is None
 
 
 def _end(context: Context, how: Literal["released", "declined"], leases: Sequence[Lease]) -> Operation[list[bool]]:

@@ -59,13 +59,19 @@ def register(context: Context, pool_name: str) -> Operation[Reply]:
             pool = yield from pool_rules(context, pool_name, fresh=True)
         space = context.space(pool)
         code = yield from ask(
-            RegisterCall(pool=pool.name, space=space, host=context.host, identity=context.full_identity)
+            RegisterCall(
+                pool=pool.name,
+                space=space,
+                host=context.host,
+                identity=context.full_identity,
+                alive_ms=context.alive_ms,
+            )
         )
         if code is not Reply.NO_POOL:
             break
     if code is Reply.HOST_CONFLICT:
         raise HostConflictError(
-            f"another machine has live leases as host {context.host}; "
+            f"another machine or container has live leases as host {context.host}; "
             "give this one a name of its own with --host or ALLOCATOR_HOST",
             host=context.host,
         )

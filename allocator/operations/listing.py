@@ -236,7 +236,7 @@ def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
     """
     rules = yield from read_pool(pool)
     space = space_of(rules, host) if rules else host
-    code = yield from ask(CordonCall(pool=pool, space=space, host=host, switch="on" if on else "off"))
+    code = yield from ask(CordonCall(pool=pool, space=space, host=host, what="cordon" if on else "uncordon"))
     if code is Reply.UNKNOWN:
         raise InvalidInputError(
             f"host {host} is not known in pool {pool}; see 'allocator host ls' for those that are", host=host

@@ -72,13 +72,16 @@ class RenewOutcome:
         return "lost" if self.lost else "reasserted" if self.reasserted else "renewed"
 
 
-def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
+def renew(
+    context: Context, leases: Sequence[Lease], *, rewrite: bool = False, failed: str = ""
+) -> Operation[list[RenewOutcome]]:
     """Extend leases by their TTL from now.
 
     Args:
         context: Who calls.
         leases: The holder's copies, with their tokens, as they should be.
         rewrite: Whether state, TTL and the holder's words in Redis are replaced by those of `leases`.
+        failed: Why the worker failed, in one line, to be written down in the events; empty when it did not.
 
     Returns:
         One outcome for each lease, in their order.
@@ -92,7 +95,7 @@ def renew(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -
         pool = yield from pool_rules(context, pool_name)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
-            results = yield from _renew_batch(context, pool, host, [leases[i] for i in batch], rewrite=rewrite)
+            results = yield from _renew_batch(context, pool, host, [leases[i] for i in batch], rewrite, failed)
             outcomes.update(zip(batch, results, strict=True))
     return [outcomes[i] for i in range(len(leases))]
 
@@ -142,10 +145,10 @@ def places_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:
 
 
 def _renew_batch(
-    context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool
+    context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str
 ) -> Operation[list[RenewOutcome]]:
     outcomes: dict[int, RenewOutcome] = {}
-    if not rewrite:
+    if not (rewrite or failed):
         provable = [i for i, lease in enumerate(leases) if len(_proof(lease).written) == PROOF_LENGTH]
         for ttl_ms in sorted({leases[i].ttl_ms for i in provable}):
             members = [i for i in provable if leases[i].ttl_ms == ttl_ms]
@@ -153,7 +156,7 @@ def _renew_batch(
             outcomes |= {members[at]: outcome for at, outcome in kept.items()}
     left = [i for i in range(len(leases)) if i not in outcomes]
     if left:
-        decided = yield from _decided(context, pool, host, [leases[i] for i in left], rewrite=rewrite)
+        decided = yield from _decided(context, pool, host, [leases[i] for i in left], rewrite, failed)
         outcomes.update(zip(left, decided, strict=True))
     return [outcomes[i] for i in range(len(leases))]
 
@@ -180,10 +183,10 @@ def _kept(
 
 
 def _decided(
-    context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool
+    context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str
 ) -> Operation[list[RenewOutcome]]:
     """Extend leases and write what is new about them, or re-assert them, or learn that they are lost."""
-    call = _call(context, pool, host, leases, rewrite=rewrite)
+    call = _call(context, pool, host, leases, rewrite, failed)
     for _ in range(3):
         sent_at = context.clock()
         found = yield from ask(call)
@@ -210,7 +213,7 @@ def _token(lease: Lease) -> str:
     return lease.token
 
 
-def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, rewrite: bool) -> RenewCall:
+def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str) -> RenewCall:
     return RenewCall(
         pool=pool.name,
         space=space_of(pool, host),
@@ -226,6 +229,7 @@ def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], *, r
                 mode="set" if rewrite else "keep",
                 state=lease.state,
                 extra=lease.holder_words(),
+                failed=failed,
             )
             for lease in leases
         ),
@@ -249,6 +253,8 @@ def _lost(lease: Lease, lost: Lost) -> LeaseLostError:
         sentence = (
             f"{where} is lost: {lost.holder.worker} has {lost.holder.address} now; stop this worker and claim again"
         )
+    elif lost.why == "forced":
+        sentence = f"{where} was ended by an operator; stop this worker"
     elif lost.why == "replaced":
         sentence = f"{where} expired and a newer lease had the port since; claim again"
     else:

@@ -86,6 +86,7 @@ def claim_several(
             ttl_ms=pool.check_ttl_ms(request.ttl_ms),
             state=request.state,
             identity=context.full_identity,
+            alive_ms=context.alive_ms,
             wanted=tuple(
                 WantedPort(worker=str(worker), token=token, extra=request.holder_words())
                 for worker, token in zip(workers, tokens, strict=True)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Words = tuple[str | int, ...]
+UNKNOWN_AGE_MS = 10**12
+"""For how long a host has run of which nobody knows: 31 years, so that it takes no name over from a live one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Call(Generic[R]):
         may_end_early: Whether arguments at the end that are empty or 0 are left out, of the class.
         pool: The pool that it is about.
         space: Where a port number is unique: a host, or `*` for the whole fleet.
+        replicas: How many replicas have to have what it wrote; the reply then says how many had it in time.
     """
 
     script: ClassVar[str]
@@ -60,6 +63,7 @@ class Call(Generic[R]):
 
     pool: str
     space: str = FLEET_SPACE
+    replicas: int = 0
 
     def arguments(self) -> Words:
         """Return ARGV."""
@@ -75,7 +79,7 @@ class Call(Generic[R]):
 
     def encode(self) -> ScriptCall:
         """Return the call as it goes to Redis."""
-        return ScriptCall(self.script, script_keys(self.pool, self.space), self.arguments(), signature=self)
+        return ScriptCall(self.script, script_keys(self.pool, self.space), self.arguments(), self.replicas, self)
 
     def decode(self, raw: Any) -> R:  # noqa: ANN401  # a raw reply is whatever Redis sends
         """Return what the script answered.

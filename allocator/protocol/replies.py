@@ -46,6 +46,7 @@ class Reply(StrEnum):
     LIMITED = "limited"
     LEFT = "left"
     RECOVERING = "recovering"
+    FORCED = "forced"
 
 
 @dataclass(frozen=True, slots=True)

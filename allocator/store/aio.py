@@ -118,12 +118,13 @@ class AsyncStore(BaseStore):
 
     async def _connect(self) -> AsyncConnectionPool | AsyncRedisPyClient:
         client = connect(self._address(), self._timeout_s)
+        used: AsyncConnectionPool | AsyncRedisPyClient | None = None
         try:
-            info = await client.execute("INFO")
-        except ReplyError as error:
-            info = info_refused(error)
-        checked: AsyncConnectionPool | AsyncRedisPyClient = self._checked(client, info)
-        return checked
+            used = self._checked(client, await _info(client))
+        finally:
+            if used is not client:
+                await client.close()
+        return used
 
     async def _execute(self, *words: Word) -> Any:  # noqa: ANN401  # as above
         return await (self._client or await self._connect()).execute(*words)
@@ -213,3 +214,10 @@ def connect(address: StoreAddress, timeout_s: float) -> AsyncConnectionPool | As
     from allocator.store.direct_aio import AsyncConnectionPool
 
     return AsyncConnectionPool(ConnectionOptions(address, timeout_s))
+
+
+async def _info(client: AsyncConnectionPool | AsyncRedisPyClient) -> Any:  # noqa: ANN401  # a reply
+    try:
+        return await client.execute("INFO")
+    except ReplyError as error:
+        return info_refused(error)

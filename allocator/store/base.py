@@ -98,14 +98,15 @@ class BaseStore:
         return self._address()
 
     def _checked(self, client: Any, info: Any) -> Any:  # noqa: ANN401  # one of several clients; a reply
-        """Return a client whose server will do, and use it from now on.
+        """Return the client to use from now on: this one, unless another call connected at the same time.
 
         Raises:
             ConfigurationError: When the server will not do.
         """
         ServerInfo.read(info).check(self._shown_url)
-        self._client = client
-        return client
+        if self._client is None:
+            self._client = client
+        return self._client
 
     def _seconds_to_try(self, error: Exception, spent_s: float) -> float:
         """Return for how many seconds a call is made again after an error; 0 for not at all."""

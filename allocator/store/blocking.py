@@ -112,8 +112,13 @@ class Store(BaseStore):
 
     def _connect(self) -> ConnectionPool | RedisPyClient:
         client = connect(self._address(), self._timeout_s)
-        checked: ConnectionPool | RedisPyClient = self._checked(client, _info(client))
-        return checked
+        used: ConnectionPool | RedisPyClient | None = None
+        try:
+            used = self._checked(client, _info(client))
+        finally:
+            if used is not client:
+                client.close()
+        return used
 
     def _execute(self, *words: Word) -> Any:  # noqa: ANN401  # as above
         return (self._client or self._connect()).execute(*words)

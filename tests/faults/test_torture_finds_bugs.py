@@ -33,5 +33,5 @@ def test_each_bug_still_has_its_place_in_the_scripts(name: str) -> None:
 
 
 def test_a_mutation_whose_text_is_gone_is_an_error() -> None:
-    with pytest.raises(LookupError, match="mend the mutation"):
+    with pytest.raises(LookupError, match="fix the mutation"):
         edited(script("claim"), {"no such text": ""})

@@ -13,11 +13,12 @@
 
 --@include replies
 --@include base
+--@include events
 
 local VERSIONS_KEPT = 100
 
 local function run(read, call, try)
-  --@include keys
+  local base, hosts_key = KEYS[1], KEYS[1] .. ':hosts'
   local before = {}
   local pairs_before = read('HGETALL', base)
   for i = 1, #pairs_before, 2 do
@@ -47,11 +48,10 @@ local function run(read, call, try)
     return { SCOPE_FIXED, scope }
   end
 
-  --@include written_types
+  read('XLEN', base .. ':events')
   read('XLEN', base .. ':history')
 
   -- writes --
-  --@include events
   for _, field in ipairs(stale) do
     call('HDEL', base, field)
   end
@@ -63,8 +63,8 @@ local function run(read, call, try)
     call('HSET', base, 'recovery', '0 0 0')
   end
   call('XADD', base .. ':history', 'MAXLEN', VERSIONS_KEPT, '*', 'version', version + 1, 'by', ARGV[2], unpack(ARGV, 3))
-  record_event('pool', '-', 0, '-', '-', 'version', version + 1)
+  record_event(try, base, 'pool', '-', 0, '-', '-', 'version', version + 1)
   return { before['rules'] and CHANGED or CREATED, version + 1 }
 end
 
---@include run
+return guarded(run)

@@ -15,29 +15,27 @@
 
 --@include replies
 --@include base
+--@include events
+--@include grants
+--@include leases
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
-  --@include places
-  --@include grants
-  --@include lease_head
-  local reply = { whole(now) }
-  local hows = { ['-'] = RELEASED, ['~'] = DECLINED, ['!'] = EXPIRED }
+  local base, ports_key = KEYS[1], KEYS[2]
+  local is_fleet, now = string.sub(ports_key, #base + 8) == '*', server_time(read)
+  local reply = { string.format(WHOLE, now) }
+  local hows = { ['-'] = RELEASED, ['~'] = DECLINED, ['!'] = EXPIRED, ['='] = RELEASED }
   for at, worker in ipairs(ARGV) do
-    local place = read('GET', worker_prefix .. worker)
+    local place_key = base .. ':worker:' .. worker
+    local place = read('GET', place_key)
     local host, port, fence, how, lease, left = '', '', '', UNKNOWN, '', 0
     if place then
-      host, port, fence = place_of(place)
-      if not host then
-        bad(worker_prefix .. worker, NO_PLACE)
-      end
-      local place_space = space == '*' and '*' or host
-      tokens_key = base .. ':tokens:' .. place_space
+      host, port, fence = place_of(place, place_key)
+      local place_space = is_fleet and '*' or host
+      local tokens_key = base .. ':tokens:' .. place_space
       local grant = read('HGET', tokens_key, port)
       local ended, its_fence
       if grant then
-        ended, its_fence = grant_of(grant, port)
+        ended, its_fence = grant_of(grant, tokens_key, port)
       end
       if its_fence == fence then
         how = hows[ended] or EXPIRED
@@ -57,4 +55,4 @@ local function run(read, call, try)
   return reply
 end
 
---@include run
+return guarded(run)

@@ -14,10 +14,11 @@
 --@include base
 
 local function run(read, call, try)
-  --@include keys
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
   local found = {}
   for i = 2, #ARGV do
-    local worker = string.match(read('GET', lease_prefix .. ARGV[i]) or '', '"worker":"([^"]+)"')
+    local worker = string.match(read('GET', base .. ':lease:' .. space .. ':' .. ARGV[i]) or '', '"worker":"([^"]+)"')
     if worker then
       local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
       found[#found + 1] = { space .. ':' .. ARGV[i], base .. ':limited:org:' .. org, base .. ':limited:plugin:' .. plugin }
@@ -39,4 +40,4 @@ local function run(read, call, try)
   return { CHANGED, #found }
 end
 
---@include run
+return guarded(run)

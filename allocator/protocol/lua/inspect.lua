@@ -20,7 +20,9 @@
 --@include base
 
 local function run(read, call, try)
-  --@include keys
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
+  local hosts_key, lease_prefix = base .. ':hosts', base .. ':lease:' .. space .. ':'
   local what = ARGV[1]
   if (what == 'hosts' or what == 'ports') and not (tonumber(ARGV[2]) and tonumber(ARGV[3])) then
     error({ err = WRONG_WORDS }, 0)
@@ -39,25 +41,25 @@ local function run(read, call, try)
     return read('ZRANGE', base .. ARGV[2], from, from + count - 1, 'WITHSCORES')
   end
   if what == 'newest' then
-    local newest = read('XREVRANGE', events_key, '+', '-', 'COUNT', 1)
+    local newest = read('XREVRANGE', base .. ':events', '+', '-', 'COUNT', 1)
     return { newest[1] and newest[1][1] or '0-0' }
   end
-  --@include now
+  local now = server_time(read)
   if what == 'port' then
     local key = lease_prefix .. ARGV[2]
-    return { whole(now), ARGV[2], read('ZSCORE', ports_key, ARGV[2]) or '', read('GET', key) or '',
+    return { string.format(WHOLE, now), ARGV[2], read('ZSCORE', ports_key, ARGV[2]) or '', read('GET', key) or '',
       read('PTTL', key) }
   end
   local from = math.max(tonumber(ARGV[2]), now)
-  local ties = read('ZCOUNT', ports_key, whole(from), whole(from))
-  local rows = read('ZRANGEBYSCORE', ports_key, whole(from), FOREVER, 'WITHSCORES', 'LIMIT', 0,
+  local ties = read('ZCOUNT', ports_key, string.format(WHOLE, from), string.format(WHOLE, from))
+  local rows = read('ZRANGEBYSCORE', ports_key, string.format(WHOLE, from), FOREVER, 'WITHSCORES', 'LIMIT', 0,
     ties + math.min(tonumber(ARGV[3]), 512))
   local keys = {}
   for i = 1, #rows, 2 do
     keys[#keys + 1] = lease_prefix .. rows[i]
   end
   local leases = #keys > 0 and read('MGET', unpack(keys)) or {}
-  local reply = { whole(now) }
+  local reply = { string.format(WHOLE, now) }
   for i = 1, #keys do
     local at = 4 * i - 2
     reply[at], reply[at + 1] = rows[2 * i - 1], rows[2 * i]
@@ -66,4 +68,4 @@ local function run(read, call, try)
   return reply
 end
 
---@include run
+return guarded(run)

@@ -25,24 +25,26 @@ local PLACE_PERIOD_MS = 3600000
 local SCORES = 64
 
 local function run(read, call, try)
-  --@include keys
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
   local args, find, sub = ARGV, string.find, string.sub
+  local lease_prefix, hosts_key = base .. ':lease:' .. space .. ':', base .. ':hosts'
   local pool = read('HMGET', base, 'rules', 'reap_at')
   if not pool[1] then
     return { NO_POOL }
   end
-  --@include grace
-  --@include now
+  local grace_ms = rule_of(pool[1], ' grace_ms=', base)
+  local now = server_time(read)
   local ttl_text, proofs, count, ttl_ms = args[2], args[3], #args - 3, tonumber(args[2])
   if #proofs ~= count * WHOLE_PROOF then
     error({ err = WRONG_WORDS }, 0)
   end
-  local grants = read('HMGET', tokens_key, unpack(args, 4))
+  local grants = read('HMGET', base .. ':tokens:' .. space, unpack(args, 4))
   local host_key = base .. ':host:' .. args[1]
   local about_host = read('HMGET', host_key, 'drain', 'due')
   read('ZCARD', ports_key)
-  local reply = { whole(now), about_host[1] and 1 or 0, (tonumber(pool[2]) or 0) <= now and 1 or 0 }
-  local score, filled = whole(now + ttl_ms + grace_ms), 0
+  local reply = { string.format(WHOLE, now), about_host[1] and 1 or 0, (tonumber(pool[2]) or 0) <= now and 1 or 0 }
+  local score, filled = string.format(WHOLE, now + ttl_ms + grace_ms), 0
   local scores = { unpack(args, 1, SCORES) }
 
   -- writes --
@@ -68,22 +70,28 @@ local function run(read, call, try)
   -- they do: the reaper need not come and find that they were renewed.
   local due, next_due = space == args[1] and tonumber(about_host[2]), now + ttl_ms
   local comes_in_vain = due and now < due and due < next_due
-    and call('ZCOUNT', ports_key, '(' .. whole(now), FOREVER) == count + 3 - #reply
+    and call('ZCOUNT', ports_key, '(' .. string.format(WHOLE, now), FOREVER) == count + 3 - #reply
   if comes_in_vain or due and due > next_due then
-    local next_text = whole(next_due)
+    local next_text = string.format(WHOLE, next_due)
     if type(try('ZADD', hosts_key, next_text, space)) == 'number' then
       call('HSET', host_key, 'due', next_text)
     end
   end
   if now % PLACE_PERIOD_MS < ttl_ms then
-    --@include places
+    --@include leases
     local next_left = 4
     for i = count, 1, -1 do
       if reply[next_left] == i then
         next_left = next_left + 1
       else
         local port, grant = args[i + 3], grants[i]
-        --@include place_anew
+        -- A worker's last address is written anew, so that it never runs out under a lease that is kept. What another
+        -- program put there is left alone, and stops no heartbeat.
+        local fence, its_host, worker = string.match(grant, '^(%d+) %x+ (%S+) (%S+)$')
+        local place_key = base .. ':worker:' .. (worker or '')
+        if worker and type(try('GET', place_key)) ~= 'table' then
+          write_place(call, place_key, its_host, port, fence, ttl_ms)
+        end
       end
     end
   end
@@ -94,4 +102,4 @@ local function run(read, call, try)
   return reply
 end
 
---@include run
+return guarded(run)

@@ -19,9 +19,8 @@
 local TTL_DIGITS = 12
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
-  --@include fences
+  local base = KEYS[1]
+  local _, now_us = server_time(read)
   local leader_key, proof_key = base .. ':leader', base .. ':tokens:!leader'
   local token, ttl_text = ARGV[2], ARGV[3]
   if #ARGV < 5 or #ttl_text > TTL_DIGITS or not string.find(ttl_text, '^%d+$') or string.find(ARGV[4], '"', 1, true) then
@@ -53,10 +52,10 @@ local function run(read, call, try)
     return { RELEASED }
   end
   local code = is_mine and RENEWED or GRANTED
-  fence = fence or next_fence(0, now_us, ARGV[5])
+  fence = fence or string.format(WHOLE, math.max(now_us, (tonumber(ARGV[5]) or 0) + 1))
   call('SET', leader_key, '{"fence":' .. fence .. ',"holder":"' .. ARGV[4] .. '"}', 'PX', ttl_text)
   call('SET', proof_key, token, 'PX', ttl_text)
   return { code, fence }
 end
 
---@include run
+return guarded(run)

@@ -11,33 +11,33 @@
 
 --@include replies
 --@include base
+--@include events
+--@include grants
 
 local HOSTS_A_CALL = 64
 local PORTS_A_HOST = 512
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
+  local base, now = KEYS[1], server_time(read)
   if #ARGV < 4 or not (string.find(ARGV[1], '^%d+$') and string.find(ARGV[2], '^%d+$')) then
     error({ err = WRONG_WORDS }, 0)
   end
   local count = math.min(tonumber(ARGV[2]), HOSTS_A_CALL)
-  local hosts = read('ZRANGE', hosts_key, ARGV[1], tonumber(ARGV[1]) + count - 1)
+  local hosts = read('ZRANGE', base .. ':hosts', ARGV[1], tonumber(ARGV[1]) + count - 1)
   if #hosts == 0 then
     return { NONE }
   end
-  local reply, after = { FOUND }, '(' .. whole(now)
+  local reply, after = { FOUND }, '(' .. string.format(WHOLE, now)
   for _, host in ipairs(hosts) do
     local known = read('HMGET', base .. ':host:' .. host, 'identity', 'cordon')
     if known[1] and not known[2] then
       local its_ports, matching = base .. ':ports:' .. host, 0
       if ARGV[3] ~= '-' or ARGV[4] ~= '-' then
-        --@include grants
         local ports = read('ZRANGEBYSCORE', its_ports, after, FOREVER, 'LIMIT', 0, PORTS_A_HOST)
-        tokens_key = base .. ':tokens:' .. host
+        local tokens_key = base .. ':tokens:' .. host
         for i, grant in ipairs(#ports > 0 and read('HMGET', tokens_key, unpack(ports)) or {}) do
           if grant then
-            local ended, _, _, _, worker = grant_of(grant, ports[i])
+            local ended, _, _, _, worker = grant_of(grant, tokens_key, ports[i])
             local org, plugin = string.match(worker, '^([^/]+)/([^#]+)#')
             if ended == '' and (org == ARGV[3] or plugin == ARGV[4]) then
               matching = matching + 1
@@ -54,4 +54,4 @@ local function run(read, call, try)
   return reply
 end
 
---@include run
+return guarded(run)

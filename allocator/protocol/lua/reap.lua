@@ -15,6 +15,8 @@
 
 --@include replies
 --@include base
+--@include events
+--@include grants
 
 local SPACES = 16
 local PAGE = 64
@@ -22,16 +24,15 @@ local PAGE = 64
 local GATHERED_MS, LATEST_MS = 250, 1000
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
-  --@include grants
+  local base, now = KEYS[1], server_time(read)
+  local hosts_key = base .. ':hosts'
   local pool = read('HMGET', base, 'rules', 'version', 'waiting')
   local grace_ms = tonumber(string.match(pool[1] or '', ' grace_ms=(%d+) ')) or 0
   local version = pool[2] or '0'
   local most = math.min(tonumber(ARGV[1]) or error({ err = WRONG_WORDS }, 0), PAGE)
   local closing, agenda = {}, {}
 
-  for _, due in ipairs(read('ZRANGEBYSCORE', hosts_key, '-inf', whole(now), 'LIMIT', 0, SPACES)) do
+  for _, due in ipairs(read('ZRANGEBYSCORE', hosts_key, '-inf', string.format(WHOLE, now), 'LIMIT', 0, SPACES)) do
     if #closing >= most then
       break
     end
@@ -43,8 +44,8 @@ local function run(read, call, try)
     if cursor > horizon then
       cursor = 0
     end
-    local ties = read('ZCOUNT', its_ports, whole(cursor), whole(cursor))
-    local rows = read('ZRANGEBYSCORE', its_ports, whole(cursor), whole(horizon), 'WITHSCORES', 'LIMIT', 0, ties + PAGE)
+    local ties = read('ZCOUNT', its_ports, string.format(WHOLE, cursor), string.format(WHOLE, cursor))
+    local rows = read('ZRANGEBYSCORE', its_ports, string.format(WHOLE, cursor), string.format(WHOLE, horizon), 'WITHSCORES', 'LIMIT', 0, ties + PAGE)
     local ports, scores, keys = {}, {}, {}
     for i = 1, #rows, 2 do
       ports[#ports + 1], scores[#scores + 1] = rows[i], tonumber(rows[i + 1])
@@ -56,7 +57,7 @@ local function run(read, call, try)
       for i, port in ipairs(ports) do
         local ended, fence, host, worker, _
         if grants[i] then
-          ended, fence, _, host, worker = grant_of(grants[i], port)
+          ended, fence, _, host, worker = grant_of(grants[i], its_tokens, port)
         end
         if ended == '' then
           if leases[i] or #closing >= most then
@@ -71,28 +72,25 @@ local function run(read, call, try)
       end
     end
     if not next_at then
-      local ahead = read('ZRANGEBYSCORE', its_ports, '(' .. whole(horizon), FOREVER, 'WITHSCORES', 'LIMIT', 0, 1)
+      local ahead = read('ZRANGEBYSCORE', its_ports, '(' .. string.format(WHOLE, horizon), FOREVER, 'WITHSCORES', 'LIMIT', 0, 1)
       next_at = ahead[2] and tonumber(ahead[2]) - grace_ms
     end
     agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at }
   end
 
-  --@include service_key
-  --@include written_types
+  read('XLEN', base .. ':events')
   for _, item in ipairs(closing) do
-    read('ZCARD', service_key(item.worker))
+    read('ZCARD', service_key(base, item.worker))
   end
 
   -- writes --
-  --@include events
-  --@include close
   for _, item in ipairs(closing) do
-    tokens_key = base .. ':tokens:' .. item.space
-    close_grant('expired', item.port, item.grant, item.fence, item.host, item.worker)
+    local its_tokens = base .. ':tokens:' .. item.space
+    close_grant(call, try, base, its_tokens, 'expired', item.port, item.grant, item.fence, item.host, item.worker)
   end
   for _, item in ipairs(agenda) do
-    local due = item.next_at and whole(item.next_at) or FOREVER
-    call('HSET', base .. ':host:' .. item.space, 'reaped', whole(item.reached) .. ' ' .. version, 'due', due)
+    local due = item.next_at and string.format(WHOLE, item.next_at) or FOREVER
+    call('HSET', base .. ':host:' .. item.space, 'reaped', string.format(WHOLE, item.reached) .. ' ' .. version, 'due', due)
     call('ZADD', hosts_key, due, item.space)
   end
   if tonumber(pool[3] or 0) > now then
@@ -100,18 +98,19 @@ local function run(read, call, try)
     for i, item in ipairs(closing) do
       freed[i] = item.worker
     end
-    --@include wake_held
+    --@include queue
+    wake_held(try, base, freed)
   end
-  --@include trim
+  call('XTRIM', base .. ':events', 'MAXLEN', '~', EVENTS_KEPT)
   local next_due = call('ZRANGE', hosts_key, 0, 0, 'WITHSCORES')[2]
   local wait = -1
   if next_due and next_due ~= FOREVER then
     wait = math.max(0, tonumber(next_due) - now)
   end
   if pool[1] then
-    call('HSET', base, 'reap_at', whole(math.min(now + LATEST_MS, (tonumber(next_due) or now) + GATHERED_MS)))
+    call('HSET', base, 'reap_at', string.format(WHOLE, math.min(now + LATEST_MS, (tonumber(next_due) or now) + GATHERED_MS)))
   end
-  return { REAPED, #closing, whole(wait), call('ZCARD', hosts_key) }
+  return { REAPED, #closing, string.format(WHOLE, wait), call('ZCARD', hosts_key) }
 end
 
---@include run
+return guarded(run)

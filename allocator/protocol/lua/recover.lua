@@ -13,28 +13,30 @@
 
 --@include replies
 --@include base
+--@include events
+--@include leases
 
 local PAGE = 512
 local MOST_PORTS = 65535
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
-  --@include lease_head
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
+  local lease_prefix, now = base .. ':lease:' .. space .. ':', server_time(read)
   local pool = read('HMGET', base, 'rules', 'fence', 'recovery')
   if not pool[1] then
     return { NO_POOL }
   end
-  local ttl_ms = number(string.match(pool[1], ' ttl_ms=(%d+) '), base, 'rules')
+  local ttl_ms = rule_of(pool[1], ' ttl_ms=', base)
   local info = try('INFO', 'server')
   local run_id = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
   local known_run, _, ends = string.match(pool[3] or '', '^(%x+) (%d+) (%d+)$')
   if not run_id or known_run == run_id then
-    return { RECOVERING, whole(math.max(0, (tonumber(ends) or 0) - now)) }
+    return { RECOVERING, string.format(WHOLE, math.max(0, (tonumber(ends) or 0) - now)) }
   end
   local needs_grace, hosts = known_run or pool[2], {}
   for offset = 0, needs_grace and MOST_PORTS or -1, PAGE do
-    local ports = read('ZRANGEBYSCORE', ports_key, '(' .. whole(now), FOREVER, 'LIMIT', offset, PAGE)
+    local ports = read('ZRANGEBYSCORE', ports_key, '(' .. string.format(WHOLE, now), FOREVER, 'LIMIT', offset, PAGE)
     local lease_keys = {}
     for i, port in ipairs(ports) do
       lease_keys[i] = lease_prefix .. port
@@ -49,12 +51,11 @@ local function run(read, call, try)
       break
     end
   end
-  read('XLEN', events_key)
+  read('XLEN', base .. ':events')
 
   -- writes --
-  --@include events
   ends = needs_grace and now + ttl_ms or now
-  call('HSET', base, 'recovery', run_id .. ' ' .. whole(now) .. ' ' .. whole(ends))
+  call('HSET', base, 'recovery', run_id .. ' ' .. string.format(WHOLE, now) .. ' ' .. string.format(WHOLE, ends))
   call('DEL', base .. ':unreported')
   for its_host in pairs(hosts) do
     call('SADD', base .. ':unreported', its_host)
@@ -67,9 +68,9 @@ local function run(read, call, try)
     call('PEXPIRE', base .. ':unreported', ttl_ms)
   end
   if needs_grace then
-    record_event('recovering', '-', 0, '-', '-')
+    record_event(try, base, 'recovering', '-', 0, '-', '-')
   end
-  return { RECOVERING, whole(ends - now) }
+  return { RECOVERING, string.format(WHOLE, ends - now) }
 end
 
---@include run
+return guarded(run)

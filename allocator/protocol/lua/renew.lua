@@ -2,46 +2,50 @@
 -- nothing to set asks `keep` first, and this script about the leases that are left.
 --
 -- Safe because a lease is extended only while the port's last grant has this token. It is re-asserted, with a new
--- fence, only if its holder did not end it, no newer lease has the port or the worker, and the last grant of the port
--- that Redis knows of is this one or an older one: a newer grant, even one that has ended, means that this holder is
--- stale; but a newer grant that was declined does not, for it is this holder's process that the kernel had refused the
--- port for (unless the last events tell that this holder had ended its lease itself). An older lease in the way came back with older data (a failover): its end is known from this newer fence.
+-- fence, only if its holder or an operator did not end it, no newer lease has the port or the worker, and the last grant of
+-- the port that Redis knows of is this one or an older one: a newer grant, even one that has ended, means that this holder
+-- is stale; but a newer grant that was declined does not, for it is this holder's process that the kernel had refused the
+-- port for (unless the last events show that this holder had ended its lease itself). An older lease in the way came back
+-- with older data (a failover): its end is known from this newer fence.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 identity: machine, boot and netns (-: not told), then for each lease
+-- ARGV  1 host  2 identity: machine, boot and netns (-: not known), then for each lease
 --       port, token, fence, ttl_ms, worker, mode (keep: only extend; set: also write what follows), state (with
---       set a live one: an ended one in a live lease would break who reads it), extra JSON members
+--       set a live one: an ended one in a live lease would break who reads it), extra JSON members, why its worker failed
+--       ('': it did not)
 -- Replies
 --       now_ms, then for each lease a code and its detail:
---       renewed '' (or the fence, when it is not the one that was sent)  ·  reasserted <new fence>  ·  lost <the lease in the way, or a word: released, replaced>
+--       renewed '' (or the fence, when it is not the one that was sent)  ·  reasserted <new fence>  ·  lost <the lease in
+--       the way, or a word: released, replaced, forced (an operator ended it)>
 --       last, draining where the host is to be emptied: its holders stop their workers and release
 --       no_pool, alone, when the pool is not defined
--- Events  reasserted, before it superseded or expired for the older lease; changed (when the state is another)
+-- Events  reasserted, before it superseded or expired for the older lease; changed (when the state is another); failed,
+--         with the field `error`
 -- Loops   the batch, which the client keeps to 256 leases; the last 1,000 events, once, over a declined grant only
 
 --@include replies
 --@include base
+--@include events
+--@include grants
+--@include leases
 
-local HEAD, WORDS = 2, 8
+local HEAD, WORDS = 2, 9
 local TTL_DIGITS = 12
 local PLACE_PERIOD_MS = 3600000
 local EVENTS_SEEN = 1000
 
 local function run(read, call, try)
-  --@include keys
-  --@include grants
-  --@include places
-  --@include lease_head
-  local args, find = ARGV, string.find
+  local args, find, match, format = ARGV, string.find, string.match, string.format
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
+  local tokens_key, lease_prefix = base .. ':tokens:' .. space, base .. ':lease:' .. space .. ':'
   local pool = read('HMGET', base, 'rules', 'fence')
   if not pool[1] then
     return { NO_POOL }
   end
-  local has_limits = find(pool[1], ' more=1', 1, true)
-  local last_fence = pool[2]
-  --@include grace
-  --@include now
-  --@include fences
+  local has_limits, last_fence = find(pool[1], ' more=1', 1, true), pool[2]
+  local grace_ms = rule_of(pool[1], ' grace_ms=', base)
+  local now, now_us = server_time(read)
   local host = args[1]
   local host_key = base .. ':host:' .. host
   local count = (#args - HEAD) / WORDS
@@ -52,15 +56,12 @@ local function run(read, call, try)
   local ports, lease_keys = {}, {}
   for i = 1, count do
     local at = HEAD + (i - 1) * WORDS
-    local port = args[at + 1]
-    if #args[at + 4] > TTL_DIGITS or not find(args[at + 4], '^[1-9]%d*$') then
-      error({ err = WRONG_WORDS }, 0)
-    end
     local state = args[at + 6] == 'set' and args[at + 7] or 'ready'
-    if state ~= 'ready' and state ~= 'starting' and state ~= 'degraded' and state ~= 'draining' then
+    if #args[at + 4] > TTL_DIGITS or not find(args[at + 4], '^[1-9]%d*$')
+        or (state ~= 'ready' and state ~= 'starting' and state ~= 'degraded' and state ~= 'draining') then
       error({ err = WRONG_WORDS }, 0)
     end
-    ports[i], lease_keys[i] = port, lease_prefix .. port
+    ports[i], lease_keys[i] = args[at + 1], lease_prefix .. args[at + 1]
   end
   local grants = read('HMGET', tokens_key, unpack(ports))
   local leases = read('MGET', unpack(lease_keys))
@@ -85,28 +86,45 @@ local function run(read, call, try)
     return newest[args[at + 1]] == at and newest[args[at + 5]] == at
   end
 
+  -- Whether this holder's lease, or a later one of its worker on this port, was ended by its holder: the port's grant was
+  -- declined since, so that only the events still tell.
+  local recent
+  local function ended_before(port, fence, worker)
+    recent = recent or read('XREVRANGE', base .. ':events', '+', '-', 'COUNT', EVENTS_SEEN)
+    local found = false
+    for _, event in ipairs(recent) do
+      local _, kind, _, _, _, its_port, _, its_worker, _, its_fence = unpack(event[2])
+      if (kind == RELEASED or kind == DECLINED) and its_worker == worker and its_port == port
+          and tonumber(its_fence) >= tonumber(fence) then
+        found = true
+      end
+    end
+    return found
+  end
+
   -- What is to be done about a lease that is not simply extended: a code, and its detail. A re-assertion may have
   -- to end older grants first: those that came back with older data, or whose end nobody has seen.
-  local older, recent = {}, nil
+  local older = {}
   local function decision(i, token, fence, worker)
-    local grant, lease, ended, known_fence, known_token, known_host, known_worker = grants[i], read('GET', lease_keys[i])
+    local grant, lease = grants[i], read('GET', lease_keys[i])
+    local ended, known_fence, known_token, known_host, known_worker
     if grant then
-      ended, known_fence, known_token, known_host, known_worker = grant_of(grant, ports[i])
+      ended, known_fence, known_token, known_host, known_worker = grant_of(grant, tokens_key, ports[i])
     end
     local endings = {}
     if known_token == token then
       if ended == '' and lease then
         return RENEWED, known_fence
+      elseif ended == '=' then
+        return LOST, FORCED
       elseif ended == '-' or ended == '~' then
-        return LOST, 'released'
+        return LOST, RELEASED
       end
     elseif known_fence and tonumber(known_fence) >= tonumber(fence) then
       if ended ~= '~' or lease then
-        return LOST, lease or 'replaced'
-      end
-      --@include ended_before
-      if ended_before then
-        return LOST, 'released'
+        return LOST, lease or REPLACED
+      elseif ended_before(ports[i], fence, worker) then
+        return LOST, RELEASED
       end
     elseif lease and ended ~= '' then
       return LOST, lease
@@ -115,14 +133,12 @@ local function run(read, call, try)
         host = known_host, worker = known_worker, tokens_key = tokens_key }
     end
     if not is_newest(HEAD + (i - 1) * WORDS) then
-      return LOST, 'replaced'
+      return LOST, REPLACED
     end
-    local place = read('GET', worker_prefix .. worker)
+    local place_key = base .. ':worker:' .. worker
+    local place = read('GET', place_key)
     if place then
-      local place_host, place_port = place_of(place)
-      if not place_host then
-        bad(worker_prefix .. worker, NO_PLACE)
-      end
+      local place_host, place_port = place_of(place, place_key)
       local place_space = space == '*' and '*' or place_host
       local key = base .. ':lease:' .. place_space .. ':' .. place_port
       local there = key ~= lease_keys[i] and read('GET', key)
@@ -140,23 +156,23 @@ local function run(read, call, try)
         end
       end
     end
-    --@include service_key
-    --@include written_types
+    read('ZCARD', base .. ':hosts')
+    read('XLEN', base .. ':events')
     read('HLEN', base .. ':host:' .. space)
-    read('ZCARD', service_key(worker))
+    read('ZCARD', service_key(base, worker))
     if has_limits then
-      local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
+      local org, plugin = match(worker, '^([^/]+)/([^+#]+)')
       read('SCARD', base .. ':limited:org:' .. org)
       read('SCARD', base .. ':limited:plugin:' .. plugin)
     end
     for _, it in ipairs(endings) do
-      read('ZCARD', service_key(it.worker))
+      read('ZCARD', service_key(base, it.worker))
     end
     older[i] = endings
     return REASSERTED
   end
 
-  local now_text = whole(now)
+  local now_text = format(WHOLE, now)
   local reply, first_at, heads = { now_text }, {}, {}
   for i = 1, count do
     local at = HEAD + (i - 1) * WORDS
@@ -171,69 +187,67 @@ local function run(read, call, try)
         local fence = args[at + 3]
         code, detail = decision(i, token, fence, args[at + 5])
         if code == REASSERTED then
-          last_fence = next_fence(last_fence, now_us, fence)
+          -- A fence grows even when Redis lost the last one: the server's time in microseconds is its floor.
+          last_fence = format(WHOLE, math.max((tonumber(last_fence) or 0) + 1, now_us, (tonumber(fence) or 0) + 1))
           detail = last_fence
         end
       end
       if code == RENEWED and args[at + 6] == 'set' then
         heads[i] = { lease_head(leases[i], lease_keys[i]) }
-        read('XLEN', events_key)
+      end
+      if heads[i] or args[at + 9] ~= '' then
+        read('XLEN', base .. ':events')
       end
     end
     reply[2 * i], reply[2 * i + 1] = code, detail
   end
 
   -- writes --
-  --@include service_key
-  --@include events
-  --@include lease_text
   local scores, in_period = {}, now % PLACE_PERIOD_MS
   for i = 1, count do
-    local at, code = HEAD + (i - 1) * WORDS, reply[2 * i]
+    local at, code, port = HEAD + (i - 1) * WORDS, reply[2 * i], ports[i]
+    local ttl_text, state, worker = args[at + 4], args[at + 7], args[at + 5]
+    local ttl_ms = tonumber(ttl_text)
     if code == RENEWED then
-      local port, ttl_text, head = ports[i], args[at + 4], heads[i]
-      local ttl_ms = tonumber(ttl_text)
       -- First, for a Redis that is full refuses a script whose first write takes memory, and none after that.
       call('PEXPIRE', lease_keys[i], ttl_text)
-      if head then
-        local fence, known_state, _, its_host, granted_at = unpack(head)
+      if heads[i] then
+        local fence, known_state, _, its_host, granted_at = unpack(heads[i])
         -- A lease that is draining stays so, whatever its holder knows of it.
-        local worker, state = args[at + 5], known_state == 'draining' and known_state or args[at + 7]
+        state = known_state == 'draining' and known_state or state
         call('SET', lease_keys[i],
           lease_text(fence, state, worker, its_host, port, granted_at, ttl_text, args[at + 8]), 'PX', ttl_text)
         if known_state ~= state then
-          record_event('changed', its_host, port, worker, fence, 'state', state)
+          record_event(try, base, 'changed', its_host, port, worker, fence, 'state', state)
         end
       end
       scores[#scores + 1] = now + ttl_ms + grace_ms
       scores[#scores + 1] = port
       if in_period < ttl_ms then
-        local grant = grants[i]
-        --@include place_anew
+        -- A worker's last address is written anew, so that it never runs out under a lease that is kept. What another
+        -- program put there is left alone, and stops no heartbeat.
+        local fence, its_host, its_worker = match(grants[i], '^(%d+) %x+ (%S+) (%S+)$')
+        local place_key = base .. ':worker:' .. (its_worker or '')
+        if its_worker and type(try('GET', place_key)) ~= 'table' then
+          write_place(call, place_key, its_host, port, fence, ttl_ms)
+        end
       end
     elseif code == REASSERTED then
-      local kind, port, fence, token, worker = REASSERTED, ports[i], reply[2 * i + 1], args[at + 2], args[at + 5]
-      local ttl_text, state, extra = args[at + 4], args[at + 7], args[at + 8]
-      local ttl_ms = tonumber(ttl_text)
-      if #older[i] > 0 then
-        --@include close
-        local own_tokens = tokens_key
-        for _, it in ipairs(older[i]) do
-          tokens_key = it.tokens_key
-          if it.lease_key then
-            call('DEL', it.lease_key)
-            call('ZADD', it.ports_key, now + grace_ms, it.port)
-          end
-          if it.grant then
-            close_grant(it.kind, it.port, it.grant, it.fence, it.host, it.worker)
-          end
+      for _, it in ipairs(older[i]) do
+        if it.lease_key then
+          call('DEL', it.lease_key)
+          call('ZADD', it.ports_key, now + grace_ms, it.port)
         end
-        tokens_key = own_tokens
+        if it.grant then
+          close_grant(call, try, base, it.tokens_key, it.kind, it.port, it.grant, it.fence, it.host, it.worker)
+        end
       end
-      local service, place_key, is_due = service_key(worker), worker_prefix .. worker, true
-      --@include open
+      open_lease(call, try, base, space, REASSERTED, port, reply[2 * i + 1], args[at + 2], host, worker,
+        service_key(base, worker), state, args[at + 8], ttl_text, grace_ms, now, now_text)
+      call('ZADD', base .. ':hosts', 'LT', now + ttl_ms, space)
+      call('HSET', base .. ':host:' .. space, 'due', format(WHOLE, now + ttl_ms))
       if has_limits then
-        local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
+        local org, plugin = match(worker, '^([^/]+)/([^+#]+)')
         call('SADD', base .. ':limited:org:' .. org, space .. ':' .. port)
         call('SADD', base .. ':limited:plugin:' .. plugin, space .. ':' .. port)
       end
@@ -245,12 +259,16 @@ local function run(read, call, try)
       local first = (reply[2 * i + 1] - HEAD) / WORDS + 1
       reply[2 * i], reply[2 * i + 1] = reply[2 * first], reply[2 * first + 1]
     end
+    if args[at + 9] ~= '' and (code == RENEWED or code == REASSERTED) then
+      local fence = code == REASSERTED and reply[2 * i + 1] or match(grants[i], '^(%d+)')
+      record_event(try, base, 'failed', host, port, worker, fence, 'error', args[at + 9])
+    end
   end
   if #scores > 0 then
     call('ZADD', ports_key, unpack(scores))
   end
   if space == '*' then
-    -- A host that tells of its leases; only a recovery asks for it.
+    -- A host that renews; only a recovery asks for it.
     try('SREM', base .. ':unreported', host)
   end
   if is_draining then
@@ -259,4 +277,4 @@ local function run(read, call, try)
   return reply
 end
 
---@include run
+return guarded(run)

@@ -27,8 +27,8 @@ local IMPOSSIBLE = 9000000000000000
 local LEASE = '^{"fence":%d+,"state":"(%l+)","worker":"([^"]+)","host":"([^"]+)"'
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
+  local base = KEYS[1]
+  local now, now_us = server_time(read)
   if #ARGV < 4 or (ARGV[3] == 'all' and not tonumber(ARGV[4])) then
     error({ err = WRONG_WORDS }, 0)
   end
@@ -75,7 +75,7 @@ local function run(read, call, try)
     return { NONE, counts.starting, counts.degraded, counts.draining }
   end
 
-  local reply = { FOUND, whole(now), next_offset }
+  local reply = { FOUND, string.format(WHOLE, now), next_offset }
   for _, one in ipairs(found) do
     reply[#reply + 1] = one[2]
     reply[#reply + 1] = read('PTTL', one[3])
@@ -87,20 +87,20 @@ local function run(read, call, try)
   end
   local highest, impossible = tonumber(read('ZRANGE', service, -1, -1, 'WITHSCORES')[2]), {}
   if highest >= IMPOSSIBLE then
-    impossible = read('ZRANGEBYSCORE', service, whole(IMPOSSIBLE), FOREVER, 'LIMIT', 0, PAGE)
+    impossible = read('ZRANGEBYSCORE', service, string.format(WHOLE, IMPOSSIBLE), FOREVER, 'LIMIT', 0, PAGE)
     highest = 0
   end
 
   -- writes --
-  if type(try('ZADD', service, whole(math.max(now_us, highest + 1)), found[1][1])) == 'table' then
+  if type(try('ZADD', service, string.format(WHOLE, math.max(now_us, highest + 1)), found[1][1])) == 'table' then
     return { NO_TURN }
   end
   for _, member in ipairs(impossible) do
     if member ~= found[1][1] then
-      call('ZADD', service, whole(now_us), member)
+      call('ZADD', service, string.format(WHOLE, now_us), member)
     end
   end
   return reply
 end
 
---@include run
+return guarded(run)

@@ -14,16 +14,19 @@
 
 --@include replies
 --@include base
+--@include events
+--@include leases
 
 local WORDS = 4
 local TTL_DIGITS = 12
 local NO_TOKEN = '00000000000000000000000000000000'
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
-  --@include places
-  --@include written_types
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
+  local tokens_key, now = base .. ':tokens:' .. space, server_time(read)
+  read('ZCARD', base .. ':hosts')
+  read('XLEN', base .. ':events')
   local ttl_ms = tonumber(ARGV[1])
   if not string.find(ARGV[1] or '', '^%d+$') or #ARGV[1] > TTL_DIGITS or (#ARGV - 1) % WORDS ~= 0 then
     error({ err = WRONG_WORDS }, 0)
@@ -42,7 +45,7 @@ local function run(read, call, try)
       error({ err = WRONG_WORDS }, 0)
     end
     local known = seen[port] or seen[worker] or read('HEXISTS', tokens_key, port) == 1
-      or read('GET', worker_prefix .. worker) or read('GET', lease_prefix .. port)
+      or read('GET', base .. ':worker:' .. worker) or read('GET', base .. ':lease:' .. space .. ':' .. port)
     reply[#reply + 1] = known and ALREADY or RESTORED
     if not known then
       seen[port], seen[worker] = true, true
@@ -51,20 +54,19 @@ local function run(read, call, try)
   end
 
   -- writes --
-  --@include events
-  call('HSET', base, 'fence', whole(newest))
+  call('HSET', base, 'fence', string.format(WHOLE, newest))
   for i, code in ipairs(reply) do
     if code == RESTORED then
       local at = 2 + (i - 1) * WORDS
       local host, port, worker = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-      local fence = whole(ARGV[at + 3] - 1)
+      local fence = string.format(WHOLE, ARGV[at + 3] - 1)
       call('ZADD', ports_key, now + ttl_ms, port)
       call('HSET', tokens_key, port, '-' .. fence .. ' ' .. NO_TOKEN .. ' ' .. host .. ' ' .. worker)
-      write_place(worker_prefix .. worker, host, port, fence, ttl_ms)
-      record_event(RESTORED, host, port, worker, fence)
+      write_place(call, base .. ':worker:' .. worker, host, port, fence, ttl_ms)
+      record_event(try, base, RESTORED, host, port, worker, fence)
     end
   end
   return reply
 end
 
---@include run
+return guarded(run)

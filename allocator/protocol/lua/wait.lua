@@ -17,9 +17,9 @@
 
 --@include replies
 --@include base
+--@include events
+--@include queue
 
-local QUEUE_SEEN = 64
-local QUEUE_WOKEN = 16
 local ALIVE_MS = 1800
 local PRIORITIES, PLACES = 9, 100000000000000
 -- For how long the pool says that somebody may wait; those in front say it again.
@@ -27,8 +27,9 @@ local WAITING_MS = 10000
 local LINE_MEMORY_MS = 3600000
 
 local function run(read, call, try)
-  --@include keys
-  --@include now
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
+  local now = server_time(read)
   local ticket, host, worker, explicit = ARGV[1], ARGV[3], ARGV[4], tonumber(ARGV[7] or 0)
   if #ARGV < 4 or (ARGV[2] ~= 'leave' and not (#ARGV > 7 and explicit and string.find(ARGV[5], '^%d$')
       and (ARGV[6] == '' or string.find(ARGV[6], '^%d+$')))) then
@@ -39,8 +40,7 @@ local function run(read, call, try)
   if not pool[1] then
     return { NO_POOL }
   end
-  local more = {}
-  --@include queue
+  local ahead, _, seat, tickets, waiters = queue_before(read, base, space, ticket, explicit)
   local place, look_ms = read('ZSCORE', line, ticket), -1
   local joins, leaves = not place, ARGV[2] == 'leave'
   for i = 1, math.min(seat or #tickets, 4) do
@@ -50,18 +50,16 @@ local function run(read, call, try)
     end
   end
   local last_number = tonumber(read('HGET', space_key, 'seq') or 0) or bad(space_key, 'has a garbled field seq')
-  read('XLEN', events_key)
-  --@include held_back
+  read('XLEN', base .. ':events')
   -- The lines that it may have stood in because of something else than ports, and the one that it stands in now.
-  local stood_in = held_lines(read('GET', waiter), worker)
-  local held = not leaves and held_key(ARGV[8], worker)
+  local stood_in = held_queues(base, read('GET', waiter), worker)
+  local held = not leaves and held_key(base, ARGV[8], worker)
   local held_ahead = 0
   if held then
     read('ZCARD', held)
   end
 
   -- writes --
-  --@include events
   for i = 1, #tickets do
     if not waiters[i] and tickets[i] ~= ticket then
       call('ZREM', line, tickets[i])
@@ -70,15 +68,13 @@ local function run(read, call, try)
   if leaves then
     call('ZREM', line, ticket)
     call('DEL', waiter, base .. ':turn:' .. ticket)
-    local turns = 1
-    --@include wake
+    wake_first(try, base, space, 1)
   end
   for key, kind in pairs(stood_in) do
     if key ~= held and try('ZREM', key, ticket) == 1 then
-      local next_in_line = held_before(key, kind, '')[1]
-      if next_in_line then
-        local ticket = next_in_line
-        --@include tell
+      local next_in_queue = held_before(try, base, key, kind, '')[1]
+      if next_in_queue then
+        wake(try, base, next_in_queue)
       end
     end
   end
@@ -88,27 +84,27 @@ local function run(read, call, try)
   if joins then
     place = ARGV[6]
     if place == '' then
-      place = whole((PRIORITIES - tonumber(ARGV[5])) * PLACES + call('HINCRBY', space_key, 'seq', 1))
-      record_event('queued', host, 0, worker, '-', 'priority', ARGV[5])
+      place = string.format(WHOLE, (PRIORITIES - tonumber(ARGV[5])) * PLACES + call('HINCRBY', space_key, 'seq', 1))
+      record_event(try, base, 'queued', host, 0, worker, '-', 'priority', ARGV[5])
     elseif tonumber(place) % PLACES > last_number then
       -- The server has lost its data since: without this, all who come from now on would stand before this one.
-      call('HSET', space_key, 'seq', whole(tonumber(place) % PLACES))
+      call('HSET', space_key, 'seq', string.format(WHOLE, tonumber(place) % PLACES))
     end
     call('ZADD', line, place, ticket)
   end
   call('SET', waiter, ARGV[7] .. ' ' .. ARGV[8] .. ' ' .. worker, 'PX', ALIVE_MS)
   call('PEXPIRE', line, LINE_MEMORY_MS)
   if held then
-    call('ZADD', held, 'NX', whole((PRIORITIES - tonumber(ARGV[5])) * PLACES + now), ticket)
+    call('ZADD', held, 'NX', string.format(WHOLE, (PRIORITIES - tonumber(ARGV[5])) * PLACES + now), ticket)
     call('PEXPIRE', held, LINE_MEMORY_MS)
-    local others, gone = held_before(held, ARGV[8], ticket)
+    local others, gone = held_before(try, base, held, ARGV[8], ticket)
     held_ahead = #others
     for i = 1, #gone do
       call('ZREM', held, gone[i])
     end
   end
   if (tonumber(pool[2]) or 0) < now + WAITING_MS / 2 then
-    call('HSET', base, 'waiting', whole(now + WAITING_MS))
+    call('HSET', base, 'waiting', string.format(WHOLE, now + WAITING_MS))
   end
   if joins then
     -- One that joined behind none must not miss a port that was given back just before.
@@ -117,4 +113,4 @@ local function run(read, call, try)
   return { QUEUED, place, ahead, look_ms, held_ahead }
 end
 
---@include run
+return guarded(run)

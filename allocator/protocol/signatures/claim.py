@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.model.states import LeaseState
 from allocator.protocol import decode
-from allocator.protocol.calls import Call, ScriptCall, Words, written_ports
-from allocator.protocol.keys import script_keys
+from allocator.protocol.calls import UNKNOWN_AGE_MS, Call
 from allocator.protocol.replies import Reply
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class ClaimCall(Call["ClaimReply"]):
         ttl_ms: How long the leases live without a heartbeat.
         state: The state that they start in.
         identity: What the host is known by: machine, boot, network namespace and perhaps its address.
+        alive_ms: For how long it has run: since its machine started, or its container.
         wanted: One or several ports; the worker itself first.
         strangers: Ports that other programs have bound on the host.
         hint: The port that the environment names (0: none), for the first.
@@ -49,7 +49,7 @@ class ClaimCall(Call["ClaimReply"]):
         ticket: The ticket of somebody who waits, or an empty text.
         contiguous: Whether several ports have to follow each other.
         look_from: The port to look on from, after `Again` (0: from the first).
-        replicas: How many replicas have to have the grant; no argument of the script.
+        replicas: How many replicas have to have the grant, from `Call`.
     """
 
     script: ClassVar[str] = "claim"
@@ -59,6 +59,7 @@ class ClaimCall(Call["ClaimReply"]):
     ttl_ms: int
     state: LeaseState = LeaseState.STARTING
     identity: str
+    alive_ms: int = UNKNOWN_AGE_MS
     wanted: tuple[WantedPort, ...]
     strangers: frozenset[int] = frozenset()
     hint: int = 0
@@ -67,29 +68,6 @@ class ClaimCall(Call["ClaimReply"]):
     ticket: str = ""
     contiguous: bool = False
     look_from: int = 0
-    replicas: int = 0
-
-    def encode(self) -> ScriptCall:
-        """Return the call as it goes to Redis."""
-        keys = script_keys(self.pool, self.space)
-        is_one = len(self.wanted) == 1 and not self.contiguous
-        script, args = ("claim", self._for_one()) if is_one else ("claim_several", self._for_several())
-        return ScriptCall(script, keys, args, self.replicas, self)
-
-    def _for_one(self) -> Words:
-        (one,) = self.wanted
-        strangers, extra = written_ports(self.strangers), decode.extra_members(one.extra)
-        sometimes: list[str | int] = [extra, strangers, self.hint, self.port, self.superseded, self.ticket]
-        while sometimes and not sometimes[-1]:
-            sometimes.pop()
-        return (self.host, one.worker, one.token, self.ttl_ms, str(self.state), self.identity, *sometimes)
-
-    def _for_several(self) -> Words:
-        args: list[str | int] = [self.host, self.ttl_ms, str(self.state), self.identity]
-        args += [written_ports(self.strangers), int(self.contiguous), self.look_from, self.ticket]
-        for one in self.wanted:
-            args += [one.worker, one.token, decode.extra_members(one.extra)]
-        return tuple(args)
 
     def decode(self, raw: Any, *, sent_at: float | None = None) -> ClaimReply:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered.
@@ -111,10 +89,7 @@ class ClaimCall(Call["ClaimReply"]):
         return _REFUSALS[code](self, reply)
 
     def _leases(self, reply: list[Any], sent_at: float | None) -> tuple[Lease, ...]:
-        if len(self.wanted) == 1 and not self.contiguous:
-            now_ms, rows = decode.number(reply[3]), [reply[1:3]]
-        else:
-            now_ms, rows = decode.number(reply[1]), [reply[at : at + 2] for at in range(2, len(reply), 2)]
+        now_ms, rows = decode.number(reply[1]), [reply[at : at + 2] for at in range(2, len(reply), 2)]
         leases = []
         for one, (text, remaining) in zip(self.wanted, rows, strict=True):
             left_ms = decode.number(remaining)

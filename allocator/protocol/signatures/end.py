@@ -1,4 +1,4 @@
-"""The signatures of the scripts that end leases, and of `fail`, which writes down why a worker failed."""
+"""The signature of `end`: leases that their holders release or decline, or that an operator ends."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.protocol import decode
-from allocator.protocol.calls import Call, ScriptCall, Words
-from allocator.protocol.keys import script_keys
+from allocator.protocol.calls import Call, Words
 from allocator.protocol.replies import Reply
 
 if TYPE_CHECKING:
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedLease:
-    """A lease that its holder ends.
+    """A lease that is to end.
 
     Attributes:
         port: Its port.
-        token: The proof of holding it.
+        token: The proof of holding it; for an operator the fence of the lease that was seen.
     """
 
     port: int
@@ -32,23 +31,24 @@ class EndCall(Call["tuple[Ending, ...]"]):
     """What ends leases.
 
     Attributes:
-        how: `released` (the ports rest for the pool's cooldown) or `declined` (the kernel refused them: quarantine).
+        how: `released` (the ports rest for the pool's cooldown), `declined` (the kernel refused them: quarantine), or
+            `forced` (an operator says so).
         leases: At most 256, of one host or namespace of ports.
+        by: Who forces it; sent with `forced` only.
+        reason: Why.
     """
 
-    script: ClassVar[str] = "release"
+    script: ClassVar[str] = "end"
 
-    how: Literal["released", "declined"] = "released"
+    how: Literal["released", "declined", "forced"] = "released"
     leases: tuple[EndedLease, ...]
+    by: str = ""
+    reason: str = ""
 
     def arguments(self) -> Words:
         """Return ARGV."""
-        return tuple(word for one in self.leases for word in (one.port, one.token))
-
-    def encode(self) -> ScriptCall:
-        """Return the call as it goes to Redis."""
-        script = "release" if self.how == "released" else "decline"
-        return ScriptCall(script, script_keys(self.pool, self.space), self.arguments(), signature=self)
+        pairs = [word for one in self.leases for word in (one.port, one.token)]
+        return (self.how, *pairs, *((self.by, self.reason) if self.how == "forced" else ()))
 
     def decode(self, raw: Any) -> tuple[Ending, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return what became of each lease, in their order."""
@@ -94,24 +94,3 @@ class NotYours:
 
 
 Ending: TypeAlias = Ended | Already | NotYours
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailCall(Call[bool]):
-    """What `fail` is sent.
-
-    Attributes:
-        port: The port of the lease.
-        token: The proof of holding it.
-        why: Why its worker failed, in one line.
-    """
-
-    script: ClassVar[str] = "fail"
-
-    port: int
-    token: str = field(repr=False)
-    why: str
-
-    def decode(self, raw: Any) -> bool:  # noqa: ANN401  # as `Call.decode`
-        """Return whether it was written down (False: the lease is not the caller's any more)."""
-        return decode.text(decode.words(raw)[0]) == Reply.CHANGED

@@ -1,4 +1,4 @@
-"""The signatures of what is done with a host as a whole: `register`, `cordon`, `drain`, `forget`, `place`."""
+"""The signatures of `host`, what is done with a host as a whole, and of `place`: where there is room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from allocator.protocol import decode
-from allocator.protocol.calls import Call, Words
+from allocator.protocol.calls import UNKNOWN_AGE_MS, Call, Words
 from allocator.protocol.replies import Reply
 
 
@@ -17,12 +17,15 @@ class RegisterCall(Call[Reply]):
     Attributes:
         host: Its name.
         identity: What it is known by: machine, boot, network namespace and perhaps its address.
+        alive_ms: For how long it has run: since its machine started, or its container.
     """
 
-    script: ClassVar[str] = "register"
+    script: ClassVar[str] = "host"
+    first: ClassVar[Words] = ("register",)
 
     host: str
     identity: str
+    alive_ms: int = UNKNOWN_AGE_MS
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `created`, `changed`, `unchanged`, `host_conflict` or `no_pool`."""
@@ -34,14 +37,14 @@ class CordonCall(Call[Reply]):
     """What makes a host give out no new ports, or give them out again.
 
     Attributes:
+        what: What is done.
         host: Its name.
-        switch: `on` or `off`.
     """
 
-    script: ClassVar[str] = "cordon"
+    script: ClassVar[str] = "host"
 
+    what: Literal["cordon", "uncordon"]
     host: str
-    switch: Literal["on", "off"]
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `changed`, `unchanged` or `unknown`."""
@@ -57,14 +60,11 @@ class DrainCall(Call["int | None"]):
         ports: Ports whose leases may be of this host, at most 256.
     """
 
-    script: ClassVar[str] = "drain"
+    script: ClassVar[str] = "host"
+    first: ClassVar[Words] = ("drain",)
 
     host: str
     ports: tuple[int, ...] = ()
-
-    def arguments(self) -> Words:
-        """Return ARGV."""
-        return (self.host, *self.ports)
 
     def decode(self, raw: Any) -> int | None:  # noqa: ANN401  # as `Call.decode`
         """Return how many leases became draining by this call, or None when the pool knows no such host."""
@@ -80,7 +80,8 @@ class ForgetCall(Call[Reply]):
         host: Its name.
     """
 
-    script: ClassVar[str] = "forget"
+    script: ClassVar[str] = "host"
+    first: ClassVar[Words] = ("forget",)
 
     host: str
 

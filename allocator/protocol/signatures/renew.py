@@ -30,6 +30,7 @@ class RenewedLease:
         mode: `set` writes what follows, `keep` leaves it as it is.
         state: Its state.
         extra: What the holder says of itself, by name.
+        failed: Why its worker failed, in one line, to be written down in the events; an empty text when it did not.
     """
 
     port: int
@@ -40,6 +41,7 @@ class RenewedLease:
     mode: str = "keep"
     state: LeaseState = LeaseState.READY
     extra: dict[str, Any] = field(default_factory=dict)
+    failed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ class RenewCall(Call["Renewals | NoPool"]):
             return Reasserted(fence=int(decode.number(about)))
         if word is not Reply.LOST:
             raise decode.unreadable(f"the script {self.script}")
-        if about in {"released", "replaced"}:
+        if about in {"released", "replaced", "forced"}:
             return Lost(why=about)
         holder = decode.lease(self.pool, about, remaining_ms=0, now_ms=now_ms)
         return Lost(why="held", holder=replace(holder, expires_at=(now_ms + holder.ttl_ms) / 1_000))
@@ -123,7 +125,7 @@ class Lost:
     """The lease is not the caller's any more.
 
     Attributes:
-        why: `released` (its holder ended it), `replaced` (a newer one had the port), or `held`.
+        why: `released` (by its holder), `forced` (by an operator), `replaced` (a newer one had the port), or `held`.
         holder: The lease in the way, as if it had just been renewed; None for another reason.
     """
 

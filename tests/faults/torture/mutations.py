@@ -20,9 +20,9 @@ from allocator.store import blocking
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TOKEN_OF_ENDING = "token ~= ARGV[2 * i]"
+TOKEN_OF_ENDING = "proof ~= ARGV[2 * i + 1]"
 SCORES = "if #scores > 0 then"
-MARKED = "call('HSET', tokens_key, port, (kind == 'declined' and '~' or '-') .. grant)"
+MARKED = "call('HSET', tokens_key, port, mark .. grant)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ MUTATIONS = {
     "no-token-check-on-release": Mutation(
         "whoever knows the port ends its lease",
         frozenset("c"),
-        {"release": {TOKEN_OF_ENDING: "false"}, "decline": {TOKEN_OF_ENDING: "false"}},
+        {"end": {TOKEN_OF_ENDING: "false"}},
     ),
     "no-token-check-on-renew": Mutation(
         "whoever held the port renews what is there",
@@ -79,7 +79,7 @@ MUTATIONS = {
     "ended-grants-unmarked": Mutation(
         "a renewal brings back what was released",
         frozenset("cf"),
-        {"release": {MARKED: "local _ = grant"}},
+        {"end": {MARKED: "local _ = grant"}},
     ),
     "client-clock": Mutation("the claimer's clock decides", frozenset("adf"), {}, _by_the_clients_clock),
     "fence-not-growing": Mutation(
@@ -88,7 +88,7 @@ MUTATIONS = {
         {
             "claim": {
                 "if last_fence and (#last_fence ~= #fence or last_fence >= fence) then": "if last_fence then",
-                "string.format('%.0f', math.max(tonumber(last_fence) or 0, now_us - 1) + 1)": "last_fence",
+                "format('%.0f', math.max(tonumber(last_fence) or 0, now_us - 1) + 1)": "last_fence",
             }
         },
     ),
@@ -111,7 +111,9 @@ MUTATIONS = {
         frozenset("df"),
         {
             "claim": {
-                "call('SET', lease_prefix .. port, lease, 'PX', ttl_text)": "call('SET', lease_prefix .. port, lease)"
+                "call('SET', base .. ':lease:' .. space .. ':' .. port, lease, 'PX', ttl_text)": (
+                    "call('SET', base .. ':lease:' .. space .. ':' .. port, lease)"
+                )
             },
             "renew": {"call('PEXPIRE', lease_keys[i], ttl_text)": "call('PERSIST', lease_keys[i])"},
             "keep": {
@@ -133,7 +135,7 @@ MUTATIONS = {
     "index-not-cleared": Mutation(
         "a released lease stays in the index of its service",
         frozenset("f"),
-        {"release": {"try('ZREM', service, member)": "0"}},
+        {"end": {"try('ZREM', service, member)": "0"}},
     ),
 }
 
@@ -170,7 +172,7 @@ def edited(one: Script, edits: dict[str, str]) -> str:
     source = one.source
     for piece, other in edits.items():
         if piece not in source:
-            raise LookupError(f"{one.name}.lua has no {piece!r} any more; mend the mutation")
+            raise LookupError(f"{one.name}.lua has no {piece!r} any more; fix the mutation")
         source = source.replace(piece, other)
     return source
 

@@ -17,6 +17,7 @@ import pytest
 from servers import Server, client_of, installed, wait_until
 
 from allocator import ConfigurationError, PortAllocator, StoreUnavailableError
+from allocator.store.aio import AsyncStore
 from allocator.store.blocking import Store
 from allocator.store.connection import ConnectionOptions, ForeignReplyError, ReplyError
 from allocator.store.direct import ConnectionPool
@@ -550,3 +551,16 @@ asyncio.run(use())
 assert not [name for name in sys.modules if name.partition(".")[0] == "redis"]
 """ % (face, redis_url, pool.name)  # noqa: UP031  # braces stand in the program
     subprocess.run([sys.executable, "-c", body], check=True, timeout=60)
+
+
+def test_calls_that_connect_at_the_same_time_leave_no_connection_open() -> None:
+    async def call(url: str) -> None:
+        store = AsyncStore.open(url)
+        await asyncio.gather(*(store.newest_events(f"stream-{number}", 1) for number in range(10)))
+        await store.close()
+
+    with Server() as server:
+        url = server.ready().url
+        asyncio.run(call(url))
+        with contextlib.closing(Store.open(url)) as store:
+            wait_until(lambda: len(client_of(store).client_list()) == 1, "the calls' connections are closed")

@@ -192,20 +192,74 @@ def test_superseding_onto_another_port_ends_the_old_lease(store, how):
 def test_a_second_machine_under_the_same_name_is_refused_while_the_first_has_leases(store):
     take(store, make_context())
     before = store.dump()
-    with pytest.raises(HostConflictError, match="another machine has live leases as host web-1"):
+    with pytest.raises(HostConflictError, match="another machine or container has live leases as host web-1"):
         take(store, make_context(machine="m2"), STRIPE)
     assert_same_state(before, store.dump())
 
 
-def test_another_namespace_of_the_same_boot_is_another_machine(store):
+OTHERS = {
+    "a clone, or a machine after its reboot": {"boot": "b2", "netns": "n2"},
+    "a container, or one after its restart": {"netns": "n2"},
+}
+
+
+@pytest.fixture(params=OTHERS)
+def other(request):
+    """Return what tells a second host of one machine apart that comes under the same name."""
+    return OTHERS[request.param]
+
+
+def running_for(context, seconds):
+    """Return a caller whose host began to run so long ago."""
+    context.began = context.clock() - seconds
+    return context
+
+
+def test_who_comes_under_a_name_whose_leases_are_renewed_since_is_refused_and_changes_nothing(store, other):
+    first = make_context()
+    lease = take(store, first)
+    store.advance(10 * SECOND)
+    (outcome,) = store.drive(renew(first, [lease]))
+    store.advance(3 * SECOND)
+    before = store.dump()
+    for plugin in (EMAIL, STRIPE):
+        with pytest.raises(HostConflictError, match="name of its own with --host"):
+            take(store, running_for(make_context(**other), 5), plugin)
+    assert_same_state(before, store.dump())
+    (outcome,) = store.drive(renew(first, [outcome.lease]))
+    assert not outcome.lost
+
+
+def test_who_began_after_the_last_renewal_takes_the_name_over_at_once_and_ends_what_is_left(store, other):
+    first = make_context()
+    mine, left = take(store, first), take(store, first, STRIPE)
+    store.advance(3 * SECOND)
+    heir = running_for(make_context(**other), 1)
+    again = take(store, heir)
+    assert again.port == mine.port
+    assert again.fence > left.fence
+    assert [one.worker for one in live(store)] == [EMAIL]
+    assert store.event_types("sdk-v2")[-3:] == ["expired", "expired", "granted"]
+    assert take(store, heir, STRIPE).port == left.port
+    assert store.drive(renew(first, [mine]))[0].lost
+
+
+def test_a_host_that_is_known_again_is_not_asked_again(store, other):
     take(store, make_context())
+    store.advance(3 * SECOND)
+    heir = running_for(make_context(**other), 1)
+    take(store, heir)
+    store.advance(SECOND)
+    assert take(store, running_for(make_context(**other), 100), STRIPE).port == 5557
     with pytest.raises(HostConflictError):
-        take(store, make_context(netns="n2"), STRIPE)
+        take(store, running_for(make_context(), 50), WorkerId("org-1", "slack"))
 
 
-def test_a_rebooted_machine_keeps_its_name(store):
+def test_a_host_of_which_nobody_knows_since_when_it_runs_takes_no_name_over(store, other):
     take(store, make_context())
-    assert take(store, make_context(boot="b2", netns="n2"), STRIPE).port == 5557
+    store.advance(3 * SECOND)
+    with pytest.raises(HostConflictError):
+        take(store, make_context(**other))
 
 
 def test_a_second_machine_takes_the_name_over_when_the_first_has_no_lease(store):

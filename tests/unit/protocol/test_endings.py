@@ -98,7 +98,7 @@ def test_300_leases_end_in_two_calls(store):
     held = [take(store, context, WorkerId("o", "p", i), "wide") for i in range(300)]
     store.calls.clear()
     assert store.drive(release(context, held)) == [True] * 300
-    assert [call.script for call in store.calls] == ["release", "release"]
+    assert [call.script for call in store.calls] == ["end", "end"]
     assert not [key for key in store.key_names() if ":lease:" in key or ":service:" in key]
 
 

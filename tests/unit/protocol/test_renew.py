@@ -20,6 +20,7 @@ from allocator.operations.pools import read_pool
 from allocator.operations.renew import PROOF_LENGTH, renew
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
+from allocator.protocol.signatures.renew import RenewCall, RenewedLease
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")
@@ -38,9 +39,17 @@ def live(store, pool="sdk-v2"):
 
 
 def raw_renew(store, lease, token, *, fence=None, space="web-1", state="starting"):
-    args = (lease.host, "m1 b1 n1", lease.port, token, fence or lease.fence, lease.ttl_ms, str(lease.worker),
-            "set", state, "")  # fmt: skip
-    return store.run(ScriptCall("renew", script_keys(lease.pool, space), args))
+    one = RenewedLease(
+        port=lease.port,
+        token=token,
+        fence=fence or lease.fence,
+        ttl_ms=lease.ttl_ms,
+        worker=str(lease.worker),
+        mode="set",
+        state=state,
+    )
+    call = RenewCall(pool=lease.pool, space=space, host=lease.host, identity="m1 b1 n1", leases=(one,))
+    return store.run(call.encode())
 
 
 def test_a_renewed_lease_lives_its_ttl_from_now(store):

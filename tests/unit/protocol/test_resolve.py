@@ -156,7 +156,7 @@ def test_a_host_that_registers_is_known_before_its_first_claim(store):
     assert store.client.zrange("alloc:{sdk-v2}:hosts", 0, -1) == [b"web-9"]
     assert store.event_types(POOL) == ["pool", "registered"]
     worker(store, 0, host="web-8")
-    with pytest.raises(HostConflictError, match="another machine has live leases as host web-8"):
+    with pytest.raises(HostConflictError, match="another machine or container has live leases as host web-8"):
         store.drive(register(make_context("web-8", machine="other"), POOL))
 
 

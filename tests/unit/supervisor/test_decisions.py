@@ -24,15 +24,34 @@ def health(**changes: float | None) -> Health:
     return Health(**{"started_at": 100.0, "interval_s": 5.0, "give_up_after_s": 60.0} | changes)
 
 
-def test_a_worker_is_looked_at_soon_after_its_start_and_then_less_often() -> None:
-    one, pauses, now = health(), [], 100.0
-    for _ in range(12):
+def pauses_of(one: Health, until: float) -> list[float]:
+    """Return the times between the looks at a worker that does not listen."""
+    pauses, now = [], 100.0
+    while now < until:
         pauses.append(one.next_at - now)
         now = one.next_at
         assert one.not_listening(now) is Verdict.NOTHING
-    assert abs(pauses[0] - 0.1) < 1e-9
-    assert pauses == sorted(pauses)
+    return pauses
+
+
+def test_a_worker_that_starts_is_seen_to_listen_within_50_ms() -> None:
+    pauses = pauses_of(health(), until=159.0)
+    assert pauses[0] <= 0.005 + 1e-9
+    assert max(pauses) <= 0.05
+
+
+def test_a_worker_that_takes_minutes_to_start_is_looked_at_less_often() -> None:
+    pauses = pauses_of(health(), until=300.0)
     assert abs(pauses[-1] - 1.0) < 1e-9
+    assert max(pauses_of(health(slowest_look_s=0.25), until=159.0)) <= 0.25
+
+
+def test_a_worker_that_answers_and_is_not_well_is_not_asked_all_the_time() -> None:
+    one, now = health(), 100.0
+    for _ in range(20):
+        now = one.next_at
+        one.bad(now, "503")
+    assert one.next_at - now >= 0.9
 
 
 def test_the_third_failure_in_a_row_degrades_and_one_good_answer_mends() -> None:

@@ -1,26 +1,131 @@
--- Who waits in this space ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`: its
--- only port, 0 for any, -1 for a block of adjacent ones). Leaves `tickets` and `waiters` (what each says of itself, false
--- when it is gone), `seat` (its place among them, nil when it has none), `ahead` (how many it may not overtake), `wanted`
--- (ports that those ahead wait for, as ranges with a comma before each), and the ticket in `more.asker`. Who waits for a
--- block keeps nobody but the next who waits for one; who is held back by something else than ports keeps nobody.
-local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
-if #tickets > 0 then
-  local waiter_keys = {}
+-- queue: who waits for a port, in each namespace of ports and, over all hosts, behind a limit or a worker's own lease.
+-- A waiter says of itself, in a key that lives 1.8 s: the port that it waits for, its condition, its worker.
+
+-- How many of a queue are looked at; what is behind them waits.
+local QUEUE_SEEN = 64
+local QUEUE_WOKEN = 16
+
+-- Who waits in this namespace ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`:
+-- its only port, 0 for any, -1 for a block of contiguous ones). Returns how many it may not overtake, the ports that those
+-- ahead wait for (as ranges with a comma before each), its seat (nil when it has none), and the first tickets with what
+-- each says of itself (false when it is gone). Who waits for a block keeps nobody but the next who waits for one; who is
+-- held back by something other than ports keeps nobody.
+local function queue_before(read, base, space, ticket, explicit)
+  local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
+  if #tickets > 0 then
+    local waiter_keys = {}
+    for i = 1, #tickets do
+      waiter_keys[i] = base .. ':waiter:' .. tickets[i]
+    end
+    waiters = read('MGET', unpack(waiter_keys))
+  end
   for i = 1, #tickets do
-    waiter_keys[i] = base .. ':waiter:' .. tickets[i]
+    if tickets[i] == ticket then
+      seat = i
+      break
+    end
+    local its_port, condition = string.match(waiters[i] or '', '^(%-?%d+) (%l+) ')
+    if condition == 'any' or (condition and tonumber(its_port) == explicit and (condition == 'one' or condition == 'block')) then
+      ahead = ahead + 1
+    elseif condition == 'one' and explicit <= 0 then
+      wanted = wanted .. ',' .. its_port
+    end
   end
-  waiters = read('MGET', unpack(waiter_keys))
+  return ahead, wanted, seat, tickets, waiters
 end
-for i = 1, #tickets do
-  if tickets[i] == ticket then
-    seat = i
-    break
-  end
-  local its_port, condition = string.match(waiters[i] or '', '^(%-?%d+) (%l+) ')
-  if condition == 'any' or (condition and tonumber(its_port) == explicit and (condition == 'one' or condition == 'block')) then
-    ahead = ahead + 1
-  elseif condition == 'one' and explicit <= 0 then
-    wanted = wanted .. ',' .. its_port
+
+-- The queue of those whom a limit of the organisation (org), of the plugin (plugin) or of both (instances), or a lease
+-- that their worker has already (worker), holds back; nil where the kind is none of these. Each is a zset of tickets, by
+-- priority and then by who came first.
+local function held_key(base, kind, worker)
+  if kind == 'org' then
+    return base .. ':held:org:' .. (string.match(worker, '^[^/]+') or '')
+  elseif kind == 'plugin' then
+    return base .. ':held:plugin:' .. (string.match(worker, '^[^/]+/([^+#]+)') or '')
+  elseif kind == 'instances' then
+    return base .. ':held:instances:' .. (string.match(worker, '^[^#]+') or '')
+  elseif kind == 'worker' then
+    return base .. ':held:worker:' .. worker
   end
 end
-more.asker = ticket
+
+-- By key, the queues that a waiter may stand in, and of which kind each is: the one of which it said so, or any that its
+-- worker may be in where what it said has run out meanwhile.
+local function held_queues(base, said, worker)
+  local kind, said_worker = string.match(said or '', '^%-?%d+ (%l+) (%S+)$')
+  local queues = {}
+  for _, one in ipairs({ 'org', 'plugin', 'instances', 'worker' }) do
+    if not kind or kind == one then
+      queues[held_key(base, one, said_worker or worker)] = one
+    end
+  end
+  return queues
+end
+
+-- Those of such a queue who are there, in order, up to `ticket`, which is left out; and those who are not there any more.
+local function held_before(try, base, key, kind, ticket)
+  local found, gone = {}, {}
+  for _, other in ipairs(try('ZRANGE', key, 0, QUEUE_SEEN - 1)) do
+    if other == ticket then
+      break
+    end
+    local waiter = try('GET', base .. ':waiter:' .. other)
+    local is_there = type(waiter) == 'string' and string.match(waiter, '^%-?%d+ (%l+) ') == kind
+    local list = is_there and found or gone
+    list[#list + 1] = other
+  end
+  return found, gone
+end
+
+-- Tells a waiter to look again. Nothing here can stop the script: it looks by itself within a second.
+local function wake(try, base, ticket)
+  local turn = base .. ':turn:' .. ticket
+  if try('LLEN', turn) == 0 then
+    try('LPUSH', turn, '1')
+    try('PEXPIRE', turn, 5000)
+  end
+end
+
+-- Tells the first waiters of a namespace: `turns` of those that any port will do for, and all that wait for one port or a
+-- block.
+local function wake_first(try, base, space, turns)
+  for _, ticket in ipairs(try('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_WOKEN - 1)) do
+    local waiter = try('GET', base .. ':waiter:' .. ticket)
+    local condition = type(waiter) == 'string' and string.match(waiter, '^%-?%d+ (%l+) ')
+    if (condition == 'any' and turns > 0) or condition == 'one' or condition == 'block' then
+      turns = condition == 'any' and turns - 1 or turns
+      wake(try, base, ticket)
+    end
+  end
+end
+
+-- Tells those whom leases that ended had held back (`freed`: the workers of these leases), one for each, on whatever host
+-- they wait.
+local function wake_held(try, base, freed)
+  local queues = {}
+  for _, worker in ipairs(freed) do
+    for key, kind in pairs(held_queues(base, nil, worker)) do
+      local queue = queues[key] or { kind = kind, turns = 0 }
+      queue.turns = queue.turns + 1
+      queues[key] = queue
+    end
+  end
+  for key, queue in pairs(queues) do
+    for at, ticket in ipairs((held_before(try, base, key, queue.kind, ''))) do
+      if at > queue.turns then
+        break
+      end
+      wake(try, base, ticket)
+    end
+  end
+end
+
+-- Takes a waiter that has what it waited for out of the queues that it stood in: that of its namespace, and those that it
+-- may stand in by what it said of itself, or by its worker.
+local function leave_queues(call, try, base, space, ticket, said, worker)
+  for key in pairs(held_queues(base, said, worker)) do
+    try('ZREM', key, ticket)
+  end
+  try('ZREM', base .. ':waiters:' .. space, ticket)
+  call('DEL', base .. ':waiter:' .. ticket, base .. ':turn:' .. ticket)
+end

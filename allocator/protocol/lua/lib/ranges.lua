@@ -1,4 +1,5 @@
--- Sets of ports as clients send them: `5556,5570-5580`, nothing for none.
+-- ranges: sets of ports as clients send them and pools have them: `5556,5570-5580`, nothing for none.
+
 local function parse_ranges(text)
   local ranges = {}
   for first, last in string.gmatch(text, '(%d+)%-?(%d*)') do
@@ -14,4 +15,10 @@ local function within(ranges, port)
     end
   end
   return false
+end
+
+-- A plugin's short name: without its scope, and without a leading `plugin-` or else a trailing `-plugin` (see names.py).
+local function short_name(plugin)
+  local name = string.match(plugin, '^@[^/]*/(.*)$') or plugin
+  return string.match(name, '^plugin%-(.+)$') or string.match(name, '^(.+)%-plugin$') or name
 end

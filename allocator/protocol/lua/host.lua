@@ -1,0 +1,134 @@
+-- host: makes a host known, keeps it from giving out ports, empties it, or forgets it.
+--
+-- Safe because none of these ends a live lease: a drained host's holders see at their next renewal that they are to stop;
+-- a host is forgotten only once it has no live lease and the end of every grant on it was made known (the reaper's cursor),
+-- and one that claims again is simply known again. To make it known is what a claim does on its own, and takes the name
+-- over from nobody whose leases are live, nor from a machine that is.
+--
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- ARGV  1 what (register, cordon, uncordon, drain, forget)  2 host, then
+--       register: identity (machine, boot, netns and address, after a `!` when it was chosen), for how many ms it has run
+--       drain: the ports whose leases may be of this host
+-- Replies
+--       register: created · changed · unchanged · host_conflict machine · no_pool
+--       cordon, uncordon: changed · unchanged · unknown (no such host in the pool)
+--       drain: draining, how many leases became draining by this call · unknown
+--       forget: forgotten · unknown · busy (it has a live lease)
+--               again (leases have ended that nobody has closed: reap, then call once more)
+-- Events  registered, cordoned, uncordoned, draining, forgotten (the port is 0, worker and fence are '-'), where anything
+--         changed; draining: changed for each lease
+-- Loops   the ports of a drain, which the client keeps to 256; the host's ports in pages of 512; ended grants that were not
+--         closed: 512
+
+--@include replies
+--@include base
+--@include events
+--@include hosts
+
+local PAGE = 512
+
+local function run(read, call, try)
+  local base, ports_key = KEYS[1], KEYS[2]
+  local space = string.sub(ports_key, #base + 8)
+  local tokens_key, hosts_key = base .. ':tokens:' .. space, base .. ':hosts'
+  local what, host = ARGV[1], ARGV[2] or error({ err = WRONG_WORDS }, 0)
+  local host_key = base .. ':host:' .. host
+  local now = server_time(read)
+  local about = read('HMGET', host_key, 'identity', 'cordon', 'drain')
+  local known, set, dropped, changing, event, reply = about[1], {}, {}, {}, nil, nil
+
+  if what == 'register' then
+    local identity, alive_ms = ARGV[3], tonumber(ARGV[4])
+    if not (identity and alive_ms) then
+      error({ err = WRONG_WORDS }, 0)
+    elseif not read('HGET', base, 'rules') then
+      return { NO_POOL }
+    end
+    if known then
+      local kin = known == identity and 'known' or kinship(read, base, space, host, known, identity, alive_ms, now)
+      if kin == 'conflict' then
+        return { HOST_CONFLICT, string.match(known, '^%S+') or '-' }
+      elseif kin == 'known' or kin == 'heir' then
+        -- What is left behind is ended by the first claim, which is the one that needs it.
+        return { UNCHANGED }
+      end
+    end
+    set, event, reply = { 'identity', identity }, 'registered', { known and CHANGED or CREATED }
+  elseif what == 'cordon' or what == 'uncordon' then
+    if not known then
+      return { UNKNOWN }
+    elseif (what == 'cordon') == (about[2] == '1') then
+      return { UNCHANGED }
+    end
+    event, reply = what .. 'ed', { CHANGED }
+    if what == 'cordon' then
+      set = { 'cordon', '1' }
+    else
+      dropped = { 'cordon', 'drain' }
+    end
+  elseif what == 'drain' then
+    if not known then
+      return { UNKNOWN }
+    end
+    for i = 3, #ARGV do
+      local key = base .. ':lease:' .. space .. ':' .. ARGV[i]
+      local lease = read('GET', key)
+      if lease then
+        local fence, state, worker, its_host = lease_head(lease, key)
+        if its_host == host and state ~= 'draining' then
+          changing[#changing + 1] = { key = key, port = ARGV[i], lease = lease, fence = fence, worker = worker }
+        end
+      end
+    end
+    set, event, reply = { 'cordon', '1', 'drain', '1' }, not about[3] and 'draining', { DRAINING, #changing }
+  elseif what == 'forget' then
+    if not known and not read('ZSCORE', hosts_key, host) then
+      return { UNKNOWN }
+    elseif #leases_of(read, base, space, host, now) > 0 then
+      return { BUSY }
+    end
+    local cursor = space == host and (string.match(read('HGET', host_key, 'reaped') or '', '^(%d+) ') or '0')
+    local recent = cursor and read('ZRANGEBYSCORE', ports_key, cursor, FOREVER, 'LIMIT', 0, PAGE) or {}
+    for _, grant in ipairs(#recent > 0 and read('HMGET', tokens_key, unpack(recent)) or {}) do
+      if grant and not string.find(grant, '^[-~!=]') then
+        return { AGAIN }
+      end
+    end
+    event, reply = 'forgotten', { FORGOTTEN }
+  else
+    error({ err = WRONG_WORDS }, 0)
+  end
+  read('ZCARD', hosts_key)
+  read('XLEN', base .. ':events')
+
+  -- writes --
+  if what == 'forget' then
+    call('DEL', host_key)
+    if space == host then
+      call('UNLINK', ports_key, tokens_key)
+    end
+    call('ZREM', hosts_key, host)
+  end
+  if set[1] then
+    call('HSET', host_key, unpack(set))
+    -- In fleet scope the space is no host: the agenda then has the host beside it, with nothing to visit.
+    call('ZADD', hosts_key, 'NX', FOREVER, host)
+    if what == 'register' then
+      call('ZADD', hosts_key, 'NX', FOREVER, space)
+    end
+  end
+  if dropped[1] then
+    call('HDEL', host_key, unpack(dropped))
+  end
+  if event then
+    record_event(try, base, event, host, 0, '-', '-')
+  end
+  for _, it in ipairs(changing) do
+    local text = string.gsub(it.lease, '"state":"%l+"', '"state":"draining"', 1)
+    call('SET', it.key, text, 'KEEPTTL')
+    record_event(try, base, 'changed', host, it.port, it.worker, it.fence, 'state', 'draining')
+  end
+  return reply
+end
+
+return guarded(run)

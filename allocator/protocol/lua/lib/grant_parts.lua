@@ -1,1 +1,0 @@
---@define grant_parts(text) string.match(text, '^([-~!]?)(%d+) (%x+) (%S+) (%S+)$')

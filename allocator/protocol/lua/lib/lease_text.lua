@@ -1,3 +1,0 @@
---@define lease_text(fence, state, worker, host, port, granted_at, ttl_ms, extra)
---@  '{"fence":' .. fence .. ',"state":"' .. state .. '","worker":"' .. worker .. '","host":"' .. host ..
---@  '","port":' .. port .. ',"granted_at":' .. granted_at .. ',"ttl_ms":' .. ttl_ms .. extra .. '}'

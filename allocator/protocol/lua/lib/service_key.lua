@@ -1,1 +1,0 @@
---@define service_key(worker) base .. ':service:' .. string.gsub(worker, '^([^/]+)/([^#]+)#.*$', '%2:%1')
