@@ -49,11 +49,8 @@ class Health:
         ready_at: When it was ready first, or None.
         next_at: When the next check is due.
         why: What was wrong last.
-<<<<<<< HEAD
         shared: Who else listens on its port, in words: with it a good answer may be another program's. Empty: nobody.
-=======
         slowest_look_s: How often it is looked at while it starts; less often by who looks after many.
->>>>>>> main
     """
 
     started_at: float
@@ -64,13 +61,9 @@ class Health:
     ready_at: float | None = None
     next_at: float = 0.0
     why: str = ""
-<<<<<<< HEAD
     shared: str = ""
-    _pause_s: float = FIRST_CHECK_S
-=======
     slowest_look_s: float = SLOWEST_LOOK_S
     _pause_s: float = FIRST_LOOK_S
->>>>>>> main
     _failures: int = 0
     _bad_since: float | None = None
     _suspended_at: float | None = None
