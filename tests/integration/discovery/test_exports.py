@@ -174,12 +174,94 @@ def test_a_command_that_fails_is_reported_and_run_again_though_the_file_is_the_s
         thread.start()
         try:
             wait_until(lambda: len(said) > 1, "nothing was said")
-            assert "failed with exit code 1; mend it; trying again in 1 s" in said[1]
+            assert "failed with exit code 1; fix it; trying again in 1 s" in said[1]
             flag.touch()
             wait_until(lambda: flag.read_text() == "done\n", "it was not run again")
         finally:
             exporter.stop()
             thread.join()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+HANGING = "sleep 600 & echo $! > {file}; trap '' TERM; wait; wait; sleep 600"
+"""A command that hangs with a child, and does not heed the first signal."""
+
+
+def pid_in(file: Path) -> int:
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), "the command was not started")
+    return int(file.read_text())
+
+
+def test_a_command_that_hangs_is_ended_with_what_it_started_reported_and_run_again(
+    ports: PortAllocator, tmp_path: Path
+) -> None:
+    out, pid_file, said = tmp_path / "workers.conf", tmp_path / "pid", list[str]()
+    command = f"test -e {tmp_path}/well || {{ {HANGING.format(file=pid_file)}; }}"
+    with services(ports) as directory:
+        exporter = Exporter(
+            directory, lambda known: FORMATS["nginx"](known.services()), out,
+            command=command, timeout_s=0.5, talk=said.append,
+        )  # fmt: skip
+        thread = threading.Thread(target=exporter.run)
+        thread.start()
+        try:
+            child = pid_in(pid_file)
+            wait_until(lambda: len(said) > 1, "it was not reported")
+            assert "did not end within 0.5 s and was ended; fix it, or give it more time" in said[1]
+            assert said[1].endswith("trying again in 1 s")
+            wait_until(lambda: not is_alive(child), "what the command started lives on")
+            (tmp_path / "well").touch()
+            wait_until(lambda: not (tmp_path / ".workers.conf.due").exists(), "it was not run again")
+        finally:
+            exporter.stop()
+            thread.join()
+
+
+@pytest.mark.parametrize("words", [["--watch"], []], ids=["watch", "once"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_export_whose_command_hangs_and_the_command(
+    words: list[str], number: signal.Signals, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "pid"
+    command = HANGING.format(file=pid_file)
+    exporting = start("export", "json", *words, "--out", str(tmp_path / "out.json"), "--exec", command)
+    child = pid_in(pid_file)
+    exporting.send_signal(number)
+    assert exporting.wait(20) == (130 if number == signal.SIGINT else 0 if words else 143)
+    wait_until(lambda: not is_alive(child), "what the command started lives on")
+
+
+def test_a_command_that_failed_is_run_by_the_next_export_though_the_file_is_the_same(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    out, runs = tmp_path / "out.json", tmp_path / "runs"
+    words = ("export", "json", "--out", str(out), "--exec", f"echo run >> {runs}; test -e {tmp_path}/well")
+    failed = start(*words)
+    assert failed.wait(30) == 1
+    assert failed.stderr is not None
+    assert "failed with exit code 1; fix it" in failed.stderr.read()
+    assert start(*words).wait(30) == 1
+    (tmp_path / "well").touch()
+    assert start(*words).wait(30) == 0
+    assert start(*words).wait(30) == 0  # the file is the same, and the command succeeded
+    assert runs.read_text() == "run\n" * 3
+
+
+def test_a_service_that_is_asked_for_is_in_the_file_before_its_first_worker(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    out = tmp_path / "workers.conf"
+    assert start("export", "nginx", "--out", str(out), "--always", "org-1/email").wait(30) == 0
+    assert "upstream email.org-1 {" in out.read_text()
+    assert start("export", "nginx", "--out", str(out), "--org", "o", "--plugin", "@hay/plugin-email").wait(30) == 0
+    assert "upstream ~ahay~splugin-email.o {" in out.read_text()
+    assert start("export", "nginx", "--out", str(out), "--always", "email").wait(30) == 2
 
 
 def test_when_redis_goes_away_the_last_file_stays_and_it_goes_on_afterwards(
