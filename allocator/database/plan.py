@@ -183,6 +183,12 @@ class Planner:
         for name, column in facts.columns.items():
             required = not column["nullable"] and column.get("default") is None
             if name in ours:
+                if column.get("computed"):
+                    yield Finding(
+                        f"the database makes the column {name} of {self._names} itself (GENERATED), so that no row can "
+                        "be written; make it an ordinary column",
+                        True,
+                    )
                 if required and ours[name] in {"pid", "last_error", "stopped_at"}:
                     yield Finding(f"column {name} of {self._names} must allow NULL; drop its NOT NULL", True)
             elif required and not self._fills_itself(column):

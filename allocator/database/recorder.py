@@ -32,7 +32,6 @@ from allocator.operations.steps import Standing
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from allocator.database.connection import Database
     from allocator.database.layout import Layout
     from allocator.database.rows import Row
     from allocator.model.leases import Lease

@@ -75,8 +75,13 @@ def check_writable(database: Database, names: TableNames) -> None:
     """
     layout = open_layout(database, names)
     with database.reading() as connection:
-        for text in missing_rights(connection, layout):
-            raise ConfigurationError(f"permission denied: {text}")
+        planner, _ = _planner(connection, names)
+        lacks = list(missing_rights(connection, layout))
+    for text in lacks:
+        raise ConfigurationError(f"permission denied: {text}")
+    for finding in planner.findings():
+        if finding.blocks:
+            raise ConfigurationError(finding.text)
 
 
 def upgrade(database: Database, names: TableNames) -> list[str]:
