@@ -20,10 +20,11 @@ from allocator.agent.tied import TiedLease, process_of
 from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
-from allocator.client.superseding import end_of_an_earlier_boot
+from allocator.kernel.processes import boot_id
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
 from allocator.operations import listing, pools
 from allocator.operations import renew as renewing
+from allocator.operations.claim import end_the_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -251,11 +252,16 @@ class HostAgent:
         """Release, once for each pool, what this host still has from before it was started again: those of `run`."""
         if pool in self._looked_back or not self._troubles.is_due((pool, "boot"), now):
             return
-        for lease in self._allocator.run(listing.leases(pool, self._allocator.session.host)):
-            if end_of_an_earlier_boot(self._allocator, lease):
+        context = self._allocator.session.context
+        for lease in self._allocator.run(listing.leases(pool, context.host)):
+            if self._is_of_an_earlier_boot(lease) and self._allocator.run(end_the_dead(context, lease)):
                 words = (lease.address, lease.worker)
                 log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
         self._looked_back.add(pool)
+
+    def _is_of_an_earlier_boot(self, lease: Lease) -> bool:
+        """Return whether a lease of this host is from before the machine was started again: its token went with it."""
+        return lease.host == self._allocator.session.host and bool(boot_id()) and lease.boot not in {None, boot_id()}
 
     def _has_a_new_process(self, tied: TiedLease) -> bool:
         """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""

@@ -61,7 +61,7 @@ def adopt(
 
     Example: allocator adopt --port 5556 --org org-123 --plugin email
     """
-    from allocator.cli.leases import seconds
+    from allocator.cli.options import seconds
 
     ttl_s = seconds(ttl, "TTL")
     if ttl_s == 0:

@@ -30,6 +30,13 @@ class ProcessWords(TypedDict, total=False):
     namespaces: str
 
 
+class SeveralPorts(TypedDict, total=False):
+    """The further arguments of a claim of several ports; see `ClaimRequest`."""
+
+    names: tuple[str, ...]
+    contiguous: bool
+
+
 class ClaimArguments(TypedDict):
     """The arguments of a claim beside its plugin.
 

@@ -6,27 +6,25 @@ in `LeaseOperations`, and given to both with one line each.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
 from allocator.client.configured import library_settings, open_store, session_of
-from allocator.client.drivers import needed
 from allocator.client.heartbeats import E_, HeldLease, about
-from allocator.client.policies import tried_again
-from allocator.client.recording import is_fresh, may_hold, record
-from allocator.client.turns import claim_in_turn
+from allocator.client.policies import until_ready
+from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
 from allocator.model.names import WorkerId, check_name
 from allocator.operations import apply, claim, end, hosts, listing, pools, renew, resolve
-from allocator.operations.several import claim_several, named_workers
+from allocator.operations.attempt import named_workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allocator.client.counting import HolderCounts
-    from allocator.client.drivers import LeaseRecorder
-    from allocator.client.policies import ClaimPatience
+    from allocator.client.drivers import Answers, LeaseRecorder
     from allocator.client.runners import HeartbeatRunner
     from allocator.client.session import OnLost, Session
     from allocator.client.tracing import Tracer
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
-    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.attempt import ClaimRequest
     from allocator.operations.hosts import Spread
     from allocator.operations.steps import Operation
     from allocator.store.base import BaseStore
@@ -76,28 +74,14 @@ class LeaseOperations(Generic[E_]):
             ConfigurationError: When Redis or the database cannot be used as it is, or `record` has no recorder.
             PoolMissingError: When the pool is neither defined nor built in.
         """
-        if check_flag("record", record):
-            needed(self.session.recorder)
-        request = self.session.request(plugin, **arguments)
-        patience = self.session.patience(wait, any_port=request.port is None)
-
-        def attempt() -> Operation[Lease]:
-            return self._attempt(request, patience, recorded=record)
-
-        with self.session.span("claim", worker=request.worker) as span:
-            return span.granted((yield from tried_again(patience, request.pool, attempt)))
-
-    def _attempt(self, request: ClaimRequest, patience: ClaimPatience, *, recorded: bool) -> Operation[Lease]:
-        def once(asked: ClaimRequest) -> Operation[Lease]:
-            return claim.claim(self.session.context, asked)
-
-        held = recorded and (yield from may_hold(self.session.context, request))
-        lease = yield from claim_in_turn(self.session, request, once, patience)
-        if recorded:
-            yield from record(self.session.context, lease, new=not held)
-            if not is_fresh(lease, self.session.clock()):
-                (lease,) = yield from self.renew(lease)
+        (lease,) = yield from self._claimed(self.session.request(plugin, arguments, wait=wait, record=record))
         return lease
+
+    def _claimed(self, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
+        with self.session.span("claim", worker=request.worker) as span:
+            leases = yield from claim.claim(self.session.context, request)
+            span.granted(leases[0])
+        return leases
 
     def claim_ports(
         self,
@@ -128,20 +112,10 @@ class LeaseOperations(Generic[E_]):
         check_flag("adjacent", adjacent)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise InvalidInputError(f"names={names!r} is not a list of texts; give for example ['http', 'debug']")
-        request = self.session.request(plugin, **arguments)
-        tokens = [self.session.context.new_token() for _ in names]
-        named_workers(request.worker, names)
-        patience = self.session.patience(wait, any_port=True)
-
-        def once(asked: ClaimRequest) -> Operation[list[Lease]]:
-            return claim_several(self.session.context, asked, names, adjacent=adjacent, tokens=tokens)
-
-        def attempt() -> Operation[list[Lease]]:
-            return claim_in_turn(self.session, request, once, patience, adjacent=adjacent)
-
-        with self.session.span("claim", worker=request.worker) as span:
-            leases = yield from tried_again(patience, request.pool, attempt)
-            span.granted(leases[0])
+        request = self.session.request(plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
+        if not names:
+            named_workers(request.worker, names)
+        leases = yield from self._claimed(replace(request, port=None, hint=None, token=None))
         return dict(zip(names, leases, strict=True))
 
     def release_all(self, *leases: Lease) -> Operation[int]:
@@ -164,10 +138,7 @@ class LeaseOperations(Generic[E_]):
         with self.session.span("renew", *leases) as span:
             outcomes = yield from renew.renew(self.session.context, leases, rewrite=rewrite)
             span.renewed(outcomes)
-        for outcome in outcomes:
-            if outcome.lost:
-                raise outcome.lost
-        return [outcome.lease for outcome in outcomes]
+        return list(claim.renewed(outcomes))
 
     def release(self, lease: Lease) -> Operation[bool]:
         """End a lease; return False when it had ended already.
@@ -232,12 +203,12 @@ class LeaseOperations(Generic[E_]):
         pool, prefer = self.session.pool, self.session.host if check_flag("prefer_local", prefer_local) else None
         check_text("plugin", plugin)
         check_text("org", org)
-        patience = self.session.patience(wait, any_port=True)
+        wait_s = 0.0 if wait is None else seconds_of(wait, "wait")
 
         def attempt() -> Operation[Endpoint]:
             return resolve.resolve(self.session.context, pool, plugin, org, prefer=prefer)
 
-        return (yield from tried_again(patience, pool, attempt))
+        return (yield from until_ready(self.session.context, pool, wait_s, attempt))
 
     def endpoints(self, plugin: str, *, org: str) -> Operation[list[Endpoint]]:
         """Return where all ready workers of a service are, by address."""
@@ -382,8 +353,8 @@ class AllocatorBase(Generic[E_, S]):
         """What became of the leases that are held here, by pool; `HolderMetrics` shows it to Prometheus."""
         return self._heartbeats.counts
 
-    def run(self, operation: Operation[Any]) -> Any:  # noqa: ANN401  # a result, or what is awaited for it
-        """Drive one operation of the protocol to its end."""
+    def run(self, operation: Operation[Any], answers: Answers | None = None) -> Any:  # noqa: ANN401  # or what is awaited for it
+        """Drive one operation to its end; `answers` are to its steps that are not for Redis, if others than usual."""
         raise NotImplementedError
 
     def keep(self, lease: Lease) -> HeldLease[E_]:

@@ -30,6 +30,9 @@ HOLDER_WORDS = (
 )
 """What a holder says of itself: the members of a lease that scripts carry and never read."""
 
+PROCESS_FIELDS = ("pid", "pid_started", "holder_pid", "holder_started", "boot", "namespaces")
+"""Of these, the ones that name processes."""
+
 NUMBER_WORDS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts"})
 TEXT_WORDS = frozenset({"boot", "namespaces", "last_error"})
 """Of these, which are whole numbers and which are texts."""

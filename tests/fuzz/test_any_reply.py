@@ -15,16 +15,16 @@ import pytest
 from fuzzing import accepted, any_bytes, any_json, check_refusal, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted_redis import make_context
+from scripted_redis import claim, make_context
 
 from allocator import AsyncPortAllocator, Lease, PortAllocator
-from allocator.client.drivers import UnseenKernel, drive, drive_async
+from allocator.client.drivers import UnseenAnswers, drive, drive_async
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve, several
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, fail, release
 from allocator.protocol.replies import Reply
 
@@ -196,14 +196,14 @@ ANSWERS = st.lists(st.one_of(REPLIES, nearly_right(), nearly_right(), pool_field
 @example(name="renew", replies=[[9_223_372_036_854_775_807, b"renewed", b"", b"renewed", b""]])
 @examples(400)
 def test_any_reply_is_read_or_refused_in_one_line(name: str, replies: list[Any]) -> None:
-    check_shown(accepted(lambda: drive(OPERATIONS[name](), AnswersAnything(replies), UnseenKernel())))
+    check_shown(accepted(lambda: drive(OPERATIONS[name](), AnswersAnything(replies), UnseenAnswers())))
 
 
 @given(replies=ANSWERS, name=st.sampled_from(sorted(OPERATIONS)))
 @examples(60)
 def test_asyncio_reads_or_refuses_any_reply_as_well(name: str, replies: list[Any]) -> None:
     with asyncio.Runner() as runner:
-        accepted(lambda: runner.run(drive_async(OPERATIONS[name](), AnswersAnythingLater(replies), UnseenKernel())))
+        accepted(lambda: runner.run(drive_async(OPERATIONS[name](), AnswersAnythingLater(replies), UnseenAnswers())))
 
 
 @st.composite

@@ -15,14 +15,14 @@ import redis
 from fuzzing import any_text, changed_keys, examples, state_of_all_keys
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from scripted_redis import ScriptedRedis, make_context
+from scripted_redis import ScriptedRedis, claim, make_context
 
 import allocator.protocol.signatures
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LIVE_STATES, LeaseState
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.protocol.calls import Call, ScriptCall
 from allocator.protocol.keys import script_keys

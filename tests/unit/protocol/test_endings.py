@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, make_context
+from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, claim, make_context
 
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.listing import Reaped, leases, port_view, reap
 from allocator.operations.renew import renew
