@@ -41,6 +41,7 @@ from allocator.operations.steps import (
     WriteRow,
     ask,
 )
+from allocator.protocol.decode import WRONG_SHAPES, unreadable
 from allocator.protocol.signatures.claim import (
     Again,
     ClaimCall,
@@ -160,7 +161,11 @@ def _answered(
         listening = yield from _listening(context, pool, request)
         sent_at = context.clock()
         call = _call(context, pool, attempt, ttl_ms, listening, look_from)
-        reply = call.decode((yield call.encode()), sent_at=sent_at)
+        raw = yield call.encode()
+        try:
+            reply = call.decode(raw, sent_at=sent_at)
+        except WRONG_SHAPES as error:
+            raise unreadable(f"the script {call.script}") from error
         match reply:
             case Stale():
                 pool = yield from pool_rules(context, request.pool, fresh=True)

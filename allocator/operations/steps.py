@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from allocator.protocol.calls import Call, ScriptCall
+from allocator.protocol.decode import WRONG_SHAPES, unreadable
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -241,4 +242,8 @@ Operation: TypeAlias = Generator[Step, Any, T]
 
 def ask(call: Call[T]) -> Operation[T]:
     """Run a script and return what it answered."""
-    return call.decode((yield call.encode()))
+    raw = yield call.encode()
+    try:
+        return call.decode(raw)
+    except WRONG_SHAPES as error:
+        raise unreadable(f"the script {call.script}") from error

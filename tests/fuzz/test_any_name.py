@@ -165,7 +165,11 @@ def test_names_that_are_accepted_come_back_from_redis_events_and_files(
         context = make_context(check_name("host", host))
         worker = WorkerId(org, plugin, instance)
         store.drive(apply_pool(PoolSpec(name=pool, first=100, last=110)))
-        return context, worker, store.drive(claim(context, ClaimRequest(pool=pool, worker=worker, labels={"a": "b"})))
+        return (
+            context,
+            worker,
+            store.drive(claim(context, ClaimRequest(pool=pool, worker=worker, holder={"labels": {"a": "b"}}))),
+        )
 
     store.client.flushall()
     result = accepted(claimed)

@@ -15,14 +15,14 @@ import pytest
 from fuzzing import accepted, any_bytes, any_json, check_refusal, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted_redis import claim, make_context
+from scripted_redis import claim, claim_several, make_context
 
 from allocator import AsyncPortAllocator, Lease, PortAllocator
 from allocator.client.drivers import UnseenAnswers, drive, drive_async
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve, several
+from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve
 from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, fail, release
@@ -53,7 +53,6 @@ LEASE_TEXT = json.dumps(
 ).encode()
 REPLIES_A_CALL = 60
 """After so many calls the server is away: what asks on and on would be another mistake than reading badly."""
-WISH = queue.Wish(REQUEST, lambda asked: claim(known_context(), asked))
 
 
 def known_context() -> Any:
@@ -67,7 +66,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "claim in a pool that was never read": lambda: claim(make_context(), REQUEST),
     "claim a port": lambda: claim(known_context(), replace(REQUEST, port=110)),
     "claim with a copy": lambda: claim(copying_context(), REQUEST),
-    "claim several": lambda: several.claim_several(
+    "claim several": lambda: claim_several(
         known_context(), REQUEST, ("http", "debug"), adjacent=False, tokens=(TOKEN, "1" * 32)
     ),
     "renew": lambda: renew.renew(known_context(), [HELD, replace(HELD, port=111)]),
@@ -99,7 +98,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "restore": lambda: lead.restore(POOL, [lead.Remembered(WORKER, "web-1", 110, 1)], 1_000),
     "resolve": lambda: resolve.resolve(make_context(), "p", "email", "org-1"),
     "endpoints": lambda: resolve.endpoints("p", "email", "org-1"),
-    "join": lambda: queue.join(known_context(), WISH, "ticket", "any", None),
+    "join": lambda: queue.join(known_context(), queue.Waiting.of(REQUEST, "ticket")),
 }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ class Following(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS), host=st.sampled_from(HOSTS), recorded=st.booleans())
     def claims(self, worker: WorkerId, host: str, recorded: bool) -> None:
         context = self.contexts[host]
-        request = ClaimRequest(pool=POOL.name, worker=worker, pid=next(self.pids))
+        request = ClaimRequest(pool=POOL.name, worker=worker, holder={"pid": next(self.pids)})
         try:
             lease = self.store.drive(claim(context, request))
         except AllocatorError:
