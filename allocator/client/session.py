@@ -5,8 +5,8 @@ Nothing here waits: the blocking and the async allocator drive what this module 
 
 from __future__ import annotations
 
+import os
 import random
-import secrets
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack
@@ -37,7 +37,7 @@ TOKEN_BYTES = 16
 
 def new_token() -> str:
     """Return 128 random bits as 32 hexadecimal digits."""
-    return secrets.token_hex(TOKEN_BYTES)
+    return os.urandom(TOKEN_BYTES).hex()  # what `secrets` does, which loads OpenSSL
 
 
 @dataclass(slots=True, kw_only=True)

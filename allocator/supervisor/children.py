@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -46,7 +45,7 @@ class Children:
     def __init__(self, *, orphans_end: bool, of_one: bool) -> None:
         self.orphans_end, self._of_one = orphans_end, of_one
         self._sure = False
-        self.mark = secrets.token_hex(16)
+        self.mark = os.urandom(16).hex()
         self.guard = Guard(f"{MARK}={self.mark}")
         self.starting = threading.Lock()
         """Held while a process is started, and while it is asked whose one is."""

@@ -14,7 +14,18 @@ import allocator
 if TYPE_CHECKING:
     from pathlib import Path
 
-HEAVY = {"redis", "asyncio", "tenacity", "logging", "importlib.metadata", "pydantic", "email", "httpx", "sqlalchemy"}
+HEAVY = {
+    "redis",
+    "asyncio",
+    "tenacity",
+    "logging",
+    "importlib.metadata",
+    "pydantic",
+    "email",
+    "httpx",
+    "sqlalchemy",
+    "hashlib",
+}
 """What takes 10 to 200 ms to load, and no command needs that only claims, renews or gives back."""
 
 RUN_NEEDS = {"logging"}
