@@ -21,6 +21,7 @@ from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
 from allocator.operations import listing, renew
+from allocator.operations.renew import of_the_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,6 +148,16 @@ class HeldLease(Generic[E_]):
         if changed != self.lease:
             self.lease = changed
             self._rewrite = True
+
+    def stay_with_parent(self, lost: E_) -> None:
+        """Become a copy in a forked child: `lost` is set, and nothing that is done with it reaches the lease.
+
+        Args:
+            lost: A new event; the one before may have been in use by a thread that the child does not have.
+        """
+        self.error = of_the_parent(self.lease)
+        self.lost = lost
+        self.lost.set()
 
     @property
     def rewrite(self) -> bool:

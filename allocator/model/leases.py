@@ -66,6 +66,8 @@ class Lease:
         token: The proof of holding (32 hexadecimal digits), or None in a reader's copy.
         deadline: Until when the holder may be sure of it, in seconds of its own monotonic clock, counted from
             before the last confirmed request was sent; None in a reader's copy.
+        process: The pid of the process that claimed it; None in a reader's copy and in one from a lease file. A child
+            that is forked has no lease of its parent's, whatever copy of it it has.
     """
 
     pool: str
@@ -88,6 +90,7 @@ class Lease:
     labels: Mapping[str, str] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False, compare=False)
     deadline: float | None = field(default=None, repr=False, compare=False)
+    process: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def org(self) -> str:

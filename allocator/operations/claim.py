@@ -173,6 +173,9 @@ def _answered(
                 yield from ask(RecoverCall(pool=pool.name))
             case Again():
                 look_from = reply.look_from
+            case Granted() | Same():
+                mine = tuple(replace(lease, process=context.process()) for lease in reply.leases)
+                return pool, replace(reply, leases=mine)
             case _:
                 return pool, reply
     raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")

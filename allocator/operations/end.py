@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from allocator.model.errors import HeldError, InvalidInputError
+from allocator.model.errors import HeldError
 from allocator.model.leases import error_line
 from allocator.operations.context import space_of
 from allocator.operations.pools import pool_rules
-from allocator.operations.renew import BATCH, places_by_host, renew
+from allocator.operations.renew import BATCH, places_by_host, renew, token_of
 from allocator.operations.steps import ask
 from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, NotYours
 
@@ -31,6 +31,7 @@ def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
     Raises:
         HeldError: When someone else holds one of the ports; the other leases are ended all the same.
         InvalidInputError: When a lease has no token.
+        LeaseLostError: In a child that was forked from the holder, to which its leases do not belong.
     """
     return (yield from _end(context, "released", leases))
 
@@ -46,7 +47,7 @@ def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
     Returns:
         Whether it was recorded (False: the lease is not this holder's any more).
     """
-    _token(lease)
+    token_of(context, lease, "end")
     (outcome,) = yield from renew(context, [lease], failed=error_line(why))
     return outcome.lost is None
 
@@ -59,7 +60,7 @@ def _end(context: Context, how: Literal["released", "declined"], leases: Sequenc
         space = space_of(pool, host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
-            asked = tuple(EndedLease(port=leases[i].port, token=_token(leases[i])) for i in batch)
+            asked = tuple(EndedLease(port=leases[i].port, token=token_of(context, leases[i], "end")) for i in batch)
             endings = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=asked))
             for i, ending in zip(batch, endings, strict=True):
                 ended[i] = isinstance(ending, Ended)
@@ -68,14 +69,6 @@ def _end(context: Context, how: Literal["released", "declined"], leases: Sequenc
     if refused:
         raise refused
     return [ended[i] for i in range(len(leases))]
-
-
-def _token(lease: Lease) -> str:
-    if not lease.token:
-        raise InvalidInputError(
-            f"the lease of {lease.worker} on {lease.address} has no token; only its holder can end it"
-        )
-    return lease.token
 
 
 def _not_yours(lease: Lease, holder: Lease) -> HeldError:

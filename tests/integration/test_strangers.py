@@ -112,7 +112,7 @@ def test_a_stranger_that_came_since_the_last_listing_is_found_by_the_proof(
     assert ports.claim("email", org="org-1").port == pool.first
     with Stranger(socket.AF_INET, "127.0.0.1", pool.first + 1):
         assert ports.claim("email", org="org-2").port == pool.first + 2
-        assert ports.session.kernel.answer(ReadListeners(pool.first, pool.last)) == {pool.first + 1}
+        assert ports.session.answers.answer(ReadListeners(pool.first, pool.last)) == {pool.first + 1}
 
 
 def test_a_port_asked_for_by_its_number_is_looked_at_anew(
