@@ -84,6 +84,12 @@ def claim(
     spread: Annotated[
         str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")
     ] = None,
+    pre_start: Annotated[
+        bool,
+        typer.Option(
+            "--pre-start", help="The worker is not running now: decline its port when anybody listens, claim another."
+        ),
+    ] = False,
     form: LeaseFormat = Format.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -101,6 +107,7 @@ def claim(
     arguments = claim_arguments(plugin, org, instance, port, ttl, label, priority)
     if pid is not None:
         arguments["pid"] = living_process(pid)
+    arguments["pre_start"] = pre_start
     wait_s = seconds(wait, "wait")
     worker = WorkerId(org, plugin, arguments["instance"])
     check_placing(

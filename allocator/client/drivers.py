@@ -131,7 +131,12 @@ class Answers:
 
     def describe_listener(self, step: DescribeListener) -> str | None:
         """Return who listens on a port."""
-        return describe_listener(step.port)
+        who = describe_listener(step.port)
+        if who and step.lease:
+            from allocator.kernel.holders import started_as
+
+            who += f", which an earlier start of {step.lease.worker} left behind" if started_as(step.lease) else ""
+        return who
 
     def judge_holder(self, step: JudgeHolder) -> Judgement:
         """Return what is known of the processes of a lease that is in the way."""

@@ -33,6 +33,16 @@ def judge(lease: Lease, host: str) -> Judgement:
     return Judgement(Verdict.ORPHAN if is_orphaned(lease) else Verdict.LISTENING)
 
 
+def started_as(lease: Lease) -> bool:
+    """Return whether the process that listens on the port of a lease was started with that port as its plugin's."""
+    found = [listener.pid for listener in listeners(lease.port, lease.port)]
+    return any(
+        pid is not None and has_variable(pid, name, str(lease.port))
+        for pid in found
+        for name in environment_names(lease.plugin)
+    )
+
+
 def is_orphaned(lease: Lease) -> bool:
     """Return whether the worker of a lease listens on its port, or somebody who cannot be seen does."""
     name = environment_names(lease.plugin)[0]

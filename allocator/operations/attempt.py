@@ -48,6 +48,7 @@ class ClaimRequest:
         token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
         ticket: The ticket of a waiter that stands in the queue already, or an empty string.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
+        pre_start: Whether the worker is not running now, so that whoever listens on the port that it has is in its way.
         bound_already: Whether the worker itself listens on `port` already, so that the port is neither avoided nor
             proven; the caller has seen to that.
     """
@@ -68,6 +69,7 @@ class ClaimRequest:
     token: str | None = field(default=None, repr=False)
     ticket: str = ""
     supersede_fence: int | None = None
+    pre_start: bool = False
     bound_already: bool = False
 
     @property
@@ -163,7 +165,7 @@ class Attempt:
         """Claim another port after one that the kernel, or another worker's row, refused; `error` past the limit."""
         if self.request.port is not None or self.declines >= MAX_DECLINES:
             raise error
-        return replace(self, declines=self.declines + 1)
+        return replace(self, declines=self.declines + 1, is_new=True)
 
     def after_own(self, holder: Lease, token: str, error: HeldError) -> Attempt:
         """Claim with the token of a lease that one of the workers has; `error` when that goes on and on."""

@@ -38,6 +38,7 @@ from allocator.operations.steps import (
     ReadListeners,
     Standing,
     Verdict,
+    Warn,
     WriteRow,
     ask,
 )
@@ -233,10 +234,10 @@ def _refused(
     leases = reply.leases
     if isinstance(reply, Granted) and pool.durability == "replica" and not reply.copies:
         raise refusals.not_copied(leases[0])
-    if isinstance(reply, Same) and (attempt.was_taken_up or not attempt.is_new):  # its worker may run already
-        return None
     if context.elsewhere or attempt.request.bound_already:
         return None
+    if isinstance(reply, Same) and (attempt.was_taken_up or not attempt.is_new):  # its worker may run already
+        return (yield from _listened_on(context, attempt.request, leases))
     refused: frozenset[int] = yield ProvePorts(tuple(lease.port for lease in leases))
     if not refused:
         return None
@@ -244,6 +245,29 @@ def _refused(
     who: str | None = yield DescribeListener(lost[0].port)
     yield from _end_apart(context, leases, lost)
     return refusals.refused(lost[0], who, several=len(leases) > 1)
+
+
+def _listened_on(
+    context: Context, request: ClaimRequest, leases: tuple[Lease, ...]
+) -> Operation[AllocatorError | None]:
+    """Name who listens on a port that the worker has already; before its start that port is declined.
+
+    Returns:
+        What refused the port, or None when the worker keeps it.
+    """
+    for lease in leases:
+        listening: frozenset[int] = yield ReadListeners(lease.port, lease.port, fresh=True)
+        if not listening:
+            continue
+        who: str | None = yield DescribeListener(lease.port, lease)
+        if request.pre_start:
+            yield from _end_apart(context, leases, [lease])
+            error = refusals.in_the_way(lease, who)
+            yield Warn(str(error))
+            return error
+        if not request.holder.get("pid"):  # a claim for a process is made by one that runs
+            yield Warn(refusals.listened_on(lease, who))
+    return None
 
 
 def _end_apart(context: Context, leases: tuple[Lease, ...], declined: list[Lease]) -> Operation[None]:

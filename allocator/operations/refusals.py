@@ -139,6 +139,26 @@ def refused(lease: Lease, who: str | None, *, several: bool) -> PortRefusedError
     )
 
 
+def in_the_way(lease: Lease, who: str | None) -> PortRefusedError:
+    """Return the error for a leased port that somebody listens on before its worker was started."""
+    return PortRefusedError(
+        f"port {lease.port} on {lease.host} is leased to {lease.worker}, but {who or 'a program'} listens on it; "
+        "it was declined and is in quarantine: end that program, or use the port that is claimed instead",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+        retry_after=0.0,
+    )
+
+
+def listened_on(lease: Lease, who: str | None) -> str:
+    """Return the sentence about who listens on a leased port while its worker claims it again."""
+    return (
+        f"port {lease.port} on {lease.host} is leased to {lease.worker}, and {who or 'a program'} listens on it; "
+        "if that is not this worker, claim with --pre-start to get another port"
+    )
+
+
 def row_in_the_way(lease: Lease, standing: Standing) -> PortRefusedError:
     """Return the error of a claim whose host and port another worker's live row has; another port may do."""
     fence = "written by hand" if standing.fence is None else f"fence {standing.fence}"

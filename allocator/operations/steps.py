@@ -53,9 +53,11 @@ class DescribeListener:
 
     Attributes:
         port: 1-65535.
+        lease: The lease of the port, where one is known: its worker is then named as the one who listens.
     """
 
     port: int
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
