@@ -61,7 +61,7 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
 
 def rows(found: dict[str, Any]) -> list[Row]:
     """Return the lines of the table."""
-    factor = max(1.0, found["hosts"] / HOSTS * 1.2)
+    factor = 1 if found["hosts"] <= HOSTS else 4
 
     def line(what: str, value: float, target: float, unit: str, digits: int = 0) -> Row:
         return Row(what, f"{value:.{digits}f} {unit}", "", f"≤ {target * factor:g} {unit}", value <= target * factor)
