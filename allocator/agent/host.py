@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from allocator.agent.checks import Check, asks_for_checks
 from allocator.agent.exits import Exits
+from allocator.agent.kin import Kin
 from allocator.agent.tied import TiedLease, process_of
 from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
 from allocator.kernel.processes import boot_id
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
+from allocator.model.states import LeaseState
 from allocator.operations import listing, pools
 from allocator.operations import renew as renewing
 from allocator.operations.claim import end_the_dead
@@ -131,7 +133,7 @@ class HostAgent:
         self._renew_due(leases, now)
         self._release_ended(leases, now)
         with self._troubles.concerning((pool, "boot"), now):
-            self._release_earlier_boots(pool, now)
+            self._look_back(pool, leases, now)
         with self._troubles.concerning((pool, "reap"), now):
             self._reap(pool, now)
 
@@ -203,15 +205,18 @@ class HostAgent:
         known = self._tied.get(tied.key)
         if known and known.lease.token == tied.lease.token and _process(known.lease) == _process(tied.lease):
             tied.renew_at, tied.changed = known.renew_at, known.changed
+            tied.draining, tied.kin = known.draining, known.kin
             if dict(known.lease.labels) == dict(tied.lease.labels):
                 tied.check = known.check
+        if tied.kin is None:
+            tied.kin = Kin.of(tied.lease.pid or 0)
         process = process_of(tied.lease)
         self._exits.remove(tied.key)
         self._tied[tied.key] = tied
         if process is None or not self._exits.add(tied.key, process):
             self._end(tied.key)
         elif tied.check is None and asks_for_checks(tied.lease.labels):
-            tied.check = Check(tied.lease, self._clock())
+            tied.check = Check(tied.lease, tied.kin, self._clock())
 
     def _forget(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
@@ -222,8 +227,25 @@ class HostAgent:
 
     def _end(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
-        if key in self._tied:
-            self._tied[key].ended = True
+        tied = self._tied.get(key)
+        if tied is not None and not self._follow(tied):
+            tied.ended = True
+
+    def _follow(self, tied: TiedLease) -> bool:
+        """Bind a lease whose process has ended to one of its group or session that listens; return whether one does."""
+        lease, kin = tied.lease, tied.kin
+        heir = kin.listener(lease.port) if kin else None
+        if kin is None or heir is None or heir.pid == lease.pid or not self._exits.add(tied.key, heir):
+            return False
+        tied.lease = replace(lease, pid=heir.pid, pid_started=heir.start_time)
+        tied.kin = replace(kin, pid=heir.pid)
+        if asks_for_checks(lease.labels):
+            tied.check = Check(tied.lease, tied.kin, self._clock())
+        tied.changed, tied.renew_at = True, 0.0
+        words = (lease.pid, heir.pid, lease.address, lease.worker)
+        log.warning("process %s has ended and process %s listens on %s: it has %s now", *words, extra=about(tied.lease))
+        self._save(tied)
+        return True
 
     # -- Redis --
 
@@ -248,12 +270,18 @@ class HostAgent:
         tied.files.remove(lease)
         self._forget(tied.key)
 
-    def _release_earlier_boots(self, pool: str, now: float) -> None:
-        """Release, once for each pool, what this host still has from before it was started again: those of `run`."""
+    def _look_back(self, pool: str, leases: list[TiedLease], now: float) -> None:
+        """Release, once for each pool, what this host still has from before it was started again: those of `run`.
+
+        A lease that is draining, of a host that is not any more, goes back to what its health is.
+        """
         if pool in self._looked_back or not self._troubles.is_due((pool, "boot"), now):
             return
         context = self._allocator.session.context
         for lease in self._allocator.run(listing.leases(pool, context.host)):
+            for tied in leases:
+                if lease.state is LeaseState.DRAINING and lease.fence == tied.lease.fence:
+                    tied.draining = True
             if self._is_of_an_earlier_boot(lease) and self._allocator.run(end_the_dead(context, lease)):
                 words = (lease.address, lease.worker)
                 log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
@@ -314,6 +342,9 @@ class HostAgent:
             return
         before = tied.lease
         tied.confirm(outcome.lease, now)
+        if tied.draining and not outcome.draining:  # the host gives out ports again: back to what its health is
+            tied.changed, tied.renew_at = True, now
+        tied.draining = outcome.draining
         if outcome.reap_due:
             self._reap_at[before.pool] = now
         if outcome.lease.fence != before.fence:

@@ -213,8 +213,10 @@ local function run(read, call, try)
       call('PEXPIRE', lease_keys[i], ttl_text)
       if heads[i] then
         local fence, known_state, _, its_host, granted_at = unpack(heads[i])
-        -- A lease that is draining stays so, whatever its holder knows of it.
-        state = known_state == 'draining' and known_state or state
+        -- On a host that is to be emptied a lease that is draining stays so, whatever its holder knows of it.
+        if is_draining and known_state == 'draining' then
+          state = known_state
+        end
         call('SET', lease_keys[i],
           lease_text(fence, state, worker, its_host, port, granted_at, ttl_text, args[at + 8]), 'PX', ttl_text)
         if known_state ~= state then

@@ -7,10 +7,12 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 from servers import client_of
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
 
@@ -269,3 +271,76 @@ def test_it_works_on_when_redis_comes_later(fleet: Fleet, process: subprocess.Po
     assert len(fleet.ports.leases()) == 1
     agent(fleet)
     eventually(lambda: not fleet.ports.leases())
+
+
+LISTEN = """
+import os, signal, socket, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with open(sys.argv[1]) as gate:
+    port = int(gate.readline())
+with socket.create_server(("127.0.0.1", port)) as server:
+    while True:
+        connection, _ = server.accept()
+        connection.close()
+"""
+
+
+def listening_worker(tmp_path: Path, *before: str) -> tuple[subprocess.Popen, Path]:
+    """A worker that listens when it is told its port, perhaps behind a wrapper, in a session of its own."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    words = [*before, sys.executable, "-c", LISTEN, str(gate)]
+    return subprocess.Popen(words, start_new_session=True), gate
+
+
+def test_a_lease_of_a_hook_becomes_ready_when_its_process_listens(fleet: Fleet, tmp_path: Path) -> None:
+    agent(fleet)
+    worker, gate = listening_worker(tmp_path)
+    with worker:
+        port = claim(fleet, worker.pid)
+        assert only(fleet).state == "starting"
+        gate.write_text(f"{port}\n")
+        assert fleet.lease("ready").port == port
+        assert fleet.ports.resolve("email", org="org-1").port == port
+        worker.kill()
+    eventually(lambda: not fleet.ports.leases())
+
+
+def test_a_lease_goes_with_the_listener_when_its_wrapper_dies(fleet: Fleet, tmp_path: Path) -> None:
+    agent(fleet)
+    wrapper, gate = listening_worker(tmp_path, "sh", "-c", '"$@"; true', "sh")
+    with wrapper:
+        port = claim(fleet, wrapper.pid, "--ttl", "2s")
+        gate.write_text(f"{port}\n")
+        fence = fleet.lease("ready").fence
+        listener = fleet.listener(port)
+        assert listener != wrapper.pid
+        wrapper.kill()
+    eventually(lambda: only(fleet).pid == listener, "the lease did not go with the listener")
+    since = only(fleet).expires_at
+    eventually(lambda: only(fleet).expires_at > since + 3)
+    assert (only(fleet).fence, only(fleet).state) == (fence, "ready")
+    os.kill(listener, signal.SIGKILL)
+    eventually(lambda: not fleet.ports.leases(), "the lease outlived its listener")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["one agent", "an agent that is started meanwhile"])
+def test_leases_of_a_drained_host_are_ready_again_after_uncordon(fleet: Fleet, tmp_path: Path, restarted: bool) -> None:
+    running = agent(fleet)
+    worker, gate = listening_worker(tmp_path)
+    with worker:
+        port = claim(fleet, worker.pid, "--ttl", "2s")
+        gate.write_text(f"{port}\n")
+        fleet.lease("ready")
+        status, _, err = finish(fleet.spawn("host", "drain", "web-1", "--no-wait"))
+        assert status == 0, err
+        fleet.lease("draining")
+        if restarted:
+            running.kill()
+            running.wait()
+        status, _, err = finish(fleet.spawn("host", "uncordon", "web-1"))
+        assert status == 0, err
+        if restarted:
+            agent(fleet)
+        assert fleet.lease("ready").port == port
+        worker.kill()
