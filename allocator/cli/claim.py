@@ -135,6 +135,10 @@ def claim(
                 return allocator.run(one, answers)
 
             lease = claim_anywhere(at, worker, spread, claim_on) if any_host else claim_on(at.allocator)
+        if pid is not None:
+            from allocator.cli.checks.host_agent import warn_without_agent
+
+            warn_without_agent(at)
         if any_host and form is Format.TEXT:
             print(lease.address)
         else:

@@ -30,6 +30,27 @@ def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
             yield finding_of_problem(problems.of_quarantine(view.port))
 
 
+def check_name(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
+    """Look whether a claim would be refused, for another machine or container goes by this host's name.
+
+    Args:
+        at: What the command works with.
+        leases: The live leases of the pool under this host's name, by port.
+        now: The time, in Unix seconds by the server's clock.
+    """
+    context = at.allocator.session.context
+    known = at.allocator.run(listing.host_identity(at.pool, at.host)).split()[:3]
+    own = context.identity.split()[:3]
+    if known == own or "-" in {known[0], own[0]} or not leases:
+        return
+    began = now - context.alive_ms / 1_000
+    renews = any(lease.expires_at - lease.ttl_ms / 1_000 > began for lease in leases.values())
+    if known[0] != own[0] or renews:
+        other = "another machine" if known[0] != own[0] else "another container or a clone of this machine"
+        what = f"{other} has {len(leases)} live leases under the name {at.host}: a claim here is refused"
+        yield Finding("host", what, "give this one a name of its own with --host or ALLOCATOR_HOST")
+
+
 def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
     """Hold the leases of this host against the sockets that listen here, and against what they say of their workers.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -157,7 +158,7 @@ def test_it_serves_the_api_on_its_socket_and_looks_after_what_is_claimed_there(
         granted = client.post("/v1/leases", json=body)
         assert granted.status_code == 201, granted.text
         token = {"Allocator-Token": granted.headers["Allocator-Token"]}
-        assert client.patch(granted.headers["Location"], headers=token).status_code == 200
+        assert client.patch(granted.headers["Location"], headers=token, json={}).status_code == 200
         since = only(fleet).granted_at
         eventually(lambda: only(fleet).expires_at > since + 2.5)
         assert [one["port"] for one in client.get("/v1/leases").json()["leases"]] == [granted.json()["port"]]
@@ -206,9 +207,9 @@ def test_a_lease_that_its_holder_gives_back_over_http_is_no_longer_looked_after(
     with at_the_agent(fleet) as client:
         granted = client.post("/v1/leases", json={"plugin": "email", "org": "org-1", "pid": process.pid})
         token = {"Allocator-Token": granted.headers["Allocator-Token"]}
-        assert client.patch(granted.headers["Location"], headers=token).status_code == 200
+        assert client.patch(granted.headers["Location"], headers=token, json={}).status_code == 200
         eventually(lambda: files(fleet))
-        assert client.delete(granted.headers["Location"], headers=token).json() == {"ended": True}
+        assert client.delete(granted.headers["Location"], headers=token | JSON).json() == {"ended": True}
         assert files(fleet) == []
     running.send_signal(signal.SIGTERM)
     assert "lost" not in finish(running)[2]
@@ -273,6 +274,7 @@ def test_it_works_on_when_redis_comes_later(fleet: Fleet, process: subprocess.Po
     eventually(lambda: not fleet.ports.leases())
 
 
+JSON = {"Content-Type": "application/json"}
 LISTEN = """
 import os, signal, socket, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -344,3 +346,23 @@ def test_leases_of_a_drained_host_are_ready_again_after_uncordon(fleet: Fleet, t
             agent(fleet)
         assert fleet.lease("ready").port == port
         worker.kill()
+
+
+def test_an_agent_whose_messages_nobody_reads_renews_and_ends(fleet: Fleet, process: subprocess.Popen) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 65_536)
+    os.set_blocking(writer, True)
+    try:
+        running = fleet.spawn("agent", stderr=writer, stdout=writer)
+        eventually((fleet.state / "allocator/agent.sock").is_socket)
+        claim(fleet, process.pid, "--ttl", "1s")
+        granted = only(fleet).granted_at
+        eventually(lambda: only(fleet).expires_at > granted + 4)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
