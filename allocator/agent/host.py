@@ -42,6 +42,10 @@ LOOK_S = 0.25
 SCAN_S = 30.0
 """How often the files are read again although their directory did not change."""
 
+LOOK_BACK_S = 60.0
+"""How often what Redis has of this host is compared with what is known here: a drain that was taken back between two
+renewals shows in nothing else."""
+
 LONGEST_REAP_S = 30.0
 REAP_SPREAD_S = 0.05
 """The agents of a fleet share the reaper's visits: each waits at random, longer by this for every host there is."""
@@ -75,7 +79,7 @@ class HostAgent:
         self._scan_at = 0.0
         self._troubles = Troubles()
         self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
-        self._looked_back: set[str] = set()
+        self._look_back_at: dict[str, float] = {}
         self._stopping = False
         self._counts = defaultdict(HolderCounts, {allocator.session.pool: HolderCounts()})
 
@@ -271,21 +275,21 @@ class HostAgent:
         self._forget(tied.key)
 
     def _look_back(self, pool: str, leases: list[TiedLease], now: float) -> None:
-        """Release, once for each pool, what this host still has from before it was started again: those of `run`.
+        """Release what this host still has in a pool from before it was started again: those of `run`.
 
         A lease that is draining, of a host that is not any more, goes back to what its health is.
         """
-        if pool in self._looked_back or not self._troubles.is_due((pool, "boot"), now):
+        if now < self._look_back_at.get(pool, 0.0) or not self._troubles.is_due((pool, "boot"), now):
             return
         context = self._allocator.session.context
         for lease in self._allocator.run(listing.leases(pool, context.host)):
             for tied in leases:
                 if lease.state is LeaseState.DRAINING and lease.fence == tied.lease.fence:
-                    tied.draining = True
+                    tied.draining = True  # if it is not to be: the next renewal tells
             if self._is_of_an_earlier_boot(lease) and self._allocator.run(end_the_dead(context, lease)):
                 words = (lease.address, lease.worker)
                 log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
-        self._looked_back.add(pool)
+        self._look_back_at[pool] = now + LOOK_BACK_S * self._allocator.session.rng.uniform(0.8, 1.2)
 
     def _is_of_an_earlier_boot(self, lease: Lease) -> bool:
         """Return whether a lease of this host is from before the machine was started again: its token went with it."""

@@ -20,6 +20,7 @@ from supervised import PYTHON_WORKER, Fleet, eventually, finish
 from allocator import PortAllocator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from allocator import Lease
@@ -287,18 +288,23 @@ with socket.create_server(("127.0.0.1", port)) as server:
 """
 
 
-def listening_worker(tmp_path: Path, *before: str) -> tuple[subprocess.Popen, Path]:
+@contextlib.contextmanager
+def listening_worker(tmp_path: Path, *before: str) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A worker that listens when it is told its port, perhaps behind a wrapper, in a session of its own."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     words = [*before, sys.executable, "-c", LISTEN, str(gate)]
-    return subprocess.Popen(words, start_new_session=True), gate
+    with subprocess.Popen(words, start_new_session=True) as worker:
+        try:
+            yield worker, gate
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
 
 
 def test_a_lease_of_a_hook_becomes_ready_when_its_process_listens(fleet: Fleet, tmp_path: Path) -> None:
     agent(fleet)
-    worker, gate = listening_worker(tmp_path)
-    with worker:
+    with listening_worker(tmp_path) as (worker, gate):
         port = claim(fleet, worker.pid)
         assert only(fleet).state == "starting"
         gate.write_text(f"{port}\n")
@@ -310,33 +316,32 @@ def test_a_lease_of_a_hook_becomes_ready_when_its_process_listens(fleet: Fleet, 
 
 def test_a_lease_goes_with_the_listener_when_its_wrapper_dies(fleet: Fleet, tmp_path: Path) -> None:
     agent(fleet)
-    wrapper, gate = listening_worker(tmp_path, "sh", "-c", '"$@"; true', "sh")
-    with wrapper:
+    with listening_worker(tmp_path, "sh", "-c", '"$@"; true', "sh") as (wrapper, gate):
         port = claim(fleet, wrapper.pid, "--ttl", "2s")
         gate.write_text(f"{port}\n")
         fence = fleet.lease("ready").fence
         listener = fleet.listener(port)
         assert listener != wrapper.pid
         wrapper.kill()
-    eventually(lambda: only(fleet).pid == listener, "the lease did not go with the listener")
-    since = only(fleet).expires_at
-    eventually(lambda: only(fleet).expires_at > since + 3)
-    assert (only(fleet).fence, only(fleet).state) == (fence, "ready")
-    os.kill(listener, signal.SIGKILL)
+        eventually(lambda: only(fleet).pid == listener, "the lease did not go with the listener")
+        since = only(fleet).expires_at
+        eventually(lambda: only(fleet).expires_at > since + 3)
+        assert (only(fleet).fence, only(fleet).state) == (fence, "ready")
+        os.kill(listener, signal.SIGKILL)
     eventually(lambda: not fleet.ports.leases(), "the lease outlived its listener")
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["one agent", "an agent that is started meanwhile"])
 def test_leases_of_a_drained_host_are_ready_again_after_uncordon(fleet: Fleet, tmp_path: Path, restarted: bool) -> None:
     running = agent(fleet)
-    worker, gate = listening_worker(tmp_path)
-    with worker:
+    with listening_worker(tmp_path) as (worker, gate):
         port = claim(fleet, worker.pid, "--ttl", "2s")
         gate.write_text(f"{port}\n")
         fleet.lease("ready")
         status, _, err = finish(fleet.spawn("host", "drain", "web-1", "--no-wait"))
         assert status == 0, err
-        fleet.lease("draining")
+        seen = fleet.lease("draining").expires_at
+        eventually(lambda: only(fleet).expires_at > seen, "the agent did not renew")  # and so has seen the drain
         if restarted:
             running.kill()
             running.wait()
