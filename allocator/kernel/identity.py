@@ -70,7 +70,8 @@ def running_s() -> float | None:
         return None
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     started = start_time_of(1)
-    return since_boot if started is None else max(0.0, since_boot - started / os.sysconf("SC_CLK_TCK"))
+    # A start is known to a tick, and counts as its end: what was renewed just before is not taken for later.
+    return since_boot if started is None else max(0.0, since_boot - (started + 1) / os.sysconf("SC_CLK_TCK"))
 
 
 def default_host() -> str:

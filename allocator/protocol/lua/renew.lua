@@ -253,9 +253,11 @@ local function run(read, call, try)
         call('SADD', base .. ':limited:org:' .. org, space .. ':' .. port)
         call('SADD', base .. ':limited:plugin:' .. plugin, space .. ':' .. port)
       end
-      if not host_known and args[2] ~= '-' then
+      -- Who renews lives: where another took its host's name over before that could be seen (see lib/hosts.lua), it has
+      -- the name again.
+      if args[2] ~= '-' and (not host_known or match(host_known, '^%S+ %S+ %S+') ~= match(args[2], '^%S+ %S+ %S+')) then
         call('HSET', host_key, 'identity', args[2])
-        host_known = true
+        host_known = args[2]
       end
     elseif code == 'repeated' then
       local first = (reply[2 * i + 1] - HEAD) / WORDS + 1
