@@ -1,7 +1,8 @@
 """What both allocators are: their methods as operations, with arguments, errors, spans and docstrings.
 
 `PortAllocator` and `AsyncPortAllocator` add how an operation is driven, and nothing else. A new method is written here,
-in `LeaseOperations`, and given to both with one line each.
+in `LeaseOperations`, and given to both with one line each. What a claim does not need is imported by the method that
+does: a command pays for all that it loads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
 from allocator.model.names import WorkerId, check_name
-from allocator.operations import apply, claim, end, hosts, listing, pools, renew, resolve
+from allocator.operations import claim, end, pools, renew
 from allocator.operations.attempt import named_workers
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
     from allocator.operations.attempt import ClaimRequest
     from allocator.operations.hosts import Spread
+    from allocator.operations.listing import HostView
     from allocator.operations.steps import Operation
     from allocator.store.base import BaseStore
 
@@ -182,6 +184,8 @@ class LeaseOperations(Generic[E_]):
         self, *, org: str | None = None, plugin: str | None = None, host: str | None = None
     ) -> Operation[list[Lease]]:
         """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
+        from allocator.operations import listing
+
         found = yield from listing.leases(self.session.pool, host)
         return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
 
@@ -200,6 +204,8 @@ class LeaseOperations(Generic[E_]):
             NoWorkerError: When none was ready in time.
             InvalidInputError: When an argument cannot be right.
         """
+        from allocator.operations import resolve
+
         pool, prefer = self.session.pool, self.session.host if check_flag("prefer_local", prefer_local) else None
         check_text("plugin", plugin)
         check_text("org", org)
@@ -212,14 +218,20 @@ class LeaseOperations(Generic[E_]):
 
     def endpoints(self, plugin: str, *, org: str) -> Operation[list[Endpoint]]:
         """Return where all ready workers of a service are, by address."""
+        from allocator.operations import resolve
+
         return (yield from resolve.endpoints(self.session.pool, check_text("plugin", plugin), check_text("org", org)))
 
     def register(self) -> Operation[str]:
         """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
+        from allocator.operations import hosts
+
         return str((yield from hosts.register(self.session.context, self.session.pool)))
 
     def host_session(self, host: str) -> Operation[Session]:
         """Return the settings that claim for another host, which stays the machine that it is known to be."""
+        from allocator.operations import listing
+
         identity = yield from listing.host_identity(self.session.pool, check_name("host", check_text("host", host)))
         return self.session.as_host(host, identity)
 
@@ -237,6 +249,8 @@ class LeaseOperations(Generic[E_]):
             ExhaustedError: When no registered host gives out a port.
             HeldError: When the worker has a lease already.
         """
+        from allocator.operations import hosts
+
         given = checked(plugin, arguments)
         worker = WorkerId(given["org"], plugin, given.get("instance", 0))
         tried: frozenset[str] = frozenset()
@@ -250,8 +264,10 @@ class LeaseOperations(Generic[E_]):
             except ExhaustedError:  # it filled up meanwhile
                 tried |= {placement.host}
 
-    def hosts(self) -> Operation[list[listing.HostView]]:
+    def hosts(self) -> Operation[list[HostView]]:
         """Return the hosts that have claimed in the pool."""
+        from allocator.operations import listing
+
         return (yield from listing.hosts(self.session.pool))
 
     def pool(self) -> Operation[PoolSpec]:
@@ -268,6 +284,8 @@ class LeaseOperations(Generic[E_]):
         Raises:
             HeldError: When the scope would change while hosts use the pool.
         """
+        from allocator.operations import apply
+
         return str((yield from apply.apply_pool(pool, by=by)))
 
 

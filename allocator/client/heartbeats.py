@@ -20,7 +20,7 @@ from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
-from allocator.operations import listing, renew
+from allocator.operations import renew
 from allocator.operations.renew import of_the_parent
 
 if TYPE_CHECKING:
@@ -222,6 +222,8 @@ class HeartbeatPlan(Generic[E_]):
 
     def beat(self) -> Operation[None]:
         """Renew all held leases in one call for each pool, and let the reaper visit a pool that asks for it."""
+        from allocator.operations import listing
+
         with self._lock:
             batch = self.held
             sent = [held.lease for held in batch]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from allocator.model.errors import NoWorkerError
-from allocator.operations import listing
 from allocator.operations.steps import AwaitEvent, Operation
 from allocator.protocol.keys import events_key
 
@@ -38,6 +37,8 @@ def until_ready(context: Context, pool: str, wait_s: float, attempt: Callable[[]
     Raises:
         NoWorkerError: When there was none in time.
     """
+    from allocator.operations import listing
+
     deadline = context.clock() + wait_s
     cursor: str | None = None
     while True:

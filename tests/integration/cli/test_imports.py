@@ -74,7 +74,9 @@ def test_the_version_and_the_help_load_next_to_nothing(tmp_path, redis_url, pool
 
 def test_claim_renew_and_release_load_what_they_need(tmp_path, redis_url, pool) -> None:
     words = ("email", "--org", "org-1")
-    assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "claim", *words))
+    claimed = loaded_by(tmp_path, redis_url, pool.name, "claim", *words)
+    assert not heavy(claimed)
+    assert not {f"allocator.operations.{name}" for name in ("apply", "hosts", "listing", "resolve")} & claimed
     assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "renew", str(pool.first)))
     assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "release", str(pool.first)))
 
