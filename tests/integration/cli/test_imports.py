@@ -32,10 +32,11 @@ RUN_NEEDS = {"logging"}
 """`run` writes a log."""
 
 PROGRAM = """
-import sys
+import os, sys
 from pathlib import Path
 from allocator.__main__ import main
 sys.argv[0] = "allocator"
+os._exit = sys.exit  # so that something can be said of the process before it ends
 status = None
 try:
     main()
