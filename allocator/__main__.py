@@ -19,6 +19,9 @@ EXIT_INTERRUPTED = 130
 EXTRAS = {"sqlalchemy": "sql", "alembic": "sql", "psycopg": "sql"}
 """What is installed only when it is asked for, and by which extra."""
 
+NEED_A_TIDY_END = {"logging", "asyncio", "concurrent.futures", "multiprocessing", "sqlalchemy"}
+"""Modules that do something at the end, or whose threads and connections have to be ended first."""
+
 
 def main() -> None:
     """Run the command that the arguments name, and exit with its status."""
@@ -31,7 +34,19 @@ def main() -> None:
     _discard_talk_that_nobody_reads()
     if obeyed:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but Python's own end, which would show a traceback
+    if not NEED_A_TIDY_END & sys.modules.keys() and sys.gettrace() is None:
+        _end(status)
     sys.exit(status)
+
+
+def _end(status: int) -> None:
+    """End the process without taking every module apart first, which takes a fifth of a claim."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # whoever should have read it is gone, and the status says what became of it
+            continue
+    os._exit(status)
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:

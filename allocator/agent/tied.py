@@ -10,6 +10,7 @@ from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from allocator.agent.checks import Check
+    from allocator.agent.kin import Kin
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
 
@@ -30,6 +31,8 @@ class TiedLease:
         changed: Whether it says something that Redis does not have yet.
         doubtful: Whether its deadline passed without an answer of Redis.
         check: Its health checks, or None.
+        draining: Whether its host is to be emptied, as Redis reported last.
+        kin: The process group and session of its process.
     """
 
     lease: Lease
@@ -40,6 +43,8 @@ class TiedLease:
     changed: bool = False
     doubtful: bool = False
     check: Check | None = None
+    draining: bool = False
+    kin: Kin | None = None
 
     @property
     def key(self) -> tuple[LeaseFiles, str]:

@@ -17,6 +17,7 @@ from allocator.api import discovery, drift, events, fleet, health, leases, metri
 from allocator.api.access import Access
 from allocator.api.background import WITHIN_S, end_tasks, in_thread
 from allocator.api.claims import Claims
+from allocator.api.heads import HeadMiddleware
 from allocator.api.keeper import Keepers
 from allocator.api.limits import LimitMiddleware, Limits
 from allocator.api.routes import add_problem_schema
@@ -91,6 +92,7 @@ def create_app(
     application.state.samples = sampled
     application.state.drift = drift_view
     application.state.targets = discovery.Targets()
+    application.add_middleware(HeadMiddleware)
     application.add_middleware(LimitMiddleware, limits=limits or Limits(), access=access)
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
     for module in (leases, fleet, overview, drift, events, discovery, samples, health, metrics, pages):

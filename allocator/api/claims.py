@@ -69,7 +69,7 @@ class Claims:
         assert name is not None  # noqa: S101  # excluded above
         if name not in self._by_pool:
             own = self.allocator.session
-            session = Session(pool=name, host=own.host, kernel=own.kernel, clock=own.clock, rng=own.rng)
+            session = Session(pool=name, host=own.host, answers=own.answers, clock=own.clock, rng=own.rng)
             self._by_pool[name] = AsyncPortAllocator(self.allocator.store, session)
             if len(self._by_pool) > MAX_POOLS:
                 self._by_pool.popitem(last=False)

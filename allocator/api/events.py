@@ -7,13 +7,13 @@ for half a minute is let go; it comes back with its id and misses nothing.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
-from starlette.responses import Response as PlainResponse
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse
 
 from allocator.api.access import Reader, Taker
 from allocator.api.hub import Hub, as_json, position_of
@@ -100,62 +100,48 @@ async def stream(
     return EventStream(hub, position_of(known) if known else None)
 
 
-class EventStream(PlainResponse):
-    """A response that goes on as long as its listener listens.
+class EventStream(EventSourceResponse):
+    """A response that goes on as long as its listener listens and takes what is sent.
 
     Args:
         hub: Where the events come from.
         known: The position of the last event that the listener knows; None: from now on.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(self, hub: Hub, known: Position | None) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]
         self._hub = hub
-        self._known = known
+        super().__init__(
+            _chunks(hub, known),
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            ping=int(PING_S),
+            ping_message_factory=lambda: ServerSentEvent(comment="ping"),
+            sep="\n",
+            send_timeout=SEND_S,
+        )
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send events until the listener leaves, takes nothing any more, or the server ends."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send_all(send))
-        leaving = asyncio.create_task(_left(receive))
-        with self._hub.listening():
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (sending, leaving):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, TimeoutError, OSError):
-                    await task
-
-    async def _send_all(self, send: Send) -> None:
-        async for chunk in self._chunks():
-            async with asyncio.timeout(SEND_S):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        hub = self._hub
-        position = hub.position if self._known is None else self._known
-        yield b"retry: 1000\n: portlease\n\n"
-        if self._known is not None and not hub.is_away and await hub.has_lost(position):
-            yield b"event: gap\ndata: {}\n\n"
-        away = False
-        while not hub.closed:
-            if hub.is_away != away:
-                away = hub.is_away
-                yield b"event: away\ndata: {}\n\n" if away else b"event: back\ndata: {}\n\n"
-            events: list[PoolEvent] = [] if away else await hub.after(position)
-            if events:
-                position = events[-1].position
-                yield b"".join(event.frame for event in events)
-            elif not await hub.wait(PING_S):
-                yield b": ping\n\n"
+        with self._hub.listening(), contextlib.suppress(TimeoutError):
+            await super().__call__(scope, receive, send)
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _chunks(hub: Hub, known: Position | None) -> AsyncIterator[bytes]:
+    """Yield what a listener is sent; many events at once are one piece, for each piece costs a turn of the loop."""
+    position = hub.position if known is None else known
+    yield b"retry: 1000\n: portlease\n\n"
+    if known is not None and not hub.is_away and await hub.has_lost(position):
+        yield b"event: gap\ndata: {}\n\n"
+    away = False
+    while not hub.closed:
+        if hub.is_away != away:
+            away = hub.is_away
+            yield b"event: away\ndata: {}\n\n" if away else b"event: back\ndata: {}\n\n"
+        events: list[PoolEvent] = [] if away else await hub.after(position)
+        if events:
+            position = events[-1].position
+            yield b"".join(event.frame for event in events)
+        else:
+            await hub.wait(PING_S)
 
 
 @router.get("/leases/{host}/{port}/events", responses=problems(404))

@@ -44,6 +44,8 @@ MOST_DRAWN = 200
 """Ports of a pool whose hosts are written port by port; larger pools have counts only."""
 JUDGED_S = 5.0
 """For how long what is wrong with a host that did not change is taken to be the same."""
+CLOCKS_S = 0.1
+"""How far the time of an event and the time of a reading may be apart of what they seem."""
 LOST_S = 3_600.0
 MOST_LOST = 10_000
 """Workers that ended without a word are remembered for an hour, and so many of them."""
@@ -87,6 +89,11 @@ class HostEntry:
         heard_at: When its last heartbeat is known to have been.
         read_at: When it was read last, by the server's clock.
         condition_since: Since when it is cordoned or draining, where an event said so.
+        changed_at: When an event changed it last.
+        late: That nobody renews its leases, as it was read.
+        judged: What is wrong with it, and when that was found.
+        counted: Its counts, until it changes.
+        drawn: It as JSON, with the problems that this goes by, until it changes.
     """
 
     name: str
@@ -95,8 +102,11 @@ class HostEntry:
     heard_at: float | None = None
     read_at: float = 0.0
     condition_since: float | None = None
+    changed_at: float = 0.0
     late: Problem | None = None
     judged: tuple[float, list[Problem]] | None = None
+    counted: Counter[str] | None = None
+    drawn: tuple[list[Problem], str] | None = None
 
     @property
     def leases(self) -> list[Lease]:
@@ -105,7 +115,9 @@ class HostEntry:
 
     def counts(self) -> Counter[str]:
         """Return how many ports it has of each status, the free ones left out."""
-        return Counter(cell.status for cell in self.cells.values())
+        if self.counted is None:
+            self.counted = Counter(cell.status for cell in self.cells.values())
+        return self.counted
 
 
 def searched_text(lease: Lease) -> str:
@@ -146,7 +158,7 @@ class FleetIndex:
             space: The host, or `*`.
             known: What Redis has of it.
             ports: Its ports that cannot be claimed.
-            now: When they were read, by the server's clock.
+            now: When they were asked for, by the server's clock.
         """
         cells: dict[str, dict[int, Cell]] = {space: {}}
         for one in ports:
@@ -157,13 +169,14 @@ class FleetIndex:
             entry = self.hosts.setdefault(host, HostEntry(host))
             if host == space:
                 entry.known = known
-            kept = {port: cell for port, cell in entry.cells.items() if (cell.since or 0.0) > now}
-            entry.cells = found | kept  # what an event said after the reading is newer
+            if entry.changed_at > now - CLOCKS_S:  # what an event said meanwhile may be newer than what was read
+                self.unread_hosts.add(space)
+            entry.cells = found
             self._hear(entry, now)
-        if space == FLEET_SPACE:
-            for name in self.hosts.keys() - cells.keys():
-                self.hosts[name].cells.clear()
-        self._changed(*cells)
+        emptied = self.hosts.keys() - cells.keys() if space == FLEET_SPACE else set()
+        for name in emptied:
+            self.hosts[name].cells.clear()
+        self._changed(*cells, *emptied)
 
     def _read_cell(self, one: KnownPort, known: KnownHost, before: Cell | None, now: float) -> Cell:
         if one.lease is None:
@@ -250,6 +263,7 @@ class FleetIndex:
         elif cell is not None and cell.lease is not None and cell.fence == fence:
             self._change(cell, fields, at)
             self.unread[host, port] = None
+        entry.changed_at = max(entry.changed_at, at)
         entry.heard_at = max(entry.heard_at or 0.0, at) if kind not in {"expired", "superseded"} else entry.heard_at
         self._changed(host)
 
@@ -326,7 +340,8 @@ class FleetIndex:
         self.version += 1
         for name in hosts:
             if name in self.hosts:
-                self.hosts[name].judged = None
+                entry = self.hosts[name]
+                entry.judged = entry.counted = entry.drawn = None
 
     # -- answers --
 

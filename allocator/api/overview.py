@@ -152,10 +152,13 @@ def _head(keeper: Keeper, index: FleetIndex, total: int, offset: int, shown: int
     }
 
 
-def _answer(body: dict[str, Any]) -> Response:
+def _answer(content: bytes) -> Response:
     """Return a body as it is: what the index says is checked already, and there may be much of it."""
-    content = json.dumps(body, separators=(",", ":"))
     return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _json(body: dict[str, Any]) -> str:
+    return json.dumps(body, separators=(",", ":"))
 
 
 def _counts(found: dict[str, int], free: int) -> dict[str, int]:
@@ -168,13 +171,17 @@ async def fleet(
 ) -> Response:
     """Return a pool's counts and its hosts, worst first, with the counts and the ports of each."""
     keeper, index = await _keeper(request, pool)
+    return _answer(keeper.answer(("fleet", limit, offset), lambda: _fleet(keeper, index, limit, offset)))
+
+
+def _fleet(keeper: Keeper, index: FleetIndex, limit: int, offset: int) -> bytes:
     now = keeper.now()
     totals = index.totals()
     hosts = sorted(
         ((max((one.severity for one in index.problems_of(entry, now)), default=0), entry) for entry in index.shown),
         key=lambda one: (-one[0], one[1].name),
     )
-    shown = [_host(index, entry, int(severity), now) for severity, entry in hosts[offset : offset + limit]]
+    shown = [_drawn_host(index, entry, int(severity), now) for severity, entry in hosts[offset : offset + limit]]
     body = _head(keeper, index, len(hosts), offset, len(shown)) | {
         "first": index.rules.first,
         "last": index.rules.last,
@@ -183,9 +190,16 @@ async def fleet(
         "size": totals["size"],
         "counts": _counts(totals, totals["free"]),
         "problems": len(index.problems(now)),
-        "hosts": shown,
     }
-    return _answer(body)
+    return f'{_json(body)[:-1]},"hosts":[{",".join(shown)}]}}'.encode()
+
+
+def _drawn_host(index: FleetIndex, entry: HostEntry, severity: int, now: float) -> str:
+    """Return a host as JSON, made again when it changed; in fleet scope every host changes with each lease."""
+    found = index.problems_of(entry, now)
+    if entry.drawn is None or entry.drawn[0] is not found or index.rules.scope == "fleet":
+        entry.drawn = found, _json(_host(index, entry, severity, now))
+    return entry.drawn[1]
 
 
 def _host(index: FleetIndex, entry: HostEntry, severity: int, now: float) -> dict[str, Any]:
@@ -208,9 +222,13 @@ async def problems_of_pool(
 ) -> Response:
     """Return what is wrong in a pool, worst first, each with since when, whom it concerns and what to do about it."""
     keeper, index = await _keeper(request, pool)
-    found = index.problems(keeper.now())
-    shown = [_problem(one) for one in found[offset : offset + limit]]
-    return _answer(_head(keeper, index, len(found), offset, len(shown)) | {"problems": shown})
+
+    def make() -> bytes:
+        found = index.problems(keeper.now())
+        shown = [_problem(one) for one in found[offset : offset + limit]]
+        return _json(_head(keeper, index, len(found), offset, len(shown)) | {"problems": shown}).encode()
+
+    return _answer(keeper.answer(("problems", limit, offset), make))
 
 
 def _problem(one: Problem) -> dict[str, Any]:
@@ -266,4 +284,4 @@ async def services(
         }
         for _, org, plugin, wanted, ready, leases in found[offset : offset + limit]
     ]
-    return _answer(_head(keeper, index, len(found), offset, len(shown)) | {"services": shown})
+    return _answer(_json(_head(keeper, index, len(found), offset, len(shown)) | {"services": shown}).encode())

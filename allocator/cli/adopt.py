@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.db import database_of
+from allocator.cli.db import database_of, in_use
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -61,7 +61,7 @@ def adopt(
 
     Example: allocator adopt --port 5556 --org org-123 --plugin email
     """
-    from allocator.cli.leases import seconds
+    from allocator.cli.options import seconds
 
     ttl_s = seconds(ttl, "TTL")
     if ttl_s == 0:
@@ -107,6 +107,7 @@ def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -
 
     with database_of(at.settings) as database:
         rows = Rows(open_layout(database, at.settings.table), at.pool)
+        talk(in_use(at.settings, database))
         told: list[tuple[object, ...]] = []
         unbound = []
         for one in manual_rows(at.allocator, database, rows):

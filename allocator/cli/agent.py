@@ -60,7 +60,8 @@ def agent(
 ) -> None:
     """Renew every lease that is tied to a process of this host, and release it when the process has ended.
 
-    Claim with --pid to tie a lease to a process; with --label health=/health it is checked as well.
+    Claim with --pid to bind a lease to a process. It is ready when its port is listened on, or with --label
+    health=/health when that path answers.
 
     Example: allocator agent --listen 127.0.0.1:8578
     """

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 MAX_USAGE_LINE = 300
 
 _MODULES = {
-    "claim": "leases",
-    "renew": "leases",
-    "release": "leases",
+    "claim": "claim",
+    "renew": "renew",
+    "release": "release",
     "run": "run",
     "agent": "agent",
     "ls": "views",

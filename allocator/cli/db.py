@@ -47,6 +47,7 @@ def upgrade(database_url: DatabaseOption = None, config: ConfigOption = None) ->
     settings = read_settings(None, None, None, config, database_url=database_url)
     with database_of(settings, make=False) as database:
         done = bring_up(database, settings.table)
+        talk(in_use(settings, database))
         for line in done:
             talk(f"added {line}")
         print(f"{settings.table} in {database.shown_url}: {'up to date' if not done else 'upgraded'}")
@@ -62,6 +63,7 @@ def check(form: RowsFormat = ListFormat.TEXT, database_url: DatabaseOption = Non
     settings = read_settings(None, None, None, config, database_url=database_url)
     with database_of(settings, make=False) as database:
         found = look(database, settings.table)
+        talk(in_use(settings, database))
         if form is ListFormat.JSON:
             findings = [{"text": finding.text, "blocks": finding.blocks} for finding in found.findings]
             write_json({"fit": found.is_fit, "missing": found.missing, "findings": findings})
@@ -100,6 +102,12 @@ def write_statements(
         return
     with database_of(settings, make=False) as database:
         print(statements(settings.table, DialectName.POSTGRESQL, database), end="")
+
+
+def in_use(settings: Settings, database: Database) -> str:
+    """Return in one line which database a command works on, and who named it."""
+    named = "" if settings.database_url else " (no database is configured)"
+    return f"database: {database.shown_url}, table {settings.table}{named}"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from allocator.cli.checks.findings import Finding, finding_of, patiently
+from allocator.cli.checks.programs import running_programs
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -20,7 +21,8 @@ from allocator.cli.options import (
     desk,
 )
 from allocator.cli.output import write_json
-from allocator.model.errors import AllocatorError
+from allocator.model.durations import format_duration
+from allocator.model.errors import AllocatorError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,12 +54,15 @@ def doctor(
     """
     with desk(pool, host, redis_url, config, database_url=database_url, reads_only=True) as at:
         server: ServerInfo | None = None
+        condition = "away"
         try:
             server = at.allocator.store.server()
             findings = [*_with_redis(at), *_without_redis(at)]
         except AllocatorError as error:
+            if not isinstance(error, StoreUnavailableError):  # it answers
+                condition = "not usable as it is"
             findings = [finding_of("redis", error), *_builtin_pool(at), *_without_redis(at)]
-        _write(at, server, findings, form)
+        _write(at, server or condition, findings, form)
     if findings:
         raise typer.Exit(FOUND)
 
@@ -73,9 +78,11 @@ def _with_redis(at: Desk) -> Iterator[Finding]:
         yield from kernel.check_kernel(rules)
         yield from leases.check_host(at, rules)
         live = {lease.port: lease for lease in at.allocator.leases(host=at.host)}
-        yield from leases.check_leases(rules, live, at.allocator.store.server_time())
+        now = at.allocator.store.server_time()
+        yield from leases.check_name(at, live, now)
+        yield from leases.check_leases(rules, live, now)
         yield from leftovers.check_lease_files(at, live)
-        yield from host_agent.check_tied_leases(at, live, at.allocator.store.server_time())
+        yield from host_agent.check_tied_leases(at, live, now)
 
     yield from patiently("leases", of_this_host)
     yield from patiently("keys", lambda: foreign_keys.check_keys(at))
@@ -100,13 +107,20 @@ def _without_redis(at: Desk) -> Iterator[Finding]:
     yield from patiently("leftover", lambda: leftovers.check_embedded_server(at))
 
 
-def _write(at: Desk, server: ServerInfo | None, findings: list[Finding], form: ListFormat) -> None:
+def _write(at: Desk, server: ServerInfo | str, findings: list[Finding], form: ListFormat) -> None:
     if form is ListFormat.JSON:
-        facts = server and {name: getattr(server, name) for name in ("kind", "version", "role", "eviction")}
-        write_json({"server": facts, "findings": [asdict(finding) for finding in findings]})
+        known = ("kind", "version", "role", "eviction")
+        facts = None if isinstance(server, str) else {name: getattr(server, name) for name in known}
+        programs = [asdict(program) for program in running_programs()]
+        write_json({"server": facts, "programs": programs, "findings": [asdict(finding) for finding in findings]})
         return
-    print(f"server   {server.kind} {server.version}, {server.role or 'role unknown'}" if server else "server   away")
+    if isinstance(server, str):
+        print(f"server   {server}")
+    else:
+        print(f"server   {server.kind} {server.version}, {server.role or 'role unknown'}")
     print(f"host     {at.host}, pool {at.pool}")
+    for program in running_programs():
+        print(f"program  {program.name}, pid {program.pid}, for {format_duration(program.since_s * 1_000)}")
     for finding in findings:
         print(f"finding  {finding.what}; {finding.mend}")
     if not findings:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from allocator.cli.interrupts import interrupts_raised
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
+from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import check_name, check_plugin
+from allocator.model.names import WorkerId, check_name, check_plugin
 from allocator.operations.pools import check_pool
 
 
@@ -39,7 +42,17 @@ def export(
     plugin: Annotated[str | None, typer.Option("--plugin", help="Only of this plugin.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="The file; standard output when left out.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep the file current.")] = False,
-    command: Annotated[str | None, typer.Option("--exec", help="Run this when the file has changed.")] = None,
+    command: Annotated[
+        str | None,
+        typer.Option("--exec", metavar="COMMAND", help="Command to run when the file has changed, until it succeeds."),
+    ] = None,
+    command_time: Annotated[
+        str, typer.Option("--exec-timeout", metavar="DURATION", help="Time after which a running command is ended.")
+    ] = "60s",
+    always: Annotated[
+        list[str] | None,
+        typer.Option("--always", metavar="ORG/PLUGIN", help="Service to have in the file without a worker too."),
+    ] = None,
     pool: PoolOption = None,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
@@ -47,6 +60,8 @@ def export(
     """Write the addresses of all ready workers as a proxy, a monitor or a script reads them.
 
     The file is replaced in one step, only when it changed, at most once a second; it stays when Redis is away.
+    A service that was seen stays in it without workers; one that never was is there too with --always, or with both
+    --org and --plugin.
 
     Example: allocator export nginx --watch --out /etc/nginx/workers.conf --exec "nginx -s reload"
     """
@@ -61,6 +76,12 @@ def export(
         check_plugin(plugin)
     if out is None and (watch or command):
         raise InvalidInputError("--watch and --exec go with a file; add --out FILE")
+    timeout_s = parse_duration_ms(command_time, what="exec-timeout") / 1_000
+    if timeout_s <= 0:
+        raise InvalidInputError("a command needs time; give --exec-timeout for example 60s")
+    services = [(worker.plugin, worker.org) for worker in map(WorkerId.parse, always or [])]
+    if plugin is not None and org is not None:
+        services.append((plugin, org))
 
     def render(directory: Directory) -> str:
         return FORMATS[form](directory.services())
@@ -71,17 +92,20 @@ def export(
             at.allocator,
             whole_pool=True,
             wanted=lambda its_plugin, its_org: plugin in {None, its_plugin} and org in {None, its_org},
+            always=services,
         )
         with wanted as directory:
             if out is None:
                 directory.start()
                 print(render(directory), end="")
                 return
-            exporter = Exporter(directory, render, Path(out), command=command, talk=talk)
-            if watch:
-                start_logging()
-                signal.signal(signal.SIGTERM, lambda *_: exporter.stop())
-                exporter.run()
-            else:
-                directory.start()
-                exporter.export()
+            exporter = Exporter(directory, render, Path(out), command=command, timeout_s=timeout_s, talk=talk)
+            with interrupts_raised():  # a command that runs is ended too
+                if watch:
+                    start_logging()
+                    signal.signal(signal.SIGTERM, lambda *_: exporter.stop())
+                    exporter.run()
+                else:
+                    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+                    directory.start()
+                    exporter.export()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.leases import seconds
 from allocator.cli.options import (
     AdvertiseOption,
     ConfigOption,
@@ -17,6 +16,7 @@ from allocator.cli.options import (
     RedisOption,
     RowsFormat,
     desk,
+    seconds,
     talk,
 )
 from allocator.cli.output import write_rows

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from allocator.model.errors import printable
+from allocator.model.durations import parse_duration_ms
+from allocator.model.errors import InvalidInputError, printable
+from allocator.model.names import shown
 from allocator.model.settings import SETTINGS, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -134,6 +136,24 @@ def blocking_allocator(settings: Settings, *, reads_only: bool = False) -> PortA
 def report_embedded(status: EmbeddedStatus) -> None:
     """Report that this command started an embedded server."""
     talk(f"no Redis is configured: started an embedded server (pid {status.pid}) with its data in {status.data_dir}")
+
+
+def seconds(text: str | None, what: str) -> float | None:
+    """Return a duration of the command line in seconds, or None when it was not given."""
+    return None if text is None else parse_duration_ms(text, what=what) / 1_000
+
+
+def living_process(text: str) -> int:
+    """Return the pid of a process that lives.
+
+    Raises:
+        InvalidInputError: When the text is no pid or no such process lives.
+    """
+    from allocator.kernel.processes import identify
+
+    if not text.isdecimal() or len(text) > 9 or identify(int(text)) is None:
+        raise InvalidInputError(f"{shown(text)} is not the pid of a living process; give one, for example $PPID")
+    return int(text)
 
 
 class Voice:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from allocator.cli.leases import (  # noqa: TC001  # Typer reads the annotations
+from allocator.cli.claim import (  # noqa: TC001  # Typer reads the annotations
     AdjacentOption,
     LabelOption,
     PortOption,

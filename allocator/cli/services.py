@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.leases import OrgOption, seconds
-from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
+from allocator.cli.claim import OrgOption  # noqa: TC001  # Typer reads the annotations
+from allocator.cli.options import (
+    ConfigOption,
+    HostOption,
+    ListFormat,
+    PoolOption,
+    RedisOption,
+    RowsFormat,
+    desk,
+    seconds,
+)
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin

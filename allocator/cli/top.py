@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.interrupts import interrupts_raised
-from allocator.cli.leases import seconds
-from allocator.cli.options import ConfigOption, Desk, PoolOption, RedisOption, desk
+from allocator.cli.options import ConfigOption, Desk, PoolOption, RedisOption, desk, seconds
 from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 from allocator.model.states import LeaseState

@@ -16,6 +16,7 @@ from allocator.store.aio import AsyncStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from allocator.client.drivers import Answers
     from allocator.client.heartbeats import HeldLease
     from allocator.model.durations import Duration
     from allocator.operations.steps import Operation
@@ -70,9 +71,9 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
     pool = _awaited(LeaseOperations.pool)
     apply_pool = _awaited(LeaseOperations.apply_pool)
 
-    async def run(self, operation: Operation[T]) -> T:
-        """Drive one operation of the protocol to its end."""
-        return await drive_async(operation, self.store, self.session.kernel, self.recorder)
+    async def run(self, operation: Operation[T], answers: Answers | None = None) -> T:
+        """Drive one operation to its end; `answers` are to its steps that are not for Redis, if others than usual."""
+        return await drive_async(operation, self.store, answers or self.session.answers, self.recorder)
 
     @naming_arguments
     @asynccontextmanager

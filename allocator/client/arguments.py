@@ -30,6 +30,13 @@ class ProcessWords(TypedDict, total=False):
     namespaces: str
 
 
+class SeveralPorts(TypedDict, total=False):
+    """The further arguments of a claim of several ports; see `ClaimRequest`."""
+
+    names: tuple[str, ...]
+    contiguous: bool
+
+
 class ClaimArguments(TypedDict):
     """The arguments of a claim beside its plugin.
 
@@ -45,6 +52,8 @@ class ClaimArguments(TypedDict):
         auto_instance: Whether the lowest free instance is taken.
         priority: 0-9: who waits with a higher one comes first.
         token: The token of a lease that may be held already: it is then returned, renewed.
+        pre_start: Whether the worker is not running now: when anybody listens on the port that it has, that is declined
+            and another one claimed.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host.
     """
 
@@ -59,6 +68,7 @@ class ClaimArguments(TypedDict):
     auto_instance: NotRequired[bool]
     priority: NotRequired[int]
     token: NotRequired[str | None]
+    pre_start: NotRequired[bool]
     supersede_fence: NotRequired[int | None]
 
 
@@ -181,6 +191,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "auto_instance": check_flag,
     "priority": lambda _, value: check_priority(value),
     "token": lambda _, value: check_token(value),
+    "pre_start": check_flag,
     "supersede_fence": check_number,
 }
 

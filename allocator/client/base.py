@@ -1,32 +1,31 @@
 """What both allocators are: their methods as operations, with arguments, errors, spans and docstrings.
 
 `PortAllocator` and `AsyncPortAllocator` add how an operation is driven, and nothing else. A new method is written here,
-in `LeaseOperations`, and given to both with one line each.
+in `LeaseOperations`, and given to both with one line each. What a claim does not need is imported by the method that
+does: a command pays for all that it loads.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
 from allocator.client.configured import library_settings, open_store, session_of
-from allocator.client.drivers import needed
 from allocator.client.heartbeats import E_, HeldLease, about
-from allocator.client.policies import tried_again
-from allocator.client.recording import is_fresh, may_hold, record
-from allocator.client.turns import claim_in_turn
+from allocator.client.policies import until_ready
+from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
 from allocator.model.names import WorkerId, check_name
-from allocator.operations import apply, claim, end, hosts, listing, pools, renew, resolve
-from allocator.operations.several import claim_several, named_workers
+from allocator.operations import claim, end, pools, renew
+from allocator.operations.attempt import named_workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from allocator.client.counting import HolderCounts
-    from allocator.client.drivers import LeaseRecorder
-    from allocator.client.policies import ClaimPatience
+    from allocator.client.drivers import Answers, LeaseRecorder
     from allocator.client.runners import HeartbeatRunner
     from allocator.client.session import OnLost, Session
     from allocator.client.tracing import Tracer
@@ -34,8 +33,9 @@ if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
-    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.attempt import ClaimRequest
     from allocator.operations.hosts import Spread
+    from allocator.operations.listing import HostView
     from allocator.operations.steps import Operation
     from allocator.store.base import BaseStore
 
@@ -76,28 +76,14 @@ class LeaseOperations(Generic[E_]):
             ConfigurationError: When Redis or the database cannot be used as it is, or `record` has no recorder.
             PoolMissingError: When the pool is neither defined nor built in.
         """
-        if check_flag("record", record):
-            needed(self.session.recorder)
-        request = self.session.request(plugin, **arguments)
-        patience = self.session.patience(wait, any_port=request.port is None)
-
-        def attempt() -> Operation[Lease]:
-            return self._attempt(request, patience, recorded=record)
-
-        with self.session.span("claim", worker=request.worker) as span:
-            return span.granted((yield from tried_again(patience, request.pool, attempt)))
-
-    def _attempt(self, request: ClaimRequest, patience: ClaimPatience, *, recorded: bool) -> Operation[Lease]:
-        def once(asked: ClaimRequest) -> Operation[Lease]:
-            return claim.claim(self.session.context, asked)
-
-        held = recorded and (yield from may_hold(self.session.context, request))
-        lease = yield from claim_in_turn(self.session, request, once, patience)
-        if recorded:
-            yield from record(self.session.context, lease, new=not held)
-            if not is_fresh(lease, self.session.clock()):
-                (lease,) = yield from self.renew(lease)
+        (lease,) = yield from self._claimed(self.session.request(plugin, arguments, wait=wait, record=record))
         return lease
+
+    def _claimed(self, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
+        with self.session.span("claim", worker=request.worker) as span:
+            leases = yield from claim.claim(self.session.context, request)
+            span.granted(leases[0])
+        return leases
 
     def claim_ports(
         self,
@@ -128,20 +114,10 @@ class LeaseOperations(Generic[E_]):
         check_flag("adjacent", adjacent)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise InvalidInputError(f"names={names!r} is not a list of texts; give for example ['http', 'debug']")
-        request = self.session.request(plugin, **arguments)
-        tokens = [self.session.context.new_token() for _ in names]
-        named_workers(request.worker, names)
-        patience = self.session.patience(wait, any_port=True)
-
-        def once(asked: ClaimRequest) -> Operation[list[Lease]]:
-            return claim_several(self.session.context, asked, names, adjacent=adjacent, tokens=tokens)
-
-        def attempt() -> Operation[list[Lease]]:
-            return claim_in_turn(self.session, request, once, patience, adjacent=adjacent)
-
-        with self.session.span("claim", worker=request.worker) as span:
-            leases = yield from tried_again(patience, request.pool, attempt)
-            span.granted(leases[0])
+        request = self.session.request(plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
+        if not names:
+            named_workers(request.worker, names)
+        leases = yield from self._claimed(replace(request, port=None, hint=None, token=None))
         return dict(zip(names, leases, strict=True))
 
     def release_all(self, *leases: Lease) -> Operation[int]:
@@ -164,10 +140,7 @@ class LeaseOperations(Generic[E_]):
         with self.session.span("renew", *leases) as span:
             outcomes = yield from renew.renew(self.session.context, leases, rewrite=rewrite)
             span.renewed(outcomes)
-        for outcome in outcomes:
-            if outcome.lost:
-                raise outcome.lost
-        return [outcome.lease for outcome in outcomes]
+        return list(claim.renewed(outcomes))
 
     def release(self, lease: Lease) -> Operation[bool]:
         """End a lease; return False when it had ended already.
@@ -211,6 +184,8 @@ class LeaseOperations(Generic[E_]):
         self, *, org: str | None = None, plugin: str | None = None, host: str | None = None
     ) -> Operation[list[Lease]]:
         """Return the live leases of the pool, without tokens, by host and port, filtered where asked."""
+        from allocator.operations import listing
+
         found = yield from listing.leases(self.session.pool, host)
         return [lease for lease in found if org in {None, lease.org} and plugin in {None, lease.plugin}]
 
@@ -229,26 +204,34 @@ class LeaseOperations(Generic[E_]):
             NoWorkerError: When none was ready in time.
             InvalidInputError: When an argument cannot be right.
         """
+        from allocator.operations import resolve
+
         pool, prefer = self.session.pool, self.session.host if check_flag("prefer_local", prefer_local) else None
         check_text("plugin", plugin)
         check_text("org", org)
-        patience = self.session.patience(wait, any_port=True)
+        wait_s = 0.0 if wait is None else seconds_of(wait, "wait")
 
         def attempt() -> Operation[Endpoint]:
             return resolve.resolve(self.session.context, pool, plugin, org, prefer=prefer)
 
-        return (yield from tried_again(patience, pool, attempt))
+        return (yield from until_ready(self.session.context, pool, wait_s, attempt))
 
     def endpoints(self, plugin: str, *, org: str) -> Operation[list[Endpoint]]:
         """Return where all ready workers of a service are, by address."""
+        from allocator.operations import resolve
+
         return (yield from resolve.endpoints(self.session.pool, check_text("plugin", plugin), check_text("org", org)))
 
     def register(self) -> Operation[str]:
         """Make this host and its address known in the pool; return `created`, `changed` or `unchanged`."""
+        from allocator.operations import hosts
+
         return str((yield from hosts.register(self.session.context, self.session.pool)))
 
     def host_session(self, host: str) -> Operation[Session]:
         """Return the settings that claim for another host, which stays the machine that it is known to be."""
+        from allocator.operations import listing
+
         identity = yield from listing.host_identity(self.session.pool, check_name("host", check_text("host", host)))
         return self.session.as_host(host, identity)
 
@@ -266,6 +249,8 @@ class LeaseOperations(Generic[E_]):
             ExhaustedError: When no registered host gives out a port.
             HeldError: When the worker has a lease already.
         """
+        from allocator.operations import hosts
+
         given = checked(plugin, arguments)
         worker = WorkerId(given["org"], plugin, given.get("instance", 0))
         tried: frozenset[str] = frozenset()
@@ -279,8 +264,10 @@ class LeaseOperations(Generic[E_]):
             except ExhaustedError:  # it filled up meanwhile
                 tried |= {placement.host}
 
-    def hosts(self) -> Operation[list[listing.HostView]]:
+    def hosts(self) -> Operation[list[HostView]]:
         """Return the hosts that have claimed in the pool."""
+        from allocator.operations import listing
+
         return (yield from listing.hosts(self.session.pool))
 
     def pool(self) -> Operation[PoolSpec]:
@@ -297,6 +284,8 @@ class LeaseOperations(Generic[E_]):
         Raises:
             HeldError: When the scope would change while hosts use the pool.
         """
+        from allocator.operations import apply
+
         return str((yield from apply.apply_pool(pool, by=by)))
 
 
@@ -382,8 +371,8 @@ class AllocatorBase(Generic[E_, S]):
         """What became of the leases that are held here, by pool; `HolderMetrics` shows it to Prometheus."""
         return self._heartbeats.counts
 
-    def run(self, operation: Operation[Any]) -> Any:  # noqa: ANN401  # a result, or what is awaited for it
-        """Drive one operation of the protocol to its end."""
+    def run(self, operation: Operation[Any], answers: Answers | None = None) -> Any:  # noqa: ANN401  # or what is awaited for it
+        """Drive one operation to its end; `answers` are to its steps that are not for Redis, if others than usual."""
         raise NotImplementedError
 
     def keep(self, lease: Lease) -> HeldLease[E_]:

@@ -17,6 +17,7 @@ from allocator.store.blocking import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from allocator.client.drivers import Answers
     from allocator.client.heartbeats import HeldLease
     from allocator.model.durations import Duration
     from allocator.operations.steps import Operation
@@ -75,9 +76,9 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
     pool = _blocking(LeaseOperations.pool)
     apply_pool = _blocking(LeaseOperations.apply_pool)
 
-    def run(self, operation: Operation[T]) -> T:
-        """Drive one operation of the protocol to its end."""
-        return drive(operation, self.store, self.session.kernel, self.recorder)
+    def run(self, operation: Operation[T], answers: Answers | None = None) -> T:
+        """Drive one operation to its end; `answers` are to its steps that are not for Redis, if others than usual."""
+        return drive(operation, self.store, answers or self.session.answers, self.recorder)
 
     @naming_arguments
     @contextmanager

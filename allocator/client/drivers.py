@@ -15,12 +15,15 @@ from allocator.operations.steps import (
     AwaitEvent,
     AwaitTurn,
     DescribeListener,
+    JudgeHolder,
+    KeepLeases,
+    KeepTokens,
     Operation,
     Pause,
-    ProvePort,
+    ProvePorts,
     ReadListeners,
-    Standing,
     Step,
+    Warn,
     WriteRow,
 )
 from allocator.protocol.calls import ScriptCall
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from allocator.model.leases import Lease
+    from allocator.operations.steps import Judgement, Standing
 
 T = TypeVar("T")
 
@@ -96,8 +100,10 @@ QUIET_S = 1.0
 """How long a listing that showed nobody is good enough: who listens since then is found by the bind of the proof."""
 
 
-class Kernel:
-    """This host's answers to the steps that are not for Redis; tests put another in its place.
+class Answers:
+    """Answers to the steps that are not for Redis: for this host, and for a caller who keeps tokens in memory only.
+
+    Whoever drives a claim in another way overrides a method; tests put others in their place.
 
     A listing is for choosing well; the proof decides. So a range in which nobody listened is not read again for a
     second, unless a bind was refused meanwhile or the step asks for it. A listing that showed somebody is read each
@@ -107,40 +113,84 @@ class Kernel:
     _quiet: tuple[int, int, float] = (0, 0, 0.0)
     """The range in which nobody listened, and until when that is good enough, in seconds of the monotonic clock."""
 
-    def answer(self, step: Step) -> object:
-        """Return what a step about this host asks for."""
-        if isinstance(step, ReadListeners):
-            return self._listening(step)
-        if isinstance(step, ProvePort):
-            free = prove_port(step.port)
-            if not free:
-                self._quiet = Kernel._quiet
-            return free
-        if isinstance(step, DescribeListener):
-            return describe_listener(step.port)
-        raise TypeError(f"{type(step).__name__} is not a step about this host")
-
-    def _listening(self, step: ReadListeners) -> frozenset[int]:
+    def read_listeners(self, step: ReadListeners) -> frozenset[int]:
+        """Return the ports that programs listen on."""
         now, (first, last, until) = monotonic(), self._quiet
         if now < until and first <= step.first and step.last <= last and not step.fresh:
             return frozenset()
         found = listening_ports(step.first, step.last)
-        self._quiet = Kernel._quiet if found else (step.first, step.last, now + QUIET_S)
+        self._quiet = Answers._quiet if found else (step.first, step.last, now + QUIET_S)
         return found
 
+    def prove_ports(self, step: ProvePorts) -> frozenset[int]:
+        """Return the ports that the kernel refuses."""
+        refused = frozenset(port for port in step.ports if not prove_port(port))
+        if refused:
+            self._quiet = Answers._quiet
+        return refused
 
-class UnseenKernel(Kernel):
-    """Answers for a host that is not this one: no stranger is known, nothing is proved, nobody is described."""
+    def describe_listener(self, step: DescribeListener) -> str | None:
+        """Return who listens on a port."""
+        who = describe_listener(step.port)
+        if who and step.lease:
+            from allocator.kernel.holders import started_as
+
+            who += f", which an earlier start of {step.lease.worker} left behind" if started_as(step.lease) else ""
+        return who
+
+    def judge_holder(self, step: JudgeHolder) -> Judgement:
+        """Return what is known of the processes of a lease that is in the way."""
+        from allocator.kernel.holders import judge
+
+        return judge(step.holder, step.host)
+
+    def keep_tokens(self, step: KeepTokens) -> tuple[str, ...]:
+        """Return the tokens to claim with."""
+        return step.tokens
+
+    def keep_leases(self, step: KeepLeases) -> bool:
+        """Return whether a claim was the caller's to end."""
+        del step
+        return True
+
+    def warn(self, step: Warn) -> None:
+        """Show a sentence; a program that calls a library has nobody who would read it."""
 
     def answer(self, step: Step) -> object:
-        """Return the answer that keeps nobody from trying."""
-        if isinstance(step, ReadListeners):
-            return frozenset()
-        if isinstance(step, ProvePort):
-            return True
-        if isinstance(step, DescribeListener):
-            return None
-        return super().answer(step)
+        """Return what a step asks for."""
+        method = _METHODS.get(type(step))
+        if method is None:
+            raise TypeError(f"{type(step).__name__} is not a step about this host")
+        return getattr(self, method)(step)
+
+
+_METHODS: dict[type, str] = {
+    ReadListeners: "read_listeners",
+    ProvePorts: "prove_ports",
+    DescribeListener: "describe_listener",
+    JudgeHolder: "judge_holder",
+    KeepTokens: "keep_tokens",
+    KeepLeases: "keep_leases",
+    Warn: "warn",
+}
+
+
+class UnseenAnswers(Answers):
+    """Answers for a host that is not this one: no stranger is known, nothing is proved, nobody is described."""
+
+    def read_listeners(self, step: ReadListeners) -> frozenset[int]:
+        """Return that nobody is known to listen."""
+        del step
+        return frozenset()
+
+    def prove_ports(self, step: ProvePorts) -> frozenset[int]:
+        """Return that no port was refused."""
+        del step
+        return frozenset()
+
+    def describe_listener(self, step: DescribeListener) -> None:
+        """Return that nobody is seen."""
+        del step
 
 
 def describe_listener(port: int) -> str | None:
@@ -153,13 +203,13 @@ def describe_listener(port: int) -> str | None:
     return None
 
 
-def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel, recorder: LeaseRecorder | None = None) -> T:
+def drive(operation: Operation[T], store: BlockingCaller, answers: Answers, recorder: LeaseRecorder | None = None) -> T:
     """Run an operation to its end and return its result; an error of a step is raised inside the operation.
 
     Args:
         operation: The operation.
         store: Answers for Redis.
-        kernel: Answers for this host.
+        answers: Answers for this host.
         recorder: Writes rows, or None where no operation asks for that.
     """
     try:
@@ -177,7 +227,7 @@ def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel, record
                 elif isinstance(step, WriteRow):
                     answer = needed(recorder).record(step.lease, over=step.over)
                 else:
-                    answer = kernel.answer(step)
+                    answer = answers.answer(step)
             except BaseException as error:  # noqa: BLE001  # the operation decides: it may have something to undo
                 step = operation.throw(error)
             else:
@@ -188,7 +238,7 @@ def drive(operation: Operation[T], store: BlockingCaller, kernel: Kernel, record
 
 
 async def drive_async(
-    operation: Operation[T], store: AsyncCaller, kernel: Kernel, recorder: LeaseRecorder | None = None
+    operation: Operation[T], store: AsyncCaller, answers: Answers, recorder: LeaseRecorder | None = None
 ) -> T:
     """Do the same as `drive` without blocking the event loop on Redis, on a pause or on a database."""
     import asyncio
@@ -208,7 +258,7 @@ async def drive_async(
                 elif isinstance(step, WriteRow):
                     answer = await asyncio.to_thread(needed(recorder).record, step.lease, over=step.over)
                 else:
-                    answer = kernel.answer(step)
+                    answer = answers.answer(step)
             except BaseException as error:  # noqa: BLE001  # as above
                 step = operation.throw(error)
             else:

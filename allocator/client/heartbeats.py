@@ -20,7 +20,8 @@ from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
-from allocator.operations import listing, renew
+from allocator.operations import renew
+from allocator.operations.renew import of_the_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,6 +150,16 @@ class HeldLease(Generic[E_]):
             self.lease = changed
             self._rewrite = True
 
+    def stay_with_parent(self, lost: E_) -> None:
+        """Become a copy in a forked child: `lost` is set, and nothing that is done with it reaches the lease.
+
+        Args:
+            lost: A new event; the one before may have been in use by a thread that the child does not have.
+        """
+        self.error = of_the_parent(self.lease)
+        self.lost = lost
+        self.lost.set()
+
     @property
     def rewrite(self) -> bool:
         """Whether something was set that Redis does not have yet."""
@@ -212,6 +223,8 @@ class HeartbeatPlan(Generic[E_]):
 
     def beat(self) -> Operation[None]:
         """Renew all held leases in one call for each pool, and let the reaper visit a pool that asks for it."""
+        from allocator.operations import listing
+
         with self._lock:
             batch = self.held
             sent = [held.lease for held in batch]

@@ -45,6 +45,12 @@ class HeartbeatRunner(Generic[E_]):
         """Hold nothing, as a new one does."""
         self._plan: HeartbeatPlan[E_] = HeartbeatPlan(self._session, self._lock)
 
+    def begin_anew(self) -> None:
+        """Hold nothing, in a child that was forked: the leases stay with the parent, and their copies show it."""
+        for held in self.held:
+            held.stay_with_parent(type(self)._event())  # noqa: SLF001  # this class's own
+        self.begin()
+
     @property
     def held(self) -> list[HeldLease[E_]]:
         """The leases that are renewed."""
@@ -131,7 +137,7 @@ _all: weakref.WeakSet[HeartbeatRunner[Any]] = weakref.WeakSet()
 
 def _begin_all() -> None:
     for one in list(_all):
-        one.begin()
+        one.begin_anew()
 
 
 os.register_at_fork(after_in_child=_begin_all)

@@ -5,15 +5,14 @@ Nothing here waits: the blocking and the async allocator drive what this module 
 
 from __future__ import annotations
 
+import os
 import random
-import secrets
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Unpack
 
-from allocator.client.arguments import ClaimArguments, check_text, checked, ttl_in_ms
-from allocator.client.drivers import Kernel
-from allocator.client.policies import ClaimPatience
+from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, ttl_in_ms
+from allocator.client.drivers import Answers, needed
 from allocator.client.tracing import OFF
 from allocator.kernel.identity import default_address, default_host, host_identity, running_s
 from allocator.kernel.processes import boot_id, identify, namespaces
@@ -21,13 +20,13 @@ from allocator.model.durations import Duration, format_duration, seconds_of
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_address, check_name
 from allocator.model.pools import SDK_V2
-from allocator.operations.claim import ClaimRequest
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.context import Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from allocator.client.arguments import ProcessWords
+    from allocator.client.arguments import ProcessWords, SeveralPorts
     from allocator.client.drivers import LeaseRecorder
     from allocator.client.tracing import Span, Tracer
     from allocator.model.leases import Lease
@@ -38,7 +37,7 @@ TOKEN_BYTES = 16
 
 def new_token() -> str:
     """Return 128 random bits as 32 hexadecimal digits."""
-    return secrets.token_hex(TOKEN_BYTES)
+    return os.urandom(TOKEN_BYTES).hex()  # what `secrets` does, which loads OpenSSL
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class Session:
         on_lost: What a holder does when Redis has not confirmed its lease in time: `keep` its port (the kernel
             arbitrates) or `stop`.
         advertise: The address under which others reach this host; None for that of the default route.
-        kernel: Answers for this host.
+        answers: Answers to the steps of operations that are not for Redis.
         clock: The monotonic clock, in seconds.
         rng: The source of jitter.
         identity: Which machine, boot and network namespace `host` is; None for those of this process.
@@ -63,7 +62,7 @@ class Session:
     host: str
     on_lost: OnLost = "keep"
     advertise: str | None = None
-    kernel: Kernel = field(default_factory=Kernel)
+    answers: Answers = field(default_factory=Answers)
     clock: Callable[[], float] = time.monotonic
     rng: random.Random = field(default_factory=random.Random)
     identity: str | None = None
@@ -79,7 +78,7 @@ class Session:
             address = f"!{self.advertise}" if self.advertise else "" if self.identity else default_address()
             age_s = None if self.identity else running_s()
             began = None if age_s is None else self.clock() - age_s
-            self._context = Context(self.host, identity, self.clock, new_token, address, began=began)
+            self._context = Context(self.host, identity, self.clock, new_token, address, began=began, rng=self.rng)
         return self._context
 
     def as_host(self, host: str, identity: str) -> Session:
@@ -92,7 +91,7 @@ class Session:
         other = Session(
             pool=self.pool,
             host=host,
-            kernel=self.kernel,
+            answers=self.answers,
             clock=self.clock,
             rng=self.rng,
             identity=identity,
@@ -115,19 +114,41 @@ class Session:
             return OFF
         return self.tracer.span(name, leases[0].pool if leases else self.pool, worker, leases)
 
-    def request(self, plugin: str, **arguments: Unpack[ClaimArguments]) -> ClaimRequest:
+    def request(
+        self,
+        plugin: str,
+        arguments: ClaimArguments,
+        *,
+        wait: Duration | None = None,
+        record: bool = False,
+        **several: Unpack[SeveralPorts],
+    ) -> ClaimRequest:
         """Return the request that a caller's arguments make.
+
+        Args:
+            plugin: The worker's plugin.
+            arguments: See `ClaimArguments`.
+            wait: Time to wait for a port, or None.
+            record: Whether the worker's row is written.
+            **several: The names of several ports, and whether they follow each other.
 
         Raises:
             InvalidInputError: When one of them cannot be right.
+            ConfigurationError: When rows are to be written and there is no recorder.
         """
         given = checked(plugin, arguments)
         ttl = given.pop("ttl", None)
+        if check_flag("record", record):
+            needed(self.recorder)
+        holder = self.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None))
         return ClaimRequest(
             pool=self.pool,
             worker=WorkerId(given.pop("org"), given.pop("plugin"), given.pop("instance", 0)),
             ttl_ms=None if ttl is None else ttl_in_ms(ttl),
-            **self.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None)),
+            holder={**holder, "labels": given.pop("labels", {})},
+            wait_s=0.0 if wait is None else seconds_of(wait, "wait"),
+            record=record,
+            **several,
             **given,
         )
 
@@ -162,15 +183,6 @@ class Session:
         """
         rules = self.context.rules.get(pool)
         return self.on_lost == "stop" or (rules is not None and rules.scope == "fleet")
-
-    def patience(self, wait: Duration | None, *, any_port: bool) -> ClaimPatience:
-        """Return how long a claim goes on trying.
-
-        Raises:
-            InvalidInputError: When `wait` is not a duration.
-        """
-        wait_s = None if wait is None else seconds_of(wait, "wait")
-        return ClaimPatience(wait_s=wait_s, any_port=any_port, clock=self.clock, rng=self.rng)
 
 
 def make_session(

@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.client.custody import FileAnswers
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import NO_INSTANCE, Stop
 from allocator.kernel.processes import command_words
 from allocator.kernel.sockets import listeners, listening_ports
-from allocator.model.errors import AllocatorError, InvalidInputError
+from allocator.model.errors import InvalidInputError
 from allocator.model.states import LeaseState
 from allocator.model.tables import STOPPED
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
+from allocator.operations.claim import claim
 from allocator.operations.find import find
 
 if TYPE_CHECKING:
@@ -131,7 +133,6 @@ def adopt(
         HeldError: When the port or the worker has a lease already.
         InvalidInputError: When the port is not of the pool, or the process has ended.
     """
-    words = allocator.session.process_words(pid=pid)
     request = ClaimRequest(
         pool=allocator.session.pool,
         worker=worker,
@@ -139,14 +140,9 @@ def adopt(
         ttl_ms=ttl_ms,
         state=state,
         bound_already=True,
-        **words,
+        holder=allocator.session.process_words(pid=pid),
     )
-    lease = allocator.run(claim(allocator.session.context, request))
-    try:
-        files.save(lease)
-    except AllocatorError:
-        allocator.release(lease)
-        raise
+    (lease,) = allocator.run(claim(allocator.session.context, request), FileAnswers(files))
     return lease
 
 

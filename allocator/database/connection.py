@@ -115,17 +115,21 @@ class Database:
         return engine
 
     @contextlib.contextmanager
-    def reading(self, *, limit_s: float = STATEMENT_S) -> Iterator[Connection]:
+    def reading(self, *, limit_s: float | None = None) -> Iterator[Connection]:
         """Give a connection for reads, in a transaction that is rolled back at the end.
 
         Args:
-            limit_s: For how many seconds a statement may run, and PostgreSQL may be silent in all.
+            limit_s: For how many seconds a statement may run, and PostgreSQL may be silent in all; None for
+                `STATEMENT_S`.
         """
-        with translated(self.shown_url, writes=False), self._transaction(limit_s, writes=False) as connection:
+        with (
+            translated(self.shown_url, writes=False),
+            self._transaction(limit_s or STATEMENT_S, writes=False) as connection,
+        ):
             yield connection
 
     @contextlib.contextmanager
-    def writing(self, *, limit_s: float = STATEMENT_S, lock_s: float | None = None) -> Iterator[Connection]:
+    def writing(self, *, limit_s: float | None = None, lock_s: float | None = None) -> Iterator[Connection]:
         """Give a connection in a transaction that is committed at the end, or rolled back when the block raises.
 
         Args:
@@ -135,7 +139,10 @@ class Database:
         Raises:
             RowRefusedError: When a constraint or trigger refuses what was written; its writer decides.
         """
-        with translated(self.shown_url, writes=True), self._transaction(limit_s, lock_s, writes=True) as connection:
+        with (
+            translated(self.shown_url, writes=True),
+            self._transaction(limit_s or STATEMENT_S, lock_s, writes=True) as connection,
+        ):
             yield connection
             connection.commit()
 

@@ -142,7 +142,9 @@ def of_row(row: Row, known: Whereabouts | None, tenant: Lease | None) -> Differe
         return Difference(Kind.STALE_ROW, Action.STOP, detail=f"{row.state}; {words}", stop=stop, **place)  # type: ignore[arg-type]  # as above
     if tenant is not None:
         words = f"{row.state}; its port is leased to {tenant.worker}"
-        is_newer = row.fence is not None and row.fence >= tenant.fence
+        is_newer = (
+            row.fence is not None and row.fence > tenant.fence
+        )  # one of its own fence is its row under another key
         action = Action.NONE if is_newer else Action.STOP
         stop = Stop(row.key, row.fence, STOPPED, f"its port was leased to {tenant.worker}")
         return Difference(Kind.DUPLICATE_LIVE, action, detail=words, stop=None if is_newer else stop, **place)  # type: ignore[arg-type]  # as above

@@ -6,21 +6,23 @@ or without a zone); this module says which ones can be worked with, and why anot
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from allocator.database.layout import UtcTime, default_types
+from allocator.database.layout import WORKER_COLUMNS, UtcTime, default_types
 from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
     from sqlalchemy.engine.reflection import Inspector
     from sqlalchemy.types import TypeEngine
 
+    from allocator.database.layout import Layout
     from allocator.model.tables import TableNames
 
 TOLD_BY = ("organization_id", "plugin_id")
@@ -112,6 +114,36 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
         has_leaders=inspector.has_table(f"{names.table}_leaders", schema=names.schema),
         version=_version(connection, inspector, names),
     )
+
+
+_MAY = "SELECT bool_and(has_column_privilege(CAST(:name AS text), one, '{0}')) FROM unnest(CAST(:{1} AS text[])) AS one"
+_RIGHTS = "SELECT current_user, " + ", ".join(
+    f"({_MAY.format(right, columns)})"
+    for right, columns in (("SELECT", "all"), ("INSERT", "all"), ("UPDATE", "changed"))
+)
+"""What the role may do; a right on the table is one on each of its columns."""
+
+
+def missing_rights(connection: Connection, layout: Layout) -> Iterator[str]:
+    """Yield in words what this role may not do with each of the tables although a reconciler has to."""
+    if connection.dialect.name == "sqlite":
+        path = connection.engine.url.database or ""
+        if not os.access(path, os.W_OK):
+            yield f"this user may not write the file {path}, so that nothing is recorded; correct its rights"
+        return
+    kept = {name for name in WORKER_COLUMNS if name != "pool"} | {"pool", "created_at"}
+    for table in (layout.runners, layout.leaders):
+        name = connection.dialect.identifier_preparer.format_table(table)
+        changed = [column.name for column in table.c if column.key not in kept or table is layout.leaders]
+        values = {"name": name, "all": [column.name for column in table.c], "changed": changed}
+        role, *may = connection.execute(sa.text(_RIGHTS), values).one()
+        lacks = [right for right, has in zip(("SELECT", "INSERT", "UPDATE"), may, strict=True) if not has]
+        if lacks:
+            rights = ", ".join(lacks)
+            yield (
+                f"the role {role} has no {rights} on {name}, so that no row is recorded; "
+                f"GRANT {rights} ON {name} TO {connection.dialect.identifier_preparer.quote(role)}"
+            )
 
 
 def _kind(connection: Connection, inspector: Inspector, names: TableNames) -> str | None:

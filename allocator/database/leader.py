@@ -7,6 +7,7 @@ begin. And if both failed, each row still takes nothing older than the fence of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from allocator.client.session import new_token
 from allocator.database.rows import DeposedError
+from allocator.model.errors import AllocatorError
 from allocator.operations.lead import Leadership, give_up_leadership, take_leadership
 
 if TYPE_CHECKING:
@@ -77,6 +79,12 @@ class Leader:
         if self.fence is None:
             raise DeposedError
         return self.fence
+
+    def step_down(self) -> None:
+        """Lead no longer, also where Redis does not answer; what is taken next has a newer fence."""
+        with contextlib.suppress(AllocatorError):
+            self.give_up()
+        self.fence = None
 
     def give_up(self) -> None:
         """Let another lead at once."""

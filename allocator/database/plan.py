@@ -67,7 +67,7 @@ class Planner:
     """
 
     def __init__(self, layout: Layout, facts: TableFacts | None, dialect: Dialect) -> None:
-        self._layout = layout
+        self.layout = layout
         self._names = layout.names
         self._facts = facts
         self._dialect = dialect
@@ -80,19 +80,19 @@ class Planner:
 
     def _runners(self) -> Iterator[Step]:
         if self._facts is None:
-            yield Step(f"table {self._names}", self._written(CreateTable(self._layout.runners)))
+            yield Step(f"table {self._names}", self._written(CreateTable(self.layout.runners)))
         else:
             yield from self._states(self._facts)
             yield from self._columns(self._facts)
             yield from self._workers(self._facts)
             yield from self._checks(self._facts)
-        for index in sorted(self._layout.runners.indexes, key=lambda one: str(one.name)):
+        for index in sorted(self.layout.runners.indexes, key=lambda one: str(one.name)):
             if self._facts is None or str(index.name) not in self._facts.indexes:
                 yield Step(f"index {index.name}", self._written(CreateIndex(index)))
 
     def _leaders(self) -> Iterator[Step]:
         if self._facts is None or not self._facts.has_leaders:
-            yield Step(f"table {self._layout.leaders.name}", self._written(CreateTable(self._layout.leaders)))
+            yield Step(f"table {self.layout.leaders.name}", self._written(CreateTable(self.layout.leaders)))
 
     def _states(self, facts: TableFacts) -> Iterator[Step]:
         for state in ROW_STATES:
@@ -101,7 +101,7 @@ class Planner:
 
     def _columns(self, facts: TableFacts) -> Iterator[Step]:
         for name in COLUMNS:
-            column = self._layout.column(name)
+            column = self.layout.column(name)
             if column.name in facts.columns:
                 continue
             plain = (
@@ -146,7 +146,7 @@ class Planner:
         )
 
     def _checks(self, facts: TableFacts) -> Iterator[Step]:
-        for constraint in sorted(self._layout.runners.constraints, key=lambda one: str(one.name)):
+        for constraint in sorted(self.layout.runners.constraints, key=lambda one: str(one.name)):
             if not isinstance(constraint, sa.CheckConstraint) or facts.counts.get(str(constraint.name)):
                 continue
             name, text = str(constraint.name), self._written_clause(constraint.sqltext)
@@ -183,6 +183,12 @@ class Planner:
         for name, column in facts.columns.items():
             required = not column["nullable"] and column.get("default") is None
             if name in ours:
+                if column.get("computed"):
+                    yield Finding(
+                        f"the database makes the column {name} of {self._names} itself (GENERATED), so that no row can "
+                        "be written; make it an ordinary column",
+                        True,
+                    )
                 if required and ours[name] in {"pid", "last_error", "stopped_at"}:
                     yield Finding(f"column {name} of {self._names} must allow NULL; drop its NOT NULL", True)
             elif required and not self._fills_itself(column):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from allocator.database.adoption import adoptable
 from allocator.database.drift import Action, Difference, Kind, of_lease, of_row, said_by_lease
-from allocator.database.errors import RowRefusedError
+from allocator.database.errors import DatabaseBusyError, RowRefusedError
 from allocator.database.rows import Rows
-from allocator.database.upgrade import open_layout
+from allocator.database.upgrade import check_writable, open_layout
 from allocator.kernel.sockets import listeners
 from allocator.operations import find, listing
 from allocator.operations.pools import pool_rules
@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 SETTLED_AT_ONCE = 256
 """Workers in one transaction, and in one call of `find`: some 20 ms, so that nothing waits long behind it."""
+
+ROW_LOCK_S = 0.5
+"""How long a row by itself waits for another transaction: the others wait behind it."""
+
+MOST_BUSY = 8
+"""So many rows that others hold are the others' rows; more are a lock on the table, which all have to wait for."""
 
 WALKED_AT_ONCE = 2_000
 """Pairs between two moments at which a walk lets its caller see to events and renew its leadership."""
@@ -316,26 +322,39 @@ class Reconciler:
     def _write(self, todo: Settlement, report: Report) -> int:
         try:
             return self._written(todo)
-        except RowRefusedError:
-            pass
-        written = 0
+        except RowRefusedError as error:
+            if error.may_be_the_table:
+                check_writable(self.database, self.rows.layout.names)
+        except DatabaseBusyError:
+            log.debug("a row of %d is held by another transaction", len(todo.leases) + len(todo.stops))
+        return self._written_one_by_one(todo, report)
+
+    def _written_one_by_one(self, todo: Settlement, report: Report) -> int:
+        """Write each row in a transaction of its own, so that the trouble of one is that one's."""
+        written = busy = 0
         for part in self._apart(todo):
             try:
-                written += self._written(part)
+                written += self._written(part, lock_s=ROW_LOCK_S)
             except RowRefusedError as error:
                 self._complain(part, error.why, report)
+            except DatabaseBusyError:
+                busy += 1
+                if busy > MOST_BUSY:
+                    raise
+                self._complain(part, "another transaction holds it; it is written at the next pass", report)
         return written
 
-    def _written(self, todo: Settlement) -> int:
+    def _written(self, todo: Settlement, *, lock_s: float | None = None) -> int:
         assert self.leader is not None  # noqa: S101  # its caller looked
         fence, now = self.leader.keep(), self.now()
         stops = [one.stop for one in todo.stops if one.stop]
-        with self.database.writing() as connection:
+        with self.database.writing(lock_s=lock_s) as connection:
             self.rows.lead(connection, fence=fence, holder=self.leader.holder, now=now)
             written = self.rows.stop(connection, stops, now)
             written += self.rows.make_way(connection, todo.crowded, now, unfenced=True)
             written += self.rows.upsert(connection, todo.leases, now, same_fence=True)
             self.rows.refresh(connection, todo.refreshed)
+            self.rows.check_written(connection, todo.leases, stops)
         return written
 
     @staticmethod

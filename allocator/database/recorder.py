@@ -20,9 +20,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from allocator.database.configured import open_database
+from allocator.database.connection import STATEMENT_S, Database
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import RowKey, Rows
-from allocator.database.upgrade import open_layout
+from allocator.database.upgrade import check_writable, open_layout
 from allocator.model.errors import ConfigurationError, HeldError
 from allocator.model.settings import load_settings
 from allocator.model.tables import TableNames
@@ -31,7 +32,6 @@ from allocator.operations.steps import Standing
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from allocator.database.connection import Database
     from allocator.database.layout import Layout
     from allocator.database.rows import Row
     from allocator.model.leases import Lease
@@ -117,8 +117,9 @@ class DatabaseRecorder:
                 f"the table {self._names} holds organisations as uuids, and {lease.org} is none; claim with a uuid"
             )
         now = lease.expires_at - lease.ttl_ms / 1_000
+        limit_s = min(STATEMENT_S, self._database.timeout_s)
         try:
-            with self._database.writing() as connection:
+            with self._database.writing(limit_s=limit_s) as connection:
                 standing = self._standing(connection, rows, key, lease)
                 if standing and standing != over:
                     return standing
@@ -126,12 +127,16 @@ class DatabaseRecorder:
                     rows.make_way(connection, [(key, lease)], now, unfenced=False)
                 if rows.upsert(connection, [(key, lease)], now, same_fence=False) == 0:
                     self._check_unwritten(rows.of_workers(connection, [key]).get(key), lease)
+                rows.check_written(connection, [(key, lease)])
         except RowRefusedError as error:
+            if error.may_be_the_table:
+                self._layout = None  # it is read again: somebody may have changed the table
+                check_writable(self._database, self._names)
             return self._taken_meanwhile(rows, key, lease, error)
         return None
 
     def _check_unwritten(self, row: Row | None, lease: Lease) -> None:
-        """Look why nothing was written; a row that has this very lease already is as it should be."""
+        """Look whether nothing was written because the row is of a newer lease."""
         if row is not None and row.fence is not None and row.fence > lease.fence:
             raise HeldError(
                 f"the row of {lease.worker} is of a newer lease (fence {row.fence} on {row.host}:{row.port}) than that "
@@ -140,11 +145,6 @@ class DatabaseRecorder:
                 host=lease.host,
                 port=lease.port,
                 worker=str(lease.worker),
-            )
-        if row is None or row.fence != lease.fence:
-            raise ConfigurationError(
-                f"the table {self._names} drops the row of {lease.worker} without a word; mend its triggers and rules, "
-                "or claim without recording"
             )
 
     @staticmethod
@@ -157,8 +157,8 @@ class DatabaseRecorder:
             standing = self._standing(connection, rows, key, lease)
         if standing is None:
             raise ConfigurationError(
-                f"the table {self._names} refuses the row of {lease.worker} ({error.why}); mend its constraints, "
-                "or claim without recording"
+                f"the table {self._names} refuses the row of {lease.worker} ({error.why}); change its constraints or "
+                "triggers, or claim without recording"
             ) from error
         return standing
 

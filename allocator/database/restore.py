@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from allocator.database.rows import READ_AT_ONCE, Rows
+from allocator.database.rows import MAX_FENCE, READ_AT_ONCE, Rows
 from allocator.operations.lead import Remembered, restore
 from allocator.operations.pools import pool_rules
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
 
 UNFIT_SHOWN = 20
-
-
-MAX_FENCE = 2**53 - 1
-"""The largest that the scripts count exactly; one beyond it would keep all later ones from growing."""
 
 
 @dataclass(slots=True)

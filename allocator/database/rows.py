@@ -13,7 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from allocator.database.errors import reading_rows
+from allocator.database.errors import RowRefusedError, reading_rows
 from allocator.database.layout import WORKER_COLUMNS
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 2_000
 """Rows in memory while a table is walked."""
+
+MAX_FENCE = 2**53 - 1
+"""The largest that the scripts count exactly; one beyond it would keep all later ones from growing."""
 
 _WRITTEN_ONLY = {"pool", "created_at", "updated_at", "stopped_at"}
 _NEVER_REPLACED = {"pool", "organization_id", "plugin_id", "instance", "created_at"}
@@ -208,10 +211,31 @@ class Rows:
                 yield _row(found)
 
     def leader_fence(self, connection: Connection) -> int:
-        """Return the fence of the last leader that wrote, 0 when there was none."""
+        """Return the fence of the last leader that wrote, 0 when there was none or it can be no leader's."""
         leaders = self.layout.leaders
         query = sa.select(leaders.c.fence).where(leaders.c.pool == self.pool)
-        return connection.execute(query).scalar_one_or_none() or 0
+        fence = connection.execute(query).scalar_one_or_none() or 0
+        return fence if fence <= MAX_FENCE else 0
+
+    def check_written(
+        self, connection: Connection, leases: Sequence[tuple[RowKey, Lease]], stops: Sequence[Stop] = ()
+    ) -> None:
+        """Read back what was written: triggers and rules may have made something different of it.
+
+        Raises:
+            RowRefusedError: When they did, for the first such row.
+        """
+        rows = self.of_workers(connection, [key for key, _ in leases] + [one.key for one in stops])
+        for key, lease in leases:
+            row = rows.get(key)
+            if row is None or (row.fence or 0) < lease.fence:
+                raise RowRefusedError("it drops the row without an error; see its triggers and rules")
+            if row.fence == lease.fence and (made := _made_of(lease, row)):
+                raise RowRefusedError(f"it makes {made} of what is written; see its triggers and rules")
+        for stop in stops:
+            row = rows.get(stop.key)
+            if row is not None and row.is_live and (row.fence or 0) <= (stop.fence or 0):
+                raise RowRefusedError("it drops the change without an error; see its triggers and rules")
 
     # -- writing --
 
@@ -226,7 +250,7 @@ class Rows:
         entry = entry.on_conflict_do_update(
             index_elements=[leaders.c.pool],
             set_={name: entry.excluded[name] for name in ("fence", "holder", "updated_at")},
-            where=leaders.c.fence <= entry.excluded.fence,
+            where=sa.or_(leaders.c.fence <= entry.excluded.fence, leaders.c.fence > MAX_FENCE),
         )
         if self._changed(connection, entry) == 0:
             raise DeposedError
@@ -327,13 +351,15 @@ class Rows:
             connection: In a transaction.
             leases: The leases with the keys of their own rows.
             now: The time, in Unix seconds.
-            unfenced: Whether rows without a fence count as older.
+            unfenced: Whether rows without a fence count as older, and rows of the lease's own fence, whose key
+                somebody changed by hand; only a leader may.
         """
         if not leases:
             return 0
         columns = self.layout.column
         fence = columns("fence")
-        older = fence < sa.bindparam("its_fence", type_=sa.BigInteger())
+        its_fence = sa.bindparam("its_fence", type_=sa.BigInteger())
+        older = fence <= its_fence if unfenced else fence < its_fence
         others = [columns(name) != sa.bindparam(f"key_{name}") for name in ("organization_id", "plugin_id", "instance")]
         statement = (
             sa.update(self.layout.runners)
@@ -393,6 +419,12 @@ class Rows:
         from sqlalchemy.dialects.postgresql import insert
 
         return insert(table)
+
+
+def _made_of(lease: Lease, row: Row) -> str:
+    """Return where a row leads others astray that was written for a lease, or an empty text."""
+    pairs = (("host", row.host, lease.host), ("port", row.port, lease.port), ("state", row.state, str(lease.state)))
+    return ", ".join(f"{name} {made} instead of {meant}" for name, made, meant in pairs if made != meant)
 
 
 def _row(found: Sequence[Any]) -> Row:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from allocator.database.errors import RowRefusedError
-from allocator.database.facts import TableFacts, read_facts
+from allocator.database.facts import TableFacts, missing_rights, read_facts
 from allocator.database.layout import Layout, make_layout
 from allocator.database.plan import Finding, Planner, Step, count_contradictions
 from allocator.model.errors import ConfigurationError
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
     from allocator.database.connection import Database
     from allocator.model.tables import TableNames
+
+CHECK_S = 60.0
+"""How long a statement may count rows that contradict a rule."""
+
+UPGRADE_S = 900.0
+"""How long a statement may add a column or an index: a minute for ten million rows."""
 
 _LOCK = 0x706F7274
 """The advisory lock of upgrades in PostgreSQL: two that start at once run one after the other."""
@@ -52,12 +58,30 @@ def check(database: Database, names: TableNames) -> Checked:
     """
     if not database.exists():
         return Checked([step.why for step in _offline_planner(names, "sqlite").steps()], [])
-    with database.reading() as connection:
+    with database.reading(limit_s=CHECK_S) as connection:
         planner, facts = _planner(connection, names)
-    missing = [step.why for step in planner.steps()]
+        missing = [step.why for step in planner.steps()]
+        rights = list(missing_rights(connection, planner.layout)) if facts and not missing else []
     if facts is None or facts.version is None:
         missing.append(f"table {names.version_table}, which records the migrations")
-    return Checked(missing, planner.findings())
+    return Checked(missing, [*planner.findings(), *(Finding(text, blocks=False) for text in rights)])
+
+
+def check_writable(database: Database, names: TableNames) -> None:
+    """Make sure that it is one row that a database refuses, and not what the table lacks or the role may not do.
+
+    Raises:
+        ConfigurationError: When it is not.
+    """
+    layout = open_layout(database, names)
+    with database.reading() as connection:
+        planner, _ = _planner(connection, names)
+        lacks = list(missing_rights(connection, layout))
+    for text in lacks:
+        raise ConfigurationError(f"permission denied: {text}")
+    for finding in planner.findings():
+        if finding.blocks:
+            raise ConfigurationError(finding.text)
 
 
 def upgrade(database: Database, names: TableNames) -> list[str]:
@@ -69,16 +93,16 @@ def upgrade(database: Database, names: TableNames) -> list[str]:
     # Imported here, for PostgreSQL ends a transaction that stands idle while a busy machine imports.
     from alembic import command
 
-    with database.reading() as connection:
+    with database.reading(limit_s=CHECK_S) as connection:
         planner, _ = _planner(connection, names)
     blocking = [finding.text for finding in planner.findings() if finding.blocks]
     if blocking:
         raise ConfigurationError(blocking[0] + ("" if len(blocking) == 1 else f" (and {len(blocking) - 1} more)"))
     apart = [step for step in planner.steps() if step.apart]
     for step in apart:
-        with database.writing() as connection:
+        with database.writing(limit_s=UPGRADE_S) as connection:
             connection.execute(sa.text(step.sql))
-    with database.writing() as connection:
+    with database.writing(limit_s=UPGRADE_S) as connection:
         if not database.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         planner, facts = _planner(connection, names)
@@ -105,7 +129,7 @@ def statements(names: TableNames, dialect: str, database: Database | None = None
     """
     if database is not None and database.exists():
         dialect = "sqlite" if database.is_sqlite else "postgresql"
-        with database.reading() as connection:
+        with database.reading(limit_s=CHECK_S) as connection:
             planner, facts = _planner(connection, names)
     else:
         planner, facts = _offline_planner(names, dialect), None

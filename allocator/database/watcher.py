@@ -121,7 +121,11 @@ class Watch:
                 self._reconcile(should_stop)
             self._failures = 0
         except DeposedError:
+            assert self.reconciler.leader is not None  # noqa: S101  # as above
+            self.reconciler.leader.step_down()
             self._lead_no_more("another reconciler")
+            self._failures += 1
+            time.sleep(backoff_s(self._failures))
         except (DatabaseUnavailableError, StoreUnavailableError) as error:
             self._wait_out(error)
 
@@ -203,5 +207,9 @@ class Watch:
         log.debug("attempt %d: %s", self._failures + 1, error)
         if self.gauge:
             self.gauge.failed(error)
+            self.gauge.leads(leads=False)
+        if isinstance(error, DatabaseUnavailableError) and self.reconciler.leader is not None:
+            self.reconciler.leader.step_down()  # a stand-by may have a database that answers
+        self._leads = False
         self._failures += 1
         time.sleep(backoff_s(self._failures))

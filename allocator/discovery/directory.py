@@ -20,7 +20,7 @@ from allocator.operations.resolve import sightings
 from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from allocator.client.blocking import PortAllocator
     from allocator.model.endpoints import Endpoint
@@ -44,6 +44,7 @@ class Directory:
         allocator: Connects to the pool; the directory does not close it.
         whole_pool: Whether every service of the pool is wanted, those that come up later included.
         wanted: Which services are wanted of the whole pool, by plugin and organisation.
+        always: Services that are wanted in any case, by plugin and organisation.
         clock: The monotonic clock, in seconds.
     """
 
@@ -53,6 +54,7 @@ class Directory:
         *,
         whole_pool: bool = False,
         wanted: Callable[[str, str], bool] = lambda _plugin, _org: True,
+        always: Iterable[ServiceName] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._allocator = allocator
@@ -60,7 +62,7 @@ class Directory:
         self._wanted = wanted
         self._clock = clock
         self._memory = AddressMemory(clock=clock)
-        self._known: dict[ServiceName, tuple[Endpoint, ...]] = {}
+        self._known: dict[ServiceName, tuple[Endpoint, ...]] = dict.fromkeys(always, ())
         self._current_at: float | None = None
         self._complaints: dict[str, str] = {}
         self._changed = threading.Condition()

@@ -1,15 +1,19 @@
 """Keeping one file current with the ready workers, and telling a proxy when it changed.
 
 The file is replaced in one step or not at all, at most once a second, and only when its text is another. Whatever goes
-wrong is said and tried again: Redis away (the last file stays), a directory that vanished, a command that failed.
+wrong is reported and tried again: Redis away (the last file stays), a directory that vanished, a command that failed
+or hung.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
@@ -17,7 +21,6 @@ from allocator.model.owned import replace_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from allocator.discovery.directory import Directory
 
@@ -26,6 +29,18 @@ PERIOD_S = 1.0
 RETRY_FIRST_S = 1.0
 RETRY_LONGEST_S = 30.0
 COMMAND_TIMEOUT_S = 60.0
+POLL_S = 0.1
+"""How soon a running command is ended when it has to be."""
+END_S = 2.0
+"""Time between asking a command to end and killing it."""
+
+
+def _differs(path: Path, text: str) -> bool:
+    """Return whether a file holds another text than this, or cannot be read."""
+    try:
+        return path.read_bytes() != text.encode()
+    except OSError:
+        return True
 
 
 def replace_file(path: Path, text: str) -> bool:
@@ -42,24 +57,76 @@ def replace_file(path: Path, text: str) -> bool:
         ) from None
 
 
-def run_command(command: str) -> None:
-    """Run a shell command, its output on standard error.
+def run_command(
+    command: str, timeout_s: float = COMMAND_TIMEOUT_S, is_ended: Callable[[], bool] = lambda: False
+) -> None:
+    """Run a shell command in a process group of its own, its output on standard error.
+
+    Args:
+        command: The command.
+        timeout_s: Time that it has; then it is ended with all that it started.
+        is_ended: Whether it is to be ended before.
 
     Raises:
-        AllocatorError: When it fails or does not end in time.
+        AllocatorError: When it fails, does not end in time or is ended.
     """
     try:
-        done = subprocess.run(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=2,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        raise AllocatorError(f"the command {command!r} did not end within {COMMAND_TIMEOUT_S:g} s; mend it") from None
-    if done.returncode:
-        raise AllocatorError(f"the command {command!r} failed with exit code {done.returncode}; mend it")
+    except OSError as error:
+        raise AllocatorError(f"the command {command!r} cannot be started ({error.strerror}); make room") from None
+    deadline = time.monotonic() + timeout_s
+    try:
+        while process.poll() is None:
+            if is_ended():
+                raise AllocatorError(f"the command {command!r} was ended before it was done; run it again")
+            if time.monotonic() >= deadline:
+                raise AllocatorError(
+                    f"the command {command!r} did not end within {timeout_s:g} s and was ended; "
+                    "fix it, or give it more time with --exec-timeout"
+                )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(min(POLL_S, max(0.0, deadline - time.monotonic())))
+    finally:
+        if process.poll() is None:
+            _end_group(process)
+    if process.returncode:
+        how = f"with exit code {process.returncode}" if process.returncode > 0 else f"by signal {-process.returncode}"
+        raise AllocatorError(f"the command {command!r} failed {how}; fix it")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a command and what it started: asked first, then killed."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_S)
+            break
+    with contextlib.suppress(ProcessLookupError):  # what ignored the first signal, though the shell did not
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Due:
+    """The mark beside a file that a command is due: it was not run, or failed, since the file changed.
+
+    It is on disk before the file changes, so that the next export runs the command, whatever ended this one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        target = Path(os.path.realpath(path))
+        self._mark = target.with_name(f".{target.name}.due")
+
+    def __bool__(self) -> bool:
+        return self._mark.exists()
+
+    def set(self) -> None:
+        replace_file(self._mark, "")
+
+    def clear(self) -> None:
+        with contextlib.suppress(OSError):
+            self._mark.unlink()
 
 
 class Exporter:
@@ -70,6 +137,7 @@ class Exporter:
         render: Makes the file's text of them.
         path: The file.
         command: What to run after each replacement, or None.
+        timeout_s: Time that the command has.
         talk: Says one line to the person who watches.
         clock: The monotonic clock, in seconds.
     """
@@ -81,6 +149,7 @@ class Exporter:
         path: Path,
         *,
         command: str | None = None,
+        timeout_s: float = COMMAND_TIMEOUT_S,
         talk: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,11 +157,12 @@ class Exporter:
         self._render = render
         self._path = path
         self._command = command
+        self._timeout_s = timeout_s
         self._talk = talk
         self._clock = clock
         self._stopping = False
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._command_due = False
+        self._due = _Due(path)
         self._failures = 0
 
     def __repr__(self) -> str:
@@ -126,19 +196,24 @@ class Exporter:
                     break
 
     def export(self) -> None:
-        """Write the file once, and run the command if it changed or the command failed last time.
+        """Write the file once, and run the command if it changed, or if the command has not succeeded since it did.
 
         Raises:
             AllocatorError: When the file cannot be written or the command fails.
         """
-        if replace_file(self._path, self._render(self._directory)):
-            self._command_due = self._command is not None
+        text = self._render(self._directory)
+        if self._command is not None and _differs(self._path, text):
+            self._due.set()
+        if replace_file(self._path, text):
             self._talk(f"{self._path} is written")
-        if self._command_due and self._command is not None:
-            run_command(self._command)
-            self._command_due = False
+        if self._command is not None and self._due:
+            run_command(self._command, self._timeout_s, lambda: self._stopping)
+            self._due.clear()
 
     def _failed(self, error: AllocatorError) -> None:
+        if self._stopping:
+            self._talk(str(error))
+            return
         pause_s = min(RETRY_FIRST_S * 2 ** min(self._failures, 8), RETRY_LONGEST_S)
         stays = "; the last file stays" if isinstance(error, StoreUnavailableError) else ""
         self._talk(f"{error}{stays}; trying again in {pause_s:g} s")

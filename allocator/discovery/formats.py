@@ -53,7 +53,7 @@ def traefik(services: Services) -> str:
     A service whose name is too long for a host name has no router.
     """
     if not services:
-        return _text([f"# {HEAD}", "http: {}"])
+        return _text([f"# {HEAD}"])  # an empty table in it is refused, and the workers of before would stay
     routers, balancers = [], []
     for name, endpoints in services.items():
         quoted = json.dumps(PROXY.service(*name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import socket
@@ -12,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from allocator.kernel.processes import boot_id, start_time_of
+from allocator.model.digests import sha256
 from allocator.model.names import MAX_NAME_LENGTH, check_name
 
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
@@ -50,8 +50,8 @@ def _machine() -> str:
         except OSError:
             continue
         if machine_id and machine_id != b"uninitialized":
-            return hashlib.sha256(_SALT + machine_id).hexdigest()[:16]
-    return hashlib.sha256(_SALT + boot_id().encode()).hexdigest()[:16]
+            return sha256(_SALT + machine_id)[:16]
+    return sha256(_SALT + boot_id().encode())[:16]
 
 
 def _netns() -> str:
@@ -70,7 +70,8 @@ def running_s() -> float | None:
         return None
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     started = start_time_of(1)
-    return since_boot if started is None else max(0.0, since_boot - started / os.sysconf("SC_CLK_TCK"))
+    # A start is known to a tick, and counts as its end: what was renewed just before is not taken for later.
+    return since_boot if started is None else max(0.0, since_boot - (started + 1) / os.sysconf("SC_CLK_TCK"))
 
 
 def default_host() -> str:

@@ -112,10 +112,9 @@ def _take_rows(answer: bytes, rows: list[ListeningSocket]) -> bool:
 
 # -- /proc --
 
-_PROC_ROW = re.compile(
-    rb"^ *[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A"  # 0A: TCP_LISTEN
-    rb" \S+ \S+ \S+ +([0-9]+) +[0-9]+ ([0-9]+) ",  # queues, timer, retransmits, uid, timeout, inode
-    re.MULTILINE,
+_PROC_ROW = (
+    rb"(?m)^ *[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A"  # 0A: TCP_LISTEN
+    rb" \S+ \S+ \S+ +([0-9]+) +[0-9]+ ([0-9]+) "  # queues, timer, retransmits, uid, timeout, inode
 )
 
 
@@ -131,7 +130,7 @@ def read_proc(root: Path = PROC) -> Iterator[ListeningSocket]:
     if all(table is None for table in tables):
         raise FileNotFoundError(f"{root}/net/tcp")
     for table in tables:
-        for words, port, uid, inode in _PROC_ROW.findall(table or b""):
+        for words, port, uid, inode in re.findall(_PROC_ROW, table or b""):
             # The kernel prints each 32-bit word of the address as a number in its own byte order.
             packed = b"".join(struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8))
             family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
@@ -145,10 +144,9 @@ def _table(path: Path) -> bytes | None:
         return None
 
 
-_ESTABLISHED = re.compile(
-    rb"^ *[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) 01"
-    rb" \S+ \S+ \S+ +([0-9]+) ",
-    re.MULTILINE,
+_ESTABLISHED = (
+    rb"(?m)^ *[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) 01"
+    rb" \S+ \S+ \S+ +([0-9]+) "
 )
 
 
@@ -165,7 +163,7 @@ def user_of_connection(near: tuple[str, int], far: tuple[str, int], root: Path =
     """
     wanted = (_mapped(near[0]), near[1], _mapped(far[0]), far[1])
     for name in ("tcp", "tcp6"):
-        for here, port, there, to, uid in _ESTABLISHED.findall(_table(root / "net" / name) or b""):
+        for here, port, there, to, uid in re.findall(_ESTABLISHED, _table(root / "net" / name) or b""):
             if int(port, 16) == near[1] and (_from_words(here), near[1], _from_words(there), int(to, 16)) == wanted:
                 return int(uid)
     return None

@@ -196,6 +196,20 @@ def port_range_overlap(first: int, last: int, root: Path = PROC) -> tuple[int, i
     return (taken[0], taken[-1]) if taken else None
 
 
+def reserved_with(first: int, last: int, root: Path = PROC) -> str:
+    """Return `ip_local_reserved_ports` as it would be with a range added: what others reserved stays in it."""
+    try:
+        ports = _ports_in((root / "sys/net/ipv4/ip_local_reserved_ports").read_text().strip())
+    except (OSError, ValueError):
+        ports = set()
+    wanted = ports | set(range(first, last + 1))
+    ranges: list[str] = []
+    for start in sorted(port for port in wanted if port - 1 not in wanted):
+        end = next(port for port in range(start, 65_537) if port + 1 not in wanted)
+        ranges.append(f"{start}-{end}" if end > start else f"{start}")
+    return ",".join(ranges)
+
+
 def _ports_in(ranges: str) -> set[int]:
     ports: set[int] = set()
     for part in filter(None, ranges.split(",")):

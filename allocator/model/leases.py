@@ -31,6 +31,9 @@ HOLDER_WORDS = (
 )
 """What a holder says of itself: the members of a lease that scripts carry and never read."""
 
+PROCESS_FIELDS = ("pid", "pid_started", "holder_pid", "holder_started", "boot", "namespaces")
+"""Of these, the ones that name processes."""
+
 NUMBER_WORDS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts", "started_at"})
 TEXT_WORDS = frozenset({"boot", "namespaces", "last_error"})
 """Of these, which are whole numbers and which are texts."""
@@ -65,6 +68,8 @@ class Lease:
         token: The proof of holding (32 hexadecimal digits), or None in a reader's copy.
         deadline: Until when the holder may be sure of it, in seconds of its own monotonic clock, counted from
             before the last confirmed request was sent; None in a reader's copy.
+        process: The pid of the process that claimed it; None in a reader's copy and in one from a lease file. A child
+            that is forked has no lease of its parent's, whatever copy of it it has.
     """
 
     pool: str
@@ -88,6 +93,7 @@ class Lease:
     labels: Mapping[str, str] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False, compare=False)
     deadline: float | None = field(default=None, repr=False, compare=False)
+    process: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def org(self) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +85,7 @@ class OpenFolder:
         Raises:
             OSError: When it cannot be written.
         """
-        name = f"{prefix}{secrets.token_hex(8)}"
+        name = f"{prefix}{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
         descriptor = os.open(name, flags, 0o600, dir_fd=self.descriptor)
         try:

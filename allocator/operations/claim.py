@@ -1,199 +1,205 @@
-"""Claim: one attempt to lease a port, from the listening ports of this host to the proven bind.
+"""Claim: the only road to a lease, from the pool's rules to the proven bind and the written row.
 
-The order matters and must not change: read what strangers have bound, ask Redis, prove the port. A grant that the
-kernel refuses is declined before the error is raised, so that an attempt leaves either a lease or nothing.
+Every caller makes a `ClaimRequest` and drives `claim`; what differs between them is who answers its steps. What follows
+from an answer is a method of `Attempt`, which is a value. Whatever ends a claim, an error or Ctrl-C included, leaves
+leases that the caller has, or nothing; only a Redis that does not answer can keep it from giving them back, and then
+they end by their TTL.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from allocator.model.durations import format_duration
 from allocator.model.errors import (
     AllocatorError,
     ConfigurationError,
-    CordonedError,
-    ExhaustedError,
     HeldError,
-    HostConflictError,
     InvalidInputError,
-    LimitError,
-    PortRefusedError,
-    RecoveringError,
     StoreUnavailableError,
 )
-from allocator.model.leases import HOLDER_WORDS
-from allocator.model.states import LeaseState
-from allocator.operations.end import decline, release
+from allocator.model.leases import PROCESS_FIELDS
+from allocator.model.names import WorkerId
+from allocator.operations import end, refusals
+from allocator.operations.attempt import Attempt, ClaimRequest
+from allocator.operations.find import find
 from allocator.operations.pools import pool_rules
 from allocator.operations.renew import renew
-from allocator.operations.steps import DescribeListener, Operation, ProvePort, ReadListeners
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
-from allocator.protocol.replies import Reply
-from allocator.protocol.signatures.claim import ClaimCall, WantedPort
+from allocator.operations.steps import (
+    DescribeListener,
+    JudgeHolder,
+    Judgement,
+    KeepLeases,
+    KeepTokens,
+    Operation,
+    Pause,
+    ProvePorts,
+    ReadListeners,
+    Standing,
+    Verdict,
+    Warn,
+    WriteRow,
+    ask,
+)
+from allocator.protocol.decode import WRONG_SHAPES, unreadable
+from allocator.protocol.signatures.claim import (
+    Again,
+    ClaimCall,
+    Granted,
+    Held,
+    NoneFree,
+    RecoverFirst,
+    Same,
+    Stale,
+    WantedPort,
+)
+from allocator.protocol.signatures.pool import RecoverCall
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from allocator.model.leases import Lease
-    from allocator.model.names import WorkerId
     from allocator.model.pools import PoolSpec
     from allocator.operations.context import Context
+    from allocator.operations.renew import RenewOutcome
+    from allocator.protocol.signatures.claim import Refused
 
 MAX_ROUNDS = 300
-BOUND_RETRY_S = 1.0
-"""Bounds the rounds of `again`: a host's 65,535 ports at 256 a round, and room to spare."""
+"""Bounds the rounds of one question: a host's 65,535 ports at 256 a round, and room to spare."""
+ORPHAN_WAIT_S = 2.0
+"""How long a killed supervisor's guard may take to end the worker, whose port is still bound until then."""
+LOOK_S = 0.02
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRequest:
-    """What a worker asks for.
-
-    Attributes:
-        pool: The pool to claim from.
-        worker: Who the lease is for.
-        port: The only port that will do, or None for any.
-        hint: The port that the environment names for this plugin, or None.
-        ttl_ms: How long the lease lives without a heartbeat, or None for the pool's TTL.
-        state: The state that the lease starts in.
-        pid: The process that the lease is tied to, or None.
-        pid_started: When it started; this and the next four are those of `Lease`.
-        holder_pid: The process that looks after it.
-        holder_started: When that one started.
-        boot: The boot on which they run.
-        namespaces: Their namespaces.
-        labels: Free words of the holder.
-        auto_instance: Whether the lowest free instance is taken in place of the worker's.
-        priority: 0-9: who waits with a higher one comes first.
-        ticket: The ticket of a waiter, or an empty string.
-        token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
-        supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
-        bound_already: Whether the worker itself listens on `port` already, so that the port is neither avoided nor
-            proven; the caller has seen to that.
-    """
-
-    pool: str
-    worker: WorkerId
-    port: int | None = None
-    hint: int | None = None
-    ttl_ms: int | None = None
-    state: LeaseState = LeaseState.STARTING
-    pid: int | None = None
-    pid_started: int | None = None
-    holder_pid: int | None = None
-    holder_started: int | None = None
-    boot: str | None = None
-    namespaces: str | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-    auto_instance: bool = False
-    priority: int = 0
-    ticket: str = ""
-    token: str | None = field(default=None, repr=False)
-    supersede_fence: int | None = None
-    bound_already: bool = False
-
-    def holder_words(self) -> dict[str, Any]:
-        """Return what the lease will say of its holder; an entry that is empty is not said."""
-        return {name: getattr(self, name) for name in _REQUESTED_WORDS}
-
-
-_REQUESTED_WORDS = tuple(name for name in HOLDER_WORDS if name in ClaimRequest.__slots__)
-
-
-def claim(context: Context, request: ClaimRequest) -> Operation[Lease]:
-    """Lease a port: one attempt.
+def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
+    """Lease one port or several, all or none.
 
     Returns:
-        The lease, with its token and deadline.
+        The leases, with their tokens and deadlines, in the order of `request.workers`.
 
     Raises:
-        ExhaustedError: When no port can be had now (`retry_after` says when the next may be); CordonedError on a
+        ExhaustedError: When no port was free in time (`retry_after` says when the next may be); CordonedError on a
             cordoned host.
         HeldError: When the explicit port or the worker is held by someone else.
-        PortRefusedError: When the kernel refused the granted port; it was declined, so another attempt gets another.
+        PortRefusedError: When the kernel, or another worker's row, refused the only port or too many.
         HostConflictError: When another machine has live leases under this host's name.
-        InvalidInputError: When the port or the TTL is not of the pool.
+        InvalidInputError: When the port, the TTL or a name is not one of the pool.
     """
-    token = request.token or context.new_token()
-    pool, reply, copies, sent_at = yield from _answered(context, request, token)
-    code = Reply(decode.text(reply[0]))
-    if code is Reply.GRANTED:
-        granted = _leased(pool, request, reply, token, sent_at)
-        if pool.durability == "replica" and not copies:
-            yield from release(context, [granted])
-            raise not_copied(granted)
-        return granted if request.bound_already else (yield from _proven(context, granted))
-    if code is Reply.SAME:
-        same = _leased(pool, request, reply, token, sent_at)
-        return (yield from _kept(context, same, request))
-    raise (yield from refusal(context, pool, request, code, reply))
+    attempt = Attempt.first(context, request)
+    yield from pool_rules(context, request.pool)
+    attempt = yield from _with_kept_tokens(context, attempt)
+    leases: tuple[Lease, ...] = ()
+    try:
+        while True:
+            pool, reply = yield from _answered(context, attempt)
+            match reply:
+                case Granted(leases=leases) | Same(leases=leases):
+                    leases, refused = yield from _settled(context, pool, attempt, reply)
+                    if refused:
+                        attempt = attempt.after_refusal(refused)
+                    elif (yield from _is_kept(context, pool, attempt, leases)):
+                        return leases
+                    else:  # another claim with these tokens was undone
+                        leases, attempt = (), (yield from _with_kept_tokens(context, Attempt.first(context, request)))
+                case Held():
+                    attempt = yield from _after_held(context, attempt, reply)
+                case _:
+                    error = yield from refusals.refusal(context, pool, request, reply, waits=bool(attempt.ticket))
+                    attempt = yield from _after_waiting(context, attempt, error)
+    except GeneratorExit:  # nobody drives it any more
+        raise
+    except BaseException as error:
+        yield from _undone(context, attempt, leases, error)
+        raise
 
 
-def _answered(context: Context, request: ClaimRequest, token: str) -> Operation[tuple[PoolSpec, list[Any], int, float]]:
-    """Return the pool, the reply that decides, how many replicas have it, and when it was asked for."""
+def _settled(
+    context: Context, pool: PoolSpec, attempt: Attempt, reply: Granted | Same
+) -> Operation[tuple[tuple[Lease, ...], AllocatorError | None]]:
+    """Return the leases, proven, as they were asked for and written; or none, with what refused a port of theirs."""
+    request, leases = attempt.request, reply.leases
+    if refused := (yield from _refused(context, pool, attempt, reply)):
+        return (), refused
+    if isinstance(reply, Same):
+        leases = yield from _as_asked(context, pool, request, leases)
+    if request.record:
+        if refused := (yield from _recorded(context, attempt, leases)):
+            return (), refused
+        leases = yield from _refreshed(context, leases)
+    return leases, None
+
+
+def _is_kept(context: Context, pool: PoolSpec, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[bool]:
+    """Have the leases written down; return whether they are the caller's, and not given back by another claim."""
+    is_ended = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), leases)
+    return is_ended or not attempt.was_taken_up or (yield from _are_live(pool, leases))
+
+
+def _named(attempt: Attempt) -> tuple[WorkerId, ...]:
+    """Return under whose names the tokens are kept: nobody's, while the instance is not known."""
+    return () if attempt.request.auto_instance else attempt.workers
+
+
+def _with_kept_tokens(context: Context, attempt: Attempt) -> Operation[Attempt]:
+    """Have the tokens written down before Redis is asked: a claim that is killed can then be taken up again."""
+    if attempt.request.token is not None:
+        return attempt
+    kept: tuple[str, ...] = yield KeepTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
+    return attempt.after_keeping(kept)
+
+
+def _answered(
+    context: Context, attempt: Attempt
+) -> Operation[tuple[PoolSpec, Granted | Same | Held | NoneFree | Refused]]:
+    """Return the pool's rules and the reply that decides, asked with the rules as they are now."""
+    request, look_from = attempt.request, 0
     pool = yield from pool_rules(context, request.pool)
-    if not _allowed(pool, request):  # by rules that may have been read long ago
+    if not _allows(pool, request):  # by rules that may have been read long ago
         pool = yield from pool_rules(context, request.pool, fresh=True)
     for _ in range(MAX_ROUNDS):
         ttl_ms = pool.check_ttl_ms(request.ttl_ms)
         if request.port is not None:
             pool.check_port(request.port)
-        listening = yield from listening_ports(context, pool, fresh=request.port is not None)
-        if request.bound_already:
-            listening -= {request.port}
+        listening = yield from _listening(context, pool, request)
         sent_at = context.clock()
-        reply, copies = yield from asked(_call(context, pool, request, token, ttl_ms, listening))
-        code = Reply(decode.text(reply[0]))
-        if code in {Reply.NO_POOL, Reply.STALE_POOL}:
-            pool = yield from pool_rules(context, request.pool, fresh=True)
-        elif code is Reply.RECOVERING and decode.number(reply[1]) < 0:
-            yield ScriptCall("recover", script_keys(pool.name))
-        elif code is not Reply.AGAIN:
-            return pool, reply, copies, sent_at
+        call = _call(context, pool, attempt, ttl_ms, listening, look_from)
+        raw = yield call.encode()
+        try:
+            reply = call.decode(raw, sent_at=sent_at)
+        except WRONG_SHAPES as error:
+            raise unreadable(f"the script {call.script}") from error
+        match reply:
+            case Stale():
+                pool = yield from pool_rules(context, request.pool, fresh=True)
+            case RecoverFirst():
+                yield from ask(RecoverCall(pool=pool.name))
+            case Again():
+                look_from = reply.look_from
+            case Granted() | Same():
+                mine = tuple(replace(lease, process=context.process()) for lease in reply.leases)
+                return pool, replace(reply, leases=mine)
+            case _:
+                return pool, reply
     raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
 
 
-def listening_ports(context: Context, pool: PoolSpec, *, fresh: bool = False) -> Operation[frozenset[int]]:
-    """Return the ports of a pool that programs of this host listen on; of another host's nothing is known."""
-    if context.elsewhere:
-        return frozenset()
-    found: frozenset[int] = yield ReadListeners(pool.first, pool.last, fresh=fresh)
-    return found
-
-
-def asked(call: ScriptCall) -> Operation[tuple[list[Any], int]]:
-    """Return the reply to a claim, and how many replicas have what it wrote."""
-    answer: Any = yield call
-    if not call.replicas:
-        return decode.words(answer), 0
-    reply, copies = decode.words(answer)
-    return decode.words(reply), int(decode.number(copies))
-
-
-def not_copied(lease: Lease) -> StoreUnavailableError:
-    """Return the error for a grant that was given back because no replica has it."""
-    return StoreUnavailableError(
-        f"port {lease.port} on {lease.host} was granted, but no replica confirmed that it has the grant; it was given "
-        f'back: look after the replicas of Redis, or set durability = "none" in pool {lease.pool}',
-        host=lease.host,
-        port=lease.port,
-        worker=str(lease.worker),
-    )
-
-
-def _allowed(pool: PoolSpec, request: ClaimRequest) -> bool:
+def _allows(pool: PoolSpec, request: ClaimRequest) -> bool:
     ttl_ms = pool.ttl_ms if request.ttl_ms is None else request.ttl_ms
     return pool.ttl_min_ms <= ttl_ms <= pool.ttl_max_ms and (request.port is None or request.port in pool)
 
 
+def _listening(context: Context, pool: PoolSpec, request: ClaimRequest) -> Operation[frozenset[int]]:
+    """Return the ports of a pool that programs of this host listen on; of another host's nothing is known."""
+    if context.elsewhere:
+        return frozenset()
+    found: frozenset[int] = yield ReadListeners(pool.first, pool.last, fresh=request.port is not None)
+    return found - {request.port} if request.bound_already else found
+
+
 def _call(
-    context: Context, pool: PoolSpec, request: ClaimRequest, token: str, ttl_ms: int, listening: Iterable[int]
-) -> ScriptCall:
-    worker = f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else str(request.worker)
+    context: Context, pool: PoolSpec, attempt: Attempt, ttl_ms: int, listening: frozenset[int], look_from: int
+) -> ClaimCall:
+    request = attempt.request
+    auto = f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else None
     return ClaimCall(
         pool=pool.name,
         space=context.space(pool),
@@ -202,197 +208,254 @@ def _call(
         state=request.state,
         identity=context.full_identity,
         alive_ms=context.alive_ms,
-        wanted=(WantedPort(worker=worker, token=token, extra=request.holder_words()),),
-        strangers=frozenset(listening),
+        wanted=tuple(
+            WantedPort(worker=auto or str(worker), token=token, extra=dict(request.holder))
+            for worker, token in zip(attempt.workers, attempt.tokens, strict=True)
+        ),
+        strangers=listening,
         hint=request.hint or 0,
         port=request.port or 0,
-        superseded=request.supersede_fence or 0,
-        ticket=request.ticket,
+        superseded=attempt.superseded,
+        ticket=attempt.ticket,
+        contiguous=request.contiguous,
+        look_from=look_from,
         replicas=1 if pool.durability == "replica" else 0,
-    ).encode()
-
-
-def _leased(pool: PoolSpec, request: ClaimRequest, reply: list[Any], token: str, sent_at: float) -> Lease:
-    remaining_ms = decode.number(reply[3])
-    return decode.lease(
-        pool.name,
-        reply[2],
-        remaining_ms=remaining_ms,
-        now_ms=decode.number(reply[1]),
-        token=token,
-        deadline=sent_at + remaining_ms / 1_000,
-        asked=request.worker,
     )
 
 
-def _proven(context: Context, lease: Lease) -> Operation[Lease]:
+def _refused(
+    context: Context, pool: PoolSpec, attempt: Attempt, reply: Granted | Same
+) -> Operation[AllocatorError | None]:
+    """Prove the ports of new leases; where the kernel refuses one, end them all and return the error.
+
+    Raises:
+        StoreUnavailableError: When no replica has a grant that replicas have to have.
+    """
+    leases = reply.leases
+    if isinstance(reply, Granted) and pool.durability == "replica" and not reply.copies:
+        raise refusals.not_copied(leases[0])
+    if context.elsewhere or attempt.request.bound_already:
+        return None
+    if isinstance(reply, Same) and (attempt.was_taken_up or not attempt.is_new):  # its worker may run already
+        return (yield from _listened_on(context, attempt.request, leases))
+    refused: frozenset[int] = yield ProvePorts(tuple(lease.port for lease in leases))
+    if not refused:
+        return None
+    lost = [lease for lease in leases if lease.port in refused]
+    who: str | None = yield DescribeListener(lost[0].port)
+    yield from _end_apart(context, leases, lost)
+    return refusals.refused(lost[0], who, several=len(leases) > 1)
+
+
+def _listened_on(
+    context: Context, request: ClaimRequest, leases: tuple[Lease, ...]
+) -> Operation[AllocatorError | None]:
+    """Name who listens on a port that the worker has already; before its start that port is declined.
+
+    Returns:
+        What refused the port, or None when the worker keeps it.
+    """
+    for lease in leases:
+        listening: frozenset[int] = yield ReadListeners(lease.port, lease.port, fresh=True)
+        if not listening:
+            continue
+        who: str | None = yield DescribeListener(lease.port, lease)
+        if request.pre_start:
+            yield from _end_apart(context, leases, [lease])
+            error = refusals.in_the_way(lease, who)
+            yield Warn(str(error))
+            return error
+        if not request.holder.get("pid"):  # a claim for a process is made by one that runs
+            yield Warn(refusals.listened_on(lease, who))
+    return None
+
+
+def _end_apart(context: Context, leases: tuple[Lease, ...], declined: list[Lease]) -> Operation[None]:
+    """Decline those leases whose ports were refused, and release the others that were granted with them."""
+    yield from end.decline(context, declined)
+    if others := [lease for lease in leases if lease not in declined]:
+        yield from end.release(context, others)
+
+
+def _as_asked(
+    context: Context, pool: PoolSpec, request: ClaimRequest, leases: tuple[Lease, ...]
+) -> Operation[tuple[Lease, ...]]:
+    """Renew the leases that the workers have already, with what the request changes about them.
+
+    Raises:
+        HeldError: When their ports should be contiguous and are not.
+        LeaseLostError: When one was lost this instant.
+    """
+    first = leases[0].port
+    if request.contiguous and [lease.port for lease in leases] != list(range(first, first + len(leases))):
+        raise refusals.not_contiguous(leases)
+    wanted = [as_asked(lease, request, pool) for lease in leases]
+    return renewed((yield from renew(context, wanted, rewrite=tuple(wanted) != leases)))
+
+
+def as_asked(lease: Lease, request: ClaimRequest, pool: PoolSpec) -> Lease:
+    """Return the lease that a worker has already with what it asks for in a new claim: TTL, labels, its processes.
+
+    A supervisor (whoever is named as `holder_pid`) begins anew: nothing of the processes before is left.
+    """
+    fields = {name: value for name, value in request.holder.items() if value}
+    if "holder_pid" not in fields:
+        return replace(lease, ttl_ms=request.ttl_ms or lease.ttl_ms, **fields)
+    fields = dict.fromkeys(PROCESS_FIELDS) | fields
+    return replace(lease, state=request.state, ttl_ms=pool.check_ttl_ms(request.ttl_ms), **fields)
+
+
+def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[Attempt]:
+    """Return how to go on where one of the workers has a lease: with its token, over its dead processes, or waiting."""
+    holder, request = reply.holder, attempt.request
+    error = refusals.held(context, request, reply)
+    judgement: Judgement = yield JudgeHolder(holder, context.host)
+    if judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and not attempt.has_seen_orphan:
+        until = context.clock() + ORPHAN_WAIT_S
+        attempt = replace(attempt, has_seen_orphan=True)
+        while judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and context.clock() < until:
+            yield Pause(LOOK_S)
+            judgement = yield JudgeHolder(holder, context.host)
+    match judgement.verdict:
+        case Verdict.OURS if judgement.token not in attempt.tokens and not request.bound_already:
+            return attempt.after_own(holder, judgement.token, error)
+        case Verdict.OURS if request.port is None or judgement.is_spare:
+            return (yield from _given_back(context, attempt, holder, judgement.token, error))
+        case Verdict.DEAD | Verdict.LISTENING:
+            attempt = attempt.after_death(holder, error)
+            if len(attempt.workers) > 1:
+                yield from end_the_dead(context, holder)
+            return attempt
+        case Verdict.ORPHAN:
+            advice = "; its supervisor is dead, but its worker still listens there"
+            error = refusals.held(context, request, reply, advice=advice)
+        case _:
+            error = refusals.held(context, request, reply, why=judgement.why)
+    return (yield from _after_waiting(context, attempt, error))
+
+
+def _given_back(context: Context, attempt: Attempt, holder: Lease, token: str, error: HeldError) -> Operation[Attempt]:
+    """Give back a lease of the workers that is in the way of what they ask for now, and begin with new tokens."""
+    yield from end.release(context, [replace(holder, token=token)])
+    yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
+    anew = yield from _with_kept_tokens(context, Attempt.first(context, replace(attempt.request, token=None)))
+    return attempt.after_given_back(anew.tokens, error)
+
+
+def end_the_dead(context: Context, lease: Lease) -> Operation[bool]:
+    """End a lease whose processes are proven dead and whose token went with them; return whether this call did.
+
+    Only the machine that the pool knows by this host's name may do that: Redis refuses others.
+
+    Raises:
+        StoreUnavailableError: When Redis does not answer.
+    """
+    request = ClaimRequest(pool=lease.pool, worker=lease.worker, port=lease.port, supersede_fence=lease.fence)
     try:
-        free: bool = context.elsewhere or (yield ProvePort(lease.port))
-    except AllocatorError:
-        yield from decline(context, [lease])
+        _, reply = yield from _answered(context, Attempt.first(context, replace(request, bound_already=True)))
+        if not isinstance(reply, Granted):  # its worker has claimed again, or the host is cordoned
+            return False
+        yield from end.release(context, reply.leases)
+    except StoreUnavailableError:
         raise
-    if free:
-        return lease
-    who: str | None = yield DescribeListener(lease.port)
-    yield from decline(context, [lease])
-    raise PortRefusedError(
-        f"port {lease.port} on {lease.host} was granted, but {who or 'another process'} has it bound; "
-        "it is in quarantine now: claim again to get another port",
-        host=lease.host,
-        port=lease.port,
-        worker=str(lease.worker),
-        retry_after=0.0,
-    )
+    except AllocatorError:
+        return False
+    return True
 
 
-def as_asked(lease: Lease, request: ClaimRequest) -> Lease:
-    """Return the lease that a worker has already with what it says in a new claim: TTL, labels, its processes."""
-    said = {name: value for name, value in request.holder_words().items() if value}
-    return replace(lease, ttl_ms=request.ttl_ms or lease.ttl_ms, **said)
+def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
+    """Return the attempt when it is its turn; raise `error` when it does not wait, or no longer."""
+    if not attempt.may_wait_after(error, context.clock()):
+        raise error
+    from allocator.operations import queue
+
+    waiting = attempt.waiting or queue.Waiting.of(attempt.request, attempt.ticket or context.new_token()[:16])
+    attempt = replace(attempt, waiting=waiting)
+    waiting = yield from queue.wait_for_turn(context, waiting, error, deadline=attempt.deadline)
+    return replace(attempt, waiting=waiting)
 
 
-def _kept(context: Context, lease: Lease, request: ClaimRequest) -> Operation[Lease]:
-    wanted = as_asked(lease, request)
-    (outcome,) = yield from renew(context, [wanted], rewrite=wanted != lease)
-    if outcome.lost:
-        raise outcome.lost
-    return outcome.lease
+def _recorded(context: Context, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[AllocatorError | None]:
+    """Write the rows of leases; where a live row of another worker is in the way, end them and return the error.
+
+    Raises:
+        HeldError: When the lease whose place another row has was not granted by this claim.
+        DatabaseUnavailableError: When the database does not answer.
+    """
+    for lease in leases:
+        standing: Standing | None = yield WriteRow(lease)
+        if standing and (yield from _has_ended(context, lease, standing)):
+            standing = yield WriteRow(lease, standing)
+        if standing is None:
+            continue
+        error = refusals.row_in_the_way(lease, standing)
+        if not attempt.is_new:
+            raise HeldError(str(error), host=lease.host, port=lease.port)
+        yield from _end_apart(context, leases, [lease])
+        return error
+    return None
 
 
-def refusal(
-    context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any]
-) -> Operation[AllocatorError]:
-    """Return the error that a refusal of a claim means."""
-    data: dict[str, Any] = {"host": context.host, "port": request.port, "worker": str(request.worker)}
-    if code in {Reply.EXHAUSTED, Reply.QUEUED, Reply.LIMITED, Reply.RECOVERING}:
-        return _none_left(context, pool, request, code, reply, data)
-    if code is Reply.HELD:
-        holder = decode.lease(pool.name, reply[1], remaining_ms=decode.number(reply[2]), now_ms=decode.number(reply[3]))
-        return HeldError(
-            f"{request.worker} already has a lease on {holder.address} until {until(holder, reply[3])}; "
-            "release it there, or claim with another --instance",
-            holder=holder,
-            **data | {"retry_after": decode.number(reply[2]) / 1_000},
-        )
-    if code is Reply.TAKEN:
-        return (yield from _taken(context, pool, request, reply, data))
-    if code is Reply.CORDONED:
-        return CordonedError(
-            f"host {context.host} is cordoned and gives out no new ports; "
-            f"use another host, or 'allocator host uncordon {context.host}'",
-            **data,
-        )
-    if code is Reply.HOST_CONFLICT:
-        return HostConflictError(
-            f"another machine or container has live leases as host {context.host}; "
-            "give this one a name of its own with --host or ALLOCATOR_HOST",
-            **data,
-        )
-    return ConfigurationError(f"Redis answered {code} to a claim; its scripts are of another version")
+def _refreshed(context: Context, leases: tuple[Lease, ...]) -> Operation[tuple[Lease, ...]]:
+    """Renew leases whose rows took longer than half of their TTL to be written.
+
+    Raises:
+        LeaseLostError: When one ran out meanwhile and somebody else has the port.
+    """
+    now = context.clock()
+    if all(lease.deadline is not None and now < lease.deadline - lease.ttl_ms / 2_000 for lease in leases):
+        return leases
+    return renewed((yield from renew(context, leases)))
 
 
-def _none_left(
-    context: Context, pool: PoolSpec, request: ClaimRequest, code: Reply, reply: list[Any], data: dict[str, Any]
-) -> AllocatorError:
-    if code is Reply.EXHAUSTED:
-        return _exhausted(context, pool, decode.number(reply[1]), data)
-    if code is Reply.LIMITED:
-        return _limited(pool, request, reply, data)
-    if code is Reply.RECOVERING:
-        left_ms = decode.number(reply[1])
-        return RecoveringError(
-            f"pool {pool.name} grants no port for another {format_duration(left_ms)}: Redis was restarted or replaced, "
-            "and holders of ports that it may have forgotten are given the time to say so; "
-            f"wait with --wait {format_wait(left_ms)}",
-            **data | {"retry_after": left_ms / 1_000},
-        )
-    waiting = int(decode.number(reply[1]))
-    return ExhaustedError(
-        f"{waiting} {'other waits' if waiting == 1 else 'others wait'} for a port of pool {pool.name} on "
-        f"{context.host}; join the line with --wait 30s",
-        **data,
-    )
+def renewed(outcomes: list[RenewOutcome]) -> tuple[Lease, ...]:
+    """Return the leases that were renewed.
+
+    Raises:
+        LeaseLostError: When one of them is lost.
+    """
+    for outcome in outcomes:
+        if outcome.lost:
+            raise outcome.lost
+    return tuple(outcome.lease for outcome in outcomes)
 
 
-def _limited(pool: PoolSpec, request: ClaimRequest, reply: list[Any], data: dict[str, Any]) -> AllocatorError:
-    kind, most, live = decode.text(reply[1]), decode.text(reply[2]), decode.text(reply[3])
-    holders = tuple(decode.text(reply[4]).split())
-    worker = request.worker
-    limit = {
-        "org": f"max_per_org: organisation {worker.org} may have {most} leases",
-        "plugin": f"max_per_plugin: plugin {worker.plugin} may have {most} leases",
-        "instances": f"max_instances: {worker.org}/{worker.plugin} may have {most} workers",
-    }.get(kind, kind)
-    some = f" ({', '.join(holders)}{', …' if len(holders) < int(live) else ''})" if holders else ""
-    waiting = int(decode.number(reply[5]))
-    others = f", and {waiting} {'waits' if waiting == 1 else 'wait'} for the next" if waiting else ""
-    return LimitError(
-        f"a limit of pool {pool.name} is reached: {limit}, and there are {live}{some}{others}; "
-        "release one, wait with --wait 30s, or raise it with 'allocator pool apply FILE'",
-        kind=kind,
-        holders=holders,
-        **data,
-    )
+def _has_ended(context: Context, lease: Lease, standing: Standing) -> Operation[bool]:
+    """Return whether Redis knows that the lease of a row in the way has ended."""
+    try:
+        worker = WorkerId.parse(standing.worker)
+    except InvalidInputError:
+        return False
+    pool = yield from pool_rules(context, lease.pool)
+    (known,) = yield from find(pool, [worker])
+    return known.explains_end_of(standing.fence)
 
 
-def _exhausted(context: Context, pool: PoolSpec, retry_ms: float, data: dict[str, Any]) -> AllocatorError:
-    retry_after = retry_ms / 1_000 if retry_ms >= 0 else None
-    when = (
-        f"the next can free up in {format_duration(retry_ms)}"
-        if retry_ms >= 0
-        else "other programs have the ports that are not leased"
-    )
-    return ExhaustedError(
-        f"no port of pool {pool.name} ({pool.first}-{pool.last}) is free on {context.host}; {when}: "
-        f"wait with --wait {format_wait(max(retry_ms, 0))}, or see who has them with 'allocator ls'",
-        **data | {"retry_after": retry_after},
-    )
+def _are_live(pool: PoolSpec, leases: tuple[Lease, ...]) -> Operation[bool]:
+    """Return whether no other claim with the same tokens has given these leases back."""
+    known = yield from find(pool, [lease.worker for lease in leases])
+    return all(one.lease and one.fence == lease.fence for one, lease in zip(known, leases, strict=True))
 
 
-def _taken(
-    context: Context, pool: PoolSpec, request: ClaimRequest, reply: list[Any], data: dict[str, Any]
-) -> Operation[AllocatorError]:
-    why, free_ms, now_ms = decode.text(reply[1]), decode.number(reply[3]), decode.number(reply[4])
-    data["retry_after"] = free_ms / 1_000 if free_ms >= 0 else None
-    where = f"port {request.port} on {context.host}"
-    if why == "outside":
-        return InvalidInputError(f"{where} is outside pool {pool.name} ({pool.first}-{pool.last}); choose one inside")
-    if why == "reserved":
-        return HeldError(
-            f"{where} is in the band of plugin {decode.text(reply[2])}; choose a port outside, or omit --port",
-            **data | {"retry_after": None},
-        )
-    if why == "bound":
-        who: str | None = None if context.elsewhere else (yield DescribeListener(request.port or 0))
-        return HeldError(
-            f"{where} is not leased, but {who or 'another process'} listens on it; "
-            "end that process or omit --port to get another",
-            # One who waits for it already goes on: a worker may give its lease back a moment before its socket.
-            **data | {"retry_after": BOUND_RETRY_S if request.ticket else None},
-        )
-    wait = format_wait(free_ms)
-    if why == "leased":
-        holder = decode.lease(pool.name, reply[2], remaining_ms=max(0.0, free_ms - pool.grace_ms), now_ms=now_ms)
-        return HeldError(
-            f"{where} is held by {holder.worker} until {until(holder, reply[4])}; "
-            f"wait with --wait {wait} or omit --port",
-            holder=holder,
-            **data,
-        )
-    return HeldError(
-        f"{where} was given back and is kept free for another {format_duration(free_ms)}; "
-        f"wait with --wait {wait} or omit --port",
-        **data,
-    )
+def _undone(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error: BaseException) -> Operation[None]:
+    """Leave nothing of a claim that failed: no position in the queue, no kept token, no lease.
 
+    A Redis that did not answer may have granted what it was asked for: then the tokens stay kept for the next claim.
+    """
+    if isinstance(error, StoreUnavailableError) and not leases:
+        return
+    with contextlib.suppress(AllocatorError):
+        if attempt.waiting:
+            from allocator.operations import queue
 
-def format_wait(ms: float) -> str:
-    """Return a `--wait` that is long enough for something that happens in `ms` milliseconds."""
-    return f"{int(ms // 1_000) + 1}s"
-
-
-def until(lease: Lease, now_ms: object) -> str:
-    """Return when a lease ends as `12:03:07 (11 s)`, in local time, by the server's clock."""
-    moment = datetime.fromtimestamp(lease.expires_at, tz=UTC).astimezone()
-    left = format_duration(lease.expires_at * 1_000 - decode.number(now_ms))
-    return f"{moment:%H:%M:%S} ({left})"
+            yield from queue.leave(context, attempt.request, attempt.waiting.ticket)
+        is_ours = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
+        if not attempt.is_new or not is_ours:
+            return
+        if not leases and not isinstance(error, AllocatorError):  # ended while Redis may have been asked
+            pool = yield from pool_rules(context, attempt.request.pool)
+            known = yield from find(pool, attempt.workers)
+            found = zip(known, attempt.tokens, strict=True)
+            leases = tuple(replace(one.lease, token=token) for one, token in found if one.lease)
+        if leases:
+            yield from end.release(context, leases)

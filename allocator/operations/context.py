@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ class Context:
             was only found does not replace it; empty when it is not known.
         elsewhere: Whether the host is another one than this process runs on: of its kernel nothing is seen.
         began: When this host began to run, by `clock`: its machine started, or its container; None when nobody knows.
+        rng: The source of jitter.
+        process: Returns the pid of the process that calls.
         rules: The rules of the pools that were read, by name; operations keep it up to date.
         own_turns: The count of a caller that may only read, by service (`org/plugin`).
         own_turns_until: Until when it does not ask for a turn of all callers, by `clock`.
@@ -39,6 +43,8 @@ class Context:
     address: str = ""
     elsewhere: bool = False
     began: float | None = None
+    rng: random.Random = field(default_factory=random.Random)
+    process: Callable[[], int] = os.getpid
     rules: dict[str, PoolSpec] = field(default_factory=dict)
     own_turns: dict[str, int] = field(default_factory=dict)
     own_turns_until: float = 0.0

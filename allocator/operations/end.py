@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
 from allocator.operations.context import space_of
-from allocator.operations.pools import pool_rules
-from allocator.operations.renew import BATCH, places_by_host, renew
+from allocator.operations.pools import pool_rules, read_pool
+from allocator.operations.renew import BATCH, places_by_host, renew, token_of
 from allocator.operations.steps import ask
-from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, NotYours
+from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, How, NotYours
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Literal
+    from collections.abc import Callable, Sequence
 
     from allocator.model.leases import Lease
+    from allocator.model.pools import PoolSpec
     from allocator.operations.context import Context
     from allocator.operations.steps import Operation
 
@@ -31,6 +31,7 @@ def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
     Raises:
         HeldError: When someone else holds one of the ports; the other leases are ended all the same.
         InvalidInputError: When a lease has no token.
+        LeaseLostError: In a child that was forked from the holder, to which its leases do not belong.
     """
     return (yield from _end(context, "released", leases))
 
@@ -40,27 +41,77 @@ def decline(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
     return (yield from _end(context, "declined", leases))
 
 
+def force(leases: Sequence[Lease], *, by: str, reason: str) -> Operation[list[bool]]:
+    """End leases that somebody else holds, because an operator says so; who and why stand in the events.
+
+    A holder that lives after all is told at its next renewal.
+
+    Args:
+        leases: As they were seen, from any listing; one that was granted since is left alone.
+        by: Who does it.
+        reason: Why, in one line.
+
+    Returns:
+        For each lease, in their order, whether this call ended it (False: it had ended already).
+
+    Raises:
+        HeldError: When a newer lease has one of the ports; the others are ended all the same.
+        InvalidInputError: When no reason is given, or the pool is not known.
+    """
+    if not (why := error_line(reason)):
+        raise InvalidInputError("a lease of somebody else is ended for a reason; give it with --reason TEXT")
+
+    def call(lease: Lease) -> EndedLease:
+        return EndedLease(port=lease.port, token=str(lease.fence))
+
+    return (yield from _ended(read_rules, leases, call, "forced", by=error_line(by) or "-", reason=why))
+
+
+def read_rules(name: str) -> Operation[PoolSpec]:
+    """Return the rules of a pool, which has to be defined.
+
+    Raises:
+        InvalidInputError: When it is not.
+    """
+    rules = yield from read_pool(name)
+    if rules is None:
+        raise InvalidInputError(f"pool {name} is not defined in this Redis; see 'allocator pool ls'")
+    return rules
+
+
 def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
     """Record that the worker of a held lease failed, as an event that outlives the lease.
 
     Returns:
         Whether it was recorded (False: the lease is not this holder's any more).
     """
-    _token(lease)
     (outcome,) = yield from renew(context, [lease], failed=error_line(why))
     return outcome.lost is None
 
 
-def _end(context: Context, how: Literal["released", "declined"], leases: Sequence[Lease]) -> Operation[list[bool]]:
+def _end(context: Context, how: How, leases: Sequence[Lease]) -> Operation[list[bool]]:
+    def call(lease: Lease) -> EndedLease:
+        return EndedLease(port=lease.port, token=token_of(context, lease, "end"))
+
+    return (yield from _ended(lambda name: pool_rules(context, name), leases, call, how))
+
+
+def _ended(
+    rules: Callable[[str], Operation[PoolSpec]],
+    leases: Sequence[Lease],
+    asked: Callable[[Lease], EndedLease],
+    how: How,
+    by: str = "",
+    reason: str = "",
+) -> Operation[list[bool]]:
     ended: dict[int, bool] = {}
     refused: HeldError | None = None
     for (pool_name, host), members in places_by_host(leases).items():
-        pool = yield from pool_rules(context, pool_name)
-        space = space_of(pool, host)
+        space = space_of((yield from rules(pool_name)), host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
-            asked = tuple(EndedLease(port=leases[i].port, token=_token(leases[i])) for i in batch)
-            endings = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=asked))
+            wanted = tuple(asked(leases[i]) for i in batch)
+            endings = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=wanted, by=by, reason=reason))
             for i, ending in zip(batch, endings, strict=True):
                 ended[i] = isinstance(ending, Ended)
                 if isinstance(ending, NotYours):
@@ -68,14 +119,6 @@ def _end(context: Context, how: Literal["released", "declined"], leases: Sequenc
     if refused:
         raise refused
     return [ended[i] for i in range(len(leases))]
-
-
-def _token(lease: Lease) -> str:
-    if not lease.token:
-        raise InvalidInputError(
-            f"the lease of {lease.worker} on {lease.address} has no token; only its holder can end it"
-        )
-    return lease.token
 
 
 def _not_yours(lease: Lease, holder: Lease) -> HeldError:

@@ -1,216 +1,173 @@
-"""Waiting for a port in line: first come, first served for each space, the higher priority first.
+"""Waiting for a port in a queue: first come, first served for each namespace of ports, the higher priority first.
 
-A waiter tells Redis once a second that it is there, and is told by a push to a key of its own when to look. It asks the
-line itself only when it is near the front, or now and then: a thousand waiters cost Redis next to nothing.
+A waiter shows Redis once a second that it is there, and is woken by a push to a key of its own. It asks for its
+position only when it is near the front, or now and then: a thousand waiters cost Redis next to nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 from allocator.model.errors import AllocatorError, HeldError, LimitError
 from allocator.operations.pools import pool_rules
 from allocator.operations.steps import AwaitTurn, Operation, ask
 from allocator.protocol.keys import waiter_keys
 from allocator.protocol.replies import NoPool
-from allocator.protocol.signatures.queue import JoinCall, LeaveCall
+from allocator.protocol.signatures.queue import JoinCall, LeaveCall, Position
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
 
-    from allocator.operations.claim import ClaimRequest
+    from allocator.operations.attempt import ClaimRequest
     from allocator.operations.context import Context
 
-T = TypeVar("T")
-
 ALIVE_MS = 1_800
-"""A waiter that is silent for so long is passed by: under the 2 s that a dead one may hold up the line."""
+"""A waiter that is silent for this long is passed by: under the 2 s that a dead one may hold up the queue."""
 REFRESH_S = 0.95
 LOOK_SLACK_S = 0.01
 FRONT = 4
-"""So many in front ask the line whenever they wake; those behind less often, the farther back the less."""
-
+"""As many in front ask for their position whenever they wake; those behind less often, the farther back the less."""
 
 BLOCK = -1
-"""The port that somebody says to wait for who waits for a block of adjacent ones."""
+"""The port that is waited for by those who wait for a block of contiguous ones."""
+
+SOON = Position(position="", ahead=1, look_ms=None, held=0)
+"""The position of a waiter whose pool vanished: it asks again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """A place in line.
-
-    Attributes:
-        place: Its score, by which it is found again.
-        ahead: How many are ahead that it may not overtake.
-        look_s: After how many seconds one of those in front may be found gone, or None.
-        held: How many are ahead, on whatever host, whom the same thing holds back.
-    """
-
-    place: str
-    ahead: int
-    look_s: float | None
-    held: int = 0
-
-    @property
-    def behind(self) -> int:
-        """How far it is from the front of the line that it waits in, whichever that is."""
-        return max(self.ahead, self.held)
-
-
-@dataclass(frozen=True, slots=True)
-class Wish(Generic[T]):
-    """What somebody waits for.
+class Waiting:
+    """A waiter, between two claims.
 
     Attributes:
         request: What it asks for.
-        attempt: Makes the operation that asks for it once.
-        adjacent: Whether it is a block of adjacent ports.
+        ticket: Whose position it is.
+        condition: What it waits for, or what holds it back (see `JoinCall`).
+        position: Where it stands, or None before it has joined.
+        woken: Whether it was woken, by a push to its key, since it claimed last.
     """
 
     request: ClaimRequest
-    attempt: Callable[[ClaimRequest], Operation[T]]
-    adjacent: bool = False
+    ticket: str
+    condition: str
+    position: Position | None = None
+    woken: bool = True
+
+    @classmethod
+    def of(cls, request: ClaimRequest, ticket: str) -> Waiting:
+        """Return a waiter that has not joined yet."""
+        return cls(request, ticket, wanted_condition(request))
 
     @property
-    def port(self) -> int:
-        """The only port that will do; 0 for any, -1 for a block."""
-        return BLOCK if self.adjacent else self.request.port or 0
+    def behind(self) -> int:
+        """How far it is from the front of the queue that it waits in, whichever that is."""
+        return max(self.position.ahead, self.position.held) if self.position else 1
 
     @property
-    def condition(self) -> str:
-        """What it waits for, as the line calls it."""
-        return "block" if self.adjacent else "one" if self.request.port else "any"
+    def may_claim(self) -> bool:
+        """Whether it is its turn, as far as it knows."""
+        place = self.position
+        return place is not None and place.ahead == 0 and (self.woken or place.held == 0)
 
     def condition_after(self, error: AllocatorError) -> str:
-        """What it waits for after an attempt that failed: something else than a port must not keep others from one."""
+        """Return what it waits for after a claim that failed: something other than a port keeps nobody from one."""
         if isinstance(error, LimitError):
             return error.kind
-        if isinstance(error, HeldError) and (
-            self.request.port is None or (error.holder is not None and error.holder.worker == self.request.worker)
-        ):
+        is_own = isinstance(error, HeldError) and error.holder and error.holder.worker == self.request.worker
+        if is_own or (isinstance(error, HeldError) and self.request.port is None):
             return "worker"
-        return self.condition
+        return wanted_condition(self.request)
 
 
-def join(context: Context, wish: Wish[T], ticket: str, condition: str, seat: Seat | None) -> Operation[Seat]:
-    """Take a place in line, or keep it."""
-    request = wish.request
+def wanted_port(request: ClaimRequest) -> int:
+    """Return the only port that will do; 0 for any, -1 for a block of contiguous ones."""
+    return BLOCK if request.contiguous else request.port or 0
+
+
+def wanted_condition(request: ClaimRequest) -> str:
+    """Return what a claim waits for, in the word of the queue."""
+    return "block" if request.contiguous else "one" if request.port else "any"
+
+
+def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
+    """Take a position in the queue, or keep it."""
+    request = waiting.request
     pool = yield from pool_rules(context, request.pool)
-    place = seat.place if seat else ""
     found = yield from ask(
         JoinCall(
             pool=pool.name,
             space=context.space(pool),
-            ticket=ticket,
+            ticket=waiting.ticket,
             host=context.host,
             worker=str(request.worker),
             priority=request.priority,
-            position=place,
-            port=wish.port,
-            condition=condition,
+            position=waiting.position.position if waiting.position else "",
+            port=wanted_port(request),
+            condition=waiting.condition,
         )
     )
     if isinstance(found, NoPool):
         yield from pool_rules(context, request.pool, fresh=True)
-        return seat or Seat("", 1, None)
-    look_s = None if found.look_ms is None else found.look_ms / 1_000 + LOOK_SLACK_S
-    return Seat(found.position, found.ahead, look_s, found.held)
+        return replace(waiting, position=waiting.position or SOON)
+    return replace(waiting, position=found)
 
 
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
-    """Give up a place in line; the next is told to look."""
+    """Give up a position in the queue; the next waiter is woken."""
     pool = yield from pool_rules(context, request.pool)
-    yield from ask(
-        LeaveCall(
-            pool=pool.name,
-            space=context.space(pool),
-            ticket=ticket,
-            host=context.host,
-            worker=str(request.worker),
-        )
-    )
+    space = context.space(pool)
+    worker = str(request.worker)
+    yield from ask(LeaveCall(pool=pool.name, space=space, ticket=ticket, host=context.host, worker=worker))
 
 
-def claim_in_line(
-    context: Context,
-    wish: Wish[T],
-    *,
-    deadline: float,
-    rng: random.Random,
-    worth_retrying: Callable[[BaseException], bool],
-) -> Operation[T]:
-    """Lease what somebody waits for when it is their turn.
+def wait_for_turn(context: Context, waiting: Waiting, error: AllocatorError, *, deadline: float) -> Operation[Waiting]:
+    """Wait until a waiter may claim again; join the queue first where that has not been done.
 
     Args:
         context: Who calls.
-        wish: What they wait for.
-        deadline: Until when they wait, in seconds of their monotonic clock.
-        rng: The source of jitter.
-        worth_retrying: Whether another attempt may succeed after an error.
+        waiting: The waiter.
+        error: What its last claim failed with.
+        deadline: Until when it waits, in seconds of its monotonic clock.
 
     Raises:
-        AllocatorError: The last one, when no port was had in time or none can be had by waiting.
+        AllocatorError: That error, when there is no time left.
     """
-    ticket = context.new_token()[:16]
-    # The same token at each attempt: one whose answer was lost is found again.
-    asked = replace(wish.request, ticket=ticket, token=wish.request.token or context.new_token())
-    try:
-        return (yield from _in_line(context, replace(wish, request=asked), ticket, deadline, rng, worth_retrying))
-    except AllocatorError:
-        yield from leave(context, asked, ticket)
-        raise
-
-
-def _in_line(
-    context: Context,
-    wish: Wish[T],
-    ticket: str,
-    deadline: float,
-    rng: random.Random,
-    worth_retrying: Callable[[BaseException], bool],
-) -> Operation[T]:
-    condition = wish.condition
-    seat: Seat | None = None
-    woken = True
-    last: AllocatorError | None = None
+    if waiting.position is None:
+        return (yield from join(context, waiting))
+    condition = waiting.condition_after(error)
+    if condition != waiting.condition:  # show that at once: nobody else shall wait for it
+        waiting = yield from join(context, replace(waiting, condition=condition))
+        if waiting.behind == 0:  # what held it back may have ended before it was shown
+            return waiting
+    retry_after = error.retry_after
     while True:
-        retry_after = None
-        if woken and seat and seat.ahead:  # there is room for it now: what is left is the line here
-            condition = wish.condition
-        if seat is None or woken or _asks_now(seat, rng):
-            seat = yield from join(context, wish, ticket, condition, seat)
-        if last is None or (seat.ahead == 0 and (woken or seat.held == 0)):
-            try:
-                return (yield from wish.attempt(wish.request))
-            except AllocatorError as error:
-                if not worth_retrying(error):
-                    raise
-                last, retry_after = error, error.retry_after
-            before, condition = condition, wish.condition_after(last)
-            if condition != before:  # say so at once: nobody else shall wait for it
-                seat = yield from join(context, wish, ticket, condition, seat)
-                if seat.behind == 0:  # what held it back may have ended before it said so
-                    continue
         left_s = deadline - context.clock()
         if left_s <= 0:
-            raise last
-        waiter, turn = waiter_keys(wish.request.pool, ticket)
-        said = f"{wish.port} {condition} {wish.request.worker}"
-        pause_s = min(left_s, _pause_s(seat, retry_after, rng))
-        woken = yield AwaitTurn(waiter, said, turn, ALIVE_MS, pause_s)
+            raise error
+        waiter, turn = waiter_keys(waiting.request.pool, waiting.ticket)
+        shown = f"{wanted_port(waiting.request)} {waiting.condition} {waiting.request.worker}"
+        pause_s = min(left_s, _pause_s(waiting, retry_after, context.rng))
+        woken: bool = yield AwaitTurn(waiter, shown, turn, ALIVE_MS, pause_s)
+        waiting, retry_after = replace(waiting, woken=woken), None
+        if woken and waiting.position and waiting.position.ahead:  # there is room: what is left is the queue here
+            waiting = replace(waiting, condition=wanted_condition(waiting.request))
+        if woken or _asks_now(waiting, context.rng):
+            waiting = yield from join(context, waiting)
+        if waiting.may_claim:
+            return waiting
 
 
-def _pause_s(seat: Seat, retry_after: float | None, rng: random.Random) -> float:
+def _pause_s(waiting: Waiting, retry_after: float | None, rng: random.Random) -> float:
     pause_s = REFRESH_S * rng.uniform(0.9, 1.0)
-    if seat.look_s is not None:
-        pause_s = min(pause_s, seat.look_s)
+    look_ms = waiting.position.look_ms if waiting.position else None
+    if look_ms is not None:
+        pause_s = min(pause_s, look_ms / 1_000 + LOOK_SLACK_S)
     if retry_after is not None:
         pause_s = min(pause_s, retry_after + rng.uniform(0.0, LOOK_SLACK_S))
     return pause_s
 
 
-def _asks_now(seat: Seat, rng: random.Random) -> bool:
-    """Return whether a waiter that nobody told to look asks the line all the same: seldom when it is far behind."""
-    return seat.behind < FRONT or rng.random() < FRONT / seat.behind
+def _asks_now(waiting: Waiting, rng: random.Random) -> bool:
+    """Return whether a waiter that was not woken asks for its position: seldom when it is far behind."""
+    return waiting.behind < FRONT or rng.random() < FRONT / waiting.behind

@@ -149,7 +149,7 @@ def _renew_batch(
 ) -> Operation[list[RenewOutcome]]:
     outcomes: dict[int, RenewOutcome] = {}
     if not (rewrite or failed):
-        provable = [i for i, lease in enumerate(leases) if len(_proof(lease).written) == PROOF_LENGTH]
+        provable = [i for i, lease in enumerate(leases) if len(_proof(context, lease).written) == PROOF_LENGTH]
         for ttl_ms in sorted({leases[i].ttl_ms for i in provable}):
             members = [i for i in provable if leases[i].ttl_ms == ttl_ms]
             kept = yield from _kept(context, pool, host, [leases[i] for i in members], ttl_ms)
@@ -165,7 +165,7 @@ def _kept(
     context: Context, pool: PoolSpec, host: str, leases: list[Lease], ttl_ms: int
 ) -> Operation[dict[int, RenewOutcome]]:
     """Extend leases that are alive; return what became of those, by their place in the list."""
-    proofs = tuple(_proof(lease) for lease in leases)
+    proofs = tuple(_proof(context, lease) for lease in leases)
     sent_at = context.clock()
     found = yield from ask(
         KeepCall(pool=pool.name, space=space_of(pool, host), host=host, ttl_ms=ttl_ms, leases=proofs)
@@ -201,16 +201,40 @@ def _decided(
     ]
 
 
-def _proof(lease: Lease) -> Proof:
-    return Proof(port=lease.port, fence=lease.fence, token=_token(lease))
+def _proof(context: Context, lease: Lease) -> Proof:
+    return Proof(port=lease.port, fence=lease.fence, token=token_of(context, lease, "renew"))
 
 
-def _token(lease: Lease) -> str:
+def token_of(context: Context, lease: Lease, verb: str) -> str:
+    """Return the token of a lease, for its holder.
+
+    Args:
+        context: Who calls.
+        lease: The lease.
+        verb: What is done with it, for the error.
+
+    Raises:
+        InvalidInputError: When this copy has no token.
+        LeaseLostError: When it is a copy in a forked child: the lease stays with the parent.
+    """
     if not lease.token:
         raise InvalidInputError(
-            f"the lease of {lease.worker} on {lease.address} has no token; only its holder can renew it"
+            f"the lease of {lease.worker} on {lease.address} has no token; only its holder can {verb} it"
         )
+    if lease.process is not None and lease.process != context.process():
+        raise of_the_parent(lease)
     return lease.token
+
+
+def of_the_parent(lease: Lease) -> LeaseLostError:
+    """Return the error for a copy of a lease in a process that was forked from its holder."""
+    return LeaseLostError(
+        f"the lease of {lease.worker} on {lease.address} stays with process {lease.process}, from which this one was "
+        "forked; claim one here, after the fork",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+    )
 
 
 def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str) -> RenewCall:
@@ -222,7 +246,7 @@ def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewr
         leases=tuple(
             RenewedLease(
                 port=lease.port,
-                token=_token(lease),
+                token=token_of(context, lease, "renew"),
                 fence=lease.fence,
                 ttl_ms=pool.check_ttl_ms(lease.ttl_ms) if rewrite else lease.ttl_ms,
                 worker=str(lease.worker),

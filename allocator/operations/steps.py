@@ -7,13 +7,16 @@ its driver (`allocator/client`), so that the same operation runs blocking, async
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from allocator.protocol.calls import Call, ScriptCall
+from allocator.protocol.decode import WRONG_SHAPES, unreadable
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
 
 T = TypeVar("T")
 
@@ -34,14 +37,14 @@ class ReadListeners:
 
 
 @dataclass(frozen=True, slots=True)
-class ProvePort:
-    """Bind a port the way a worker will, and let it go; answered with whether that could be done.
+class ProvePorts:
+    """Bind ports the way a worker will, and let them go; answered with the `frozenset` of those that were refused.
 
     Attributes:
-        port: 1-65535.
+        ports: Each 1-65535.
     """
 
-    port: int
+    ports: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,11 @@ class DescribeListener:
 
     Attributes:
         port: 1-65535.
+        lease: The lease of the port, where one is known: its worker is then named as the one who listens.
     """
 
     port: int
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +131,121 @@ class WriteRow:
     over: Standing | None = None
 
 
-Step: TypeAlias = ScriptCall | AwaitTurn | AwaitEvent | Pause | WriteRow | ReadListeners | ProvePort | DescribeListener
+@dataclass(frozen=True, slots=True)
+class KeepTokens:
+    """Write down the tokens of a claim before Redis is asked; answered with the tokens to claim with, in this order.
+
+    They are other ones where a claim of the same worker was never finished: that one is taken up again.
+
+    Attributes:
+        pool: The pool.
+        host: The host that will bind the ports.
+        workers: Who the leases are for; empty where they have no name yet (`--instance auto`).
+        tokens: New tokens, one for each.
+    """
+
+    pool: str
+    host: str
+    workers: tuple[WorkerId, ...]
+    tokens: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepLeases:
+    """Write down the leases that a claim ends with, or that it ends with none; answered with whether it was its to end.
+
+    It was not where another claim of the same worker, with the same tokens, came to its end first.
+
+    Attributes:
+        pool: As in `KeepTokens`, and so the next two.
+        host: The host.
+        workers: The workers.
+        leases: The leases, or nothing when the claim has failed.
+    """
+
+    pool: str
+    host: str
+    workers: tuple[WorkerId, ...]
+    leases: tuple[Lease, ...]
+
+
+class Verdict(Enum):
+    """What is known of the processes of a lease that stands in the way of a claim."""
+
+    ALIVE = "alive"
+    """They live, or nobody can tell."""
+    DEAD = "dead"
+    """Every one of them is proven dead."""
+    LISTENING = "listening"
+    """They are proven dead, but some program listens on the port."""
+    ORPHAN = "orphan"
+    """They are proven dead, but the worker that they left behind listens on the port, or a program that is not seen."""
+    OURS = "ours"
+    """The caller has the lease's token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The answer to `JudgeHolder`.
+
+    Attributes:
+        verdict: What is known.
+        token: The lease's token, where the verdict is `OURS`.
+        why: Who looks after the lease and what to do about it, for the error; or an empty text.
+        is_spare: Whether a lease that is `OURS` may be given back when its worker asks for another port.
+    """
+
+    verdict: Verdict
+    token: str = field(default="", repr=False)
+    why: str = ""
+    is_spare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeHolder:
+    """Say what is known of the processes of a lease that stands in the way; answered with a `Judgement`.
+
+    Attributes:
+        holder: The lease, without its token.
+        host: The host that the caller claims for.
+    """
+
+    holder: Lease
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Show the caller a sentence about something that does not end the operation.
+
+    Attributes:
+        sentence: What happened, to what, what to do.
+    """
+
+    sentence: str
+
+
+Step: TypeAlias = (
+    ScriptCall
+    | AwaitTurn
+    | AwaitEvent
+    | Pause
+    | WriteRow
+    | ReadListeners
+    | ProvePorts
+    | DescribeListener
+    | KeepTokens
+    | KeepLeases
+    | JudgeHolder
+    | Warn
+)
 Operation: TypeAlias = Generator[Step, Any, T]
 
 
 def ask(call: Call[T]) -> Operation[T]:
     """Run a script and return what it answered."""
-    return call.decode((yield call.encode()))
+    raw = yield call.encode()
+    try:
+        return call.decode(raw)
+    except WRONG_SHAPES as error:
+        raise unreadable(f"the script {call.script}") from error

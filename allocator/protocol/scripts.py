@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from hashlib import sha1
 from pathlib import Path
+
+from allocator.model.digests import sha1
 
 _LUA = Path(__file__).parent / "lua"
 _INCLUDE = re.compile(r"^([ \t]*)--@include (\w+)\n", re.MULTILINE)
@@ -47,7 +48,7 @@ def script(name: str) -> Script:
         FileNotFoundError: When there is none: a mistake in this package, not of its user.
     """
     source = assembled((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
-    return Script(name, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return Script(name, source, sha1(source.encode()))
 
 
 def assembled(text: str) -> str:

@@ -31,11 +31,11 @@ DEFAULT_SENTINEL_PORT = 26379
 MAX_DATABASE = 9_999
 
 _FORMS = "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://"
-_USERINFO = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", re.DOTALL)
-_NO_PORT = re.compile(r":(?!//)(?=[^/,:\]]*[^/,:\]0-9])[^/,:\]]*")
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?", re.ASCII)
-_IPV6 = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]", re.ASCII)
-_DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
+_USERINFO = r"(?s)^([A-Za-z][A-Za-z0-9+.-]*://)?.*@"
+_NO_PORT = r":(?!//)(?=[^/,:\]]*[^/,:\]0-9])[^/,:\]]*"
+_HOST = r"(?a)[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?"
+_IPV6 = r"(?a)\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]"
+_DIGITS = r"(?a)[0-9]{1,5}"
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SSL_TEXTS = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"})
 _SSL_CERT_REQS = frozenset({"none", "optional", "required"})
@@ -161,8 +161,8 @@ def _cut(url: str) -> str:
 
     All before the last '@' and after '?' may be a secret, and so may what stands in the place of a port.
     """
-    hidden = _USERINFO.sub(lambda match: (match[1] or "") + "…@", url)
-    visible = _NO_PORT.sub(":…", re.split(r"[?#]", hidden, maxsplit=1)[0])
+    hidden = re.sub(_USERINFO, lambda match: (match[1] or "") + "…@", url)
+    visible = re.sub(_NO_PORT, ":…", re.split(r"[?#]", hidden, maxsplit=1)[0])
     text = "".join(character if character.isprintable() else "?" for character in visible)
     return text if len(text) <= 80 else text[:80] + "…"
 
@@ -219,21 +219,21 @@ def _node(text: str, default_port: int, url: str) -> tuple[str, int]:
         address, colon, number = address + "]", after[:1], after[1:]
     elif ":" in text:
         address, colon, number = text.partition(":")
-    host = _IPV6.fullmatch(address)
+    host = re.fullmatch(_IPV6, address)
     name = host[1] if host else unquote(address)
-    if not host and not _HOST.fullmatch(name):
+    if not host and not re.fullmatch(_HOST, name):
         if name:
             raise ConfigurationError(f"{_quoted(url)} has a host that is not a name or address; write host:port")
         name = "localhost"
     if not colon and not number:
         return name, default_port
-    if colon != ":" or not _DIGITS.fullmatch(number) or not 1 <= int(number) <= 65_535:
+    if colon != ":" or not re.fullmatch(_DIGITS, number) or not 1 <= int(number) <= 65_535:
         raise ConfigurationError(f"{_quoted(url)} has a port that is not a number from 1 to 65535; write host:port")
     return name, int(number)
 
 
 def _database(text: str, topology: Topology, url: str) -> int:
-    if not _DIGITS.fullmatch(text) or int(text) > MAX_DATABASE:
+    if not re.fullmatch(_DIGITS, text) or int(text) > MAX_DATABASE:
         raise ConfigurationError(f"{_quoted(url)} has a database that is not a number; end it with /0 or so")
     if topology is Topology.CLUSTER and int(text):
         raise ConfigurationError(f"{_quoted(url)}: a Cluster has database 0 only; leave the number out")

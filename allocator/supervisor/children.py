@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -60,7 +59,7 @@ class Children:
         self.orphans_end, self._of_one = orphans_end, of_one
         self.terminal, self.teller = terminal, teller
         self._sure = False
-        self.mark = secrets.token_hex(16)
+        self.mark = os.urandom(16).hex()
         self.guard = Guard(f"{MARK}={self.mark}")
         self.starting = threading.Lock()
         """Held while a process is started, and while it is asked whose one is."""

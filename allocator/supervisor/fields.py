@@ -11,7 +11,6 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from allocator.client.policies import MAX_DECLINES
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import (
@@ -26,7 +25,7 @@ from allocator.model.names import (
 )
 from allocator.model.reading import read_text
 from allocator.model.settings import without_secrets
-from allocator.operations.several import named_workers
+from allocator.operations.attempt import MAX_DECLINES, named_workers
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, ReadyWhen, WorkerSpec, check_path
 

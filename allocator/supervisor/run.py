@@ -212,8 +212,12 @@ class _Crew:
         """Let workers and supervisor stand still, as a shell's Ctrl-Z does, until the shell lets them go on."""
         for worker in self._workers:
             worker.suspend()
-        if self._children.terminal is not None:
-            self._children.terminal.take_back()
+        terminal = self._children.terminal
+        if terminal is not None and number in {signal.SIGTTIN, signal.SIGTTOU} and terminal.is_ours():
+            self._resume()  # the shell brought the job to the foreground meanwhile
+            return
+        if terminal is not None:
+            terminal.take_back()
         self._signals.stop_own_group(number)
         self._resume()
 

@@ -11,9 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from allocator.client.policies import MAX_DECLINES
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import shown
+from allocator.operations.attempt import MAX_DECLINES
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.templates import check_command

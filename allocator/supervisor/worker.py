@@ -20,7 +20,7 @@ from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.supervisor.acquiring import acquire
+from allocator.supervisor.claim import claim_ports
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts
 from allocator.supervisor.listening import listening_socket
@@ -183,7 +183,7 @@ class Worker:
 
         def claim() -> None:
             try:
-                found.append(acquire(self._allocator, self._spec, self._files))
+                found.append(claim_ports(self._allocator, self._spec, self._files))
             except BaseException as error:  # noqa: BLE001  # raised again below, in the worker's own thread
                 errors.append(error)
             self._mailbox.send(Command.LOOK)

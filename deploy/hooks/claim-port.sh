@@ -3,4 +3,4 @@
 #
 # The lease is tied to the process that called this hook.
 set -eu
-exec allocator claim "$1" --org "$2" --pid "$PPID" --wait 30s
+exec allocator claim "$1" --org "$2" --pid "$PPID" --pre-start --wait 30s

@@ -6,6 +6,6 @@
 set -eu
 plugin=$1 org=$2
 shift 2
-variables=$(allocator claim "$plugin" --org "$org" --pid $$ --wait 30s --format shell)
+variables=$(allocator claim "$plugin" --org "$org" --pid $$ --pre-start --wait 30s --format shell)
 eval "$variables"
 exec "$@"

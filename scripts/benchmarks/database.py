@@ -24,6 +24,7 @@ import psycopg
 from postgres import Postgres
 from redis import Redis
 
+from allocator.client.drivers import UnseenAnswers
 from allocator.database.connection import Database
 from allocator.database.layout import make_layout
 from allocator.database.rows import Rows
@@ -33,12 +34,12 @@ from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.tables import TableNames
 from allocator.operations import listing
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
+from allocator.operations.claim import claim
 from allocator.operations.context import Context
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.scripts import script
 from allocator.store.blocking import Store
-from benchmarks.leases import NoKernel
 from benchmarks.servers import server
 from benchmarks.table import Row
 from benchmarks.wire import load
@@ -68,7 +69,11 @@ class Fleet:
 
     def __init__(self, redis_url: str, postgres: Postgres) -> None:
         self.redis_url, self.url = redis_url, postgres.new_database()
-        self.store, self.redis, self.kernel = Store.open(redis_url), Redis.from_url(redis_url, protocol=2), NoKernel()
+        self.store, self.redis, self.kernel = (
+            Store.open(redis_url),
+            Redis.from_url(redis_url, protocol=2),
+            UnseenAnswers(),
+        )
         self.names = TableNames()
         self.database = Database.open(self.url)
         upgrade(self.database, self.names)
@@ -92,7 +97,7 @@ class Fleet:
 
     def claim(self, context: Context, pool: PoolSpec, worker: WorkerId) -> Lease:
         """Claim a port."""
-        return self.run(claim(context, ClaimRequest(pool=pool.name, worker=worker)))
+        return self.run(claim(context, ClaimRequest(pool=pool.name, worker=worker)))[0]
 
     def fill(self, hosts: int) -> None:
         """Claim all ports of the pool on each host, in pipelines."""
@@ -209,8 +214,9 @@ def moment(name: str, value: Any) -> Any:
 def first_call(operation: Operation[Any]) -> ScriptCall:
     """Return the first script that an operation runs."""
     step = next(operation)
+    here = UnseenAnswers()
     while not isinstance(step, ScriptCall):
-        step = operation.send(frozenset())
+        step = operation.send(here.answer(step))
     operation.close()
     return step
 

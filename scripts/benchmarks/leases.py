@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from allocator.client.drivers import Kernel, drive
+from allocator.client.drivers import UnseenAnswers, drive
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
+from allocator.operations.claim import claim
 from allocator.operations.context import Context
 from allocator.operations.end import release
 from allocator.operations.renew import renew
-from allocator.operations.steps import ReadListeners, Step
 from allocator.store.blocking import Store
 from benchmarks.timing import Spread, ratios, seconds_for, take_turns
 from benchmarks.wire import IDENTITY, Template, claim_call, end_call, load, port_of, send
@@ -42,14 +42,6 @@ BARE_TAKE = "if redis.call('set', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then re
 BARE_GIVE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
 
 
-class NoKernel(Kernel):
-    """Answers that no port is bound, so that Redis alone is measured."""
-
-    def answer(self, step: Step) -> object:
-        """Say that nothing listens and that every port can be bound."""
-        return frozenset[int]() if isinstance(step, ReadListeners) else True
-
-
 class Bench:
     """One connection to one server, and the actions that are timed on it.
 
@@ -60,7 +52,7 @@ class Bench:
     def __init__(self, url: str) -> None:
         self.store = Store.open(url)
         self.redis: Any = Redis.from_url(url, protocol=2)
-        self.kernel: Kernel = NoKernel()
+        self.kernel = UnseenAnswers()
         self.context = Context(HOST, IDENTITY, time.monotonic, lambda: secrets.token_hex(16))
         self._take, self._give = self.redis.script_load(BARE_TAKE), self.redis.script_load(BARE_GIVE)
         load(self.redis)
@@ -101,10 +93,10 @@ class Bench:
     def operation_pairs(self, count: int) -> None:
         """Claim and release through the operations, as `PortAllocator` does."""
         for at in range(count):
-            lease = self.run(
+            leases = self.run(
                 claim(self.context, ClaimRequest(pool=SMALL.name, worker=WorkerId(f"org-{at % RETURNING}", "email")))
             )
-            self.run(release(self.context, [lease]))
+            self.run(release(self.context, leases))
 
     def claim_many(self, pool: PoolSpec, workers: Iterator[str], count: int) -> list[tuple[bytes, str]]:
         """Claim in one pipeline; return the ports with their tokens."""
@@ -208,7 +200,7 @@ def server_times(bench: Bench, rounds: int) -> dict[str, Spread]:
 
     def renewed() -> float:
         leases[:] = [
-            bench.run(claim(bench.context, ClaimRequest(pool=SMALL.name, worker=WorkerId(f"org-{at}", "email"))))
+            bench.run(claim(bench.context, ClaimRequest(pool=SMALL.name, worker=WorkerId(f"org-{at}", "email"))))[0]
             for at in range(44)
         ]
         spent = bench.server_us(renew_all) / len(leases)

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 import hiredis
 import redis
 
-from benchmarks import api, commands, database, direct, failover, fleet, growth, layers, limits, pairs, supervisor
+from benchmarks import (
+    api,
+    commands,
+    database,
+    direct,
+    failover,
+    fleet,
+    growth,
+    layers,
+    limits,
+    pairs,
+    status_page,
+    supervisor,
+)
 from benchmarks.peers import measure
 from benchmarks.peers import tables as peer_tables
 from benchmarks.servers import server
@@ -134,6 +147,8 @@ finds the new primary before a Sentinel names it, about a second after the promo
          fleet.figures, fleet.rows),
     Part("database", "The reconciler", "On PostgreSQL.", database.figures, database.rows),
     Part("api", "The HTTP API", "A process of its own; listeners and claims share another.", api.figures, api.rows),
+    Part("page", "The status page", "300 hosts full of leases, 100 events a second; pages that read as ours does.",
+         status_page.figures, status_page.rows),
     Part("supervisor", "Looking after workers", "`run` and `agent` as the commands that they are.",
          supervisor.figures, supervisor.rows),
     Part("commands", "Whole commands", "From exec to exit, with the embedded server.", commands.figures, commands.rows),

@@ -84,8 +84,8 @@ def test_commands_run_as_written(text: str, _: str, environment: dict[str, str],
 def test_commands_that_stay_run_until_they_are_stopped(
     text: str, words: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "etc/nginx").mkdir(parents=True)
-    (tmp_path / "etc/haproxy").mkdir()
+    for folder in ("nginx", "haproxy", "traefik/dynamic", "envoy"):
+        (tmp_path / "etc" / folder).mkdir(parents=True)
     (tmp_path / "worker.js").write_text(NODE_WORKER)
     here = text.replace("/etc/", f"{tmp_path}/etc/").replace("127.0.0.1:8577", "127.0.0.1:0")
     if "node" in here and shutil.which("node") is None:

@@ -18,7 +18,7 @@ from dataclasses import replace
 import redis  # noqa: F401  # imported before the forks, not by each of them
 
 from allocator import AllocatorError, Lease, LeaseLostError, LeaseState, PortAllocator
-from allocator.client.drivers import Kernel, UnseenKernel
+from allocator.client.drivers import Answers, UnseenAnswers
 from allocator.operations import queue  # noqa: F401  # as above
 
 CLONE_NEWNET = 0x40000000
@@ -93,7 +93,7 @@ def act_as_host(url: str, pool: str, number: int, seconds: float, way: str) -> i
     if apart:
         os.system("ip link set lo up 2>/dev/null")
     with PortAllocator.from_url(url, pool=pool, host=f"host-{number:02}") as ports:
-        ports.session.kernel = Kernel() if apart else UnseenKernel()
+        ports.session.answers = Answers() if apart else UnseenAnswers()
         ports.session.identity = f"machine-{number} boot net"
         host = Host(ports, number, "127.0.0.1" if apart else f"127.0.1.{number + 1}", way)
         until = time.monotonic() + seconds

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fuzzing import accepted, any_json, any_text, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted_redis import ScriptedRedis, make_context
+from scripted_redis import ScriptedRedis, claim, make_context
 
 from allocator.api.hub import event_of
 from allocator.client.arguments import check_priority, check_token, ttl_in_ms
@@ -31,7 +31,7 @@ from allocator.model.pools import PoolSpec
 from allocator.model.tables import TableNames
 from allocator.operations import listing
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.resolve import endpoints
 from allocator.protocol.keys import pool_key, pool_of_key
@@ -165,7 +165,11 @@ def test_names_that_are_accepted_come_back_from_redis_events_and_files(
         context = make_context(check_name("host", host))
         worker = WorkerId(org, plugin, instance)
         store.drive(apply_pool(PoolSpec(name=pool, first=100, last=110)))
-        return context, worker, store.drive(claim(context, ClaimRequest(pool=pool, worker=worker, labels={"a": "b"})))
+        return (
+            context,
+            worker,
+            store.drive(claim(context, ClaimRequest(pool=pool, worker=worker, holder={"labels": {"a": "b"}}))),
+        )
 
     store.client.flushall()
     result = accepted(claimed)

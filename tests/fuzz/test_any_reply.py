@@ -15,16 +15,16 @@ import pytest
 from fuzzing import accepted, any_bytes, any_json, check_refusal, examples
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scripted_redis import make_context
+from scripted_redis import claim, claim_several, make_context
 
 from allocator import AsyncPortAllocator, Lease, PortAllocator
-from allocator.client.drivers import UnseenKernel, drive, drive_async
+from allocator.client.drivers import UnseenAnswers, drive, drive_async
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve, several
+from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, fail, release
 from allocator.protocol.replies import Reply
 
@@ -53,7 +53,6 @@ LEASE_TEXT = json.dumps(
 ).encode()
 REPLIES_A_CALL = 60
 """After so many calls the server is away: what asks on and on would be another mistake than reading badly."""
-WISH = queue.Wish(REQUEST, lambda asked: claim(known_context(), asked))
 
 
 def known_context() -> Any:
@@ -67,7 +66,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "claim in a pool that was never read": lambda: claim(make_context(), REQUEST),
     "claim a port": lambda: claim(known_context(), replace(REQUEST, port=110)),
     "claim with a copy": lambda: claim(copying_context(), REQUEST),
-    "claim several": lambda: several.claim_several(
+    "claim several": lambda: claim_several(
         known_context(), REQUEST, ("http", "debug"), adjacent=False, tokens=(TOKEN, "1" * 32)
     ),
     "renew": lambda: renew.renew(known_context(), [HELD, replace(HELD, port=111)]),
@@ -99,7 +98,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "restore": lambda: lead.restore(POOL, [lead.Remembered(WORKER, "web-1", 110, 1)], 1_000),
     "resolve": lambda: resolve.resolve(make_context(), "p", "email", "org-1"),
     "endpoints": lambda: resolve.endpoints("p", "email", "org-1"),
-    "join": lambda: queue.join(known_context(), WISH, "ticket", "any", None),
+    "join": lambda: queue.join(known_context(), queue.Waiting.of(REQUEST, "ticket")),
 }  # fmt: skip
 
 
@@ -196,14 +195,14 @@ ANSWERS = st.lists(st.one_of(REPLIES, nearly_right(), nearly_right(), pool_field
 @example(name="renew", replies=[[9_223_372_036_854_775_807, b"renewed", b"", b"renewed", b""]])
 @examples(400)
 def test_any_reply_is_read_or_refused_in_one_line(name: str, replies: list[Any]) -> None:
-    check_shown(accepted(lambda: drive(OPERATIONS[name](), AnswersAnything(replies), UnseenKernel())))
+    check_shown(accepted(lambda: drive(OPERATIONS[name](), AnswersAnything(replies), UnseenAnswers())))
 
 
 @given(replies=ANSWERS, name=st.sampled_from(sorted(OPERATIONS)))
 @examples(60)
 def test_asyncio_reads_or_refuses_any_reply_as_well(name: str, replies: list[Any]) -> None:
     with asyncio.Runner() as runner:
-        accepted(lambda: runner.run(drive_async(OPERATIONS[name](), AnswersAnythingLater(replies), UnseenKernel())))
+        accepted(lambda: runner.run(drive_async(OPERATIONS[name](), AnswersAnythingLater(replies), UnseenAnswers())))
 
 
 @st.composite

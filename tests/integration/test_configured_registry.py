@@ -264,6 +264,36 @@ def test_every_variable_that_is_read_is_a_declared_setting() -> None:
     declared = {one.variable for one in settings.SETTINGS.values()}
     for_workers = {"ALLOCATOR_HOST", "ALLOCATOR_FENCE", "ALLOCATOR_SUPERVISION"}
     root = Path(settings.__file__).parents[1]
-    for path in [*root.rglob("*.py"), root.parent / "deploy/node/portlease.mjs"]:
+    for path in [*root.rglob("*.py"), *(root.parent / "deploy/node/lib").glob("*.cjs")]:
         named = set(re.findall(r"(?<!_)ALLOCATOR_[A-Z_]*[A-Z](?!\w)", path.read_text()))
         assert named - {"ALLOCATOR_COMPLETE"} <= declared | for_workers, path
+
+
+def test_run_and_the_node_package_keep_the_same_secrets_from_workers() -> None:
+    import re
+
+    spawn = (Path(settings.__file__).parents[2] / "deploy/node/lib/spawn.cjs").read_text()
+    lists = {name: re.findall(r'"(\w+)"', words) for name, words in re.findall(r"const (\w+) = \[(.*?)\];", spawn)}
+    declared = settings.SETTINGS.values()
+    secret = {one.variable for one in declared if one.secret is settings.Secret.ALL} | {*settings.FOREIGN_SECRETS}
+    assert set(lists["SECRETS"]) == secret
+    assert set(lists["URLS"]) == {one.variable for one in declared if one.secret is settings.Secret.PASSWORD}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:word@h:6379/0", "redis://h:6379/0"),
+        ("redis://app:word@h/0", "redis://app@h/0"),
+        ("redis://app:w@rd@h/0", "redis://app@h/0"),
+        ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        ("redis+sentinel://h:1,i:2/s?sentinel_password=word&db=1", "redis+sentinel://h:1,i:2/s?db=1"),
+        ("postgresql://app:word@db/app?sslmode=require&sslpassword=word", "postgresql://app@db/app?sslmode=require"),
+        ("postgresql://db/app?password=word", "postgresql://db/app"),
+    ],
+)
+def test_a_url_reaches_a_worker_without_its_password(url: str, shown: str) -> None:
+    assert settings.without_secrets({"ALLOCATOR_REDIS_URL": url, "ALLOCATOR_TOKEN": "x", "OTHER": "y"}) == {
+        "ALLOCATOR_REDIS_URL": shown,
+        "OTHER": "y",
+    }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
 from supervised import ROOT, eventually, finish
 
 from allocator import PortAllocator
@@ -99,7 +100,7 @@ def agent(fleet: Fleet, *folders: Path) -> tuple[subprocess.Popen, list[str]]:
 
 def lose_all_leases(fleet: Fleet) -> None:
     """Let Redis forget everything, so that the agent re-asserts its leases and writes their files again."""
-    client = fleet.ports.store._ready_client()
+    client = client_of(fleet.ports.store)
     base = f"alloc:{{{fleet.pool.name}}}"
     keys = [f"{base}:lease:web-1:{port}" for port in range(fleet.pool.first, fleet.pool.last + 1)]
     client.delete(*keys)
@@ -222,7 +223,7 @@ def test_holders_of_the_library_keep_their_leases_beside_those_of_a_pool_that_is
         other.apply_pool(gone)
         lost = fleet.ports.keep(other.claim("zendesk", org="o", ttl=1))
         held = [fleet.ports.keep(fleet.ports.claim(plugin, org="o", ttl=1)) for plugin in ("email", "stripe")]
-        client = fleet.ports.store._ready_client()
+        client = client_of(fleet.ports.store)
         for key in [*client.scan_iter(match=f"alloc:{{{gone.name}}}*"), f"alloc:{{{gone.name}}}"]:
             client.delete(key)
         eventually(lambda: lost.doubtful)

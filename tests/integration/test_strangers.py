@@ -11,7 +11,7 @@ import pytest
 
 from allocator import HeldError, PoolSpec, PortAllocator
 from allocator.client import drivers
-from allocator.client.drivers import Kernel
+from allocator.client.drivers import Answers
 from allocator.operations.steps import ReadListeners
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Stranger:
         self.process.communicate()
 
 
-class BlindKernel(Kernel):
+class BlindAnswers(Answers):
     """Sees no listener, as in the moment before a stranger comes."""
 
     def answer(self, step: Step) -> object:
@@ -71,7 +71,7 @@ def test_a_port_that_a_stranger_listens_on_is_never_offered(
 def test_a_stranger_between_claim_and_bind_costs_a_decline_and_another_port(
     ports: PortAllocator, pool: PoolSpec, family: int, address: str
 ) -> None:
-    ports.session.kernel = BlindKernel()
+    ports.session.answers = BlindAnswers()
     with Stranger(family, address, pool.first):
         lease = ports.claim("email", org="org-1")
     assert lease.port == pool.first + 1
@@ -112,7 +112,7 @@ def test_a_stranger_that_came_since_the_last_listing_is_found_by_the_proof(
     assert ports.claim("email", org="org-1").port == pool.first
     with Stranger(socket.AF_INET, "127.0.0.1", pool.first + 1):
         assert ports.claim("email", org="org-2").port == pool.first + 2
-        assert ports.session.kernel.answer(ReadListeners(pool.first, pool.last)) == {pool.first + 1}
+        assert ports.session.answers.answer(ReadListeners(pool.first, pool.last)) == {pool.first + 1}
 
 
 def test_a_port_asked_for_by_its_number_is_looked_at_anew(
@@ -129,7 +129,7 @@ def test_a_port_asked_for_by_its_number_is_looked_at_anew(
 
 
 def test_a_listener_that_is_gone_is_not_avoided_any_more(pool: PoolSpec) -> None:
-    kernel, step = Kernel(), ReadListeners(pool.first, pool.last)
+    kernel, step = Answers(), ReadListeners(pool.first, pool.last)
     with Stranger(socket.AF_INET, "127.0.0.1", pool.first):
         assert kernel.answer(step) == {pool.first}
     assert kernel.answer(step) == frozenset()

@@ -17,14 +17,14 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from lease_model import LeaseModel
-from scripted_redis import MINUTE, ScriptedRedis, assert_same_state
+from scripted_redis import MINUTE, ScriptedRedis, assert_same_state, claim
 
 from allocator.model.errors import CordonedError, ExhaustedError, HeldError, InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.context import Context
 from allocator.operations.end import decline, release
 from allocator.operations.listing import cordon, leases, reap

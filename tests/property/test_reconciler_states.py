@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from reconcilers import Reconcilers
 from runners_table import WATCH_POSTGRES, Table, drift
-from scripted_redis import MINUTE, ScriptedRedis, make_context
+from scripted_redis import MINUTE, ScriptedRedis, claim, make_context
 
 from allocator import DatabaseRecorder, PortAllocator
 from allocator.database import connection as connections
@@ -34,7 +34,7 @@ from allocator.model.pools import PoolSpec
 from allocator.model.states import TRANSITIONS, LeaseState
 from allocator.model.tables import LIVE_ROW_STATES, TableNames
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.find import find
 from allocator.operations.listing import leases
@@ -116,7 +116,7 @@ class Following(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS), host=st.sampled_from(HOSTS), recorded=st.booleans())
     def claims(self, worker: WorkerId, host: str, recorded: bool) -> None:
         context = self.contexts[host]
-        request = ClaimRequest(pool=POOL.name, worker=worker, pid=next(self.pids))
+        request = ClaimRequest(pool=POOL.name, worker=worker, holder={"pid": next(self.pids)})
         try:
             lease = self.store.drive(claim(context, request))
         except AllocatorError:

@@ -35,8 +35,9 @@ export async function read(path, parameters = {}) {
 }
 
 // Calls onEvent(type, data, id) for each event and onState("live" | "away" | "connecting") until the signal aborts.
-export async function follow(pool, onEvent, onState, signal) {
-  let last = null;
+// `after` is the id of an event to begin behind, or null for what happens from now on.
+export async function follow(pool, after, onEvent, onState, signal) {
+  let last = after;
   let pause = 500;
   while (!signal.aborted) {
     try {

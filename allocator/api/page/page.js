@@ -1,272 +1,372 @@
-// The status page: reads pools, hosts and ports, follows the events, and reads again what an event touched. What is
-// shown is what the API last said; the footer says when. Nothing here changes a lease.
+// The status page: what is wrong comes first, then the hosts as rows of ports. It reads what the server's index says, and
+// reads again when the pool's events say that something happened, at most once a second. Its address names what is shown
+// (#/pool/host/port), so that it can be sent to a colleague. Nothing here changes a lease.
 
 import { Problem, follow, read, setToken } from "./client.js";
+import { HostList } from "./hosts.js";
 import {
-  byId, drawChart, drawDrift, drawFacts, drawGrids, drawHosts, drawLeases, drawLegend, drawSummary, duration, element, eventLine,
-  SIGNS, statusOf, workerOf,
+  SIGNS, age, byId, command, drawChart, drawDrift, drawFacts, duration, element, eventLine, problemRow, refreshAges, setText,
 } from "./view.js";
 
-const MOST_HOSTS = 24; // in full; more are in the table of hosts, and come up by a search for their name
-const EVERY_MS = 15_000;
-const PACE_MS = 400;
-const KEPT_EVENTS = 200;
-const DRIFT_MS = 10_000; // the server looks no oftener
+const PACE_MS = 1_000;
+const EVERY_MS = 30_000;
+const SLOW_MS = 10_000; // samples and drift: the server looks no oftener
+const TYPING_MS = 150;
+const KEPT_EVENTS = 1_000;
+const SHOWN_EVENTS = 300;
+const SLEPT_MS = 20_000;
+const PAST_MS = 3_600_000;
+const PAGE = 50;
 
-const state = { pool: null, pools: [], hosts: [], details: new Map(), chosen: null, search: "", following: null, driftAt: 0 };
+const state = {
+  pools: [], pool: null, fleet: null, chosen: null, view: "fleet", states: new Set(), words: "", problems: PAGE, services: PAGE,
+  events: [], away: null, following: null, timer: null, readAt: 0, slowAt: 0, past: false,
+};
+const hosts = new HostList(byId("hosts"), (host, port) => go("fleet", host, port));
+
+// -- addresses --
+
+const address = (host, port) => `#/${[state.pool, host, port].map((part) => encodeURIComponent(part)).join("/")}`;
+
+function go(view, host, port) {
+  location.hash = host ? address(host, port) : `#/${encodeURIComponent(state.pool)}${view === "fleet" ? "" : `/${view}`}`;
+}
+
+function route() {
+  const [pool, first, second] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const view = !second && ["services", "events"].includes(first) ? first : "fleet";
+  const chosen = second ? `${first}:${second}` : null;
+  if (pool && pool !== state.pool) choosePool(pool);
+  const isNew = chosen !== state.chosen;
+  Object.assign(state, { view, chosen });
+  for (const name of ["fleet", "services", "events"]) {
+    const link = byId(`to-${name}`);
+    link.href = `#/${encodeURIComponent(state.pool ?? "")}${name === "fleet" ? "" : `/${name}`}`;
+    if (name === view) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
+  }
+  byId("fleet").hidden = view !== "fleet";
+  byId("services").hidden = view !== "services";
+  byId("events-view").hidden = view !== "events";
+  byId("detail").hidden = !chosen;
+  byId("main").classList.toggle("with-detail", Boolean(chosen));
+  if (view === "events" && !state.past) { state.past = true; followPool(); }
+  if (isNew && chosen) byId("detail-title").focus();
+  draw();
+  if (isNew || view === "services") refresh();
+}
+
+function choosePool(pool) {
+  Object.assign(state, { pool, fleet: null, chosen: null, events: [], problems: PAGE, services: PAGE, slowAt: 0, past: false });
+  byId("events").replaceChildren();
+  followPool();
+}
+
+// -- reading --
+
 let reading = null;
 let again = false;
 
+function soon() {
+  state.timer ??= setTimeout(() => { state.timer = null; refresh(); }, Math.max(0, state.readAt + PACE_MS - Date.now()));
+}
+
 async function refresh() {
-  if (reading) { again = true; return reading; }
-  reading = readAll().finally(async () => {
-    reading = null;
-    if (again) { again = false; setTimeout(refresh, PACE_MS); }
-  });
-  return reading;
+  if (document.hidden && state.fleet) return; // read again when it is looked at
+  if (reading) { again = true; return; }
+  reading = readAll();
+  await reading;
+  reading = null;
+  if (again) { again = false; soon(); }
 }
 
 async function readAll() {
+  state.readAt = Date.now();
   try {
-    state.pools = await read("v1/pools");
-    if (!state.pool) state.pool = (state.pools.find((pool) => pool.served) || state.pools[0])?.name ?? null;
-    const name = state.pool;
-    if (name) {
-      const hosts = await read("v1/hosts", { pool: name });
-      const words = state.search.toLowerCase();
-      const named = words ? hosts.filter((host) => host.name.toLowerCase().includes(words)) : [];
-      const full = [...new Set([...named, ...hosts])].slice(0, MOST_HOSTS).sort((a, b) => (a.name < b.name ? -1 : 1));
-      const details = await Promise.all(full.map((host) =>
-        read(`v1/hosts/${encodeURIComponent(host.name)}`, { pool: name }).catch(ignoreMissing)));
-      if (name !== state.pool) return;
-      state.hosts = hosts;
-      state.details = new Map(details.filter(Boolean).map((detail) => [detail.name, detail]));
-    }
-    state.samples = await read("v1/samples");
-    await readDrift();
-    byId("read-at").textContent = new Date().toLocaleTimeString();
-    byId("problem").hidden = true;
+    if (!state.pools.length) await readPools();
+    const pool = state.pool;
+    if (!pool) return;
+    const [fleet, problems] = await Promise.all([read("v1/fleet", { pool }), read("v1/problems", { pool, limit: state.problems })]);
+    if (pool !== state.pool) return;
+    Object.assign(state, { fleet });
+    setAway(fleet.live ? null : "Redis does not answer");
+    drawProblems(problems);
     draw();
+    await Promise.all([readChosen(), state.view === "services" ? readServices() : null, readSlow()]);
+    setText(byId("read-at"), new Date().toLocaleTimeString());
   } catch (error) {
     fail(error);
   }
 }
 
-// The database may be away while Redis is not: that is said in its own place, and the rest stays current.
-async function readDrift() {
-  if (Date.now() - state.driftAt < DRIFT_MS) return;
-  state.driftAt = Date.now();
+async function readPools() {
+  state.pools = await read("v1/pools");
+  const names = state.pools.map((pool) => pool.name);
+  byId("pool").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+  if (!state.pool) choosePool((state.pools.find((pool) => pool.served) || state.pools[0])?.name ?? null);
+  route();
+}
+
+async function readSlow() {
+  if (Date.now() - state.slowAt < SLOW_MS || state.view !== "fleet") return;
+  state.slowAt = Date.now();
+  drawCharts(await read("v1/samples").catch(withoutRight) ?? []);
   try {
     drawDrift(await read("v1/drift"));
-  } catch (error) {
+  } catch (error) { // the database may be away while Redis is not
     if (!(error instanceof Problem) || error.status === 401) throw error;
     drawDrift({ problem: error.message, differences: [] });
   }
 }
 
-function ignoreMissing(error) {
-  if (error instanceof Problem && error.status === 404) return null;
+function withoutRight(error) {
+  if (error instanceof Problem && [403, 404].includes(error.status)) return null;
   throw error;
 }
+
+async function readChosen() {
+  const chosen = state.chosen;
+  if (!chosen) return;
+  const [host, port] = split(chosen);
+  const path = `v1/leases/${encodeURIComponent(host)}/${port}`;
+  const isLeased = "srdn".includes(letterOf(host, port) ?? "r");
+  const [lease, events] = await Promise.all([
+    isLeased ? read(path, { pool: state.pool }).catch(withoutRight) : null, read(`${path}/events`, { pool: state.pool }).catch(withoutRight)]);
+  if (chosen === state.chosen) drawChosen(host, port, lease, events ?? []);
+}
+
+const split = (chosen) => [chosen.slice(0, chosen.lastIndexOf(":")), Number(chosen.slice(chosen.lastIndexOf(":") + 1))];
 
 function fail(error) {
   if (error instanceof Problem && error.status === 401) {
     if (!byId("sign-in").open) byId("sign-in").showModal();
     return;
   }
-  byId("problem").textContent = `Not up to date: ${error.message}`;
-  byId("problem").hidden = false;
+  setAway(error instanceof Problem ? error.message : "the server does not answer");
+}
+
+// Says since when what is shown is not live, and greys it.
+function setAway(why) {
+  state.away = why ? { why, since: state.away?.since ?? new Date() } : null;
+  const notice = byId("problem");
+  notice.hidden = !why;
+  if (why) setText(notice, `Not live since ${state.away.since.toLocaleTimeString()}: ${why}. What is shown is older.`);
+  byId("main").classList.toggle("stale", Boolean(why));
+}
+
+// -- drawing --
+
+function drawProblems(found) {
+  byId("problems-none").hidden = found.total > 0;
+  setText(byId("problems-title"), found.total ? `Problems (${found.total})` : "Problems");
+  const list = byId("problems-list");
+  const before = list.dataset.shown;
+  list.dataset.shown = JSON.stringify(found.problems);
+  if (before !== list.dataset.shown) list.replaceChildren(...found.problems.map((one) => problemRow(one, address)));
+  byId("problems-more").hidden = found.next === null;
 }
 
 function draw() {
-  const pool = state.pools.find((one) => one.name === state.pool);
-  drawPools();
-  if (!pool) {
-    drawSummary([["Pools", 0]]);
-    return;
+  const { fleet } = state;
+  if (state.pool) byId("pool").value = state.pool;
+  if (!fleet) return;
+  drawCounters(fleet);
+  const shown = fleet.hosts.filter((host) => !state.states.size || [...state.states].some((status) => host.counts[status] > 0));
+  setText(byId("hosts-text"), `${shown.length} of ${fleet.total} hosts, ${fleet.size} ports; worst first.`);
+  hosts.show(fleet, shown, state.states, state.chosen);
+}
+
+function drawCounters(fleet) {
+  const all = byId("counters");
+  if (!all.children.length) {
+    all.append(...Object.entries(SIGNS).map(([status, [sign, word]]) => {
+      const button = element("button", { type: "button", "data-status": status, "aria-pressed": "false" },
+        element("span", { "aria-hidden": "true" }, sign), " ", element("b", { "data-count": status }, "0"), ` ${word}`);
+      button.addEventListener("click", () => {
+        if (!state.states.delete(status)) state.states.add(status);
+        draw();
+      });
+      return button;
+    }));
   }
-  const details = [...state.details.values()];
-  // Of a host that was read in full its strangers are known, which are not free.
-  const hosts = state.hosts.map((host) => ({ ...host, free: (state.details.get(host.name) ?? host).free }));
-  const leases = details.flatMap((host) => host.ports.map((port) => port.lease).filter(Boolean));
-  const count = (status) => details.reduce((sum, host) => sum + host.ports.filter((port) => statusOf(port) === status).length, 0);
-  drawSummary([
-    ["Leased", state.hosts.reduce((sum, host) => sum + host.leases, 0)],
-    ["Free", hosts.reduce((sum, host) => sum + host.free, 0)],
-    ["Degraded", count("degraded")], ["Quarantined", count("quarantined")], ["Strangers", count("stranger")],
-    ["Hosts", state.hosts.length],
-  ]);
-  drawGrids(details, pool, isShown, state.chosen);
-  drawLeases(leases.filter((lease) => isShown(lease.host, lease.port, lease)), Date.now());
-  drawHosts(hosts);
-  drawCharts();
-  drawChosen();
-}
-
-function drawPools() {
-  const select = byId("pool");
-  const names = state.pools.map((pool) => pool.name);
-  if ([...select.options].map((option) => option.value).join() !== names.join()) {
-    select.replaceChildren(...names.map((name) => element("option", { value: name }, name)));
+  for (const button of all.children) {
+    setText(button.querySelector("b"), String(fleet.counts[button.dataset.status]));
+    button.setAttribute("aria-pressed", String(state.states.has(button.dataset.status)));
   }
-  if (state.pool) select.value = state.pool;
 }
 
-function isShown(host, port, lease) {
-  const words = state.search.trim().toLowerCase();
-  if (!words) return true;
-  const text = `${host}:${port} ${lease ? `${workerOf(lease)} ${lease.org} ${lease.plugin} ${lease.state}` : ""}`.toLowerCase();
-  return words.split(/\s+/).every((word) => text.includes(word));
+const letterOf = (host, port) => state.fleet.hosts.find((one) => one.name === host)?.ports?.[port - state.fleet.first];
+
+function drawChosen(host, port, lease, events) {
+  const resting = { c: "cooling", q: "quarantined", x: "stranger" }[letterOf(host, port)];
+  setText(byId("detail-title"), `Port ${port} on ${host}`);
+  const last = events.at(-1);
+  const facts = lease ? [
+    ["Worker", `${lease.org}/${lease.plugin}#${lease.instance}`], ["Status", SIGNS[lease.state][1]],
+    ["Organisation", lease.org], ["Plugin", lease.plugin], ["Instance", lease.instance],
+    ["In this state", stateSince(lease, events)], ["Granted", age(lease.granted_at)], ["Ends without a heartbeat", age(lease.expires_at)],
+    ["Pid", lease.pid ?? "–"], ["Restarts", lease.restarts], ["Last error", lease.last_error ?? "–"], ["Fence", lease.fence],
+    ...Object.entries(lease.labels).map(([name, value]) => [`Label ${name}`, value]),
+  ] : [["Status", SIGNS[resting ?? "free"][1]], ["Last event", last ? age(last.at) : "–"]];
+  drawFacts(facts);
+  const where = state.pools.find((pool) => pool.name === state.pool)?.served ? "" : ` --pool ${state.pool}`;
+  const commands = [`allocator show ${port} --host ${host}${where}`, `allocator events --count 200${where}`];
+  if (byId("commands").dataset.shown !== commands[0]) {
+    byId("commands").dataset.shown = commands[0];
+    byId("commands").replaceChildren(...commands.map((text) => element("li", {}, command(text))));
+  }
+  byId("history").replaceChildren(...events.reverse().map(eventLine));
+  if (!events.length) byId("history").append(element("li", {}, "Nothing is known of it."));
 }
 
-function drawCharts() {
-  const samples = state.samples || [];
+function stateSince(lease, events) {
+  const cause = [...events].reverse().find((event) => event.state === lease.state || ["granted", "reasserted", "restored"].includes(event.type));
+  return cause ? age(cause.at) : "–";
+}
+
+async function readServices() {
+  const found = await read("v1/services", { pool: state.pool, limit: state.services });
+  byId("services-more").hidden = found.next === null;
+  byId("services-table").tBodies[0].replaceChildren(...found.services.map((one) => element("tr", { "data-service": `${one.org}/${one.plugin}` },
+    element("th", { scope: "row" }, one.org), element("td", {}, one.plugin),
+    element("td", {}, `${one.ready < one.wanted ? "▲ " : ""}${one.ready}`), element("td", {}, String(one.wanted)),
+    element("td", { class: "long" }, ...one.workers.slice(0, 20).flatMap((worker) =>
+      [element("a", { href: address(worker.host, worker.port) }, `${SIGNS[worker.state][0]} ${worker.host}:${worker.port}`), " "]),
+      one.workers.length > 20 ? `and ${one.workers.length - 20} more` : ""))));
+}
+
+function drawCharts(samples) {
   const latest = samples.at(-1);
   drawChart("fill", samples, (sample) => (sample.size ? sample.leased / sample.size : 0), 1);
-  byId("fill-text").textContent = latest?.size
-    ? `${latest.leased} of ${latest.size} ports leased (${Math.round((100 * latest.leased) / Math.max(1, latest.size))} %), most ${Math.max(...samples.map((sample) => sample.leased))}.`
-    : "No sample yet.";
+  setText(byId("fill-text"), latest?.size
+    ? `${latest.leased} of ${latest.size} ports leased (${Math.round((100 * latest.leased) / latest.size)} %), most ${Math.max(...samples.map((sample) => sample.leased))}.`
+    : "No sample yet.");
   const longest = Math.max(0, ...samples.map((sample) => sample.longest_wait_s));
   drawChart("wait", samples, (sample) => sample.longest_wait_s, longest);
-  const claims = samples.reduce((sum, sample) => sum + sample.claims, 0);
-  const refused = samples.reduce((sum, sample) => sum + sample.refused, 0);
-  byId("wait-text").textContent =
-    `${claims} claims and ${refused} refusals through this server, the longest took ${duration(longest)}.`;
+  const sum = (name) => samples.reduce((total, sample) => total + sample[name], 0);
+  setText(byId("wait-text"), `${sum("claims")} claims and ${sum("refused")} refusals through this server, the longest took ${duration(longest)}.`);
 }
 
-function chosenPort() {
-  if (!state.chosen) return [null, null, null];
-  const at = state.chosen.lastIndexOf(":");
-  const host = state.details.get(state.chosen.slice(0, at));
-  const number = Number(state.chosen.slice(at + 1));
-  return [host, number, host?.ports.find((port) => port.port === number) ?? null];
+// -- search --
+
+let typing = null;
+
+function search() {
+  clearTimeout(typing);
+  state.words = byId("search").value.trim();
+  byId("found").hidden = !state.words;
+  typing = state.words ? setTimeout(() => runSearch().catch(fail), TYPING_MS) : null;
 }
 
-function drawChosen() {
-  const [host, number, port] = chosenPort();
-  if (!host) return;
-  const status = port ? statusOf(port) : "free";
-  byId("detail-title").textContent = `Port ${number} on ${host.name}`;
-  byId("detail-hint").hidden = true;
-  const facts = [["Status", SIGNS[status]?.[1] ?? status]];
-  const lease = port?.lease;
-  if (lease) {
-    facts.push(["Organisation", lease.org], ["Plugin", lease.plugin], ["Instance", lease.instance], ["Fence", lease.fence],
-      ["Pid", lease.pid ?? "–"], ["Restarts", lease.restarts], ["Last error", lease.last_error ?? "–"],
-      ["Granted", new Date(lease.granted_at).toLocaleString()], ["Ends", new Date(lease.expires_at).toLocaleTimeString()]);
-    for (const [name, value] of Object.entries(lease.labels)) facts.push([`Label ${name}`, value]);
-  } else if (port?.claimable_in_s > 0) {
-    facts.push(["Claimable in", duration(port.claimable_in_s)]);
-  } else if (status === "stranger") {
-    facts.push(["Meaning", "a process listens here without a lease; see 'allocator who'"]);
-  }
-  drawFacts(facts);
+async function runSearch() {
+  const words = state.words;
+  const found = await read("v1/search", { q: words, pool: state.pool });
+  if (words !== state.words) return;
+  setText(byId("found-text"), `${found.total} ${found.total === 1 ? "worker" : "workers"} and ${found.hosts.length} ${found.hosts.length === 1 ? "host" : "hosts"}${found.total > found.leases.length ? `; the first ${found.leases.length} are shown` : ""}.`);
+  byId("found-list").replaceChildren(
+    ...found.hosts.slice(0, 10).map((host) => element("li", { "data-host": host },
+      element("a", { href: address(host, state.fleet?.first ?? 1) }, host), " host")),
+    ...found.leases.map((lease) => element("li", { "data-lease": `${lease.host}:${lease.port}` },
+      element("a", { href: address(lease.host, lease.port) }, `${lease.host}:${lease.port}`),
+      ` ${lease.org}/${lease.plugin}#${lease.instance} ${SIGNS[lease.state][0]} ${SIGNS[lease.state][1]}${lease.last_error ? `: ${lease.last_error}` : ""}`)));
 }
 
-async function choose(address) {
-  state.chosen = address;
-  for (const option of document.querySelectorAll(".port")) {
-    const here = `${option.closest(".host").dataset.host}:${option.dataset.port}` === address;
-    option.setAttribute("aria-selected", String(here));
-  }
-  drawChosen();
-  await readHistory();
-}
-
-async function readHistory() {
-  const [host, number] = chosenPort();
-  if (!host) return;
-  try {
-    const events = await read(`v1/leases/${encodeURIComponent(host.name)}/${number}/events`, { pool: state.pool });
-    if (state.chosen !== `${host.name}:${number}`) return;
-    byId("history-title").hidden = false;
-    byId("history").replaceChildren(...events.reverse().map(eventLine));
-    if (!events.length) byId("history").append(element("li", {}, "Nothing is known of it."));
-  } catch (error) {
-    fail(error);
-  }
-}
+// -- events --
 
 function onEvent(type, data) {
-  if (type === "away") {
-    byId("problem").textContent = "Not up to date: Redis does not answer.";
-    byId("problem").hidden = false;
-    return;
-  }
+  if (type === "away") { setAway("Redis does not answer"); return; }
   if (data.at) {
-    const list = byId("events");
-    list.prepend(eventLine(data));
-    while (list.children.length > KEPT_EVENTS) list.lastElementChild.remove();
-    byId("events-none").hidden = true;
-    if (`${data.host}:${data.port}` === state.chosen) readHistory();
+    state.events.unshift(data);
+    state.events.length = Math.min(state.events.length, KEPT_EVENTS);
+    addType(data.type);
+    if (state.view === "events") drawEventsSoon();
   }
-  refresh();
+  soon();
+}
+
+let drawing = null;
+
+function drawEventsSoon() {
+  drawing ??= setTimeout(() => { drawing = null; drawEvents(); }, 100);
+}
+
+function addType(type) {
+  const select = byId("events-type");
+  if (![...select.options].some((option) => option.value === type)) select.append(element("option", { value: type }, type));
+}
+
+function drawEvents() {
+  const type = byId("events-type").value;
+  const words = byId("events-words").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+  const shown = state.events.filter((event) => {
+    const text = `${event.host}:${event.port} ${event.worker} ${event.type} ${event.state ?? ""} ${event.error ?? ""}`.toLowerCase();
+    return (!type || event.type === type) && words.every((word) => text.includes(word));
+  });
+  byId("events").replaceChildren(...shown.slice(0, SHOWN_EVENTS).map(eventLine));
+  byId("events-none").hidden = shown.length > 0;
 }
 
 function onState(word) {
   const shown = { live: "live", away: "Redis is away", connecting: "reconnecting" }[word];
   byId("connection").dataset.state = word;
-  byId("connection").textContent = shown;
-  if (word === "live") refresh();
+  setText(byId("connection"), shown);
+  if (word === "live") soon();
+  else if (word === "connecting") soon(); // the answer, or the lack of one, says what is wrong
 }
 
 function followPool() {
   state.following?.abort();
   state.following = new AbortController();
-  if (state.pool) follow(state.pool, onEvent, onState, state.following.signal).catch(fail);
+  state.events = [];
+  const after = state.past ? `${Date.now() - PAST_MS}-0` : null;
+  if (state.pool) follow(state.pool, after, onEvent, onState, state.following.signal).catch(fail);
 }
 
-function move(option, key) {
-  const shown = [...option.parentElement.children].filter((one) => !one.hidden);
-  const wide = Math.max(1, shown.filter((one) => one.offsetTop === shown[0].offsetTop).length);
-  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: wide, ArrowUp: -wide }[key];
-  const at = shown.indexOf(option);
-  const next = key === "Home" ? shown[0] : key === "End" ? shown.at(-1) : step ? shown[at + step] : null;
-  if (!next) return false;
-  option.tabIndex = -1;
-  next.tabIndex = 0;
-  next.focus();
-  return true;
-}
+// -- the page as a whole --
 
 function listen() {
-  const grids = byId("grids");
-  const address = (option) => `${option.closest(".host").dataset.host}:${option.dataset.port}`;
-  grids.addEventListener("click", (event) => {
-    const option = event.target.closest(".port");
-    if (option) choose(address(option));
-  });
-  grids.addEventListener("keydown", (event) => {
-    const option = event.target.closest(".port");
-    if (!option) return;
-    if (event.key === "Enter" || event.key === " ") choose(address(option));
-    else if (!move(option, event.key)) return;
+  addEventListener("hashchange", route);
+  byId("search").addEventListener("input", search);
+  byId("search").addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowDown") return;
+    byId("found-list").querySelector("a")?.focus();
     event.preventDefault();
   });
-  byId("search").addEventListener("input", (event) => {
-    state.search = event.target.value;
-    draw();
-    refresh();
+  byId("pool").addEventListener("change", (event) => { location.hash = `#/${encodeURIComponent(event.target.value)}`; });
+  byId("detail-close").addEventListener("click", () => go("fleet"));
+  byId("problems-more").addEventListener("click", () => { state.problems = Math.min(500, state.problems + 100); refresh(); });
+  byId("services-more").addEventListener("click", () => { state.services = Math.min(500, state.services + 100); refresh(); });
+  byId("events-type").addEventListener("change", drawEvents);
+  byId("events-words").addEventListener("input", drawEvents);
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && state.chosen && !byId("sign-in").open) go("fleet");
+    else if (event.key === "/" && !["INPUT", "SELECT"].includes(document.activeElement.tagName)) {
+      byId("search").focus();
+      event.preventDefault();
+    }
   });
-  byId("pool").addEventListener("change", (event) => {
-    Object.assign(state, { pool: event.target.value, hosts: [], details: new Map(), chosen: null });
-    byId("events").replaceChildren();
-    followPool();
-    refresh();
-  });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   byId("sign-in-form").addEventListener("submit", () => {
     setToken(byId("token").value);
     byId("token").value = "";
-    start();
+    if (state.pool) followPool();
+    refresh();
   });
 }
 
-async function start() {
-  await refresh();
-  if (state.pool) followPool();
+// A clock that jumped means a machine that slept: its connections may be dead without a word.
+let ticked = Date.now();
+
+function tick() {
+  const now = Date.now();
+  if (now - ticked > SLEPT_MS + 5_000) {
+    if (state.pool) followPool();
+    refresh();
+  } else if (now - state.readAt > EVERY_MS || (state.away && now - state.readAt > 2_000)) refresh();
+  ticked = now;
+  refreshAges();
 }
 
-drawLegend();
 listen();
-start();
-setInterval(refresh, EVERY_MS);
+route();
+refresh();
+setInterval(tick, 5_000);

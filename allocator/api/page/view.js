@@ -6,7 +6,6 @@ export const SIGNS = {
   draining: ["◐", "draining"], cooling: ["…", "cooling down"], quarantined: ["✕", "quarantined"],
   stranger: ["!", "stranger"],
 };
-const MANY = 2000;
 
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -16,10 +15,6 @@ export function element(name, attributes = {}, ...children) {
 }
 
 export const byId = (id) => document.getElementById(id);
-
-export function statusOf(port) {
-  return port.lease ? port.lease.state : port.status === "leased" ? "ready" : port.status;
-}
 
 export function workerOf(lease) {
   return `${lease.org}/${lease.plugin}${lease.instance ? `#${lease.instance}` : ""}`;
@@ -33,92 +28,8 @@ export function duration(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
-export function drawLegend() {
-  byId("legend").replaceChildren(...Object.entries(SIGNS).map(([status, [sign, word]]) =>
-    element("li", {}, element("span", { class: "swatch", "data-status": status, "aria-hidden": "true" }, sign), word)));
-}
-
-export function drawSummary(facts) {
-  byId("summary").replaceChildren(...facts.map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", { "data-fact": name }, String(value)))));
-}
-
-export function drawGrids(hosts, pool, isShown, chosen) {
-  const all = byId("grids");
-  const wanted = new Set(hosts.map((host) => host.name));
-  for (const section of [...all.children]) if (!wanted.has(section.dataset.host)) section.remove();
-  for (const host of hosts) {
-    let section = [...all.children].find((one) => one.dataset.host === host.name);
-    if (!section) {
-      const title = element("h3", {});
-      const grid = element("div", { class: "grid", role: "listbox", "aria-label": `Ports of ${host.name}` });
-      section = element("div", { class: "host", "data-host": host.name }, title, grid);
-      all.append(section);
-    }
-    const [title, grid] = section.children;
-    const more = host.cordoned ? ", gives out no new ports" : "";
-    setText(title, `${host.name} (${host.leases} leased, ${host.free} free${more})`);
-    drawPorts(grid, host, pool, isShown, chosen);
-  }
-}
-
-function drawPorts(grid, host, pool, isShown, chosen) {
-  const known = new Map(host.ports.map((port) => [port.port, port]));
-  const numbers = [];
-  if (pool.size <= MANY) for (let port = pool.first; port <= pool.last; port += 1) numbers.push(port);
-  else numbers.push(...host.ports.map((port) => port.port));
-  for (const extra of known.keys()) if (extra < pool.first || extra > pool.last) numbers.push(extra);
-  const there = new Map([...grid.children].map((one) => [Number(one.dataset.port), one]));
-  for (const [number, option] of there) if (!numbers.includes(number)) option.remove();
-  numbers.forEach((number, at) => {
-    let option = there.get(number);
-    if (!option) {
-      option = element("div", { class: "port", role: "option", "data-port": number, tabindex: "-1" },
-        element("span", { class: "sign", "aria-hidden": "true" }), element("span", {}));
-    }
-    if (grid.children[at] !== option) grid.insertBefore(option, grid.children[at] || null);
-    drawPort(option, host, number, known.get(number), isShown, chosen);
-  });
-  if (grid.children.length && !grid.querySelector('[tabindex="0"]')) grid.children[0].tabIndex = 0;
-}
-
-function drawPort(option, host, number, port, isShown, chosen) {
-  const status = port ? statusOf(port) : "free";
-  const [sign, word] = SIGNS[status] || ["?", status];
-  const lease = port && port.lease;
-  option.dataset.status = status;
-  setText(option.children[0], sign);
-  setText(option.children[1], String(number));
-  const label = `port ${number}, ${word}${lease ? `, ${workerOf(lease)}` : ""}`;
-  if (option.getAttribute("aria-label") !== label) option.setAttribute("aria-label", label);
-  option.title = label;
-  option.hidden = !isShown(host.name, number, lease);
-  option.setAttribute("aria-selected", String(chosen === `${host.name}:${number}`));
-}
-
-function setText(node, text) {
+export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
-}
-
-export function drawLeases(rows, now) {
-  const names = [...document.querySelectorAll("#leases th")].map((head) => head.textContent);
-  byId("leases").tBodies[0].replaceChildren(...rows.map((lease) => {
-    const [sign, word] = SIGNS[lease.state];
-    const state = element("span", { class: "swatch", "data-status": lease.state }, `${sign} ${word}`);
-    const left = duration((Date.parse(lease.expires_at) - now) / 1000);
-    const cells = [lease.host, lease.port, lease.org, lease.plugin, lease.instance, state, lease.pid ?? "–",
-      lease.restarts, left, lease.last_error ?? "–"];
-    const row = element("tr", { "data-lease": `${lease.host}:${lease.port}` });
-    cells.forEach((cell, at) => row.append(element("td",
-      { "data-name": names[at], ...(at === 9 ? { class: "long" } : {}) }, cell instanceof Node ? cell : String(cell))));
-    return row;
-  }));
-}
-
-export function drawHosts(hosts) {
-  byId("hosts").tBodies[0].replaceChildren(...hosts.map((host) => element("tr", { "data-host": host.name },
-    element("th", { scope: "row" }, host.name), element("td", {}, String(host.leases)),
-    element("td", {}, String(host.free)), element("td", {}, host.cordoned ? "no, cordoned" : "yes"))));
 }
 
 export function drawDrift(drift) {
@@ -136,17 +47,58 @@ export function drawDrift(drift) {
   }));
 }
 
+// How long ago something was, in words, with the time itself on hover; `refreshAges` keeps them true.
+export function age(text) {
+  const at = element("time", { datetime: text, title: new Date(text).toLocaleString() });
+  setText(at, ageText(text));
+  return at;
+}
+
+function ageText(text) {
+  const seconds = (Date.now() - Date.parse(text)) / 1000;
+  if (seconds < -1) return `in ${duration(-seconds)}`;
+  return seconds < 5 ? "just now" : `${duration(seconds).replace(/\.\d+/, "")} ago`;
+}
+
+export function refreshAges() {
+  for (const at of document.querySelectorAll("time[datetime]")) setText(at, ageText(at.getAttribute("datetime")));
+}
+
+// A command with a button that copies it.
+export function command(text) {
+  const button = element("button", { type: "button", class: "copy", "aria-label": `Copy: ${text}` }, "Copy");
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      setText(button, "Copied");
+    } catch {
+      getSelection().selectAllChildren(button.previousElementSibling);
+    }
+    setTimeout(() => setText(button, "Copy"), 2000);
+  });
+  return element("span", { class: "command" }, element("code", {}, text), button);
+}
+
+const SEVERITIES = { 3: ["✕", "critical"], 2: ["!", "warning"], 1: ["·", "notice"] };
+
+export function problemRow(problem, address) {
+  const [sign, word] = SEVERITIES[problem.severity];
+  const what = problem.host && problem.port ? element("a", { href: address(problem.host, problem.port) }, problem.what) : problem.what;
+  return element("li", { "data-check": problem.check, "data-severity": problem.severity },
+    element("span", { class: "severity" }, `${sign} ${word}`), element("span", { class: "what" }, what),
+    problem.since ? age(problem.since) : "", command(problem.command));
+}
+
 export function eventLine(event) {
-  const time = new Date(event.at).toLocaleTimeString();
   const place = event.port ? `${event.host}:${event.port}` : event.host === "-" ? "" : event.host;
   const worker = event.org ? workerOf(event) : "";
-  return element("li", { "data-type": event.type },
-    [time, event.type + (event.state ? ` ${event.state}` : ""), place, worker].filter(Boolean).join("  "));
+  const words = [event.type + (event.state ? ` ${event.state}` : ""), place, worker, event.error].filter(Boolean).join("  ");
+  return element("li", { "data-type": event.type }, age(event.at), ` ${words}`);
 }
 
 export function drawFacts(facts) {
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) =>
-    [element("dt", {}, name), element("dd", { "data-fact": name }, String(value))]));
+    [element("dt", {}, name), element("dd", { "data-fact": name }, value instanceof Node ? value : String(value))]));
 }
 
 // A chart of values that are 0 or more; the last hour is the whole width, gaps stay gaps.

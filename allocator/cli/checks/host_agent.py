@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from allocator.agent.tied import process_of
 from allocator.cli.checks.findings import Finding
 from allocator.cli.checks.leftovers import saved_leases
-from allocator.kernel.processes import is_alive
+from allocator.cli.options import talk
+from allocator.kernel.processes import all_pids, command_words, is_alive
 from allocator.model.errors import AllocatorError
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterato
             yield Finding("agent", f"{about}, which has ended", f"allocator release {saved.port}")
         else:
             yield Finding("agent", f"{about}, and no agent renews it", "allocator agent")
+
+
+def warn_without_agent(at: Desk) -> None:
+    """Report that nobody renews the leases of processes: no agent runs for this state directory."""
+    if agent_pid(at.settings.agent_lock) is None and not _is_named_by_an_agent(at.files.directory):
+        talk("no agent runs here, so nobody renews this lease: start one with 'allocator agent', or see doctor")
+
+
+def _is_named_by_an_agent(leases: Path) -> bool:
+    """Return whether an agent of another user looks after a folder of lease files, as its command line shows."""
+    return any(os.fspath(leases) in words for words in map(command_words, all_pids()) if "--leases" in words)
 
 
 def agent_pid(lock: Path) -> int | None:

@@ -6,7 +6,7 @@ import resource
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
-from allocator.kernel.sockets import port_range_overlap
+from allocator.kernel.sockets import port_range_overlap, reserved_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,8 @@ def check_kernel(pool: PoolSpec) -> Iterator[Finding]:
     overlap = port_range_overlap(pool.first, pool.last)
     if overlap:
         what = f"outgoing connections may take ports {overlap[0]}-{overlap[1]} of the pool"
-        yield Finding("ports", what, f"sysctl -w net.ipv4.ip_local_reserved_ports={pool.first}-{pool.last}")
+        value = reserved_with(pool.first, pool.last)
+        yield Finding("ports", what, f"sysctl -w net.ipv4.ip_local_reserved_ports={value}")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(pool.size, 1_024) + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

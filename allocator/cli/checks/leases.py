@@ -11,9 +11,6 @@ from allocator.model import problems
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 
-LONG_START_S = 60.0
-"""A worker that starts for longer is worth a look; a supervisor starts it again after so long by default."""
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,6 +30,27 @@ def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
     for view in at.allocator.run(listing.ports(at.pool, space, quarantine=True)):
         if view.why == "quarantined":
             yield finding_of_problem(problems.of_quarantine(view.port))
+
+
+def check_name(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
+    """Look whether a claim would be refused, for another machine or container goes by this host's name.
+
+    Args:
+        at: What the command works with.
+        leases: The live leases of the pool under this host's name, by port.
+        now: The time, in Unix seconds by the server's clock.
+    """
+    context = at.allocator.session.context
+    known = at.allocator.run(listing.host_identity(at.pool, at.host)).split()[:3]
+    own = context.identity.split()[:3]
+    if known == own or "-" in {known[0], own[0]} or not leases:
+        return
+    began = now - context.alive_ms / 1_000
+    renews = any(lease.expires_at - lease.ttl_ms / 1_000 > began for lease in leases.values())
+    if known[0] != own[0] or renews:
+        other = "another machine" if known[0] != own[0] else "another container or a clone of this machine"
+        what = f"{other} has {len(leases)} live leases under the name {at.host}: a claim here is refused"
+        yield Finding("host", what, "give this one a name of its own with --host or ALLOCATOR_HOST")
 
 
 def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
@@ -69,8 +87,11 @@ def is_stranger(lease: Lease | None, listener: Listener) -> bool:
         return False
     if lease.boot not in {None, boot_id()} or lease.namespaces not in {None, namespaces()}:
         return False  # its processes are not seen from here
+    if lease.holder_pid is None:  # the agent's: the lease is bound to a hook's wrapper
+        from allocator.agent.kin import Kin
+
+        return listener.pid not in Kin.of(lease.pid).members()
     table = process_table()
     row, leased = table.get(listener.pid), table.get(lease.pid)
     in_group = row is not None and leased is not None and row.group == leased.group
-    known = [pid for pid in (lease.pid, lease.holder_pid) if pid is not None]
-    return not in_group and listener.pid not in with_descendants(*known)
+    return not in_group and listener.pid not in with_descendants(lease.pid, lease.holder_pid)

@@ -213,8 +213,10 @@ local function run(read, call, try)
       call('PEXPIRE', lease_keys[i], ttl_text)
       if heads[i] then
         local fence, known_state, _, its_host, granted_at = unpack(heads[i])
-        -- A lease that is draining stays so, whatever its holder knows of it.
-        state = known_state == 'draining' and known_state or state
+        -- On a host that is to be emptied a lease that is draining stays so, whatever its holder knows of it.
+        if is_draining and known_state == 'draining' then
+          state = known_state
+        end
         call('SET', lease_keys[i],
           lease_text(fence, state, worker, its_host, port, granted_at, ttl_text, args[at + 8]), 'PX', ttl_text)
         if known_state ~= state then
@@ -251,9 +253,11 @@ local function run(read, call, try)
         call('SADD', base .. ':limited:org:' .. org, space .. ':' .. port)
         call('SADD', base .. ':limited:plugin:' .. plugin, space .. ':' .. port)
       end
-      if not host_known and args[2] ~= '-' then
+      -- Who renews lives: where another took its host's name over before that could be seen (see lib/hosts.lua), it has
+      -- the name again.
+      if args[2] ~= '-' and (not host_known or match(host_known, '^%S+ %S+ %S+') ~= match(args[2], '^%S+ %S+ %S+')) then
         call('HSET', host_key, 'identity', args[2])
-        host_known = true
+        host_known = args[2]
       end
     elseif code == 'repeated' then
       local first = (reply[2 * i + 1] - HEAD) / WORDS + 1

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
 
 
+How: TypeAlias = Literal["released", "declined", "forced"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedLease:
     """A lease that is to end.
@@ -40,7 +43,7 @@ class EndCall(Call["tuple[Ending, ...]"]):
 
     script: ClassVar[str] = "end"
 
-    how: Literal["released", "declined", "forced"] = "released"
+    how: How = "released"
     leases: tuple[EndedLease, ...]
     by: str = ""
     reason: str = ""

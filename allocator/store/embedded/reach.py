@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from allocator.model.digests import sha256
 from allocator.model.errors import ConfigurationError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -197,9 +198,7 @@ def socket_path(data_dir: Path) -> Path:
     encoded = os.fsencode(beside)
     if len(encoded) <= MAX_SOCKET_PATH and _is_utf8(encoded):
         return beside
-    from hashlib import sha256  # 2 ms that only long paths need
-
-    return SHORT_SOCKET_ROOT / f"allocator-{os.geteuid()}-{sha256(encoded).hexdigest()[:16]}" / "server.sock"
+    return SHORT_SOCKET_ROOT / f"allocator-{os.geteuid()}-{sha256(encoded)[:16]}" / "server.sock"
 
 
 def socket_url(path: Path) -> str:

@@ -87,6 +87,16 @@ async function spawnWorker(client, command, args = [], options = {}) {
   }
 }
 
+// What `allocator run` keeps from its workers too (allocator/model/settings.py; a test compares them).
+const SECRETS = ["ALLOCATOR_REDIS_PASSWORD", "ALLOCATOR_DATABASE_PASSWORD", "ALLOCATOR_TOKEN", "PGPASSWORD", "REDISCLI_AUTH"];
+const URLS = ["ALLOCATOR_REDIS_URL", "ALLOCATOR_DATABASE_URL"];
+
+function withoutPassword(url) {
+  const [place, query = ""] = url.replace(/^([^:]+:\/\/)([^:@]*)(?::.*)?@/s, (_, scheme, user) => scheme + (user ? `${user}@` : "")).split("?");
+  const kept = query.split("&").filter((part) => part && !/^[^=]*pass/i.test(part));
+  return kept.length ? `${place}?${kept.join("&")}` : place;
+}
+
 /** Starts the process with the variables that `allocator run` sets, and binds the lease to it. */
 async function start(lease, command, args, { env = process.env, cwd, stdio = ["ignore", "inherit", "inherit"] }) {
   const values = { port: lease.port, host: lease.host, org: lease.org, plugin: lease.plugin, instance: lease.instance };
@@ -96,7 +106,8 @@ async function start(lease, command, args, { env = process.env, cwd, stdio = ["i
     ...env, PORT: port, [pluginVariable(lease.plugin)]: port, HAY_WORKER_PORT: port,
     ALLOCATOR_HOST: lease.host, ALLOCATOR_FENCE: String(lease.fence),
   };
-  delete environment.ALLOCATOR_TOKEN;
+  for (const name of SECRETS) delete environment[name];
+  for (const name of URLS) if (environment[name]) environment[name] = withoutPassword(environment[name]);
   const child = spawn(command, filled, { cwd, env: environment, detached: true, stdio });
   try {
     await once(child, "spawn"); // rejects at the event "error"

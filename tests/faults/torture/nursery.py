@@ -90,7 +90,7 @@ def _serve() -> None:
 
     from allocator.agent import host  # noqa: F401  # as above
     from allocator.api import access, application, server  # noqa: F401  # as above
-    from allocator.cli import agent, app, claiming, leases, reconcile, run  # noqa: F401  # as above
+    from allocator.cli import agent, app, claim, reconcile, release, run  # noqa: F401  # as above
     from allocator.database import reconciler, recorder, watcher  # noqa: F401  # as above
     from allocator.operations import end, queue, renew  # noqa: F401  # as above
     from allocator.supervisor import run as _run  # noqa: F401  # as above

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 from servers import client_of
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
 
 from allocator import PortAllocator
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from allocator import Lease
@@ -155,7 +159,7 @@ def test_it_serves_the_api_on_its_socket_and_looks_after_what_is_claimed_there(
         granted = client.post("/v1/leases", json=body)
         assert granted.status_code == 201, granted.text
         token = {"Allocator-Token": granted.headers["Allocator-Token"]}
-        assert client.patch(granted.headers["Location"], headers=token).status_code == 200
+        assert client.patch(granted.headers["Location"], headers=token, json={}).status_code == 200
         since = only(fleet).granted_at
         eventually(lambda: only(fleet).expires_at > since + 2.5)
         assert [one["port"] for one in client.get("/v1/leases").json()["leases"]] == [granted.json()["port"]]
@@ -204,9 +208,9 @@ def test_a_lease_that_its_holder_gives_back_over_http_is_no_longer_looked_after(
     with at_the_agent(fleet) as client:
         granted = client.post("/v1/leases", json={"plugin": "email", "org": "org-1", "pid": process.pid})
         token = {"Allocator-Token": granted.headers["Allocator-Token"]}
-        assert client.patch(granted.headers["Location"], headers=token).status_code == 200
+        assert client.patch(granted.headers["Location"], headers=token, json={}).status_code == 200
         eventually(lambda: files(fleet))
-        assert client.delete(granted.headers["Location"], headers=token).json() == {"ended": True}
+        assert client.delete(granted.headers["Location"], headers=token | JSON).json() == {"ended": True}
         assert files(fleet) == []
     running.send_signal(signal.SIGTERM)
     assert "lost" not in finish(running)[2]
@@ -269,3 +273,101 @@ def test_it_works_on_when_redis_comes_later(fleet: Fleet, process: subprocess.Po
     assert len(fleet.ports.leases()) == 1
     agent(fleet)
     eventually(lambda: not fleet.ports.leases())
+
+
+JSON = {"Content-Type": "application/json"}
+LISTEN = """
+import os, signal, socket, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with open(sys.argv[1]) as gate:
+    port = int(gate.readline())
+with socket.create_server(("127.0.0.1", port)) as server:
+    while True:
+        connection, _ = server.accept()
+        connection.close()
+"""
+
+
+@contextlib.contextmanager
+def listening_worker(tmp_path: Path, *before: str) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A worker that listens when it is told its port, perhaps behind a wrapper, in a session of its own."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    words = [*before, sys.executable, "-c", LISTEN, str(gate)]
+    with subprocess.Popen(words, start_new_session=True) as worker:
+        try:
+            yield worker, gate
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+
+
+def test_a_lease_of_a_hook_becomes_ready_when_its_process_listens(fleet: Fleet, tmp_path: Path) -> None:
+    agent(fleet)
+    with listening_worker(tmp_path) as (worker, gate):
+        port = claim(fleet, worker.pid)
+        assert only(fleet).state == "starting"
+        gate.write_text(f"{port}\n")
+        assert fleet.lease("ready").port == port
+        assert fleet.ports.resolve("email", org="org-1").port == port
+        worker.kill()
+    eventually(lambda: not fleet.ports.leases())
+
+
+def test_a_lease_goes_with_the_listener_when_its_wrapper_dies(fleet: Fleet, tmp_path: Path) -> None:
+    agent(fleet)
+    with listening_worker(tmp_path, "sh", "-c", '"$@"; true', "sh") as (wrapper, gate):
+        port = claim(fleet, wrapper.pid, "--ttl", "2s")
+        gate.write_text(f"{port}\n")
+        fence = fleet.lease("ready").fence
+        listener = fleet.listener(port)
+        assert listener != wrapper.pid
+        wrapper.kill()
+        eventually(lambda: only(fleet).pid == listener, "the lease did not go with the listener")
+        since = only(fleet).expires_at
+        eventually(lambda: only(fleet).expires_at > since + 3)
+        assert (only(fleet).fence, only(fleet).state) == (fence, "ready")
+        os.kill(listener, signal.SIGKILL)
+    eventually(lambda: not fleet.ports.leases(), "the lease outlived its listener")
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["one agent", "an agent that is started meanwhile"])
+def test_leases_of_a_drained_host_are_ready_again_after_uncordon(fleet: Fleet, tmp_path: Path, restarted: bool) -> None:
+    running = agent(fleet)
+    with listening_worker(tmp_path) as (worker, gate):
+        port = claim(fleet, worker.pid, "--ttl", "2s")
+        gate.write_text(f"{port}\n")
+        fleet.lease("ready")
+        status, _, err = finish(fleet.spawn("host", "drain", "web-1", "--no-wait"))
+        assert status == 0, err
+        seen = fleet.lease("draining").expires_at
+        eventually(lambda: only(fleet).expires_at > seen, "the agent did not renew")  # and so has seen the drain
+        if restarted:
+            running.kill()
+            running.wait()
+        status, _, err = finish(fleet.spawn("host", "uncordon", "web-1"))
+        assert status == 0, err
+        if restarted:
+            agent(fleet)
+        assert fleet.lease("ready").port == port
+        worker.kill()
+
+
+def test_an_agent_whose_messages_nobody_reads_renews_and_ends(fleet: Fleet, process: subprocess.Popen) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"." * 65_536)
+    os.set_blocking(writer, True)
+    try:
+        running = fleet.spawn("agent", stderr=writer, stdout=writer)
+        eventually((fleet.state / "allocator/agent.sock").is_socket)
+        claim(fleet, process.pid, "--ttl", "1s")
+        granted = only(fleet).granted_at
+        eventually(lambda: only(fleet).expires_at > granted + 4)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -153,6 +153,35 @@ def test_systemd_finds_nothing_wrong_with_the_units(unit: Path, tmp_path: Path) 
     assert [line for line in done.stderr.splitlines() if str(tmp_path) in line or name in line] == []
 
 
+EXPOSURE = {"allocator-agent": 3.0, "allocator-serve": 3.0, "plugin-email@": 5.0, "plugin-email-run@": 5.0}
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+@pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda path: path.name)
+def test_a_unit_is_no_more_exposed_than_it_has_to_be(unit: Path) -> None:
+    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze cannot judge a file; systemd 250 can")
+    (level,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert float(level) <= EXPOSURE[unit.stem]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-escape"), reason="needs systemd-escape")
+@pytest.mark.parametrize("name", ["org-123", "a b", "@acme", "x.y_z", "a-b"])
+def test_an_organisation_of_any_name_is_an_instance_of_the_units(name: str) -> None:
+    """The units take the name unescaped (`%I`), and in paths escaped (`%i`)."""
+    words = ["systemd-escape", "--template=plugin-email-run@.service", name]
+    unit = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    back = ["systemd-escape", "--unescape", "--instance", unit]
+    assert subprocess.run(back, capture_output=True, text=True, check=True).stdout.strip() == name
+    for each in ("plugin-email-run@.service", "plugin-email@.service"):
+        lines = (DEPLOY / "systemd" / each).read_text().splitlines()
+        assert 'Environment="ALLOCATOR_ORG=%I"' in lines
+        escaped = ("SyslogIdentifier=", "RuntimeDirectory=", "EnvironmentFile=")
+        assert all(line.startswith(escaped) for line in lines if "%i" in line)
+
+
 def test_a_restart_of_the_agent_restarts_no_worker() -> None:
     lines = [line for unit in (DEPLOY / "systemd").glob("*.service") for line in unit.read_text().splitlines()]
     about_the_agent = {line.partition("=")[0] for line in lines if re.match(r"\w+=.*allocator-agent\.service", line)}
@@ -163,7 +192,8 @@ def test_the_agents_unit_may_write_where_its_guide_sends_it(tmp_path: Path) -> N
     guide = (ROOT / "docs/how-to/run-the-agent.md").read_text()
     (override,) = re.findall(r"```ini\n(.*?)```", guide, re.DOTALL)
     unit = (DEPLOY / "systemd/allocator-agent.service").read_text()
-    assert "ProtectHome=read-only" in unit
+    assert "ProtectHome=yes" in unit
+    assert "ProtectHome=read-only" in override
     writable = [Path(path) for path in re.findall(r"^ReadWritePaths=(.*)$", override, re.MULTILINE)]
     directories = re.findall(r"--leases (\S+)", override)
     assert directories

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import redis
 from api_server import served
 
 from allocator import AsyncPortAllocator, PortAllocator
@@ -20,6 +24,7 @@ from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_l
 from allocator.api.drift import DriftView
 from allocator.database.connection import Database
 from allocator.database.upgrade import upgrade
+from allocator.model.states import LeaseState
 from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
@@ -94,6 +99,15 @@ class Viewer:
     def shows(self, number: int, status: str, host: str = "web-1") -> None:
         self.page.locator(f'.host[data-host="{host}"] .port[data-port="{number}"][data-status="{status}"]').wait_for()
 
+    def count(self, status: str) -> int:
+        return int(self.page.locator(f'#counters b[data-count="{status}"]').inner_text())
+
+    def until_there_are(self, count: int, selector: str) -> None:
+        deadline = time.monotonic() + 20
+        while self.page.locator(selector).count() != count:
+            assert time.monotonic() < deadline, self.page.locator(selector).all_inner_texts()
+            self.page.wait_for_timeout(50)
+
     def fact(self, name: str) -> str:
         return self.page.locator(f'#facts dd[data-fact="{name}"]').inner_text()
 
@@ -125,35 +139,86 @@ def test_the_page_shows_what_redis_has(look, worker, http, ports: PortAllocator,
     with socket.create_server(("127.0.0.1", pool.last)):
         viewer = look()
         viewer.shows(pool.last, "stranger")
+        viewer.shows(leases[2]["port"], "quarantined")
         shown = {
             int(one.get_attribute("data-port")): one.get_attribute("data-status")
             for one in viewer.page.locator(".port").all()
         }
-        (hosts,) = [row.locator("td").all_inner_texts() for row in viewer.page.locator("#hosts tbody tr").all()]
-        rows = {tuple(row.locator("td").all_inner_texts()[:6]) for row in viewer.page.locator("#leases tbody tr").all()}
-    live = ports.leases(host="web-1")
-    in_redis = {lease.port: str(lease.state) for lease in live}
+        counted = {status: viewer.count(status) for status in ("free", "starting", "ready", "degraded", "stranger")}
+    in_redis = {lease.port: str(lease.state) for lease in ports.leases(host="web-1")}
     rest = {leases[2]["port"]: "quarantined", pool.last: "stranger"}
     assert shown == {port: in_redis.get(port, rest.get(port, "free")) for port in range(pool.first, pool.last + 1)}
-    assert {(host, int(port), org, plugin) for host, port, org, plugin, _, _ in rows} == {
-        (lease.host, lease.port, lease.org, lease.plugin) for lease in live
-    }
-    summary = dict(
-        zip(
-            viewer.page.locator("#summary dt").all_inner_texts(),
-            viewer.page.locator("#summary dd").all_inner_texts(),
-            strict=True,
-        )
-    )
-    assert {name: int(value) for name, value in summary.items()} == {
-        "Leased": 5,
-        "Free": 37,
-        "Degraded": 1,
-        "Quarantined": 1,
-        "Strangers": 1,
-        "Hosts": 1,
-    }
-    assert hosts == ["5", "37", "yes"]
+    assert counted == {"free": 37, "starting": 3, "ready": 1, "degraded": 1, "stranger": 1}
+
+
+def test_problems_come_first_with_a_command_to_copy_and_lead_to_the_port(look, worker, http) -> None:
+    """Which worker of org-17 fails, why, and what should be done first."""
+    worker.claim("stripe", "org-1")
+    failing = worker.claim("email", "org-17")
+    words = {"state": "degraded", "last_error": "GET /health answered <b>500</b>"}
+    http.patch(worker.path(failing), json=words, headers=worker.proof(failing))
+    viewer = look()
+    first = viewer.page.locator("#problems-list li").first
+    first.locator("text=org-17/email#0").wait_for()
+    assert "GET /health answered <b>500</b>" in first.inner_text()
+    assert "critical" in first.inner_text()
+    assert first.locator("time").get_attribute("title")
+    assert first.locator("code").inner_text() == f"allocator show {failing['port']} --host web-1"
+    assert first.get_by_role("button", name=f"Copy: allocator show {failing['port']}").count() == 1
+    first.locator("a").click()
+    viewer.page.locator('#facts dd[data-fact="Last error"]').wait_for()
+    assert viewer.fact("Worker") == "org-17/email#0"
+
+
+def test_counters_are_filters_of_the_hosts(look, redis_url: str, pool: PoolSpec) -> None:
+    """Which hosts have degraded workers."""
+    for number in range(3):
+        with PortAllocator.from_url(redis_url, pool=pool.name, host=f"web-{number}") as ports:
+            lease = ports.claim("email", org=f"org-{number}")
+            if number == 2:
+                ports.renew(replace(lease, state=LeaseState.DEGRADED), rewrite=True)
+    viewer = look()
+    viewer.page.locator('.host[data-host="web-2"] .port[data-status="degraded"]').wait_for()
+    assert viewer.page.locator(".host .name").all_inner_texts()[0] == "✕ web-2"
+    button = viewer.page.locator('#counters button[data-status="degraded"]')
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    assert viewer.page.locator(".host").evaluate_all("all => all.map(one => one.dataset.host)") == ["web-2"]
+    assert "1 of 3 hosts" in viewer.page.locator("#hosts-text").inner_text()
+    button.click()
+    assert viewer.page.locator(".host").count() == 3
+
+
+def test_a_thousand_hosts_are_drawn_where_they_are_seen(browser, redis_url: str, pool: PoolSpec) -> None:
+    client = redis.Redis.from_url(redis_url)
+    base = f"alloc:{{{pool.name}}}"
+    for number in range(1_000):
+        client.hset(f"{base}:host:web-{number:04}", mapping={"identity": f"m{number} b{number} -"})
+        client.zadd(f"{base}:hosts", {f"web-{number:04}": "inf"})
+    with served(create_app(AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="own"))) as url:
+        viewer = Viewer(browser, url)
+        viewer.page.locator('.host[data-host="web-0000"]').wait_for()
+        assert 5 < viewer.page.locator(".host").count() < 60
+        viewer.page.locator("#hosts").evaluate("box => { box.scrollTop = box.scrollHeight; }")
+        viewer.page.locator('.host[data-host="web-0999"]').wait_for()
+        assert viewer.page.locator(".host").count() < 60
+        viewer.page.locator('.host[data-host="web-0999"] .port').first.click()
+        viewer.page.locator('.host[data-host="web-0999"] .port').first.focus()
+        viewer.page.keyboard.press("PageUp")
+        assert viewer.page.evaluate("document.activeElement.dataset.host") < "web-0999"
+        assert viewer.wrong == []
+        viewer.context.close()
+
+
+def test_a_pool_too_large_to_draw_is_folded_into_shares(look, ports: PortAllocator, pool: PoolSpec) -> None:
+    ports.apply_pool(replace(pool, last=pool.first + 400))
+    ports.session.context.rules.clear()
+    ports.claim("email", org="org-1")
+    viewer = look()
+    share = viewer.page.locator('.host[data-host="web-1"] .share[data-status="free"]')
+    share.wait_for()
+    assert share.inner_text() == "· 400 free"
+    assert viewer.page.locator(".port").count() == 0
 
 
 def test_what_happens_is_seen_without_a_reload(look, worker, http) -> None:
@@ -165,8 +230,14 @@ def test_what_happens_is_seen_without_a_reload(look, worker, http) -> None:
     viewer.shows(second["port"], "ready")
     http.delete(worker.path(first), headers=worker.proof(first))
     viewer.shows(first["port"], "free")
+    viewer.page.get_by_role("link", name="Events").click()
+    viewer.page.locator('#events li[data-type="released"]').wait_for()
     types = viewer.page.locator("#events li").evaluate_all("all => all.map(one => one.dataset.type)")
-    assert types == ["released", "changed", "granted"]
+    assert types[:3] == ["released", "changed", "granted"]
+    assert "granted" in types[3:]  # of before the page was opened
+    viewer.page.locator("#events-type").select_option("granted")
+    viewer.page.locator("#events-words").fill("org-9")
+    viewer.until_there_are(1, "#events li")
 
 
 def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, worker, http) -> None:
@@ -174,6 +245,8 @@ def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, wo
     http.patch(worker.path(lease), json={"state": "ready", "restarts": 3}, headers=worker.proof(lease))
     viewer = look().live()
     viewer.shows(lease["port"], "ready")
+    viewer.page.keyboard.press("/")
+    assert viewer.page.evaluate("document.activeElement.id") == "search"
     viewer.page.locator('.port[tabindex="0"]').first.focus()
     viewer.page.keyboard.press("End")
     viewer.page.keyboard.press("Home")
@@ -185,20 +258,54 @@ def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, wo
     assert (viewer.fact("Organisation"), viewer.fact("Restarts"), viewer.fact("Label team")) == ("org-7", "3", "mail")
     history = viewer.page.locator("#history li").evaluate_all("all => all.map(one => one.dataset.type)")
     assert history == ["changed", "granted"]
+    address = viewer.page.url
+    assert address.endswith(f"/web-1/{lease['port']}")
+    viewer.page.keyboard.press("Escape")
+    viewer.page.locator("#detail").wait_for(state="hidden")
+    viewer.page.goto("about:blank")
+    viewer.page.goto(address)  # as a colleague opens it
+    viewer.page.locator('#facts dd[data-fact="Organisation"]').wait_for()
 
 
-def test_a_search_leaves_what_is_searched_for(look, worker) -> None:
+def test_a_search_as_one_types_finds_workers_that_are_not_on_the_screen(look, worker) -> None:
+    """Who has a port of a host."""
     worker.claim("email", "org-1")
     mine = worker.claim("stripe", "org-2")
     viewer = look()
     viewer.shows(mine["port"], "starting")
-    for words in ("org-2", "stripe", str(mine["port"]), "org-2 stripe"):
-        viewer.page.locator("#search").fill(words)
-        viewer.page.wait_for_function("document.querySelectorAll('#leases tbody tr').length === 1")
-        shown = viewer.page.locator(".port:not([hidden])").evaluate_all(
-            "all => all.map(one => Number(one.dataset.port))"
-        )
-        assert shown == [mine["port"]]
+    for words in ("org-2", "stripe", f"web-1:{mine['port']}", "org-2 STRIPE"):
+        viewer.page.locator("#search").fill("")
+        viewer.page.locator("#search").press_sequentially(words)
+        viewer.until_there_are(1, "#found-list li[data-lease]")
+        assert "org-2/stripe#0" in viewer.page.locator("#found-list li[data-lease]").inner_text()
+    viewer.page.locator("#search").press("ArrowDown")
+    viewer.page.keyboard.press("Enter")
+    viewer.page.locator("#detail-title", has_text=f"Port {mine['port']} on web-1").wait_for()
+
+
+def test_services_are_a_view_of_their_own(look, worker) -> None:
+    lease = worker.claim("email", "org-1")
+    viewer = look()
+    viewer.page.get_by_role("link", name="Services").click()
+    row = viewer.page.locator('#services-table tr[data-service="org-1/email"]')
+    row.wait_for()
+    assert row.locator("td").all_inner_texts()[:3] == ["email", "▲ 0", "1"]
+    assert f"web-1:{lease['port']}" in row.inner_text()
+
+
+def test_names_with_markup_run_nothing_and_overflow_nothing(look, worker, http) -> None:
+    labels = {f"l{number}": "<img src=x onerror=alert(1)>" + "w" * 200 for number in range(10)}
+    lease = worker.claim("email", "org-1", labels=labels)
+    words = {"state": "degraded", "last_error": "<script>document.title='gone'</script>" + "e" * 400}
+    http.patch(worker.path(lease), json=words, headers=worker.proof(lease))
+    for width in (1280, 390):
+        viewer = look(viewport={"width": width, "height": 800})
+        viewer.page.locator('#problems-list li[data-check="degraded"]').wait_for()
+        viewer.port(lease["port"]).click()
+        viewer.page.locator('#facts dd[data-fact="Label l9"]').wait_for()
+        assert viewer.page.title() == "portlease"
+        assert viewer.page.locator("main img, main script").count() == 0
+        assert viewer.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_nothing_comes_from_outside_and_nothing_is_inline(look, url: str, http) -> None:
@@ -302,7 +409,48 @@ def test_it_says_when_redis_is_away(browser) -> None:
         with served(create_app(allocator)) as url:
             httpx.post(f"{url}/v1/leases", json={"plugin": "email", "org": "org-1"}).raise_for_status()
             viewer = Viewer(browser, url).live()
-            server.process.kill()
-            viewer.page.locator('#connection[data-state="away"]').wait_for()
-            assert viewer.page.locator("#problem").is_visible()
+            os.kill(server.process.pid, signal.SIGSTOP)
+            viewer.page.locator("#problem", has_text="Not live since").wait_for()
+            assert "Redis does not answer" in viewer.page.locator("#problem").inner_text()
+            assert viewer.page.locator("main.stale").count() == 1
+            os.kill(server.process.pid, signal.SIGCONT)
+            viewer.live().page.locator("#problem").wait_for(state="hidden")
+            assert viewer.page.locator("main.stale").count() == 0
             viewer.context.close()
+
+
+def test_it_says_when_the_server_is_away_and_catches_up(browser, redis_url: str, pool: PoolSpec) -> None:
+    def application() -> Any:
+        return create_app(AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1"))
+
+    body = {"plugin": "email", "org": "org-1"}
+    with served(application()) as url:
+        port = int(url.rpartition(":")[2])
+        httpx.post(f"{url}/v1/leases", json=body).raise_for_status()
+        viewer = Viewer(browser, url).live()
+        viewer.page.locator('.port[data-status="starting"]').wait_for()
+    viewer.page.locator("#problem", has_text="the server does not answer").wait_for()
+    with served(application(), port):
+        httpx.post(f"{url}/v1/leases", json={**body, "org": "org-2"}).raise_for_status()
+        viewer.live().page.locator("#problem").wait_for(state="hidden")
+        viewer.until_there_are(2, '.port[data-status="starting"]')
+        viewer.context.close()
+
+
+def test_a_page_that_slept_for_a_day_catches_up(browser, url: str, worker) -> None:
+    worker.claim("email", "org-1")
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.clock.install()
+    page.goto(url)
+    page.locator('#connection[data-state="live"]').wait_for()
+    page.clock.fast_forward(24 * 3_600_000)
+    lease = worker.claim("stripe", "org-2")
+    deadline = time.monotonic() + 30
+    while page.locator(f'.port[data-port="{lease["port"]}"][data-status="starting"]').count() == 0:
+        assert time.monotonic() < deadline
+        page.clock.run_for(5_000)
+        time.sleep(0.3)  # for what is real: the server and the way to it
+    page.locator('#connection[data-state="live"]').wait_for()
+    context.close()

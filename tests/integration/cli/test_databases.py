@@ -92,6 +92,12 @@ URLS = [
     ("sqlite://", 78, "names no SQLite file"),
     ("sqlite:////nowhere/at/all/x.db", 78, "cannot be opened"),
     ("postgresql://app@127.0.0.1/x?nonsense=1", 78, "nonsense"),
+    ("postgresql://app@127.0.0.1:1/x?password=s3cret&sslpassword=s3cret", 69, "?password=***&sslpassword=***"),
+    ("postgresql://app@127.0.0.1:1/x?prepare_threshold=0", 69, "does not answer"),
+    ("postgresql://app@127.0.0.1:1/x?passwd=s3cret", 78, "an option 'passwd'"),
+    ("postgresql://app@127.0.0.1:1/x?autocommit=s3cret", 78, "an option 'autocommit'"),
+    ("postgresql://app:with@s3cret@127.0.0.1:1/x", 78, "write it as %40"),
+    ("sqlite:////tmp/x.db?timeout=s3cret", 78, "an option 'timeout'"),
 ]
 NEEDING = [("db", "upgrade"), ("reconcile", "--once"), ("claim", "email", "--org", "o", "--record")]
 
@@ -174,7 +180,9 @@ def test_a_role_that_may_only_read_can_still_look(allocator: Allocator, postgres
     seen = allocator("reconcile", "--dry-run", "--format", "json", ALLOCATOR_DATABASE_URL=reader)
     assert seen.code == 1
     assert [(one["kind"], str(one["port"])) for one in json.loads(seen.out)] == [("missing-row", port)]
-    assert allocator("db", "check", ALLOCATOR_DATABASE_URL=reader).code == 0
+    checked = allocator("db", "check", ALLOCATOR_DATABASE_URL=reader)
+    assert checked.code == 1
+    assert "GRANT INSERT, UPDATE ON plugin_runners TO reader_only" in checked.out
     for words in (("reconcile", "--once"), ("claim", "stripe", "--org", "o", "--record")):
         done = allocator(*words, ALLOCATOR_DATABASE_URL=reader)
         assert (done.code, done.out) == (78, "")

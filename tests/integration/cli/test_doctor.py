@@ -125,6 +125,8 @@ def test_a_server_that_evicts_is_a_finding_with_the_command_that_mends_it(alloca
         server.ready()
         found = findings(allocator("doctor", "--format", "json", ALLOCATOR_REDIS_URL=server.url))
         assert "redis-cli config set maxmemory-policy noeviction" in found["redis"][0]["mend"]
+        shown = allocator("doctor", ALLOCATOR_REDIS_URL=server.url).out
+        assert shown.startswith("server   not usable as it is\n")  # it answers: it is not away
         server.client().config_set("maxmemory-policy", "noeviction")
         assert "redis" not in findings(allocator("doctor", "--format", "json", ALLOCATOR_REDIS_URL=server.url))
 
@@ -207,3 +209,40 @@ def saved(allocator) -> Lease:
 
     (lease,) = LeaseFiles(allocator.state / "allocator/leases").all()
     return lease
+
+
+def test_a_claim_that_another_machine_would_be_in_the_way_of_is_found(
+    allocator, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    ports.claim("email", org="org-1")
+    client_of(ports.store).hset(f"alloc:{{{pool.name}}}:host:web-1", "identity", "0123456789abcdef a-boot 4026531840")
+    assert allocator("claim", "stripe", "--org", "org-1").code == 73
+    (found,) = findings(allocator("doctor", "--format", "json"))["host"]
+    assert "another machine has 1 live leases under the name web-1" in found["what"]
+    assert "--host" in found["mend"]
+
+
+def test_it_shows_what_runs_here_and_since_when(allocator) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "allocator", "agent"],
+        env=allocator.environment(),
+        cwd=allocator.state,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as agent:
+        try:
+            assert any("looking after" in line for line in agent.stderr)
+            shown = allocator("doctor").out
+            assert f"program  agent, pid {agent.pid}, for " in shown
+            programs = json.loads(allocator("doctor", "--format", "json").out)["programs"]
+            assert {"name": "agent", "pid": agent.pid} in [{k: one[k] for k in ("name", "pid")} for one in programs]
+        finally:
+            agent.terminate()
+            agent.communicate()
+
+
+def test_a_claim_for_a_process_without_an_agent_warns_and_names_the_command(allocator) -> None:
+    done = allocator("claim", "email", "--org", "org-1", "--pid", str(os.getpid()))
+    assert done.code == 0
+    assert "start one with 'allocator agent'" in done.err
+    assert allocator("claim", "stripe", "--org", "org-1").err == ""

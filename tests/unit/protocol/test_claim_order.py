@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from scripted_redis import HOUR, SECOND, make_context
+from scripted_redis import HOUR, SECOND, claim, make_context
 
 from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError, InvalidInputError, PortRefusedError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.protocol.calls import written_ports
 
@@ -178,24 +178,41 @@ def test_an_explicit_port_outside_the_pool_changes_nothing(store, port):
     assert store.key_names() == before
 
 
-def test_a_refused_port_is_declined_and_the_next_attempt_gets_another(store):
-    context = make_context()
+def test_a_refused_port_is_declined_and_another_one_claimed(store):
+    store.refused = {5556}
+    assert take(store, make_context(), EMAIL).port == 5569
+    assert store.event_types("sdk-v2")[-3:] == ["granted", "declined", "granted"]
+
+
+def test_a_refused_port_that_is_the_only_one_is_an_error_that_names_who_has_it(store):
     store.refused = {5556}
     with pytest.raises(PortRefusedError, match="node \\(pid 4242\\) has it bound"):
-        take(store, context, EMAIL)
+        take(store, make_context(), EMAIL, port=5556)
     assert store.event_types("sdk-v2")[-2:] == ["granted", "declined"]
-    assert take(store, context, EMAIL).port == 5569
+
+
+def test_a_host_whose_ports_are_all_refused_is_no_race(store):
+    store.refused = set(range(5556, 5600))
+    with pytest.raises(PortRefusedError):
+        take(store, make_context(), EMAIL)
+    assert store.event_types("sdk-v2").count("declined") == 6
+    assert not [key for key in store.key_names() if ":lease:" in key]
 
 
 def test_an_error_of_the_bind_proof_leaves_no_lease(store):
     context = make_context()
     operation = claim(context, ClaimRequest(pool="sdk-v2", worker=EMAIL))
     step = next(operation)
-    while type(step).__name__ != "ProvePort":
+    while type(step).__name__ != "ProvePorts":
         step = operation.send(store.answer(step))
     step = operation.throw(ConfigurationError("no rights"))
+
+    def to_its_end(step):
+        while True:
+            step = operation.send(store.answer(step))
+
     with pytest.raises(ConfigurationError, match="no rights"):
-        operation.send(store.answer(step))
+        to_its_end(step)
     assert not [key for key in store.key_names() if ":lease:" in key]
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, make_context
+from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, claim, make_context
 
 from allocator.model.errors import (
     CordonedError,
@@ -20,7 +20,7 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.listing import cordon, hosts, leases, reap
 from allocator.operations.pools import pool_rules, read_pool
@@ -41,7 +41,9 @@ def live(store, pool="sdk-v2"):
 
 def test_a_lease_carries_what_was_asked_for(store):
     context = make_context()
-    lease = take(store, context, ttl_ms=7_000, state=LeaseState.READY, pid=42, labels={"team": 'blue é "q"'})
+    lease = take(
+        store, context, ttl_ms=7_000, state=LeaseState.READY, holder={"pid": 42, "labels": {"team": 'blue é "q"'}}
+    )
     assert (lease.state, lease.pid, lease.labels, lease.ttl_ms) == ("ready", 42, {"team": 'blue é "q"'}, 7_000)
     assert lease.deadline == 1_007.0
     (shown,) = live(store)
@@ -51,7 +53,7 @@ def test_a_lease_carries_what_was_asked_for(store):
 
 def test_a_lease_says_whose_processes_it_is_tied_to(store):
     words = {"pid": 42, "pid_started": 777, "holder_pid": 7, "holder_started": 70, "boot": "b-1", "namespaces": "1-2"}
-    lease = take(store, make_context(), **words)
+    lease = take(store, make_context(), holder=words)
     assert {name: getattr(lease, name) for name in words} == words
     (shown,) = live(store)
     assert shown == replace(lease, expires_at=shown.expires_at)
@@ -95,7 +97,7 @@ def test_claiming_again_extends_and_rewrites_what_was_asked_for(store):
     context = make_context()
     take(store, context, token=TOKEN)
     store.advance(20 * SECOND)
-    again = take(store, context, token=TOKEN, ttl_ms=60_000, pid=7, labels={"a": "b"})
+    again = take(store, context, token=TOKEN, ttl_ms=60_000, holder={"pid": 7, "labels": {"a": "b"}})
     assert again.expires_at * 1_000 - store.now_ms() > 55_000
     assert (live(store)[0].pid, live(store)[0].labels, live(store)[0].ttl_ms) == (7, {"a": "b"}, 60_000)
 

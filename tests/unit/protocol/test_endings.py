@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, make_context
+from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, claim, make_context
 
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
-from allocator.operations.end import decline, release
+from allocator.operations.attempt import ClaimRequest
+from allocator.operations.end import decline, force, release
 from allocator.operations.listing import Reaped, leases, port_view, reap
 from allocator.operations.renew import renew
 from allocator.protocol.calls import ScriptCall
@@ -20,6 +20,10 @@ from allocator.protocol.keys import script_keys
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")
+
+
+def live(store, pool="sdk-v2"):
+    return store.drive(leases(pool))
 
 
 def take(store, context, worker=EMAIL, pool="sdk-v2", **asked):
@@ -316,3 +320,37 @@ def test_the_reaper_leaves_a_lease_that_lives_past_its_score(store):
     store.client.zadd("alloc:{sdk-v2}:hosts", {"web-1": store.now_ms() - 1_000})
     assert store.drive(reap("sdk-v2")).closed == 0
     assert not store.drive(renew(context, [lease]))[0].lost
+
+
+def test_a_lease_that_an_operator_ends_is_over_and_the_events_say_who_and_why(store):
+    context = make_context()
+    lease, other = take(store, context), take(store, context, STRIPE)
+    (seen, _) = live(store)
+    assert store.drive(force([seen], by="ann", reason="its host burnt\ndown")) == [True]
+    assert [one.worker for one in live(store)] == [other.worker]
+    (event,) = [one for one in store.events("sdk-v2") if one["type"] == "released"]
+    assert (event["by"], event["reason"], event["worker"]) == ("ann", "its host burnt down", str(lease.worker))
+    (outcome, kept) = store.drive(renew(context, [lease, other]))
+    assert "was ended by an operator" in str(outcome.lost)
+    assert not kept.lost
+    assert store.drive(force([seen], by="ann", reason="again")) == [False]
+    assert store.drive(release(context, [lease])) == [False]
+
+
+def test_an_operator_ends_the_lease_that_was_seen_and_no_newer_one(store):
+    context = make_context()
+    lease = take(store, context)
+    (seen,) = live(store)
+    store.drive(release(context, [lease]))
+    newer = take(store, context)
+    assert newer.port == seen.port
+    with pytest.raises(HeldError):
+        store.drive(force([seen], by="ann", reason="gone"))
+    assert [one.fence for one in live(store)] == [newer.fence]
+
+
+def test_a_lease_is_forced_for_a_reason_only(store):
+    lease = take(store, make_context())
+    with pytest.raises(InvalidInputError, match="--reason"):
+        store.drive(force([lease], by="ann", reason="  "))
+    assert len(live(store)) == 1

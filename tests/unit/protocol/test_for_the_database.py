@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, error_of, make_context
+from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, claim, error_of, make_context
 
 from allocator.model.errors import HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.find import find
 from allocator.operations.lead import Remembered, give_up_leadership, restore, take_leadership

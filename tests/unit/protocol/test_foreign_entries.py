@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from scripted_redis import make_context
+from scripted_redis import claim, make_context
 
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.operations import listing
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.foreign import strange_entries, strange_keys
 from allocator.operations.hosts import register
 from allocator.operations.resolve import endpoints, resolve

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scripted_redis import MINUTE, SECOND, make_context
+from scripted_redis import MINUTE, SECOND, claim, make_context
 
 from allocator.model.errors import CordonedError, ExhaustedError, HeldError, InvalidInputError, NoWorkerError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.hosts import drain, forget, place, register
 from allocator.operations.listing import cordon, hosts, leases

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from lua_names import undefined
-from scripted_redis import error_of, make_context
+from scripted_redis import claim, error_of, make_context
 
 import allocator.protocol
 from allocator.model.names import WorkerId
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.protocol.calls import ScriptCall
 from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scripted_redis import HOUR, error_of, make_context
+from scripted_redis import HOUR, claim, claim_several, error_of, make_context
 
 from allocator.model.errors import LimitError
 from allocator.model.names import WorkerId, short_name
@@ -11,11 +11,10 @@ from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.pools import read_pool
 from allocator.operations.resolve import endpoints, resolve
-from allocator.operations.several import claim_several
 
 EMAIL = "@hay/plugin-email"
 

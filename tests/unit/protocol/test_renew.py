@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import redis
-from scripted_redis import HOUR, SECOND, assert_same_state, make_context
+from scripted_redis import HOUR, SECOND, assert_same_state, claim, make_context
 
 from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissingError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import ENDED_STATES, LIVE_STATES, LeaseState
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.listing import leases, reap
 from allocator.operations.pools import read_pool
@@ -273,7 +273,7 @@ def test_a_port_that_a_newcomer_declined_goes_back_to_its_holder(store):
     store.client.flushall()
     store.refused = {5556}
     with pytest.raises(Exception, match="has it bound"):
-        take(store, context, WorkerId("org-2", "email"))
+        take(store, context, WorkerId("org-2", "email"), port=5556)
     (outcome,) = again(store, context, lease)
     assert outcome.reasserted
     assert live(store)[0].worker == EMAIL

@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from scripted_redis import MINUTE, SECOND, error_of, make_context
+from scripted_redis import MINUTE, SECOND, claim, error_of, make_context
 
 from allocator.model.errors import HostConflictError, InvalidInputError, NoWorkerError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.hosts import register
 from allocator.operations.renew import renew

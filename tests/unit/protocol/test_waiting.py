@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scripted_redis import MINUTE, error_of, make_context
+from scripted_redis import MINUTE, claim, claim_several, error_of, make_context
 
 from allocator.model.errors import ExhaustedError, HeldError, LimitError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.listing import reap
-from allocator.operations.queue import Wish, join, leave
-from allocator.operations.several import claim_several
+from allocator.operations.queue import Waiting, join, leave
 from allocator.protocol.keys import waiter_keys
 
 POOL = "p"
@@ -33,14 +32,15 @@ def asked(number, *, org="o", port=None, priority=0, ticket="", plugin="p"):
     return ClaimRequest(pool=POOL, worker=WorkerId(org, plugin, number), port=port, priority=priority, ticket=ticket)
 
 
-def stand(store, context, number, **words):
-    """Join the line; the ticket is the number."""
-    condition = words.pop("condition", None) or wish(number, **words).condition
-    return store.drive(join(context, wish(number, **words), ticket(number), condition, None))
+def stand(store, context, number, *, condition=None, **words):
+    """Join the queue; the ticket is the number."""
+    waiting = waiter(number, **words)
+    return store.drive(join(context, replace(waiting, condition=condition or waiting.condition))).position
 
 
-def wish(number, *, adjacent=False, **words):
-    return Wish(asked(number, **words), lambda request: claim(make_context(), request), adjacent)
+def waiter(number, *, adjacent=False, position=None, **words):
+    request = replace(asked(number, **words), contiguous=adjacent)
+    return replace(Waiting.of(request, ticket(number)), position=position)
 
 
 def ticket(number):
@@ -138,8 +138,8 @@ def test_one_that_comes_back_in_time_has_its_place_again(store, full):
     stand(store, context, 11)
     die(store, 10)
     stand(store, context, 12)  # takes it out
-    again = store.drive(join(context, wish(10), ticket(10), "any", first))
-    assert (again.place, again.ahead) == (first.place, 0)
+    again = store.drive(join(context, waiter(10, position=first))).position
+    assert (again.position, again.ahead) == (first.position, 0)
     store.drive(release(context, [held[0]]))
     assert isinstance(try_claim(store, context, 11), ExhaustedError)
     assert try_claim(store, context, 10) is None
@@ -189,7 +189,7 @@ def test_who_comes_back_to_a_line_that_was_lost_stands_before_all_who_come_after
     store.client.delete(
         *(key for key in store.key_names() if ":waiter" in key or key.endswith((":host:web-1", ":host:*")))
     )
-    store.drive(join(context, wish(12), ticket(12), "any", early))
+    store.drive(join(context, waiter(12, position=early)))
     assert stand(store, context, 20).ahead == 1
     store.drive(release(context, [held[0]]))
     assert isinstance(try_claim(store, context, 20), ExhaustedError)

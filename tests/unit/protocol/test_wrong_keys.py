@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import redis
-from scripted_redis import SECOND, assert_same_state, error_of, make_context
+from scripted_redis import SECOND, assert_same_state, claim, error_of, make_context
 
 from allocator.model.errors import AllocatorError, ConfigurationError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.apply import apply_pool
-from allocator.operations.claim import ClaimRequest, claim
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.hosts import drain, forget, place, register
 from allocator.operations.listing import cordon, leases, reap

@@ -1,15 +1,14 @@
-"""`claim`, `renew`, `release`."""
+"""`claim`: lease a port, or several, and print what was leased."""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from allocator.cli.claiming import claim_and_save, claim_named
+from allocator.cli.interrupts import ignore_interrupts, interrupts_raised
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -20,27 +19,23 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     desk,
+    living_process,
+    seconds,
     talk,
 )
 from allocator.cli.output import write_lease, write_named
-from allocator.cli.renewing import Renewals
-from allocator.model.durations import parse_duration_ms
-from allocator.model.errors import (
-    ExhaustedError,
-    HeldError,
-    InvalidInputError,
-    LeaseLostError,
-    LimitError,
-    RecoveringError,
-)
+from allocator.client.custody import FileAnswers
+from allocator.model.errors import ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.names import WorkerId, check_port, environment_hint, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from allocator.client.arguments import ClaimArguments
+    from allocator.client.blocking import PortAllocator
     from allocator.client.drivers import LeaseRecorder
     from allocator.model.leases import Lease
+    from allocator.operations.steps import KeepLeases, KeepTokens, Warn
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
 OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")]
@@ -64,15 +59,11 @@ LabelOption = Annotated[
 TokenOption = Annotated[
     str | None, typer.Option("--token", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]")
 ]
-Targets = Annotated[list[str] | None, typer.Argument(help="Ports, or workers as org/plugin#instance.")]
-AllOption = Annotated[bool, typer.Option("--all", help="Every lease that was claimed on this host by this user.")]
 
 
 def register(application: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the command."""
     application.command()(claim)
-    application.command()(renew)
-    application.command()(release)
 
 
 def claim(
@@ -93,6 +84,12 @@ def claim(
     spread: Annotated[
         str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")
     ] = None,
+    pre_start: Annotated[
+        bool,
+        typer.Option(
+            "--pre-start", help="The worker is not running now: decline its port when anybody listens, claim another."
+        ),
+    ] = False,
     form: LeaseFormat = Format.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -110,6 +107,7 @@ def claim(
     arguments = claim_arguments(plugin, org, instance, port, ttl, label, priority)
     if pid is not None:
         arguments["pid"] = living_process(pid)
+    arguments["pre_start"] = pre_start
     wait_s = seconds(wait, "wait")
     worker = WorkerId(org, plugin, arguments["instance"])
     check_placing(
@@ -121,20 +119,57 @@ def claim(
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
-        given = token or os.environ.get("ALLOCATOR_TOKEN")
-        if ports is not None:
-            write_named(claim_named(at, worker, arguments, ports.split(","), adjacent=adjacent, wait_s=wait_s), form)
-            return
+        with FinishedOrUndone(at.files) as answers:
+            if ports is not None:
+                several = at.allocator.operations.claim_ports(
+                    plugin, ports.split(","), adjacent=adjacent, wait=wait_s, **arguments
+                )
+                leases = at.allocator.run(several, answers)
+                write_named(leases, form)
+                return
+            if given := token or os.environ.get("ALLOCATOR_TOKEN"):
+                arguments["token"] = given
 
-        def claim_on(there: Desk) -> Lease:
-            return claim_and_save(there, worker, arguments, wait_s=wait_s, token=given, record=record)
+            def claim_on(allocator: PortAllocator) -> Lease:
+                one = allocator.operations.claim(plugin, wait=wait_s, record=record, **arguments)
+                return allocator.run(one, answers)
 
-        known = [] if arguments["auto_instance"] else [one for one in at.files.all(at.pool) if one.worker == worker]
-        lease = claim_anywhere(at, worker, spread, known, claim_on) if any_host else claim_on(at)
+            lease = claim_anywhere(at, worker, spread, claim_on) if any_host else claim_on(at.allocator)
+        if pid is not None:
+            from allocator.cli.checks.host_agent import warn_without_agent
+
+            warn_without_agent(at)
         if any_host and form is Format.TEXT:
             print(lease.address)
         else:
             write_lease(lease, form)
+
+
+class FinishedOrUndone(FileAnswers):
+    """The lease files, with a Ctrl-C that undoes a claim once its tokens are written, and comes too late at its end."""
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+
+    def keep_tokens(self, step: KeepTokens) -> tuple[str, ...]:
+        """Write down the tokens; from now on Ctrl-C is raised."""
+        self._stack.enter_context(interrupts_raised())
+        return super().keep_tokens(step)
+
+    def keep_leases(self, step: KeepLeases) -> bool:
+        """Write the lease files; from then on Ctrl-C is ignored."""
+        done = super().keep_leases(step)
+        if step.leases:
+            ignore_interrupts()
+        return done
+
+    def warn(self, step: Warn) -> None:
+        """Print the sentence to standard error."""
+        talk(step.sentence)
 
 
 def check_several(ports: str | None, *, adjacent: bool, others: Mapping[str, object]) -> None:
@@ -164,16 +199,13 @@ def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str |
         raise InvalidInputError(f"--any-host chooses the host itself; leave {given[0]} out")
 
 
-def claim_anywhere(
-    at: Desk, worker: WorkerId, spread: str | None, known: list[Lease], claim_on: Callable[[Desk], Lease]
-) -> Lease:
+def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Callable[[PortAllocator], Lease]) -> Lease:
     """Claim a port on the host where a worker is, else where it is best placed; on the next one when that filled up.
 
     Args:
         at: What the command works with.
         worker: Who the lease is for.
         spread: What is to be spread over the hosts, if anything.
-        known: The leases that the worker has already, as far as their files tell.
         claim_on: Claims on one host.
 
     Raises:
@@ -183,13 +215,14 @@ def claim_anywhere(
 
     from allocator.operations.hosts import Spread, place
 
+    known = [one for one in at.files.all(at.pool) if one.worker == worker]
     host = max(known, key=lambda lease: lease.fence).host if known else None
     tried: frozenset[str] = frozenset()
     while True:
         if host is None or host in tried:
             host = at.allocator.run(place(at.pool, worker, spread=cast("Spread | None", spread), without=tried)).host
         try:
-            return claim_on(replace(at, allocator=at.allocator.for_host(host)))
+            return claim_on(at.allocator.for_host(host))
         except (LimitError, RecoveringError):
             raise
         except ExhaustedError:
@@ -242,158 +275,3 @@ def claim_arguments(
         "ttl": ttl_s,
         "labels": pairs,
     }
-
-
-def seconds(text: str | None, what: str) -> float | None:
-    """Return a duration of the command line in seconds, or None when it was not given."""
-    return None if text is None else parse_duration_ms(text, what=what) / 1_000
-
-
-def living_process(text: str) -> int:
-    """Return the pid of a process that lives.
-
-    Raises:
-        InvalidInputError: When the text is no pid or no such process lives.
-    """
-    from allocator.kernel.processes import identify
-
-    if not text.isdecimal() or len(text) > 9 or identify(int(text)) is None:
-        raise InvalidInputError(f"{shown(text)} is not the pid of a living process; give one, for example $PPID")
-    return int(text)
-
-
-def renew(
-    targets: Targets = None,
-    every_one: AllOption = False,
-    ttl: TtlOption = None,
-    every: Annotated[str | None, typer.Option("--every", help="Go on renewing, at this interval.")] = None,
-    pid: Annotated[str | None, typer.Option("--pid", help="With --every: until this process has ended.")] = None,
-    token: TokenOption = None,
-    pool: PoolOption = None,
-    host: HostOption = None,
-    redis_url: RedisOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Extend leases by their TTL from now.
-
-    Example: allocator renew 5556 --every 10s --pid $$
-    """
-    interval_s = seconds(every, "interval")
-    if pid is not None and interval_s is None:
-        raise InvalidInputError("--pid goes with --every; add for example --every 10s")
-    if interval_s is not None and interval_s < 0.05:
-        raise InvalidInputError("an interval below 50ms only burdens Redis; give for example --every 10s")
-    process = living_process(pid) if pid is not None else None
-    ttl_s = seconds(ttl, "TTL")
-    with desk(pool, host, redis_url, config) as at:
-        leases = chosen(at, targets, every_one, token, "renew")
-        if not leases:
-            talk(f"no lease was claimed by this user on {at.host}; nothing to renew")
-        if ttl_s is not None:
-            leases = with_ttl(at, leases, round(ttl_s * 1_000))
-        renewals = Renewals(at, leases, rewrite=ttl_s is not None)
-        if interval_s is None:
-            renewals.once()
-        else:
-            renewals.until_the_end_of(process, interval_s)
-    if renewals.lost:
-        raise renewals.lost
-
-
-def with_ttl(at: Desk, leases: list[Lease], ttl_ms: int) -> list[Lease]:
-    """Return leases as they stand in Redis, which the holder may have changed since, with another TTL."""
-    live = {(lease.port, lease.fence): lease for lease in at.allocator.leases(host=at.host)}
-    return [replace(live.get((lease.port, lease.fence), lease), token=lease.token, ttl_ms=ttl_ms) for lease in leases]
-
-
-def release(
-    targets: Targets = None,
-    every_one: AllOption = False,
-    token: TokenOption = None,
-    pool: PoolOption = None,
-    host: HostOption = None,
-    redis_url: RedisOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Give leased ports back.
-
-    Example: allocator release 5556
-    """
-    with desk(pool, host, redis_url, config) as at:
-        refused: HeldError | None = None
-        for lease in chosen(at, targets, every_one, token, "release"):
-            try:
-                ended = at.allocator.release(lease)
-            except HeldError as error:  # somebody else has the port: a lease that was saved here has ended
-                if every_one:
-                    ended = False
-                else:
-                    refused = refused or error
-                    ended = True
-            if not ended:
-                talk(f"the lease of {lease.worker} on {lease.address} had ended already")
-            at.files.remove(lease)
-        if refused:
-            raise refused
-
-
-def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | None, verb: str) -> list[Lease]:
-    """Return the leases that a command line names, with their tokens.
-
-    Raises:
-        InvalidInputError: When it names none, or contradicts itself.
-        HeldError: When a lease is held by somebody whose token is not here.
-    """
-    if every_one == bool(targets):
-        raise InvalidInputError(f"say which leases to {verb}: ports, org/plugin#instance, or --all")
-    if every_one:
-        return at.files.all(at.pool, at.host)
-    given = token or os.environ.get("ALLOCATOR_TOKEN")
-    if given and len(targets or []) != 1:
-        raise InvalidInputError("a token belongs to one lease; name just one port or worker with it")
-    found = [lease for target in targets or [] if (lease := _one(at, target, given, verb))]
-    if not given:
-        found += [other for lease in found for other in further_ports(at, lease)]
-    return list({(lease.port, lease.token): lease for lease in found}.values())
-
-
-def further_ports(at: Desk, lease: Lease) -> list[Lease]:
-    """Return the saved leases of the further ports of a worker that has several."""
-    return [
-        other
-        for other in at.files.all(at.pool, at.host)
-        if other.org == lease.org
-        and other.instance == lease.instance
-        and other.plugin.partition("+")[0] == lease.plugin
-        and other.plugin != lease.plugin
-    ]
-
-
-def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
-    if "/" in target:
-        worker = WorkerId.parse(target)
-        saved = at.files.find(at.pool, at.host, worker)
-        live = next((lease for lease in at.allocator.leases(host=at.host) if lease.worker == worker), None)
-    else:
-        port = check_port(target)
-        saved = at.files.load(at.pool, at.host, port)
-        live = next((lease for lease in at.allocator.leases(host=at.host) if lease.port == port), None)
-        if not saved and not live:
-            at.allocator.pool().check_port(port)
-    if token:
-        from allocator.client.arguments import check_token
-
-        if live or saved:
-            return replace(live or saved, token=check_token(token))  # type: ignore[type-var]  # one of them is a lease
-    elif saved:
-        return saved
-    if live:
-        raise HeldError(
-            f"port {live.port} on {live.host} is held by {live.worker}, and its token is not on this host; "
-            "give it with --token or ALLOCATOR_TOKEN",
-            holder=live,
-        )
-    if verb == "release":
-        talk(f"{target} has no lease on {at.host}; nothing to release")
-        return None
-    raise LeaseLostError(f"{target} has no lease on {at.host}; claim it again")

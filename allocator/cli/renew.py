@@ -3,15 +3,69 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
-from allocator.cli.options import talk
-from allocator.model.errors import StoreUnavailableError
+import typer
+
+from allocator.cli.claim import TokenOption, TtlOption  # noqa: TC001  # Typer reads the annotations
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, living_process, seconds, talk
+from allocator.cli.targets import AllOption, Targets, chosen
+from allocator.model.errors import InvalidInputError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
     from allocator.model.errors import LeaseLostError
     from allocator.model.leases import Lease
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command()(renew)
+
+
+def renew(
+    targets: Targets = None,
+    every_one: AllOption = False,
+    ttl: TtlOption = None,
+    every: Annotated[str | None, typer.Option("--every", help="Go on renewing, at this interval.")] = None,
+    pid: Annotated[str | None, typer.Option("--pid", help="With --every: until this process has ended.")] = None,
+    token: TokenOption = None,
+    pool: PoolOption = None,
+    host: HostOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Extend leases by their TTL from now.
+
+    Example: allocator renew 5556 --every 10s --pid $$
+    """
+    interval_s = seconds(every, "interval")
+    if pid is not None and interval_s is None:
+        raise InvalidInputError("--pid goes with --every; add for example --every 10s")
+    if interval_s is not None and interval_s < 0.05:
+        raise InvalidInputError("an interval below 50ms only burdens Redis; give for example --every 10s")
+    process = living_process(pid) if pid is not None else None
+    ttl_s = seconds(ttl, "TTL")
+    with desk(pool, host, redis_url, config) as at:
+        leases = chosen(at, targets, every_one, token, "renew")
+        if not leases:
+            talk(f"no lease was claimed by this user on {at.host}; nothing to renew")
+        if ttl_s is not None:
+            leases = with_ttl(at, leases, round(ttl_s * 1_000))
+        renewals = Renewals(at, leases, rewrite=ttl_s is not None)
+        if interval_s is None:
+            renewals.once()
+        else:
+            renewals.until_the_end_of(process, interval_s)
+    if renewals.lost:
+        raise renewals.lost
+
+
+def with_ttl(at: Desk, leases: list[Lease], ttl_ms: int) -> list[Lease]:
+    """Return leases as they stand in Redis, which the holder may have changed since, with another TTL."""
+    live = {(lease.port, lease.fence): lease for lease in at.allocator.leases(host=at.host)}
+    return [replace(live.get((lease.port, lease.fence), lease), token=lease.token, ttl_ms=ttl_ms) for lease in leases]
 
 
 class Renewals:

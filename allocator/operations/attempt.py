@@ -1,0 +1,200 @@
+"""What is asked for, and how far the asking has come: two values that `claim` goes by, without any step.
+
+A field of a claim is declared here once, in `ClaimRequest`. The script's signature has it too, and whoever offers it:
+the library's `ClaimArguments`, the options of `allocator claim`, the body of `POST /v1/leases`. Nothing else lists it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from allocator.model.errors import AllocatorError, CordonedError, ExhaustedError, HeldError, InvalidInputError
+from allocator.model.names import WorkerId, check_name, port_variable, shown
+from allocator.model.states import LeaseState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from allocator.model.leases import Lease
+    from allocator.operations.context import Context
+    from allocator.operations.queue import Waiting
+
+MAX_PORTS = 16
+MAX_DECLINES = 5
+"""Five strangers in a row on ports that looked free are no race but a misconfigured host."""
+MAX_OWN_HOLDERS = 20
+"""How often one claim may meet a lease of its own worker: other claims of it end within milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRequest:
+    """What a worker asks for.
+
+    Attributes:
+        pool: The pool to claim from.
+        worker: Who the lease is for.
+        names: The names of several ports, the worker's own first; empty for one.
+        contiguous: Whether several ports have to follow each other.
+        port: The only port that will do, or None for any.
+        hint: The port that the environment names for this plugin, or None.
+        ttl_ms: How long the lease lives without a heartbeat, or None for the pool's TTL.
+        state: The state that the lease starts in.
+        holder: What the lease will show of its holder, by name (`HOLDER_WORDS`).
+        auto_instance: Whether the lowest free instance is taken in place of the worker's.
+        priority: 0-9: who waits with a higher one comes first.
+        wait_s: Time to wait for a port when none is free, in seconds.
+        record: Whether the worker's row is written before the claim ends.
+        token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
+        ticket: The ticket of a waiter that stands in the queue already, or an empty string.
+        supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
+        pre_start: Whether the worker is not running now, so that whoever listens on the port that it has is in its way.
+        bound_already: Whether the worker itself listens on `port` already, so that the port is neither avoided nor
+            proven; the caller has seen to that.
+    """
+
+    pool: str
+    worker: WorkerId
+    names: tuple[str, ...] = ()
+    contiguous: bool = False
+    port: int | None = None
+    hint: int | None = None
+    ttl_ms: int | None = None
+    state: LeaseState = LeaseState.STARTING
+    holder: Mapping[str, Any] = field(default_factory=dict)
+    auto_instance: bool = False
+    priority: int = 0
+    wait_s: float = 0.0
+    record: bool = False
+    token: str | None = field(default=None, repr=False)
+    ticket: str = ""
+    supersede_fence: int | None = None
+    pre_start: bool = False
+    bound_already: bool = False
+
+    @property
+    def workers(self) -> tuple[WorkerId, ...]:
+        """Who each of the leases is for, the worker itself first.
+
+        Raises:
+            InvalidInputError: When the names are not those of ports, or cannot be claimed together.
+        """
+        return named_workers(self.worker, self.names) if self.names else (self.worker,)
+
+
+def named_workers(worker: WorkerId, names: Sequence[str]) -> tuple[WorkerId, ...]:
+    """Return who holds each of a worker's named ports; the first is the worker itself.
+
+    Raises:
+        InvalidInputError: When a name is not valid or stands there twice, two give one variable, or there are none or
+            more than 16.
+    """
+    if not 1 <= len(names) <= MAX_PORTS or len(set(names)) != len(names):
+        raise InvalidInputError(
+            f"{shown(','.join(names))} does not name ports; give 1 to {MAX_PORTS} different names, as http,debug"
+        )
+    variables: dict[str, str] = {}
+    for name in names:
+        check_name("port", name)
+        other = variables.setdefault(port_variable(name), name)
+        if other != name:
+            raise InvalidInputError(f"the ports {other} and {name} would both be {port_variable(name)}; rename one")
+    return (worker, *(replace(worker, plugin=f"{worker.plugin}+{name}") for name in names[1:]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """How far a claim has come; each `after_…` returns the next attempt, or raises when there is none.
+
+    Attributes:
+        request: What is asked for.
+        workers: Who each of the leases is for.
+        tokens: The tokens to claim with, one for each.
+        deadline: Until when to wait, in seconds of the caller's monotonic clock.
+        is_new: Whether what the tokens hold was granted to this claim, which may then give it back.
+        was_taken_up: Whether the tokens are those of an earlier claim that was not finished.
+        superseded: Fence of the worker's lease whose processes are proven dead, or 0.
+        has_seen_orphan: Whether a dead supervisor's worker was given the time to end.
+        declines: How many ports were declined.
+        own_holders: How many leases of the workers themselves stood in the way.
+        waiting: The waiter, once the queue was joined.
+    """
+
+    request: ClaimRequest
+    workers: tuple[WorkerId, ...]
+    tokens: tuple[str, ...] = field(repr=False)
+    deadline: float
+    is_new: bool = True
+    was_taken_up: bool = False
+    superseded: int = 0
+    has_seen_orphan: bool = False
+    declines: int = 0
+    own_holders: int = 0
+    waiting: Waiting | None = None
+
+    @classmethod
+    def first(cls, context: Context, request: ClaimRequest) -> Attempt:
+        """Return the first attempt, with new tokens where the request has none.
+
+        Raises:
+            InvalidInputError: When several ports cannot be claimed together so.
+        """
+        workers = request.workers
+        if request.names and request.auto_instance:
+            raise InvalidInputError("several ports are claimed for a worker that has a number; give it with --instance")
+        tokens = (request.token or context.new_token(), *(context.new_token() for _ in workers[1:]))
+        return cls(
+            request=request,
+            workers=workers,
+            tokens=tokens,
+            deadline=context.clock() + request.wait_s,
+            is_new=request.token is None,
+            superseded=request.supersede_fence or 0,
+        )
+
+    @property
+    def ticket(self) -> str:
+        """The waiter's ticket, or an empty string for one who does not wait."""
+        return self.waiting.ticket if self.waiting else self.request.ticket
+
+    def after_keeping(self, tokens: tuple[str, ...]) -> Attempt:
+        """Take up an earlier claim of this worker that was not finished, where the tokens that were kept are others."""
+        return replace(self, tokens=tokens, was_taken_up=tokens != self.tokens)
+
+    def after_refusal(self, error: AllocatorError) -> Attempt:
+        """Claim another port after one that the kernel, or another worker's row, refused; `error` past the limit."""
+        if self.request.port is not None or self.declines >= MAX_DECLINES:
+            raise error
+        return replace(self, declines=self.declines + 1, is_new=True)
+
+    def after_own(self, holder: Lease, token: str, error: HeldError) -> Attempt:
+        """Claim with the token of a lease that one of the workers has; `error` when that goes on and on."""
+        self._count_own(error)
+        at = self.workers.index(holder.worker)
+        tokens = (*self.tokens[:at], token, *self.tokens[at + 1 :])
+        return replace(self, tokens=tokens, is_new=False, own_holders=self.own_holders + 1)
+
+    def after_given_back(self, tokens: tuple[str, ...], error: HeldError) -> Attempt:
+        """Claim all ports anew, after what the workers had was given back; `error` when that goes on and on."""
+        self._count_own(error)
+        return replace(self, tokens=tokens, is_new=True, own_holders=self.own_holders + 1)
+
+    def after_death(self, holder: Lease, error: HeldError) -> Attempt:
+        """Claim over a lease whose processes are proven dead; `error` when that was of no use."""
+        self._count_own(error)
+        if len(self.workers) == 1 and self.superseded == holder.fence:
+            raise error
+        fence = holder.fence if len(self.workers) == 1 else 0
+        return replace(self, superseded=fence, own_holders=self.own_holders + 1)
+
+    def _count_own(self, error: HeldError) -> None:
+        if self.own_holders >= MAX_OWN_HOLDERS:
+            raise error
+
+    def may_wait_after(self, error: AllocatorError, now: float) -> bool:
+        """Return whether a claim that failed so goes on in the queue: there is time, and waiting may help."""
+        if now >= self.deadline:
+            return False
+        if isinstance(error, HeldError):
+            return error.retry_after is not None
+        return isinstance(error, ExhaustedError) and not isinstance(error, CordonedError)

@@ -1,0 +1,246 @@
+"""What one open page, and fifty, cost `serve` in a large fleet: 300 hosts with 44 leases each, 100 events a second.
+
+The server is the command, a process of its own, over a real Redis; events and pages share another. A page here does
+what the real one does: it follows the events, and reads `/v1/fleet` and `/v1/problems` again at most once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from allocator import PoolSpec, PortAllocator
+from allocator.client.session import make_session
+from allocator.model.states import LeaseState
+from allocator.store.blocking import Store
+from benchmarks.servers import server
+from benchmarks.table import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOSTS, EVENTS_A_SECOND, SECONDS = 300, 100, 20
+POOL = PoolSpec(name="sdk-v2", first=5_556, last=5_599, ttl_ms=3_600_000, ttl_max_ms=3_600_000, cooldown_ms=0)
+EVERY_S = 1.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
+    """Return what the answers take, and what processor and memory `serve` takes with one page and with fifty."""
+    hosts, seconds = (30, 4) if quick else (HOSTS, SECONDS)
+    found: dict[str, Any] = {"hosts": hosts}
+    with server(binary) as place, Fleet(place["unix"], hosts) as fleet, serving(place["unix"]) as (url, pid, began):
+        found["leases"] = fleet.count
+        with httpx.Client(base_url=url, timeout=60) as http:
+            http.get("/v1/fleet").raise_for_status()
+            found["first_s"] = time.perf_counter() - began
+            for path in ("fleet", "problems", "services", "search?q=org-17", "hosts/web-17"):
+                found[path.partition("?")[0].partition("/")[0] + "_ms"] = timed(http, f"/v1/{path}")
+        with fleet.busy():
+            found["idle"] = share_of_core(pid, seconds, 0, url)
+            found["one"] = share_of_core(pid, seconds, 1, url)
+            found["fifty"] = share_of_core(pid, seconds, 50, url)
+            found["change_s"] = seconds_to_change(fleet, url)
+        found["memory_mb"] = memory_mb(pid)
+    return found
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """Return the lines of the table."""
+    factor = 1 if found["hosts"] <= HOSTS else 4
+
+    def line(what: str, value: float, target: float, unit: str, digits: int = 0) -> Row:
+        return Row(what, f"{value:.{digits}f} {unit}", "", f"≤ {target * factor:g} {unit}", value <= target * factor)
+
+    what = f"{found['hosts']} hosts, {found['leases']:,} leases: "
+    return [
+        line(f"{what}first `GET /v1/fleet` after the start", found["first_s"], 3, "s", 2),
+        line("`GET /v1/fleet`", found["fleet_ms"], 300, "ms"),
+        Row("`GET /v1/problems`", f"{found['problems_ms']:.0f} ms", ""),
+        Row("`GET /v1/services`", f"{found['services_ms']:.0f} ms", ""),
+        Row("`GET /v1/search`", f"{found['search_ms']:.0f} ms", ""),
+        Row("`GET /v1/hosts/{host}`", f"{found['hosts_ms']:.0f} ms", ""),
+        line("from an event to `/v1/fleet`", found["change_s"], 1, "s", 2),
+        Row(f"`serve` with {EVENTS_A_SECOND} events a second and no page", f"{found['idle']:.1f} % of a core", ""),
+        line("the same with one page open", found["one"], 3, "% of a core", 1),
+        line("the same with fifty", found["fifty"], 20, "% of a core", 1),
+        line("memory of `serve`", found["memory_mb"], 150, "MB"),
+    ]
+
+
+class Fleet:
+    """Hosts full of leases, and events among them.
+
+    Args:
+        url: Redis.
+        hosts: How many.
+    """
+
+    def __init__(self, url: str, hosts: int) -> None:
+        self._store = Store.open(url)
+        self._hosts = [f"web-{number}" for number in range(hosts)]
+        self._ended = threading.Event()
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        with self._of("web-0") as ports:
+            ports.apply_pool(POOL)
+        self._leases = []
+        for number, host in enumerate(self._hosts):
+            ports = self._of(host)
+            for instance in range(POOL.size):
+                lease = ports.claim("email", org=f"org-{number}", instance=instance)
+                self._leases.append((ports, lease))
+        for at in range(0, len(self._leases), POOL.size):
+            ports = self._leases[at][0]
+            ready = [replace(lease, state=LeaseState.READY) for _, lease in self._leases[at : at + POOL.size]]
+            self._leases[at : at + POOL.size] = [(ports, lease) for lease in ports.renew(*ready, rewrite=True)]
+        self.count = len(self._leases)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._store.close()
+
+    def _of(self, host: str) -> PortAllocator:
+        session = make_session(POOL.name, "bench", "keep")
+        return PortAllocator(self._store, session.as_host(host, f"{host} boot -"))
+
+    def change(self) -> tuple[str, int]:
+        """Make one lease degraded, and return which."""
+        ports, lease = self._leases[-1]
+        (self._leases[-1],) = [
+            (ports, one) for one in ports.renew(replace(lease, state=LeaseState.DEGRADED), rewrite=True)
+        ]
+        return lease.host, lease.port
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Make events while the block lasts: of every four, one release, one claim, two changes of state."""
+        thread = threading.Thread(target=self._make_events)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _make_events(self) -> None:
+        due, number = time.monotonic(), 0
+        while not self._ended.is_set():
+            at = (number * 7) % (len(self._leases) - 1)
+            ports, lease = self._leases[at]
+            ports.release(lease)
+            claimed = ports.claim("email", org=lease.org, instance=lease.worker.instance)
+            for state in (LeaseState.READY, LeaseState.DEGRADED):
+                (claimed,) = ports.renew(replace(claimed, state=state), rewrite=True)
+            self._leases[at] = ports, claimed
+            number, due = number + 1, due + 4 / EVENTS_A_SECOND
+            self._ended.wait(max(0.0, due - time.monotonic()))
+
+
+@contextlib.contextmanager
+def serving(redis_url: str) -> Iterator[tuple[str, int, float]]:
+    """Run `serve`; gives its URL, its pid, and when it began to serve."""
+    with tempfile.TemporaryDirectory(prefix="bench-page-") as directory:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+        environment |= {"XDG_STATE_HOME": directory, "ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_HOST": "bench"}
+        words = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
+        process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            assert process.stderr is not None
+            said = next(found for line in process.stderr if (found := re.search(r" on (http://\S+);", line)))
+            began = time.perf_counter()
+            drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+            yield said[1], process.pid, began
+        finally:
+            process.terminate()
+            process.wait()
+            drain.wait()
+
+
+def timed(http: httpx.Client, path: str) -> float:
+    """Return the median time of a request in milliseconds."""
+    took = []
+    for _ in range(15):
+        began = time.perf_counter()
+        http.get(path).raise_for_status()
+        took.append((time.perf_counter() - began) * 1_000)
+    return statistics.median(took)
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time of a process in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory_mb(pid: int) -> float:
+    """Return the resident memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1_024
+
+
+def share_of_core(pid: int, seconds: float, pages: int, url: str) -> float:
+    """Return the part of a core that `serve` takes with so many pages open, in percent."""
+    return asyncio.run(_with_pages(pid, seconds, pages, url))
+
+
+async def _with_pages(pid: int, seconds: float, pages: int, url: str) -> float:
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as http:
+        tasks = [asyncio.create_task(_page(http)) for _ in range(pages)]
+        await asyncio.sleep(2.0)
+        before, began = processor_s(pid), time.perf_counter()
+        await asyncio.sleep(seconds)
+        used = (processor_s(pid) - before) / (time.perf_counter() - began) * 100
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return used
+
+
+async def _page(http: httpx.AsyncClient) -> None:
+    changed = asyncio.Event()
+
+    async def listen() -> None:
+        async with http.stream("GET", "/v1/events") as answer:
+            async for _ in answer.aiter_raw():
+                changed.set()
+
+    listening = asyncio.create_task(listen())
+    try:
+        while True:
+            for path in ("/v1/fleet", "/v1/problems?limit=50"):
+                (await http.get(path)).raise_for_status()
+            changed.clear()
+            await asyncio.sleep(EVERY_S)
+            await changed.wait()
+    finally:
+        listening.cancel()
+
+
+def seconds_to_change(fleet: Fleet, url: str) -> float:
+    """Return how long after an event `/v1/fleet` shows it."""
+    with httpx.Client(base_url=url, timeout=60) as http:
+        host, port = fleet.change()
+        began = time.perf_counter()
+        while True:
+            body = json.loads(http.get("/v1/fleet").content)
+            row = next(one for one in body["hosts"] if one["name"] == host)
+            if row["ports"][port - body["first"]] == "d":
+                return time.perf_counter() - began
+            time.sleep(0.02)

@@ -1,0 +1,499 @@
+"""Databases in trouble: every wait ends with a line that says what it is, and all is right once the trouble is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+import psycopg
+import pytest
+from pgbouncer import PgBouncer
+from postgres import Postgres
+from runners_table import Table
+from servers import installed
+
+from allocator import DatabaseRecorder, DatabaseUnavailableError, PortAllocator
+from allocator.database.connection import Database
+from allocator.database.leader import Leader
+from allocator.database.reconciler import Reconciler, Report
+from allocator.database.upgrade import check, open_layout, upgrade
+from allocator.database.watcher import Watch
+from allocator.model.errors import ConfigurationError
+from allocator.model.states import LeaseState
+from allocator.model.tables import TableNames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from allocator import PoolSpec
+
+NAMES = TableNames()
+WORDS = "naïve — 'quoted\\'"
+LIMIT_S = 20.0
+"""Longer than any limit of ours, also on a busy machine; without limits each of these waits for minutes or for ever."""
+
+
+def recording(ports: PortAllocator, recorder: DatabaseRecorder) -> PortAllocator:
+    return PortAllocator(ports.store, ports.session, recorder=recorder)
+
+
+def wait_until(condition, what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+class Seen:
+    """What a watcher reports for its metrics."""
+
+    def __init__(self) -> None:
+        self.leading, self.outages = False, 0
+
+    def leads(self, *, leads: bool) -> None:
+        self.leading = leads
+
+    def failed(self, _error: Exception) -> None:
+        self.outages += 1
+
+    def passed(self, _report: Report, _seconds: float) -> None: ...
+
+    def followed(self, _report: Report, _lag_s: float) -> None: ...
+
+
+class Watching:
+    """A watcher in a thread, with what it reports."""
+
+    def __init__(self, redis_url: str, pool: str, database: Database, every_s: float = 0.3) -> None:
+        self.lines: list[str] = []
+        self.seen = Seen()
+        self.error: Exception | None = None
+        self._ports = PortAllocator.from_url(redis_url, pool=pool, host="watcher")
+        reconciler = Reconciler(self._ports, database, open_layout(database, NAMES), leader=Leader(self._ports))
+        self._watch = Watch(reconciler, every_s, self.lines.append, self.seen)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._watch.run(self._over.is_set)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def said(self, words: str) -> bool:
+        return any(words in line for line in self.lines)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join(60)
+        self._ports.close()
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    with Postgres() as server:
+        yield server
+
+
+@contextmanager
+def stopped(server: Postgres) -> Iterator[None]:
+    """Stop a server and all its backends, as a machine without memory or processor time is."""
+    pids = [server.process.pid, *server._children()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_server_that_is_stopped_holds_nobody_up(own_postgres: Postgres, ports: PortAllocator) -> None:
+    url = own_postgres.new_database()
+    with closing(Database.open(url)) as database, DatabaseRecorder.open(url, timeout=2) as recorder:
+        upgrade(database, NAMES)
+        kept = recording(ports, recorder)
+        first = kept.claim("email", org="org-1", record=True)
+        layout = open_layout(database, NAMES)
+        with stopped(own_postgres):
+            began = time.monotonic()
+            with pytest.raises(DatabaseUnavailableError, match="is silent"):
+                kept.claim("email", org="org-2", record=True)
+            with pytest.raises(DatabaseUnavailableError, match="is silent"):
+                Reconciler(ports, database, layout, leader=None).run(Report())
+            assert time.monotonic() - began < LIMIT_S
+        assert [lease.port for lease in ports.leases()] == [first.port]
+        assert kept.claim("email", org="org-2", record=True)
+
+
+def test_a_kept_connection_to_a_stopped_backend_is_replaced(postgres_url: str, ports: PortAllocator) -> None:
+    with closing(Database.open(postgres_url)) as database, DatabaseRecorder.open(postgres_url) as recorder:
+        upgrade(database, NAMES)
+        kept = recording(ports, recorder)
+        kept.claim("email", org="org-1", record=True)
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            query = (
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'portlease' AND datname = current_database()"
+            )
+            pids = [row[0] for row in other.execute(query).fetchall()]
+        assert pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            kept.claim("email", org="org-2", record=True)
+            assert time.monotonic() - began < LIMIT_S
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_watcher_that_meets_a_stopped_server_says_so_lets_others_lead_and_goes_on(
+    own_postgres: Postgres, ports: PortAllocator, redis_url: str
+) -> None:
+    url = own_postgres.new_database()
+    with closing(Database.open(url, timeout_s=2)) as database:
+        upgrade(database, NAMES)
+        with Watching(redis_url, ports.session.pool, database) as watching:
+            seen = watching.seen
+            wait_until(lambda: seen.leading, "it does not lead")
+            with stopped(own_postgres):
+                wait_until(lambda: watching.said("is silent"), "it reports nothing")
+                wait_until(lambda: seen.outages and not seen.leading, "the metrics are those of a leader")
+                lease = ports.claim("email", org="org-1")
+            wait_until(lambda: seen.leading, "it does not lead again")
+            table = Table(database, ports.session.pool)
+            place = (lease.host, lease.port, "starting")
+            wait_until(lambda: table.places().get("org-1/email#0") == place, "the row is not written")
+
+
+@contextmanager
+def table_lock(url: str) -> Iterator[None]:
+    with psycopg.connect(url) as other:
+        other.execute("LOCK TABLE plugin_runners IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+def test_nobody_waits_for_a_lock_on_the_table_longer_than_promised(postgres_url: str, ports: PortAllocator) -> None:
+    with closing(Database.open(postgres_url)) as database, DatabaseRecorder.open(postgres_url) as recorder:
+        upgrade(database, NAMES)
+        layout = open_layout(database, NAMES)
+        tries = {
+            "check": lambda: check(database, NAMES),
+            "look": lambda: Reconciler(ports, database, layout, leader=None).run(Report()),
+            "claim": lambda: recording(ports, recorder).claim("email", org="org-1", record=True),
+        }
+        with table_lock(postgres_url):
+            for name, tried in tries.items():
+                began = time.monotonic()
+                with pytest.raises(DatabaseUnavailableError, match=r"is busy .*lock timeout"):
+                    tried()
+                assert time.monotonic() - began < LIMIT_S, name
+        assert ports.leases() == []
+
+
+def test_used_up_connections_are_named_as_such(postgres: Postgres, postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'crowded'").fetchone():
+            connection.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 1")
+    url = postgres_url.replace("postgres@", "crowded@")
+    with (
+        psycopg.connect(url),
+        closing(Database.open(url)) as database,
+        pytest.raises(DatabaseUnavailableError, match=r"has no connection left .*; end some, or raise") as raised,
+    ):
+        check(database, NAMES)
+    assert "start it" not in str(raised.value)
+
+
+def test_an_idle_transaction_that_was_ended_is_named_as_such(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("allocator.database.connection.IDLE_TRANSACTION_S", 0.1)
+    with closing(Database.open(postgres_url)) as database, psycopg.connect(postgres_url, autocommit=True) as other:
+
+        def stand_still() -> None:
+            with database.writing() as connection:
+                pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+                query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+                wait_until(lambda: other.execute(query, (pid,)).fetchone() is None, "the server does not end it")
+                connection.exec_driver_sql("SELECT 1")
+
+        with pytest.raises(DatabaseUnavailableError, match="stood still"):
+            stand_still()
+
+
+def test_a_setting_that_made_a_session_read_only_is_noticed_when_it_is_lifted(postgres_url: str, ports) -> None:
+    name = postgres_url.rpartition("/")[2]
+    with closing(Database.open(postgres_url)) as database, psycopg.connect(postgres_url, autocommit=True) as other:
+        upgrade(database, NAMES)
+        other.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        with DatabaseRecorder.open(postgres_url) as recorder:
+            kept = recording(ports, recorder)
+            with pytest.raises(DatabaseUnavailableError, match="takes no changes now"):
+                kept.claim("email", org="org-1", record=True)
+            other.execute("SET default_transaction_read_only = off")
+            other.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+            assert kept.claim("email", org="org-1", record=True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["DateStyle = 'German'", "TimeZone = 'Asia/Kathmandu'", "standard_conforming_strings = off",
+     "bytea_output = 'escape'", "IntervalStyle = 'sql_standard'", "client_encoding = 'LATIN1'",
+     "default_transaction_isolation = 'serializable'", "statement_timeout = 1", "lock_timeout = 1"],
+)  # fmt: skip
+def test_what_a_role_sets_for_its_sessions_changes_nothing(
+    postgres: Postgres, postgres_url: str, ports: PortAllocator, setting: str
+) -> None:
+    name = postgres_url.rpartition("/")[2]
+    with closing(Database.open(postgres_url)) as database:
+        upgrade(database, NAMES)
+        with psycopg.connect(postgres_url, autocommit=True) as other:
+            other.execute(f'ALTER DATABASE "{name}" SET {setting}')
+    with closing(Database.open(postgres_url)) as database:
+        layout = open_layout(database, NAMES)
+        lease = ports.claim("email", org="org-1", ttl="5m")
+        ports.renew(replace(lease, state=LeaseState.DEGRADED, last_error=WORDS), rewrite=True)
+        Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
+        (row,) = Table(database, ports.session.pool).run("SELECT last_error FROM plugin_runners")
+        assert row["last_error"] == WORDS
+        with database.reading() as connection:
+            (read,) = Reconciler(ports, database, layout, leader=None).rows.on_host(connection, "web-1")
+        assert read.expires_at == pytest.approx(lease.expires_at, abs=60)
+        assert Reconciler(ports, database, layout, leader=None).run(Report()).counts == {}
+
+
+@pytest.fixture
+def pooled(postgres: Postgres, postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database through PgBouncer in transaction mode, with two sessions for all."""
+    if installed("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed")
+    with PgBouncer(postgres.port) as pooler:
+        yield pooler.url(postgres_url.rpartition("/")[2])
+
+
+def test_all_works_through_a_pooler_that_gives_each_transaction_another_session(
+    pooled: str, ports: PortAllocator, redis_url: str
+) -> None:
+    with closing(Database.open(pooled)) as database, ExitStack() as stack:
+        upgrade(database, NAMES)
+        table = Table(database, ports.session.pool)
+        watching = stack.enter_context(Watching(redis_url, ports.session.pool, database, every_s=0.1))
+        recorders = [stack.enter_context(DatabaseRecorder.open(f"{pooled}?prepare_threshold=0")) for _ in range(4)]
+        leases, errors = [], []
+
+        def claims(number: int) -> None:
+            try:
+                kept = recording(ports, recorders[number])
+                leases.extend(kept.claim("email", org=f"org-{number}-{again}", record=True) for again in range(9))
+            except Exception as error:  # noqa: BLE001  # shown by the test
+                errors.append(error)
+
+        threads = [threading.Thread(target=claims, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert errors == []
+        assert len(leases) == 36
+        for lease in leases:
+            ports.renew(replace(lease, state=LeaseState.READY), rewrite=True)
+        states = {(lease.host, lease.port, "ready") for lease in leases}
+        wait_until(lambda: set(table.places().values()) == states, "the watcher does not follow", 60)
+        assert watching.error is None
+        assert not any("waiting" in line for line in watching.lines), watching.lines
+
+
+def test_settings_that_another_client_of_a_pooler_left_behind_do_no_harm(pooled: str, ports: PortAllocator) -> None:
+    with closing(Database.open(pooled)) as database:
+        upgrade(database, NAMES)
+        layout = open_layout(database, NAMES)
+        lease = ports.claim("email", org="org-1")
+        for _ in range(4):
+            with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as other:
+                other.execute("SET search_path TO pg_temp")
+                other.execute("SET bytea_output TO escape")
+        Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
+        with database.reading() as connection:
+            found = Reconciler(ports, database, layout, leader=None).rows.on_host(connection, "web-1")
+        assert [row.port for row in found] == [lease.port]
+
+
+def test_a_file_that_is_removed_or_replaced_under_a_watcher_is_noticed(
+    tmp_path: Path, ports: PortAllocator, redis_url: str
+) -> None:
+    file, url = tmp_path / "rows.db", f"sqlite:///{tmp_path}/rows.db"
+    with closing(Database.open(url)) as database:
+        upgrade(database, NAMES)
+        with Watching(redis_url, ports.session.pool, database) as watching:
+            wait_until(lambda: watching.said("leading"), "it does not lead")
+            for one in tmp_path.glob("rows.db*"):
+                one.unlink()
+            wait_until(lambda: watching.said("was removed"), "it does not notice", 60)
+            assert not file.exists()
+            lease = ports.claim("email", org="org-1")
+            with closing(Database.open(url)) as again:
+                upgrade(again, NAMES)
+            place = (lease.host, lease.port, "starting")
+
+            def is_written() -> bool:
+                with closing(sqlite3.connect(file)) as looking:
+                    found = looking.execute("SELECT host, port, runtime_state FROM plugin_runners").fetchall()
+                return found == [place]
+
+            wait_until(is_written, "the row is not written into the new file", 60)
+
+
+@pytest.mark.parametrize("fence", [2**63 - 2, 2**53 - 1, "a day ahead"], ids=str)
+def test_a_leader_of_a_restored_database_leads_again_and_all_the_while_asks_seldom(
+    database: Database, ports: PortAllocator, redis_url: str, fence: int | str
+) -> None:
+    table = Table(database, ports.session.pool)
+    number = fence if isinstance(fence, int) else int((time.time() + 86_400) * 1_000_000)
+    with Watching(redis_url, ports.session.pool, database) as watching:
+        first = ports.claim("email", org="org-1")
+        wait_until(lambda: "org-1/email#0" in table.rows(), "it does not follow")
+        table.run("UPDATE plugin_runners_leaders SET fence = :fence", fence=number)
+        second = ports.claim("email", org="org-2")
+        place = (second.host, second.port, "starting")
+        wait_until(lambda: table.places().get("org-2/email#0") == place, "it does not recover", 30)
+        assert len(watching.lines) <= 6, watching.lines
+        assert table.places()["org-1/email#0"] == (first.host, first.port, "starting")
+        assert watching.error is None
+
+
+REFUSALS = {
+    "a code of its own": "RAISE EXCEPTION 'not today' USING ERRCODE = 'APP01'",
+    "a missing table": "PERFORM 1 FROM no_such_table",
+    "no right": "RAISE EXCEPTION 'row-level security' USING ERRCODE = '42501'",
+    "a lock": "RAISE EXCEPTION 'locked' USING ERRCODE = '55P03'",
+    "a division": "PERFORM 1 / 0",
+    "another port": "NEW.port := NEW.port + 1000; RETURN NEW",
+    "another state": "NEW.runtime_state := 'stopped'; RETURN NEW",
+    "no row": "RETURN NULL",
+    "endless": "PERFORM pg_sleep(100)",
+}
+
+
+def trigger(table: Table, body: str, plugin: str) -> None:
+    table.run(
+        "CREATE FUNCTION trouble() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF NEW.plugin_id = '{plugin}' THEN {body}; END IF; RETURN NEW; END $$"
+    )
+    table.run(
+        "CREATE TRIGGER trouble BEFORE INSERT OR UPDATE ON plugin_runners FOR EACH ROW EXECUTE FUNCTION trouble()"
+    )
+
+
+@pytest.mark.parametrize("body", REFUSALS.values(), ids=REFUSALS)
+def test_the_trouble_of_one_row_is_that_rows(
+    postgres_url: str, ports: PortAllocator, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("allocator.database.connection.STATEMENT_S", 1.0)
+    with closing(Database.open(postgres_url)) as database, DatabaseRecorder.open(postgres_url) as recorder:
+        upgrade(database, NAMES)
+        table = Table(database, ports.session.pool)
+        reconciler = Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
+        trigger(table, body, "stripe")
+        good = [ports.claim("email", org=f"org-{number}") for number in range(5)]
+        bad = ports.claim("stripe", org="org-bad")
+        for _ in range(2):
+            report = reconciler.run(Report())
+            assert list(report.refused) == ["org-bad/stripe#0"]
+            live = {place for place in table.places().values() if place[2] != "stopped"}
+            assert live == {(one.host, one.port, "starting") for one in good}
+        ports.release(bad)
+        with pytest.raises((ConfigurationError, DatabaseUnavailableError)) as raised:
+            recording(ports, recorder).claim("stripe", org="org-other", record=True)
+        assert "\n" not in str(raised.value)
+        assert "org-other/stripe#0" not in table.rows()
+        assert {lease.org for lease in ports.leases()} == {one.org for one in good}
+
+
+def test_a_policy_that_hides_one_row_ends_no_watcher(
+    postgres: Postgres, postgres_url: str, ports: PortAllocator
+) -> None:
+    with closing(Database.open(postgres_url)) as owner:
+        upgrade(owner, NAMES)
+        table = Table(owner, ports.session.pool)
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'tenant'").fetchone():
+                connection.execute("CREATE ROLE tenant LOGIN")
+            connection.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO tenant")
+            connection.execute("ALTER TABLE plugin_runners ENABLE ROW LEVEL SECURITY")
+            connection.execute("CREATE POLICY own ON plugin_runners USING (organization_id <> 'org-theirs')")
+        with closing(Database.open(postgres_url.replace("postgres@", "tenant@"))) as database:
+            reconciler = Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
+            lease = ports.claim("email", org="org-mine")
+            ports.claim("email", org="org-theirs")
+            report = reconciler.run(Report())
+        assert list(report.refused) == ["org-theirs/email#0"]
+        assert table.places() == {"org-mine/email#0": (lease.host, lease.port, "starting")}
+
+
+def test_a_row_that_another_transaction_holds_keeps_no_other_from_being_written(
+    postgres_url: str, ports: PortAllocator
+) -> None:
+    with closing(Database.open(postgres_url)) as database:
+        upgrade(database, NAMES)
+        table = Table(database, ports.session.pool)
+        reconciler = Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
+        leases = [ports.claim("email", org=f"org-{number}") for number in range(5)]
+        reconciler.run(Report())
+        for lease in leases:
+            ports.renew(replace(lease, state=LeaseState.READY), rewrite=True)
+        with psycopg.connect(postgres_url) as other:
+            other.execute("SELECT 1 FROM plugin_runners WHERE organization_id = 'org-3' FOR UPDATE")
+            report = reconciler.run(Report())
+            assert list(report.refused) == ["org-3/email#0"]
+            states = {worker: place[2] for worker, place in table.places().items()}
+            assert states.pop("org-3/email#0") == "starting"
+            assert set(states.values()) == {"ready"}
+        assert reconciler.run(Report()).refused == {}
+        assert {place[2] for place in table.places().values()} == {"ready"}
+
+
+@pytest.mark.parametrize("change", ["instance = 5", "plugin_id = 'stripe'", "organization_id = 'org-9'"])
+def test_a_row_whose_key_was_changed_by_hand_makes_way_for_its_leases_own(
+    reconciler: Reconciler, ports: PortAllocator, table: Table, change: str
+) -> None:
+    lease = ports.claim("email", org="org-1")
+    reconciler.run(Report())
+    table.run(f"UPDATE plugin_runners SET {change}")
+    assert reconciler.run(Report()).refused == {}
+    places = table.places()
+    assert places.pop("org-1/email#0") == (lease.host, lease.port, "starting")
+    assert [place[2] for place in places.values()] == ["stopped"]
+    assert reconciler.run(Report()).counts == {}
+
+
+def test_check_names_the_rights_that_a_role_lacks(postgres_url: str, pool: PoolSpec) -> None:
+    with closing(Database.open(postgres_url)) as database, psycopg.connect(postgres_url, autocommit=True) as connection:
+        upgrade(database, NAMES)
+        assert check(database, NAMES).findings == []
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'looker'").fetchone():
+            connection.execute("CREATE ROLE looker LOGIN")
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker")
+        with closing(Database.open(postgres_url.replace("postgres@", "looker@"))) as looking:
+            texts = [finding.text for finding in check(looking, NAMES).findings]
+        assert len(texts) == 2
+        assert "the role looker has no INSERT, UPDATE on plugin_runners" in texts[0]
+        grants = [text.rpartition("; ")[2] for text in texts]
+        for grant in grants:
+            connection.execute(grant)
+        with closing(Database.open(postgres_url.replace("postgres@", "looker@"))) as looking:
+            assert check(looking, NAMES).findings == []
