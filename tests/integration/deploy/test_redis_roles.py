@@ -1,0 +1,117 @@
+"""What each role of `users.acl` can do, tried with every command; docs/explanation/security.md has the same table."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from servers import Server
+
+from allocator import LeaseState, PoolSpec, PortAllocator
+from allocator.operations.hosts import register
+from allocator.operations.listing import cordon
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[3]
+ROLES = ("holder", "reader", "reconciler", "operator")
+SPEC = PoolSpec(name="rights", first=24_450, last=24_493, cooldown_ms=0)
+COMMANDS = {
+    "ls": ("ls",),
+    "show": ("show", "org-1/email#0"),
+    "who": ("who", "24450"),
+    "events": ("events",),
+    "resolve": ("resolve", "email", "--org", "org-1"),
+    "export": ("export", "json"),
+    "doctor": ("doctor",),
+    "pool show": ("pool", "show", "rights"),
+    "pool ls": ("pool", "ls"),
+    "pool history": ("pool", "history", "rights"),
+    "host ls": ("host", "ls"),
+    "host show": ("host", "show", "web-1"),
+    "claim": ("claim", "slack", "--org", "org-2"),
+    "renew": ("renew", "org-2/slack"),
+    "release": ("release", "org-2/slack"),
+    "run": ("run", "discord", "--org", "org-2", "--restart", "never", "--", "true"),
+    "pool apply": ("pool", "apply", "pool.toml"),
+    "host register": ("host", "register", "--host", "web-9"),
+    "host cordon": ("host", "cordon", "web-1"),
+    "host uncordon": ("host", "uncordon", "web-7"),
+    "host drain": ("host", "drain", "web-7"),
+    "host forget": ("host", "forget", "web-7"),
+    "reconcile": ("reconcile", "--once"),
+}
+"""Every command that speaks to Redis and ends by itself; `top`, `serve`, `agent` and `adopt` do what these do."""
+REFUSED = re.compile(r"ACL|permission", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    lines = [line for line in (ROOT / "deploy/redis/users.acl").read_text().splitlines() if not line.startswith("#")]
+    for role in ROLES:
+        hashed = hashlib.sha256(role.encode()).hexdigest()
+        lines = [
+            line.replace("#" + "0" * 64, f"#{hashed}") if line.startswith(f"user {role} ") else line for line in lines
+        ]
+    file = tmp_path_factory.mktemp("rights") / "users.acl"
+    file.write_text("\n".join([*lines, "user admin on nopass ~* &* +@all"]) + "\n")
+    with Server("--aclfile", str(file)) as server:
+        server.ready(username="admin", password="x")
+        yield server
+
+
+def documented() -> dict[str, dict[str, bool]]:
+    """Return the table of the document: for each command which roles can use it."""
+    text = (ROOT / "docs/explanation/security.md").read_text()
+    rows = re.findall(r"^\| `([a-z `,]+)` \| (yes|no) \| (yes|no) \| (yes|no) \| (yes|no) \|$", text, re.MULTILINE)
+    return {
+        command: dict(zip(ROLES, (word == "yes" for word in words), strict=True))
+        for commands, *words in rows
+        for command in commands.split("`, `")
+    }
+
+
+def test_the_table_has_every_command() -> None:
+    assert documented().keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_role_can_do_what_the_table_says_and_no_more(role: str, guarded: Server, tmp_path: Path) -> None:
+    guarded.client(username="admin", password="x").flushall()
+    with PortAllocator.from_url(f"redis://admin:x@127.0.0.1:{guarded.port}", pool="rights", host="web-1") as ports:
+        ports.apply_pool(SPEC)
+        held = ports.keep(ports.claim("email", org="org-1", ttl=600.0))
+        ports.update(held, state=LeaseState.READY)
+        ports.run(register(replace(ports.session.context, host="web-7"), "rights"))
+        ports.run(cordon("rights", "web-7", on=True))
+        (tmp_path / "pool.toml").write_text('[pool]\nname = "rights"\nfirst = 24450\nlast = 24492\n')
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+        environment = kept | {
+            "XDG_STATE_HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "ALLOCATOR_REDIS_URL": f"redis://{role}@127.0.0.1:{guarded.port}",
+            "ALLOCATOR_REDIS_PASSWORD": role,
+            "ALLOCATOR_POOL": "rights",
+            "ALLOCATOR_HOST": "web-2" if role == "operator" else "web-1",
+            "ALLOCATOR_DATABASE_URL": f"sqlite:///{tmp_path}/workers.sqlite3",
+        }
+        subprocess.run([sys.executable, "-m", "allocator", "db", "upgrade"], env=environment, check=True)
+        can = {}
+        for name, words in COMMANDS.items():
+            command = [sys.executable, "-m", "allocator", *words]
+            done = subprocess.run(
+                command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert "Traceback" not in done.stderr, done.stderr
+            can[name] = not REFUSED.search(done.stderr + done.stdout * (name == "doctor" and role == "operator"))
+        if role == "reader":  # nothing of hers is there to be renewed or released: she has no lease
+            can |= {"renew": False, "release": False}
+    assert can == {name: roles[role] for name, roles in documented().items()}
