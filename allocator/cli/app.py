@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_USAGE_LINE = 300
+MOST_WORDS_OF_RUN = 3
+"""`run`, a plugin, and one more: that may be a command."""
 
 _MODULES = {
     "claim": "claim",
@@ -113,10 +115,23 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "allocator"
-            told = one_line(str(text()))
+            told = one_line(str(text())) + forgotten_dashes(arguments)
             typer.echo(f"allocator: {told}{' See' if told.endswith('?') else '; see'} '{path} --help'", err=True)
         return EXIT_USAGE
     return status if isinstance(status, int) else 0
+
+
+def forgotten_dashes(arguments: Sequence[str]) -> str:
+    """Return what to say when the options of a worker's command were taken for those of `run`, or an empty text."""
+    before = ["", *arguments]
+    words = [  # but not what may be an option's value
+        word
+        for previous, word in zip(before, arguments, strict=False)
+        if not word.startswith("-") and (not previous.startswith("-") or "=" in previous)
+    ]
+    if words[:1] != ["run"] or "--" in arguments or len(words) < MOST_WORDS_OF_RUN:
+        return ""
+    return "; if that is of the worker's command, put -- before the command: allocator run PLUGIN --org ORG -- COMMAND"
 
 
 def one_line(message: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,6 +59,9 @@ def run(
     restart: Annotated[str, typer.Option(help="After which ends: never, on-failure or always.")] = "on-failure",
     max_restarts: Annotated[str, typer.Option(help="In a row, without a healthy minute between.")] = "10",
     max_declines: Annotated[str, typer.Option(help="How many ports may turn out to be in use.")] = "5",
+    drain_delay: Annotated[
+        str, typer.Option(help="Time between the lease's state draining and the worker's end, for proxies to see it.")
+    ] = "2s",
     stop_timeout: Annotated[str, typer.Option(help="Time to end after SIGTERM, before SIGKILL.")] = "5s",
     stop_path: Annotated[
         str | None, typer.Option(help="POST to this path before SIGTERM, for example /disable.")
@@ -99,6 +103,7 @@ def run(
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
+    from allocator.cli.app import forgotten_dashes
     from allocator.cli.logs import start_logging
     from allocator.client.counting import HolderMetrics, serve_registry
     from allocator.supervisor.run import Supervision, run_workers
@@ -117,6 +122,7 @@ def run(
         "restart": restart,
         "max_restarts": max_restarts,
         "max_declines": max_declines,
+        "drain_delay": drain_delay,
         "stop_timeout": stop_timeout,
         "stop_path": stop_path,
         "env_file": env_file or None,
@@ -130,7 +136,11 @@ def run(
     own = {"plugin": plugin, "command": command, "port": port}
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
     policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
-    specs = _specs(given, own, instance, replicas, procfile, orphans_end=orphans_end)
+    try:
+        specs = _specs(given, own, instance, replicas, procfile, orphans_end=orphans_end)
+    except InvalidInputError as error:
+        hint = forgotten_dashes(sys.argv[1:]) if command else ""
+        raise InvalidInputError(f"{error}{hint}") from None
     start_logging()
     with desk(pool, host, redis_url, config) as at:
         at.allocator.session.on_lost = _policy(at, policy)

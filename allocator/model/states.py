@@ -28,9 +28,10 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
     LeaseState.STARTING: ENDED_STATES | {LeaseState.READY, LeaseState.DEGRADED, LeaseState.DRAINING},
     LeaseState.READY: ENDED_STATES | {LeaseState.STARTING, LeaseState.DEGRADED, LeaseState.DRAINING},
     LeaseState.DEGRADED: ENDED_STATES | {LeaseState.STARTING, LeaseState.READY, LeaseState.DRAINING},
-    LeaseState.DRAINING: ENDED_STATES,
+    LeaseState.DRAINING: ENDED_STATES | {LeaseState.STARTING},
     LeaseState.RELEASED: frozenset(),
     LeaseState.DECLINED: frozenset(),
     LeaseState.EXPIRED: frozenset(),
 }
-"""`ready` and `degraded` go back to `starting` when a supervisor restarts the worker under the same lease."""
+"""`ready`, `degraded` and `draining` go back to `starting` when a supervisor restarts the worker under the same lease;
+on a host that is drained `draining` stays, whatever its holder says."""

@@ -15,6 +15,8 @@ class Command(Enum):
     """What a worker can be told."""
 
     STOP = "stop"
+    QUIT = "quit"
+    """As STOP, without the delay in which others let go of the worker: somebody waits for the end."""
     KILL = "kill"
     RESTART = "restart"
     LOOK = "look"
@@ -24,7 +26,7 @@ class Command(Enum):
     RESUME = "resume"
 
 
-STOPS = frozenset({Command.STOP, Command.KILL, Command.LEAVE})
+STOPS = frozenset({Command.STOP, Command.QUIT, Command.KILL, Command.LEAVE})
 """After these a worker is not started again."""
 
 

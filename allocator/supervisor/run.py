@@ -245,13 +245,14 @@ class _Crew:
                 if not _becomes_ready(worker):
                     self._supervision.talk(f"{worker.id} is not ready again; the rolling restart stops here")
                     return
+                worker.over.wait(worker.seen_after_s)
             self._supervision.talk("the rolling restart is complete")
         finally:
             self._rolling.release()
 
 
 def _becomes_ready(worker: Worker) -> bool:
-    deadline = time.monotonic() + ROLL_TIMEOUT_S
+    deadline = time.monotonic() + ROLL_TIMEOUT_S + worker.ends_after_s
     while time.monotonic() < deadline and not worker.over.is_set():
         if worker.ready.wait(0.2):
             return True

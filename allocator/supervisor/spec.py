@@ -67,6 +67,7 @@ class WorkerSpec:
         pass_token: Whether the environment has the lease's token.
         output_in_events: Whether the last line of its standard error goes into its lease and the events.
         listen: Whether the supervisor binds the port and passes the socket.
+        drain_delay_s: How long its lease is `draining` before it is stopped, so that nobody is sent to it any more.
         stop_timeout_s: How long the worker has to end by itself, in seconds.
         stop_path: Where it is asked to end by `POST` first, or None.
         health_path: The path that says how it is, or None to be content with a connection.
@@ -92,6 +93,7 @@ class WorkerSpec:
     pass_token: bool = False
     output_in_events: bool = True
     listen: bool = False
+    drain_delay_s: float = 2.0
     stop_timeout_s: float = 5.0
     stop_path: str | None = None
     health_path: str | None = None

@@ -139,6 +139,8 @@ class WorkerStart:
         self._probe: Probe | None = None
         self._stranger_since: float | None = None
         self._asked: Command | None = None
+        self._leaves: Command | None = None
+        self._leaves_at = 0.0
         self._given_up = ""
         self.suspended = threading.Event()
         """Set when it stands still because it was told to."""
@@ -186,12 +188,14 @@ class WorkerStart:
             self.group.watch_strays()
             for order in self._mailbox.take():
                 self._obey(order)
-            if self._held.draining and not self._asked:
+            if self._leaves and time.monotonic() >= self._leaves_at:
+                self._asked = self._asked or self._leaves
+            if self._held.draining and not self._asked and self._leaves is not Command.STOP:
                 self._talk(
                     f"host {self._held.own.host} is draining: stopping {self._held.worker}", self._held.own.lease
                 )
-                self._asked = Command.STOP
-            if not self._asked:
+                self._leave(Command.STOP)
+            if not self._asked and not self._leaves:
                 self._check(time.monotonic())
 
     def _explain_background(self) -> None:
@@ -218,8 +222,22 @@ class WorkerStart:
             self._suspend()
         elif order is Command.RESUME:
             self._health.resumed(time.monotonic())
+        elif order in {Command.STOP, Command.RESTART}:
+            self._leave(order)
         elif order is not Command.LOOK:
             self._asked = order
+
+    def _leave(self, order: Command) -> None:
+        """End it once everybody who hands out its address has had time to see that it is draining."""
+        if self._health.state is LeaseState.STARTING or not self._spec.drain_delay_s:
+            self._asked = order
+            return
+        self._say(state=LeaseState.DRAINING)
+        if self._leaves is None:
+            self._drop_probe()
+            self._leaves_at = time.monotonic() + self._spec.drain_delay_s
+        if self._leaves is not Command.STOP:
+            self._leaves = order
 
     def _suspend(self) -> None:
         """Stand still: whoever asks for this worker is to know it before this process stands still itself."""
@@ -235,6 +253,8 @@ class WorkerStart:
     def _wait(self) -> None:
         now = time.monotonic()
         until = min(self._health.next_at if self._probe is None else self._probe.deadline, now + LONGEST_WAIT_S)
+        if self._leaves:
+            until = min(until, self._leaves_at)
         poller = select.poll()
         poller.register(self._mailbox.descriptor, select.POLLIN)
         if self.group.descriptor is not None:

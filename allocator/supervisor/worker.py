@@ -103,7 +103,7 @@ class Worker:
     # -- what others tell it --
 
     def stop(self, *, at_once: bool = False, told: bool = False, number: int = signal.SIGTERM) -> None:
-        """Let it end, gracefully or at once.
+        """Let it end, gracefully or at once; by SIGTERM only after the delay in which others let go of it.
 
         Args:
             at_once: Whether it has no time to tidy up.
@@ -112,12 +112,23 @@ class Worker:
         """
         if not self._has_started:
             self._status = 128 + number
-        self._mailbox.send(Command.KILL if at_once else Command.LEAVE if told else Command.STOP)
+        gracefully = Command.STOP if number == signal.SIGTERM else Command.QUIT
+        self._mailbox.send(Command.KILL if at_once else Command.LEAVE if told else gracefully)
 
     def restart(self) -> None:
         """Let it end gracefully and start again on its port; that is no failure."""
         self.ready.clear()
         self._mailbox.send(Command.RESTART)
+
+    @property
+    def seen_after_s(self) -> float:
+        """How long it may take until everybody who hands out its address has seen that it is ready."""
+        return self._spec.drain_delay_s
+
+    @property
+    def ends_after_s(self) -> float:
+        """How long a graceful end may take."""
+        return self._spec.drain_delay_s + self._spec.stop_timeout_s
 
     def pass_on(self, number: int) -> None:
         """Pass a signal on to its processes."""
@@ -311,9 +322,11 @@ class Worker:
 
     def _says_it_starts(self, held: HeldPorts) -> bool:
         """Let the leases say that the worker is started again; return False when the host is drained meanwhile."""
+        if held.draining:
+            return False
         try:
             held.update(state=LeaseState.STARTING)
-        except ValueError:  # nothing follows `draining` but the end
+        except ValueError:  # its host is drained at this moment
             return False
         self._restarts.total += 1
         return True

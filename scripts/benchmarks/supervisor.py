@@ -71,6 +71,7 @@ class Place:
     def run(self, *words: str, worker: str, also: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
         """Start a supervisor of a worker, which is given its port as its first argument."""
         command = [sys.executable, "-S", "-c", worker, "{port}", *also]
+        words = ("--drain-delay", "0s", *words)  # the time for proxies is chosen, not measured
         return self.start("run", "email", "--org", "bench", *words, "--", *command, **options)
 
 

@@ -34,7 +34,7 @@ TALKATIVE = (
     "threading.Thread(target=talk, daemon=True).start()\n"
     "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()"
 )
-TTL_S = 1.0
+TTL_S = 3.0
 STOP_TIMEOUT_S = 5.0
 
 
