@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -38,6 +39,16 @@ FIRST_PORT = 10_000
 PORTS_PER_PROCESS = 2_750
 BLOCKS = 4
 _numbers = itertools.count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Collect garbage before plugins import more modules at the end.
+
+    CPython 3.11 ends with a SystemError when a finaliser that warns runs within `ast.parse`, by which pytest imports
+    (https://github.com/python/cpython/issues/106905).
+    """
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

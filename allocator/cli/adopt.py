@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.db import database_of, in_use
+from allocator.cli.db import FOUND, database_of, in_use
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -20,7 +20,7 @@ from allocator.cli.options import (
 )
 from allocator.cli.output import write_rows
 from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError
-from allocator.model.names import WorkerId, check_port
+from allocator.model.names import WorkerId, check_port, shown
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
@@ -116,6 +116,8 @@ def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -
             else:
                 told.append((at.host, one.row.port, str(one.row.key), *_adopted(at, database, rows, one, ttl_ms)))
         unbound += unexplained_rows(at.allocator, database, rows)
+        if not told and not unbound:
+            _name_other_pools(at, database, rows)
         kept = stop_unbound(at.allocator, database, rows, unbound) if apply else {}
         for row in unbound:
             done = "set to stopped" if apply and row.key not in kept else "nothing"
@@ -125,6 +127,20 @@ def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -
     write_rows(_HEADINGS, told, form)
     if unbound and not apply:
         talk(f"{len(unbound)} rows say that a worker runs where nobody listens; --apply sets them to stopped")
+    left = sum(what == "nothing" or "not written" in str(why) for *_, what, why in told) - (
+        0 if apply else len(unbound)
+    )
+    if left:
+        talk(f"{left} rows were not taken over")
+        raise typer.Exit(FOUND)
+
+
+def _name_other_pools(at: Desk, database: Database, rows: Rows) -> None:
+    with database.reading() as connection:
+        found = rows.other_pools(connection)
+    if found:
+        told = ", ".join(f"{count} in pool {shown(pool)}" for pool, count in found.items())
+        talk(f"pool {at.pool} has no row to take over here; the table has live rows of others: {told}; see --pool")
 
 
 def _adopted(at: Desk, database: Database, rows: Rows, one: Candidate, ttl_ms: int | None) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, RowsFormat, read_settings, talk
+from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, PoolOption, RowsFormat, read_settings, talk
 from allocator.cli.output import write_json
 from allocator.model.owned import private_folder
 
@@ -37,16 +37,18 @@ def register(application: typer.Typer) -> None:
     application.add_typer(group, name="db")
 
 
-def upgrade(database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
+def upgrade(pool: PoolOption = None, database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
     """Create the table of workers, or adopt the one that is there; no row and no column is lost.
+
+    Rows that are there and name no pool come into the pool of --pool or of the settings.
 
     Example: allocator db upgrade --database-url postgresql://app@db/app
     """
     from allocator.database.upgrade import upgrade as bring_up
 
-    settings = read_settings(None, None, None, config, database_url=database_url)
+    settings = read_settings(pool, None, None, config, database_url=database_url)
     with database_of(settings, make=False) as database:
-        done = bring_up(database, settings.table)
+        done = bring_up(database, settings.table, settings.pool)
         talk(in_use(settings, database))
         for line in done:
             talk(f"added {line}")
@@ -85,23 +87,25 @@ def write_statements(
         DialectName | None,
         typer.Option("--dialect", help="For an empty database of this kind, whatever is configured."),
     ] = None,
+    pool: PoolOption = None,
     database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Print the statements that are missing, for those whose migrations live elsewhere.
 
-    Without a configured database: those that make the table in an empty PostgreSQL.
+    They begin and end no transaction, so that a migration tool can run them in its own; what PostgreSQL does not allow
+    there is marked. Without a configured database: those that make the table in an empty PostgreSQL.
 
     Example: allocator db sql > migration.sql
     """
     from allocator.database.upgrade import statements
 
-    settings = read_settings(None, None, None, config, database_url=database_url)
+    settings = read_settings(pool, None, None, config, database_url=database_url)
     if dialect is not None or settings.database_url is None:
-        print(statements(settings.table, dialect or DialectName.POSTGRESQL), end="")
+        print(statements(settings.table, dialect or DialectName.POSTGRESQL, pool=settings.pool), end="")
         return
     with database_of(settings, make=False) as database:
-        print(statements(settings.table, DialectName.POSTGRESQL, database), end="")
+        print(statements(settings.table, DialectName.POSTGRESQL, database, settings.pool), end="")
 
 
 def in_use(settings: Settings, database: Database) -> str:

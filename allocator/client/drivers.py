@@ -14,6 +14,7 @@ from allocator.model.errors import ConfigurationError
 from allocator.operations.steps import (
     AwaitEvent,
     AwaitTurn,
+    CheckRow,
     DescribeListener,
     JudgeHolder,
     KeepLeases,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
     from allocator.operations.steps import Judgement, Standing
 
 T = TypeVar("T")
@@ -73,6 +75,10 @@ class AsyncCaller(Protocol):
 class LeaseRecorder(Protocol):
     """Writes the rows of leases; called from any thread. `allocator.DatabaseRecorder` is one."""
 
+    def check(self, pool: str, worker: WorkerId) -> None:
+        """Make sure that a worker can have a row, before it is given a lease; raises when it cannot."""
+        ...
+
     def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
         """Write the row of a lease, or return the live row of another worker that has its place.
 
@@ -98,6 +104,14 @@ def needed(recorder: LeaseRecorder | None) -> LeaseRecorder:
 
 QUIET_S = 1.0
 """How long a listing that showed nobody is good enough: who listens since then is found by the bind of the proof."""
+
+
+def answer_about_a_row(recorder: LeaseRecorder, step: CheckRow | WriteRow) -> Standing | None:
+    """Return what a step about the database asks for."""
+    if isinstance(step, WriteRow):
+        return recorder.record(step.lease, over=step.over)
+    recorder.check(step.pool, step.worker)
+    return None
 
 
 class Answers:
@@ -224,8 +238,8 @@ def drive(operation: Operation[T], store: BlockingCaller, answers: Answers, reco
                     answer = store.wait_for_event(step.stream, step.after_id, step.seconds)
                 elif isinstance(step, Pause):
                     answer = time.sleep(step.seconds)  # type: ignore[func-returns-value]  # None is the answer
-                elif isinstance(step, WriteRow):
-                    answer = needed(recorder).record(step.lease, over=step.over)
+                elif isinstance(step, CheckRow | WriteRow):
+                    answer = answer_about_a_row(needed(recorder), step)
                 else:
                     answer = answers.answer(step)
             except BaseException as error:  # noqa: BLE001  # the operation decides: it may have something to undo
@@ -255,8 +269,8 @@ async def drive_async(
                     answer = await store.wait_for_event(step.stream, step.after_id, step.seconds)
                 elif isinstance(step, Pause):
                     answer = await asyncio.sleep(step.seconds)  # type: ignore[func-returns-value]  # as above
-                elif isinstance(step, WriteRow):
-                    answer = await asyncio.to_thread(needed(recorder).record, step.lease, over=step.over)
+                elif isinstance(step, CheckRow | WriteRow):
+                    answer = await asyncio.to_thread(answer_about_a_row, needed(recorder), step)
                 else:
                     answer = answers.answer(step)
             except BaseException as error:  # noqa: BLE001  # as above

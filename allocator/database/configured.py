@@ -32,7 +32,7 @@ def open_database(settings: Settings, *, make: bool, on_made: Callable[[str], No
     database = Database.beside(settings.state_dir, timeout_s=settings.timeout_s)
     if make and not database.exists():
         os.close(private_file(settings.state_dir / DEFAULT_FILE))
-        upgrade(database, settings.table)
+        upgrade(database, settings.table, settings.pool)
         if on_made is not None:
             on_made(database.shown_url)
     return database

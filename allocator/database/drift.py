@@ -91,11 +91,17 @@ def said_by_lease(lease: Lease, row: Row) -> str | None:
     pairs = (
         ("host", row.host, lease.host),
         ("port", row.port, lease.port),
-        ("state", row.state, str(lease.state)),
+        ("state", str(lease.state) if row.is_in(str(lease.state)) else row.state, str(lease.state)),
         ("fence", row.fence, lease.fence),
-        ("pid", row.pid, lease.pid),
-        ("restarts", row.restart_count, lease.restarts),
-        ("last error", row.last_error, lease.last_error),
+        *(
+            (name, old, new)
+            for column, name, old, new in (
+                ("pid", "pid", row.pid, lease.pid),
+                ("restart_count", "restarts", row.restart_count, lease.restarts),
+                ("last_error", "last error", row.last_error, lease.last_error),
+            )
+            if column not in row.lacks
+        ),
     )
     told = [
         f"{name} {old if old is not None else '-'} → {new if new is not None else '-'}"
@@ -105,12 +111,21 @@ def said_by_lease(lease: Lease, row: Row) -> str | None:
     return ", ".join(told) or None
 
 
-def of_lease(lease: Lease, key: RowKey | None, row: Row | None) -> Difference | None:
-    """Return how a live lease and its worker's row differ."""
+def of_lease(lease: Lease, key: RowKey | None, row: Row | None, why_not: str | None = None) -> Difference | None:
+    """Return how a live lease and its worker's row differ.
+
+    Args:
+        lease: The lease.
+        key: The key of its worker's row, or None when the column cannot hold its organisation.
+        row: The row, or None for none.
+        why_not: Why its worker can have no row, or None when it can.
+    """
     place = {"worker": str(lease.worker), "host": lease.host, "port": lease.port, "lease": lease, "key": key}
     if key is None:
         words = f"organisation {lease.org} is no uuid, which is what the column holds"
         return Difference(Kind.MISSING_ROW, Action.NONE, detail=words, **place)  # type: ignore[arg-type]  # as above
+    if why_not is not None:
+        return Difference(Kind.MISSING_ROW, Action.NONE, detail=why_not, **place)  # type: ignore[arg-type]  # as above
     if row is None:
         words = f"leased, {lease.state}, fence {lease.fence}"
         return Difference(Kind.MISSING_ROW, Action.WRITE, detail=words, **place)  # type: ignore[arg-type]  # as above

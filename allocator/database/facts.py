@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from allocator.database.layout import WORKER_COLUMNS, UtcTime, default_types
 from allocator.model.errors import ConfigurationError
+from allocator.model.tables import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
 
     from allocator.database.layout import Layout
-    from allocator.model.tables import TableNames
+    from allocator.model.tables import NameTable, TableNames
 
 TOLD_BY = ("organization_id", "plugin_id")
 """Without these columns a table is not one of workers; all others can be added."""
@@ -60,6 +61,7 @@ class TableFacts:
         states: The values of the enum that the states are, or None when they are text.
         has_leaders: Whether the table of leaders is there.
         version: The migration that the database is at, or None.
+        has: The columns that portlease uses and that are there, by the names of the documents.
         counts: How many rows contradict a rule, by the rule's name.
     """
 
@@ -73,6 +75,7 @@ class TableFacts:
     enum_name: str | None
     has_leaders: bool
     version: str | None
+    has: frozenset[str] = frozenset(COLUMNS)
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -95,6 +98,9 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
             f"the table {names} is something else: it has no column {missing[0]}; map its names in "
             "[database.columns] of allocator.toml, or name another table in [database]"
         )
+    for what, one in (("plugin", names.plugin), ("organization", names.organization)):
+        if one is not None:
+            _check_names(inspector, names, what, one)
     told = columns.get(names.column("runtime_state"))
     state = told["type"] if told else None
     return TableFacts(
@@ -113,6 +119,7 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
         enum_name=_enum_name(connection, state) if isinstance(state, sa.Enum) else None,
         has_leaders=inspector.has_table(f"{names.table}_leaders", schema=names.schema),
         version=_version(connection, inspector, names),
+        has=frozenset(name for name in COLUMNS if names.column(name) in columns),
     )
 
 
@@ -161,6 +168,20 @@ def _kind(connection: Connection, inspector: Inspector, names: TableNames) -> st
     return {"v": "a view", "m": "a materialized view", "f": "a foreign table"}.get(kind)
 
 
+def _check_names(inspector: Inspector, names: TableNames, what: str, one: NameTable) -> None:
+    if not inspector.has_table(one.table, schema=names.schema):
+        raise ConfigurationError(
+            f"there is no table {one.table}, which [database.{what}] of allocator.toml names; correct it"
+        )
+    has = {column["name"] for column in inspector.get_columns(one.table, schema=names.schema)}
+    for column in (one.key, one.name):
+        if column not in has:
+            raise ConfigurationError(
+                f"the table {one.table} has no column {column}, which [database.{what}] of allocator.toml names; "
+                "correct it"
+            )
+
+
 def _unique_over(inspector: Inspector, names: TableNames) -> frozenset[frozenset[str]]:
     found = [inspector.get_pk_constraint(names.table, schema=names.schema)["constrained_columns"]]
     found += [one["column_names"] for one in inspector.get_unique_constraints(names.table, schema=names.schema)]
@@ -207,8 +228,11 @@ def _types(
 
 
 def _bound_type(names: TableNames, name: str, default: TypeEngine[Any], has: TypeEngine[Any]) -> TypeEngine[Any]:
-    if name == "organization_id" and isinstance(has, sa.Uuid):
+    is_named = name in {"plugin_id" if names.plugin else "", "organization_id" if names.organization else ""}
+    if (is_named or name == "organization_id") and isinstance(has, sa.Uuid):
         return sa.Uuid(as_uuid=False)
+    if is_named and isinstance(has, sa.Integer):
+        return sa.BigInteger()
     if name == "runtime_state" and isinstance(has, sa.Enum):
         return has
     if name in _MOMENTS and isinstance(has, sa.DateTime):
@@ -224,6 +248,11 @@ def _bound_type(names: TableNames, name: str, default: TypeEngine[Any], has: Typ
         and not isinstance(has, sa.Enum)
     ):
         return default
+    if name == "plugin_id" and not is_named:
+        raise ConfigurationError(
+            f"the column {names.column(name)} of {names} is {str(has).lower()}, not text; when it refers to another "
+            "table, write in [database.plugin] of allocator.toml which one, and in which column it has the name"
+        )
     wanted = {"fence": "bigint", "organization_id": "text or uuid"}.get(
         name, "a timestamp" if name in _MOMENTS else "integer" if name in _NUMBERS else "text"
     )

@@ -6,7 +6,7 @@ reconcilers (`…_leaders`), and which migrations were run (`…_version`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from allocator.model.pools import SDK_V2
-from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, ROW_STATES
+from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, NEEDED_COLUMNS, ROW_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from sqlalchemy.engine import Dialect
 
@@ -75,15 +75,22 @@ class Layout:
         names: Those names.
         runners: One row per worker; its columns have the keys of `COLUMNS`.
         leaders: One row per pool that a reconciler led.
+        named_by: The tables that hold names, by the column of the runners that refers to them, with the columns `key`
+            and `name`.
     """
 
     names: TableNames
     runners: sa.Table
     leaders: sa.Table
+    named_by: Mapping[str, sa.Table] = field(default_factory=dict)
 
     def column(self, name: str) -> sa.Column[Any]:
         """Return a column of the runners by the name of the documents."""
         return self.runners.c[name]
+
+    def has(self, name: str) -> bool:
+        """Return whether the table has a column; one that fencing does not need may be missing."""
+        return name in self.runners.c
 
     @property
     def worker_key(self) -> tuple[sa.Column[Any], ...]:
@@ -114,9 +121,7 @@ def default_types() -> dict[str, TypeEngine[Any]]:
 
 
 _DEFAULTS = {
-    "pool": sa.text(f"'{SDK_V2.name}'"),
     "instance": sa.text("0"),
-    "runtime_state": sa.text("'starting'"),
     "restart_count": sa.text("0"),
     "created_at": sa.text("CURRENT_TIMESTAMP"),
     "updated_at": sa.text("CURRENT_TIMESTAMP"),
@@ -124,34 +129,45 @@ _DEFAULTS = {
 _REQUIRED = {*WORKER_COLUMNS, "runtime_state", "restart_count", "created_at", "updated_at"}
 
 
-def make_layout(names: TableNames, types: Mapping[str, TypeEngine[Any]] | None = None) -> Layout:
+def make_layout(
+    names: TableNames,
+    types: Mapping[str, TypeEngine[Any]] | None = None,
+    *,
+    has: Collection[str] = COLUMNS,
+    pool: str = SDK_V2.name,
+) -> Layout:
     """Return the tables.
 
     Args:
         names: What they are called.
         types: The types of columns that the database has already, by the names of the documents.
+        has: The columns that are there, by the names of the documents; those that fencing needs are added.
+        pool: The pool of rows that name none.
     """
     metadata = sa.MetaData(schema=names.schema)
     known = default_types() | dict(types or {})
+    defaults = _DEFAULTS | {"pool": _text(pool), "runtime_state": _text(names.word("starting"))}
     columns = [
         sa.Column(
             names.column(name),
             known[name],
             key=name,
             nullable=name not in _REQUIRED,
-            server_default=_DEFAULTS.get(name),
+            server_default=defaults.get(name),
         )
         for name in COLUMNS
+        if name in has or name in NEEDED_COLUMNS
     ]
     runners = sa.Table(names.table, metadata, *columns)
     state, port = runners.c["runtime_state"], runners.c["port"]
     runners.append_constraint(sa.PrimaryKeyConstraint(*(runners.c[name] for name in WORKER_COLUMNS)))
-    runners.append_constraint(sa.CheckConstraint(state.in_(ROW_STATES), name=f"{names.table}_state_known"))
+    known_words = words_of(names, ROW_STATES)
+    runners.append_constraint(sa.CheckConstraint(state.in_(known_words), name=f"{names.table}_state_known"))
     runners.append_constraint(sa.CheckConstraint(port.between(1, 65_535), name=f"{names.table}_port_range"))
-    live = state.in_(LIVE_ROW_STATES)
+    live = state.in_(words_of(names, LIVE_ROW_STATES))
     address = (runners.c["pool"], runners.c["host"], port)
     sa.Index(f"{names.table}_live", *address, unique=True, postgresql_where=live, sqlite_where=live)
-    asked = state.in_(DISCOVERED_STATES)
+    asked = state.in_(words_of(names, DISCOVERED_STATES))
     sa.Index(f"{names.table}_found", port, postgresql_where=asked, sqlite_where=asked)
     leaders = sa.Table(
         f"{names.table}_leaders",
@@ -161,4 +177,26 @@ def make_layout(names: TableNames, types: Mapping[str, TypeEngine[Any]] | None =
         sa.Column("holder", sa.Text(), nullable=False),
         sa.Column("updated_at", UtcTime(timezone=True), nullable=False),
     )
-    return Layout(names, runners, leaders)
+    return Layout(names, runners, leaders, _named_by(names, known))
+
+
+def words_of(names: TableNames, states: Iterable[str]) -> list[str]:
+    """Return the table's words for states, each once."""
+    return list(dict.fromkeys(names.word(state) for state in states))
+
+
+def _named_by(names: TableNames, types: Mapping[str, TypeEngine[Any]]) -> dict[str, sa.Table]:
+    """Return the tables that hold names; their keys are bound as the column that refers to them is."""
+    found = {}
+    for column, one in (("plugin_id", names.plugin), ("organization_id", names.organization)):
+        if one is not None:
+            key = sa.Column(one.key, types[column], key="key")
+            name = sa.Column(one.name, sa.Text(), key="name")
+            found[column] = sa.Table(one.table, sa.MetaData(schema=names.schema), key, name)
+    return found
+
+
+def _text(value: str) -> sa.TextClause:
+    """Return a text as a literal of SQL."""
+    doubled = value.replace("'", "''").replace(":", "\\:")
+    return sa.text(f"'{doubled}'")

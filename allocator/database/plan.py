@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from allocator.database.layout import WORKER_COLUMNS, Layout
+from allocator.database.layout import WORKER_COLUMNS, Layout, words_of
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, ROW_STATES
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _WITHOUT = {"without pool": "pool", "without instance": "instance"}
 """Rules of columns that tell a row's worker and that a table which was there before may leave empty."""
+
+_NAMELESS = frozenset({"plugin_id", "organization_id"})
+"""Rules of columns that refer to a table of names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,11 @@ class Step:
     why: str
     sql: str
     apart: bool = False
+
+    @property
+    def clause(self) -> sa.TextClause:
+        """The statement, fit to be run: a colon in one of its literals begins no parameter."""
+        return sa.text(self.sql.replace(":", "\\:"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +103,14 @@ class Planner:
             yield Step(f"table {self.layout.leaders.name}", self._written(CreateTable(self.layout.leaders)))
 
     def _states(self, facts: TableFacts) -> Iterator[Step]:
-        for state in ROW_STATES:
-            if facts.states is not None and state not in facts.states:
-                yield Step(f"state {state}", f"ALTER TYPE {facts.enum_name} ADD VALUE IF NOT EXISTS '{state}'", True)
+        for word in words_of(self._names, ROW_STATES):
+            if facts.states is not None and word not in facts.states:
+                added = f"ALTER TYPE {facts.enum_name} ADD VALUE IF NOT EXISTS {_literal(word)}"
+                yield Step(f"state {word}", added, apart=True)
 
     def _columns(self, facts: TableFacts) -> Iterator[Step]:
-        for name in COLUMNS:
-            column = self.layout.column(name)
+        for ours in self.layout.runners.c:
+            column: sa.Column[Any] = ours
             if column.name in facts.columns:
                 continue
             plain = (
@@ -136,12 +145,13 @@ class Planner:
         places = ", ".join(f"{name} AS its_{name}" for name in place)
         same_place = " AND ".join(f"{self._table}.{name} = numbered.its_{name}" for name in place)
         of = {name: self._quote(self._names.column(name)) for name in COLUMNS}
-        live = ", ".join(f"'{state}'" for state in LIVE_ROW_STATES)
+        live = ", ".join(_literal(word) for word in words_of(self._names, LIVE_ROW_STATES))
+        newest = f", {of['created_at']} DESC" if self.layout.has("created_at") else ""
         return (  # names only, each quoted by the dialect
             f"UPDATE {self._table} SET {of['instance']} = numbered.number FROM ("  # noqa: S608
             f"SELECT {places}, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
-            f"{of['plugin_id']} ORDER BY CASE WHEN {of['runtime_state']} IN ({live}) THEN 0 ELSE 1 END, "
-            f"{of['created_at']} DESC) - 1 AS number FROM {self._table}) AS numbered "
+            f"{of['plugin_id']} ORDER BY CASE WHEN {of['runtime_state']} IN ({live}) THEN 0 ELSE 1 END"
+            f"{newest}) - 1 AS number FROM {self._table}) AS numbered "
             f"WHERE {same_place} AND numbered.number > 0"
         )
 
@@ -206,11 +216,12 @@ class Planner:
     def _contradictions(self, facts: TableFacts) -> Iterator[Finding]:
         state = self._names.column("runtime_state")
         for name, text in facts.checks.items():
-            unknown = [word for word in ROW_STATES if f"'{word}'" not in text]
+            words = words_of(self._names, ROW_STATES)
+            unknown = [word for word in words if _literal(word) not in text]
             if state in text and name != f"{self._names.table}_state_known" and unknown:
                 yield Finding(
                     f"the check {name} of {self._names} does not know the state {unknown[0]}; "
-                    f"let it allow {', '.join(ROW_STATES)}",
+                    f"let it allow {', '.join(words)}",
                     True,
                 )
         for rule, count in facts.counts.items():
@@ -220,6 +231,14 @@ class Planner:
                 yield Finding(
                     f"{count} addresses of {self._names} have several live rows; set all but one of each to stopped",
                     True,
+                )
+            elif rule in _NAMELESS:
+                column = self._names.column(rule)
+                table = self.layout.named_by[rule]
+                yield Finding(
+                    f"{count} live rows of {self._names} have a {column} without a row in {table.name}, so that nobody "
+                    "knows whose they are; correct it",
+                    False,
                 )
             elif rule in _WITHOUT:
                 column = self._names.column(_WITHOUT[rule])
@@ -269,7 +288,7 @@ def count_contradictions(connection: Connection, layout: Layout, facts: TableFac
     if f"{names.table}_live" not in facts.indexes and columns("host", "port", "runtime_state"):
         pool = [layout.column("pool")] if columns("pool") else []
         place = [*pool, layout.column("host"), layout.column("port")]
-        live = layout.column("runtime_state").in_(_known(facts, LIVE_ROW_STATES))
+        live = layout.column("runtime_state").in_(_known(facts, words_of(names, LIVE_ROW_STATES)))
         there = sa.and_(layout.column("host").is_not(None), layout.column("port").is_not(None))
         counts[f"{names.table}_live"] = _count(
             connection, sa.select(sa.literal(1)).where(live, there).group_by(*place).having(sa.func.count() > 1)
@@ -283,10 +302,29 @@ def count_contradictions(connection: Connection, layout: Layout, facts: TableFac
         if columns(name) and facts.columns[names.column(name)]["nullable"]:
             empty = sa.select(sa.literal(1)).select_from(runners).where(layout.column(name).is_(None))
             counts[rule] = _count(connection, empty)
+    if columns("runtime_state"):
+        counts |= _count_nameless(connection, layout, facts)
     return counts
 
 
-def _known(facts: TableFacts, states: tuple[str, ...]) -> list[str]:
+def _count_nameless(connection: Connection, layout: Layout, facts: TableFacts) -> dict[str, int]:
+    """Return how many live rows refer to no row of the tables that have the names, by the column that refers to it."""
+    counts = {}
+    for rule, table in layout.named_by.items():
+        live = layout.column("runtime_state").in_(_known(facts, words_of(layout.names, LIVE_ROW_STATES)))
+        source = layout.runners.outerjoin(table, table.c["key"] == layout.column(rule))
+        nameless = sa.select(sa.literal(1)).select_from(source).where(live, table.c["name"].is_(None))
+        counts[rule] = _count(connection, nameless)
+    return counts
+
+
+def _literal(text: str) -> str:
+    """Return a text as a literal of SQL."""
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
+
+
+def _known(facts: TableFacts, states: list[str]) -> list[str]:
     return [state for state in states if facts.states is None or state in facts.states]
 
 

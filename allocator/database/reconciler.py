@@ -205,7 +205,8 @@ class Reconciler:
         return not self._is_overdue(row)
 
     def _is_overdue(self, row: Row) -> bool:
-        return self._refreshes and (row.expires_at is None or row.expires_at <= self.now())
+        follows = self._refreshes and self.rows.layout.has("lease_expires_at")
+        return follows and (row.expires_at is None or row.expires_at <= self.now())
 
     @staticmethod
     def _nominees(lease: Lease | None, row: Row | None) -> Iterator[WorkerId | RowKey]:
@@ -270,6 +271,7 @@ class Reconciler:
         leases = {key: known[worker].lease for key, worker in by_key.items() if worker and known[worker].lease}
         with self.database.reading() as connection:
             rows = self.rows.of_workers(connection, list(by_key))
+            unknown = self.rows.unknown_names(connection, leases)
             standing = self.rows.at_places(connection, [(one.host, one.port) for one in leases.values() if one])
         tenants = {(lease.host, lease.port): lease for lease in leases.values() if lease}
         others = {row.key: row for row in standing.values() if row.key not in by_key}
@@ -277,13 +279,18 @@ class Reconciler:
         by_key |= {key: key.worker for key in others}
         known |= self._find(key.worker for key in others)
         todo = Settlement()
+        for key, why_not in unknown.items():
+            lease = leases[key]
+            if lease and (difference := of_lease(lease, key, None, why_not)):
+                self._refuse(difference, report)
+            del by_key[key]
         for key, worker in by_key.items():
             whereabouts = known.get(worker) if worker else None
             self._decide(key, whereabouts, rows.get(key), tenants, standing, todo, report)
         for worker in without_key:
             lease = known[worker].lease
             if lease and (difference := of_lease(lease, None, None)):
-                report.add(difference)
+                self._refuse(difference, report)
         return todo
 
     def _decide(
@@ -369,7 +376,14 @@ class Reconciler:
 
     def _complain(self, part: Settlement, why: str, report: Report) -> None:
         worker = str((part.leases or part.refreshed)[0][1].worker) if part.leases or part.refreshed else None
-        worker = worker or str(part.stops[0].worker)
+        self._refused(worker or str(part.stops[0].worker), why, report)
+
+    def _refuse(self, difference: Difference, report: Report) -> None:
+        """Report a worker that can have no row."""
+        report.add(difference)
+        self._refused(str(difference.worker), difference.detail, report)
+
+    def _refused(self, worker: str, why: str, report: Report) -> None:
         report.refused[worker] = why
         if self._complained.get(worker) != why:
             self._complained[worker] = why

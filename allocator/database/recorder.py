@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from allocator.database.layout import Layout
     from allocator.database.rows import Row
     from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
 
 
 log = logging.getLogger("allocator")
@@ -111,11 +112,7 @@ class DatabaseRecorder:
         if self._layout is None:
             self._layout = open_layout(self._database, self._names)
         rows = Rows(self._layout, lease.pool)
-        key = rows.key_of(lease.worker)
-        if key is None:
-            raise ConfigurationError(
-                f"the table {self._names} holds organisations as uuids, and {lease.org} is none; claim with a uuid"
-            )
+        key = self._key_of(rows, lease.worker)
         now = lease.expires_at - lease.ttl_ms / 1_000
         limit_s = min(STATEMENT_S, self._database.timeout_s)
         try:
@@ -134,6 +131,30 @@ class DatabaseRecorder:
                 check_writable(self._database, self._names)
             return self._taken_meanwhile(rows, key, lease, error)
         return None
+
+    def check(self, pool: str, worker: WorkerId) -> None:
+        """Make sure that a worker can have a row, before it is given a lease.
+
+        Raises:
+            DatabaseUnavailableError: When the database does not answer.
+            ConfigurationError: When the table cannot be used, or does not know the worker's plugin or organisation.
+        """
+        if self._layout is None:
+            self._layout = open_layout(self._database, self._names)
+        rows = Rows(self._layout, pool)
+        key = self._key_of(rows, worker)
+        if self._layout.named_by:
+            with self._database.reading(limit_s=min(STATEMENT_S, self._database.timeout_s)) as connection:
+                for why in rows.unknown_names(connection, [key]).values():
+                    raise ConfigurationError(f"{worker} can have no row: {why}, or claim without recording")
+
+    def _key_of(self, rows: Rows, worker: WorkerId) -> RowKey:
+        key = rows.key_of(worker)
+        if key is None:
+            raise ConfigurationError(
+                f"the table {self._names} holds organisations as uuids, and {worker.org} is none; claim with a uuid"
+            )
+        return key
 
     def _check_unwritten(self, row: Row | None, lease: Lease) -> None:
         """Look whether nothing was written because the row is of a newer lease."""

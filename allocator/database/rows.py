@@ -14,13 +14,13 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from allocator.database.errors import RowRefusedError, reading_rows
-from allocator.database.layout import WORKER_COLUMNS
+from allocator.database.layout import WORKER_COLUMNS, words_of
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import WorkerId
+from allocator.model.names import WorkerId, shown
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, STOPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -66,7 +66,10 @@ class RowKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row, as far as portlease reads it; times in Unix seconds."""
+    """One row, as far as portlease reads it; times in Unix seconds.
+
+    `alike` are the states that its word stands for where these are several, `lacks` the columns that the table lacks.
+    """
 
     key: RowKey
     host: str | None
@@ -77,11 +80,17 @@ class Row:
     expires_at: float | None
     restart_count: int
     last_error: str | None
+    alike: tuple[str, ...] = ()
+    lacks: frozenset[str] = frozenset()
 
     @property
     def is_live(self) -> bool:
         """Whether its state says that the worker has its port."""
         return self.state in LIVE_ROW_STATES
+
+    def is_in(self, state: str) -> bool:
+        """Return whether its word stands for a state; a table may have one word for several."""
+        return state == self.state or state in self.alike
 
     @property
     def place(self) -> tuple[str, int]:
@@ -116,20 +125,30 @@ class Rows:
 
     @cached_property
     def _select(self) -> sa.Select[Any]:
-        return sa.select(*(self.layout.column(name) for name in _READ)).where(self.layout.column("pool") == self.pool)
+        layout = self.layout
+        columns = [layout.column(name) if layout.has(name) else sa.null().label(name) for name in _READ]
+        names = {name: sa.cast(table.c["name"], sa.Text()) for name, table in layout.named_by.items()}
+        org, plugin = (names.get(name, sa.null()) for name in ("organization_id", "plugin_id"))
+        source: sa.FromClause = layout.runners
+        for name, table in layout.named_by.items():
+            source = source.outerjoin(table, table.c["key"] == layout.column(name))
+        query = sa.select(*columns, org.label("its_org"), plugin.label("its_plugin")).select_from(source)
+        return query.where(layout.column("pool") == self.pool)
 
     @cached_property
     def _is_live(self) -> sa.ColumnElement[bool]:
-        return self.layout.column("runtime_state").in_(LIVE_ROW_STATES)
+        return self.layout.column("runtime_state").in_(words_of(self.layout.names, LIVE_ROW_STATES))
 
     @cached_property
     def _was_live(self) -> sa.ColumnElement[bool]:
         """The same for a statement that is run with many sets of values, which cannot have lists among them."""
-        return sa.or_(*(self.layout.column("runtime_state") == state for state in LIVE_ROW_STATES))
+        words = words_of(self.layout.names, LIVE_ROW_STATES)
+        return sa.or_(*(self.layout.column("runtime_state") == word for word in words))
 
     @cached_property
     def _has_uuids(self) -> bool:
-        return isinstance(self.layout.column("organization_id").type, sa.Uuid)
+        is_named = "organization_id" in self.layout.named_by
+        return not is_named and isinstance(self.layout.column("organization_id").type, sa.Uuid)
 
     def key_of(self, worker: WorkerId) -> RowKey | None:
         """Return the key of a worker's row, or None when the column cannot hold its organisation."""
@@ -153,7 +172,7 @@ class Rows:
             with database.reading() as connection, reading_rows(self.layout.names):
                 page = connection.execute(self._page(after, is_sqlite=database.is_sqlite)).all()
             for found in page:
-                row = _row(found)
+                row = self._row(found)
                 if row.host is not None and row.port is not None:
                     yield row
             if len(page) < READ_AT_ONCE:
@@ -183,6 +202,12 @@ class Rows:
         query = self._select.where(self._is_live, by_hand).order_by(port)
         return list(self._read(connection, query))
 
+    def other_pools(self, connection: Connection) -> dict[str, int]:
+        """Return how many live rows each other pool has."""
+        pool = self.layout.column("pool")
+        query = sa.select(pool, sa.func.count()).where(self._is_live, pool != self.pool).group_by(pool).order_by(pool)
+        return {str(name): count for name, count in connection.execute(query)}
+
     def on_host(self, connection: Connection, host_name: str) -> list[Row]:
         """Return the live rows of a host that have a fence, by port."""
         host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
@@ -194,7 +219,10 @@ class Rows:
         if not keys:
             return {}
         columns = [self.layout.column(name) for name in ("organization_id", "plugin_id", "instance")]
-        query = self._select.where(sa.tuple_(*columns).in_([tuple(key) for key in keys]))
+        ids = self._ids(connection, keys)
+        if not ids:
+            return {}
+        query = self._select.where(sa.tuple_(*columns).in_([(*ids[key], key.instance) for key in ids]))
         return {row.key: row for row in self._read(connection, query)}
 
     def at_places(self, connection: Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
@@ -208,7 +236,74 @@ class Rows:
     def _read(self, connection: Connection, query: sa.Select[Any]) -> Iterator[Row]:
         with reading_rows(self.layout.names):
             for found in connection.execute(query):
-                yield _row(found)
+                yield self._row(found)
+
+    def _row(self, found: Sequence[Any]) -> Row:
+        """Return a row as it is read; what SQLite's columns hold of another type than theirs is unknown."""
+        org, plugin, instance, host, port, word, fence, pid, expires_at, restarts, error, its_org, its_plugin = found
+        states = self.layout.names.states_of(_text(word) or "")
+        return Row(
+            key=RowKey(
+                _text(its_org or org) or "",
+                _text(its_plugin or plugin) or "",
+                NO_INSTANCE if instance is None else instance,
+            ),
+            host=host if isinstance(host, str) else None,
+            port=_whole(port),
+            state=states[0],
+            fence=_whole(fence),
+            pid=_whole(pid),
+            expires_at=expires_at,
+            restart_count=_whole(restarts) or 0,
+            last_error=_text(error),
+            alike=states,
+            lacks=self._lacks,
+        )
+
+    @cached_property
+    def _lacks(self) -> frozenset[str]:
+        return frozenset(name for name in COLUMNS if not self.layout.has(name))
+
+    def unknown_names(self, connection: Connection, keys: Iterable[RowKey]) -> dict[RowKey, str]:
+        """Return why workers can have no row: the tables that name plugins and organisations do not know them."""
+        found: dict[RowKey, str] = {}
+        keys = list(keys)
+        for column, table in self.layout.named_by.items():
+            known = self._ids_of_names(connection, table, {_name_of(key, column) for key in keys})
+            for key in keys:
+                name = _name_of(key, column)
+                if name not in known:
+                    found.setdefault(
+                        key, f"no row of {table.name} has the {table.c['name'].name} {shown(name)}; add it"
+                    )
+                elif len(known[name]) > 1:
+                    found.setdefault(key, f"several rows of {table.name} have the {table.c['name'].name} {shown(name)}")
+        return found
+
+    def _ids(self, connection: Connection, keys: Iterable[RowKey]) -> dict[RowKey, tuple[Any, Any]]:
+        """Return what the columns of the organisation and the plugin hold for workers, without those that have none."""
+        keys = list(keys)
+        found = {key: [key.org, key.plugin] for key in keys}
+        for at, column in enumerate(("organization_id", "plugin_id")):
+            table = self.layout.named_by.get(column)
+            if table is None:
+                continue
+            known = self._ids_of_names(connection, table, {_name_of(key, column) for key in found})
+            for key in list(found):
+                ids = known.get(_name_of(key, column), ())
+                if len(ids) == 1:
+                    found[key][at] = ids[0]
+                else:
+                    del found[key]
+        return {key: (org, plugin) for key, (org, plugin) in found.items()}
+
+    @staticmethod
+    def _ids_of_names(connection: Connection, table: sa.Table, names: Collection[str]) -> dict[str, list[Any]]:
+        query = sa.select(sa.cast(table.c["name"], sa.Text()), table.c["key"])
+        found: dict[str, list[Any]] = {}
+        for name, one in connection.execute(query.where(sa.cast(table.c["name"], sa.Text()).in_(list(names)))):
+            found.setdefault(name, []).append(one)
+        return found
 
     def leader_fence(self, connection: Connection) -> int:
         """Return the fence of the last leader that wrote, 0 when there was none or it can be no leader's."""
@@ -279,21 +374,26 @@ class Rows:
         newer = fence <= entry.excluded.fence if same_fence else fence < entry.excluded.fence
         entry = entry.on_conflict_do_update(
             index_elements=list(self.layout.worker_key),
-            set_={self.layout.column(name).name: entry.excluded[name] for name in _FOLLOWS_LEASE},
+            set_={name: entry.excluded[name] for name in _FOLLOWS_LEASE if self.layout.has(name)},
             where=sa.or_(fence.is_(None), newer),
         )
-        return self._changed(connection, entry, [self.values(key, lease, now) for key, lease in leases])
+        ids = self._ids(connection, [key for key, _ in leases])
+        unknown = self.unknown_names(connection, [key for key, _ in leases if key not in ids])
+        for why in unknown.values():
+            raise RowRefusedError(why)
+        return self._changed(connection, entry, [self._values(ids[key], lease, now) for key, lease in leases])
 
-    def values(self, key: RowKey, lease: Lease, now: float) -> dict[str, Any]:
+    def _values(self, ids: tuple[Any, Any], lease: Lease, now: float) -> dict[str, Any]:
         """Return the values of a live lease's row, by column."""
-        return {
+        org, plugin = ids
+        values = {
             "pool": self.pool,
-            "organization_id": key.org,
-            "plugin_id": key.plugin,
-            "instance": key.instance,
+            "organization_id": org,
+            "plugin_id": plugin,
+            "instance": lease.instance,
             "host": lease.host,
             "port": lease.port,
-            "runtime_state": str(lease.state),
+            "runtime_state": self.layout.names.word(str(lease.state)),
             "fence": lease.fence,
             "pid": lease.pid,
             "lease_expires_at": lease.expires_at,
@@ -303,10 +403,11 @@ class Rows:
             "updated_at": now,
             "stopped_at": None,
         }
+        return {name: value for name, value in values.items() if self.layout.has(name)}
 
     def refresh(self, connection: Connection, leases: Sequence[tuple[RowKey, Lease]]) -> int:
         """Write how long leases live, into rows of the very same fence."""
-        if not leases:
+        if not leases or not self.layout.has("lease_expires_at"):
             return 0
         runners = self.layout.runners
         statement = (
@@ -314,33 +415,48 @@ class Rows:
             .where(*self._of_key(), self.layout.column("fence") == sa.bindparam("its_fence"))
             .values(lease_expires_at=sa.bindparam("until"))
         )
-        parameters = [self._key(key) | {"its_fence": one.fence, "until": one.expires_at} for key, one in leases]
+        ids = self._ids(connection, [key for key, _ in leases])
+        parameters = [
+            self._key(key, ids[key]) | {"its_fence": one.fence, "until": one.expires_at}
+            for key, one in leases
+            if key in ids
+        ]
         return self._changed(connection, statement, parameters)
 
     def stop(self, connection: Connection, stops: Sequence[Stop], now: float) -> int:
         """End live rows whose fence is not newer than the one that was seen to end; return how many were."""
         if not stops:
             return 0
-        fence, error = self.layout.column("fence"), self.layout.column("last_error")
+        fence = self.layout.column("fence")
         its_fence = sa.bindparam("its_fence", type_=sa.BigInteger())
-        why = sa.bindparam("why", type_=sa.Text())
         statement = (
             sa.update(self.layout.runners)
             .where(*self._of_key(), self._was_live, sa.or_(fence.is_(None), fence <= its_fence))
-            .values(
-                runtime_state=sa.bindparam("its_state", type_=self.layout.column("runtime_state").type),
-                fence=its_fence,
-                last_error=sa.func.coalesce(why, error),
-                updated_at=sa.bindparam("moment", type_=self.layout.column("updated_at").type),
-                stopped_at=sa.bindparam("moment_too", type_=self.layout.column("stopped_at").type),
-            )
+            .values(runtime_state=self._bound("its_state", "runtime_state"), fence=its_fence, **self._of_an_end())
         )
+        ids = self._ids(connection, [one.key for one in stops])
         parameters = [
-            self._key(one.key)
-            | {"its_fence": one.fence, "its_state": one.state, "why": one.why, "moment": now, "moment_too": now}
+            self._key(one.key, ids[one.key])
+            | {"its_fence": one.fence, "its_state": self.layout.names.word(one.state), "why": one.why}
+            | {"moment": now, "moment_too": now}
             for one in stops
+            if one.key in ids
         ]
         return self._changed(connection, statement, parameters)
+
+    def _bound(self, parameter: str, column: str) -> sa.BindParameter[Any]:
+        return sa.bindparam(parameter, type_=self.layout.column(column).type)
+
+    def _of_an_end(self) -> dict[str, Any]:
+        """Return what an ended row says of its end, as far as the table has columns for it."""
+        values: dict[str, Any] = {}
+        if self.layout.has("last_error"):
+            why = sa.bindparam("why", type_=sa.Text())
+            values["last_error"] = sa.func.coalesce(why, self.layout.column("last_error"))
+        for column, parameter in (("updated_at", "moment"), ("stopped_at", "moment_too")):
+            if self.layout.has(column):
+                values[column] = self._bound(parameter, column)
+        return values
 
     def make_way(
         self, connection: Connection, leases: Sequence[tuple[RowKey, Lease]], now: float, *, unfenced: bool
@@ -371,15 +487,11 @@ class Rows:
                 sa.or_(*others),
                 sa.or_(fence.is_(None), older) if unfenced else older,
             )
-            .values(
-                runtime_state=STOPPED,
-                last_error=sa.bindparam("why", type_=sa.Text()),
-                updated_at=sa.bindparam("moment", type_=columns("updated_at").type),
-                stopped_at=sa.bindparam("moment_too", type_=columns("stopped_at").type),
-            )
+            .values(runtime_state=self.layout.names.word(STOPPED), **self._of_an_end())
         )
+        ids = self._ids(connection, [key for key, _ in leases])
         parameters = [
-            self._key(key)
+            self._key(key, ids[key])
             | {
                 "its_host": lease.host,
                 "its_port": lease.port,
@@ -389,12 +501,15 @@ class Rows:
                 "moment_too": now,
             }
             for key, lease in leases
+            if key in ids
         ]
         return self._changed(connection, statement, parameters)
 
     @staticmethod
     def _changed(connection: Connection, statement: Any, parameters: list[dict[str, Any]] | None = None) -> int:  # noqa: ANN401  # an insert or an update
-        """Run a statement and return how many rows it changed."""
+        """Run a statement, once or for each of several sets of values, and return how many rows it changed."""
+        if parameters is not None and not parameters:
+            return 0
         counted = statement.execution_options(preserve_rowcount=True)
         result = connection.execute(counted, parameters) if parameters else connection.execute(counted)
         return int(result.rowcount)
@@ -407,8 +522,8 @@ class Rows:
         ]
 
     @staticmethod
-    def _key(key: RowKey) -> dict[str, Any]:
-        return {"key_organization_id": key.org, "key_plugin_id": key.plugin, "key_instance": key.instance}
+    def _key(key: RowKey, ids: tuple[Any, Any]) -> dict[str, Any]:
+        return {"key_organization_id": ids[0], "key_plugin_id": ids[1], "key_instance": key.instance}
 
     @staticmethod
     def _insert(connection: Connection, table: sa.Table) -> Any:  # noqa: ANN401  # the insert of one of two dialects
@@ -421,21 +536,19 @@ class Rows:
         return insert(table)
 
 
+def _name_of(key: RowKey, column: str) -> str:
+    return key.org if column == "organization_id" else key.plugin
+
+
 def _made_of(lease: Lease, row: Row) -> str:
     """Return where a row leads others astray that was written for a lease, or an empty text."""
-    pairs = (("host", row.host, lease.host), ("port", row.port, lease.port), ("state", row.state, str(lease.state)))
-    return ", ".join(f"{name} {made} instead of {meant}" for name, made, meant in pairs if made != meant)
-
-
-def _row(found: Sequence[Any]) -> Row:
-    """Return a row as it is read; SQLite's columns hold what they are given, and a word of another type is unknown."""
-    org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error = found
-    key = RowKey(_text(org) or "", _text(plugin) or "", NO_INSTANCE if instance is None else instance)
-    its_host = host if isinstance(host, str) else None
-    counts = _whole(restarts) or 0
-    return Row(
-        key, its_host, _whole(port), _text(state) or "", _whole(fence), _whole(pid), expires_at, counts, _text(error)
+    state = str(lease.state)
+    pairs = (
+        ("host", row.host, lease.host),
+        ("port", row.port, lease.port),
+        ("state", state if row.is_in(state) else row.state, state),
     )
+    return ", ".join(f"{name} {made} instead of {meant}" for name, made, meant in pairs if made != meant)
 
 
 def _whole(value: object) -> int | None:

@@ -14,6 +14,7 @@ from allocator.database.facts import TableFacts, missing_rights, read_facts
 from allocator.database.layout import Layout, make_layout
 from allocator.database.plan import Finding, Planner, Step, count_contradictions
 from allocator.model.errors import ConfigurationError
+from allocator.model.pools import SDK_V2
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -84,8 +85,13 @@ def check_writable(database: Database, names: TableNames) -> None:
             raise ConfigurationError(finding.text)
 
 
-def upgrade(database: Database, names: TableNames) -> list[str]:
+def upgrade(database: Database, names: TableNames, pool: str = SDK_V2.name) -> list[str]:
     """Create or adopt the table; return what was done, in words.
+
+    Args:
+        database: The database.
+        names: What the table and its columns are called.
+        pool: The pool of the rows that are there and name none, and of later ones that do not either.
 
     Raises:
         ConfigurationError: When something else has its name, or its owner has to decide something first.
@@ -94,18 +100,18 @@ def upgrade(database: Database, names: TableNames) -> list[str]:
     from alembic import command
 
     with database.reading(limit_s=CHECK_S) as connection:
-        planner, _ = _planner(connection, names)
+        planner, _ = _planner(connection, names, pool)
     blocking = [finding.text for finding in planner.findings() if finding.blocks]
     if blocking:
         raise ConfigurationError(blocking[0] + ("" if len(blocking) == 1 else f" (and {len(blocking) - 1} more)"))
     apart = [step for step in planner.steps() if step.apart]
     for step in apart:
         with database.writing(limit_s=UPGRADE_S) as connection:
-            connection.execute(sa.text(step.sql))
+            connection.execute(step.clause)
     with database.writing(limit_s=UPGRADE_S) as connection:
         if not database.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        planner, facts = _planner(connection, names)
+        planner, facts = _planner(connection, names, pool)
         steps = planner.steps()
         try:
             config = _config(names, steps)
@@ -113,28 +119,34 @@ def upgrade(database: Database, names: TableNames) -> list[str]:
             command.upgrade(config, "head")
             if facts is not None and facts.version is not None:
                 for step in steps:  # what was lost since the last revision
-                    connection.execute(sa.text(step.sql))
+                    connection.execute(step.clause)
         except RowRefusedError as error:
             raise ConfigurationError(f"the rows of {names} contradict what is added ({error.why})") from error
     return [step.why for step in [*apart, *steps]]
 
 
-def statements(names: TableNames, dialect: str, database: Database | None = None) -> str:
+def statements(names: TableNames, dialect: str, database: Database | None = None, pool: str = SDK_V2.name) -> str:
     """Return the statements that are missing, as a script for those whose migrations live elsewhere.
+
+    They begin and end no transaction, so that a migration tool can put them into its own. What PostgreSQL does not
+    allow there comes first and is marked.
 
     Args:
         names: What the table and its columns are called.
         dialect: `postgresql` or `sqlite`, for an empty database.
         database: The database to compare with, or None for an empty one.
+        pool: As for `upgrade`.
     """
     if database is not None and database.exists():
         dialect = "sqlite" if database.is_sqlite else "postgresql"
         with database.reading(limit_s=CHECK_S) as connection:
-            planner, facts = _planner(connection, names)
+            planner, facts = _planner(connection, names, pool)
     else:
-        planner, facts = _offline_planner(names, dialect), None
+        planner, facts = _offline_planner(names, dialect, pool), None
     steps = planner.steps()
     apart = "".join(f"{step.sql};\n" for step in steps if step.apart)
+    if apart:
+        apart = f"-- outside of a transaction, and committed before the rest:\n{apart}\n-- in one transaction:\n"
     steps = [step for step in steps if not step.apart]
     if facts is not None and facts.version is not None:
         return apart + "".join(f"{step.sql};\n" for step in steps)
@@ -163,24 +175,24 @@ def open_layout(database: Database, names: TableNames) -> Layout:
                     f"{database.shown_url} lacks {missing[0].why}; run 'allocator db upgrade', "
                     "or see 'allocator db sql'"
                 )
-            return make_layout(names, facts.types)
+            return planner.layout
     raise ConfigurationError(
         f"{database.shown_url} has no table {names}; run 'allocator db upgrade', or see 'allocator db sql'"
     )
 
 
-def _planner(connection: Connection, names: TableNames) -> tuple[Planner, TableFacts | None]:
+def _planner(connection: Connection, names: TableNames, pool: str = SDK_V2.name) -> tuple[Planner, TableFacts | None]:
     facts = read_facts(connection, names)
-    layout = make_layout(names, facts.types if facts else None)
+    layout = make_layout(names, facts.types, has=facts.has, pool=pool) if facts else make_layout(names, pool=pool)
     if facts:
         facts = replace(facts, counts=count_contradictions(connection, layout, facts))
     return Planner(layout, facts, connection.dialect), facts
 
 
-def _offline_planner(names: TableNames, dialect: str) -> Planner:
+def _offline_planner(names: TableNames, dialect: str, pool: str = SDK_V2.name) -> Planner:
     from sqlalchemy.engine import URL
 
-    return Planner(make_layout(names), None, URL.create(dialect).get_dialect()())
+    return Planner(make_layout(names, pool=pool), None, URL.create(dialect).get_dialect()())
 
 
 def _config(names: TableNames, steps: list[Step]) -> Config:

@@ -45,12 +45,22 @@ from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port, shown
 from allocator.model.pools import PoolSpec
 from allocator.model.reading import toml_of
-from allocator.model.tables import TableNames
+from allocator.model.tables import NameTable, TableNames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class NamesTable(BaseModel):
+    """`[database.plugin]` and `[database.organization]`: where names are found when the column is a foreign key."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    table: str
+    key: str = "id"
+    name: str = "name"
 
 
 class DatabaseTable(BaseModel):
@@ -61,6 +71,9 @@ class DatabaseTable(BaseModel):
     table: str | None = None
     schema_: str | None = Field(default=None, alias="schema")
     columns: dict[str, str] = {}
+    states: dict[str, str] = {}
+    plugin: NamesTable | None = None
+    organization: NamesTable | None = None
     refresh_expiry: bool = True
 
 
@@ -90,7 +103,10 @@ class SettingsTables(BaseModel):
             InvalidInputError: When a name is not valid, or a column is not known.
         """
         given = self.database
-        return TableNames.checked(given.table, given.schema_, given.columns)
+        plugin, organization = (
+            NameTable(one.table, one.key, one.name) if one else None for one in (given.plugin, given.organization)
+        )
+        return TableNames.checked(given.table, given.schema_, given.columns, given.states, plugin, organization)
 
 
 def settings_file(names: Iterable[str]) -> type[SettingsTables]:

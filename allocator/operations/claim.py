@@ -27,6 +27,7 @@ from allocator.operations.find import find
 from allocator.operations.pools import pool_rules
 from allocator.operations.renew import renew
 from allocator.operations.steps import (
+    CheckRow,
     DescribeListener,
     JudgeHolder,
     Judgement,
@@ -86,6 +87,8 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
     """
     attempt = Attempt.first(context, request)
     yield from pool_rules(context, request.pool)
+    if request.record:
+        yield CheckRow(request.pool, request.worker)
     attempt = yield from _with_kept_tokens(context, attempt)
     leases: tuple[Lease, ...] = ()
     try:

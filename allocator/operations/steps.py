@@ -132,6 +132,19 @@ class WriteRow:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckRow:
+    """Make sure, before there is a lease, that a worker can have a row in the database; answered with None.
+
+    Attributes:
+        pool: The pool.
+        worker: The worker.
+    """
+
+    pool: str
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class KeepTokens:
     """Write down the tokens of a claim before Redis is asked; answered with the tokens to claim with, in this order.
 
@@ -230,6 +243,7 @@ Step: TypeAlias = (
     | AwaitTurn
     | AwaitEvent
     | Pause
+    | CheckRow
     | WriteRow
     | ReadListeners
     | ProvePorts

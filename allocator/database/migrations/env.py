@@ -11,7 +11,11 @@ if connection is not None:
     context.configure(connection=connection, transaction_per_migration=False, **options)
 else:
     context.configure(
-        dialect_name=attributes["dialect"], output_buffer=attributes["output"], literal_binds=True, **options
+        dialect_name=attributes["dialect"],
+        output_buffer=attributes["output"],
+        literal_binds=True,
+        transactional_ddl=False,
+        **options,
     )
 with context.begin_transaction():
     context.run_migrations()

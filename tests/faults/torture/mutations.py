@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from allocator.client import drivers
 from allocator.protocol import scripts
 from allocator.protocol.scripts import Script
-from allocator.store import blocking
+from allocator.store import base as stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ def _without_a_look_at_the_kernel() -> None:
 
 def _by_the_clients_clock() -> None:
     """The claimer's clock decides; one in three is ten seconds ahead."""
-    known = blocking.script
+    known = stores.script
 
     def script(name: str) -> Script:
         one = known(name)
@@ -57,7 +57,7 @@ def _by_the_clients_clock() -> None:
         clock = f"{{ {int(now)}, {int(now % 1 * 1_000_000)} }}"
         return _changed(one, one.source.replace("read('TIME')", clock))
 
-    blocking.script = script
+    stores.script = script
 
 
 MUTATIONS = {
@@ -158,7 +158,7 @@ def apply(name: str | None) -> None:
         return changed.get(wanted) or known(wanted)
 
     if changed:
-        blocking.script = script
+        stores.script = script
     if mutation.patch:
         mutation.patch()
 

@@ -167,10 +167,10 @@ def test_of_two_rows_that_nothing_tells_apart_none_is_adopted(
     listener(pool.first, "someone")
     for org in ("org-1", "org-2"):
         table.add(f"{org}/email", port=pool.first, runtime_state="ready")
-    code, out, _ = run("adopt")
-    assert code == 0
-    assert out.count("2 rows have its port") == 2
-    assert run("adopt", "--apply")[0] == 0
+    code, out, err = run("adopt")
+    assert (code, out.count("2 rows have its port")) == (1, 2)
+    assert "2 rows were not taken over" in err
+    assert run("adopt", "--apply")[0] == 1
     assert ports.leases() == []
     assert {row["runtime_state"] for row in table.rows().values()} == {"ready"}
 
@@ -242,7 +242,7 @@ def test_a_row_that_is_not_stopped_is_not_said_to_be(run, table: Table, ports: P
     for number in (1, 2, 3):
         table.add(f"org-{number}/email", port=pool.first + number, runtime_state="ready")
     code, out, _ = run("adopt", "--apply", "--format", "json")
-    assert code == 0
+    assert code == 1
     told = {row["worker"]: (row["what_was_done"], row["detail"]) for row in json.loads(out)}
     assert told["org-1/email#0"][0] == told["org-2/email#0"][0] == "nothing"
     assert "nothing was written: the table drops" in told["org-1/email#0"][1]
@@ -263,7 +263,7 @@ def test_a_row_without_an_instance_is_not_taken_for_the_first_one(
     table.add("org-2/email", instance=None, port=pool.first + 2, runtime_state="ready")
     table.add("org-3/email", instance=None, host="web-1", port=pool.first + 3, runtime_state="ready", fence=7)
     code, out, _ = run("adopt", "--apply", "--format", "json")
-    assert code == 0
+    assert code == 1
     told = {(row["worker"], row["port"]): (row["what_was_done"], row["detail"]) for row in json.loads(out)}
     assert told["org-1/email#0", pool.first][0] == "adopted"
     for org, port in (("org-1", pool.first + 1), ("org-2", pool.first + 2), ("org-3", pool.first + 3)):
@@ -272,3 +272,11 @@ def test_a_row_without_an_instance_is_not_taken_for_the_first_one(
     assert [lease.port for lease in ports.leases()] == [pool.first]
     rows = table.run("SELECT port, runtime_state FROM plugin_runners ORDER BY port")
     assert rows == [{"port": pool.first + number, "runtime_state": "ready"} for number in range(4)]
+
+
+def test_rows_of_another_pool_are_named_when_this_one_has_none(run, table: Table) -> None:
+    table.add("org-1/email", pool="sdk-v2", port=5556, runtime_state="ready")
+    code, _, err = run("adopt")
+    assert code == 0
+    assert "1 in pool 'sdk-v2'; see --pool" in err
+    assert "database: " in err.splitlines()[0]

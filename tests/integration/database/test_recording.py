@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from runners_table import Table
 
     from allocator import Lease, PoolSpec
+    from allocator.model.names import WorkerId
     from allocator.operations.steps import Standing
 
 
@@ -190,6 +191,9 @@ class Slow:
 
     def __init__(self, recorder: DatabaseRecorder, ports: PortAllocator, then: Callable[[Lease], object]) -> None:
         self.recorder, self.ports, self.then = recorder, ports, then
+
+    def check(self, pool: str, worker: WorkerId) -> None:
+        self.recorder.check(pool, worker)
 
     def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
         standing = self.recorder.record(lease, over=over)

@@ -254,7 +254,7 @@ def test_a_setting_that_made_a_session_read_only_is_noticed_when_it_is_lifted(po
     "setting",
     ["DateStyle = 'German'", "TimeZone = 'Asia/Kathmandu'", "standard_conforming_strings = off",
      "bytea_output = 'escape'", "IntervalStyle = 'sql_standard'", "client_encoding = 'LATIN1'",
-     "default_transaction_isolation = 'serializable'", "statement_timeout = 1", "lock_timeout = 1"],
+     "default_transaction_isolation = 'serializable'", "lock_timeout = 1"],
 )  # fmt: skip
 def test_what_a_role_sets_for_its_sessions_changes_nothing(
     postgres: Postgres, postgres_url: str, ports: PortAllocator, setting: str
@@ -275,6 +275,14 @@ def test_what_a_role_sets_for_its_sessions_changes_nothing(
             (read,) = Reconciler(ports, database, layout, leader=None).rows.on_host(connection, "web-1")
         assert read.expires_at == pytest.approx(lease.expires_at, abs=60)
         assert Reconciler(ports, database, layout, leader=None).run(Report()).counts == {}
+
+
+def test_a_statement_limit_of_the_role_is_not_that_of_ours(postgres_url: str) -> None:
+    name = postgres_url.rpartition("/")[2]
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        other.execute(f"ALTER DATABASE \"{name}\" SET statement_timeout = '2s'")
+    with closing(Database.open(postgres_url)) as database, database.reading() as connection:
+        connection.exec_driver_sql("SELECT pg_sleep(2.5)")
 
 
 @pytest.fixture

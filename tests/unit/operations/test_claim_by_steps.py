@@ -25,6 +25,7 @@ from allocator.operations.attempt import Attempt, ClaimRequest
 from allocator.operations.claim import claim
 from allocator.operations.steps import (
     AwaitTurn,
+    CheckRow,
     DescribeListener,
     JudgeHolder,
     Judgement,
@@ -289,8 +290,8 @@ def test_ctrl_c_in_the_queue_gives_up_the_position(monkeypatch: pytest.MonkeyPat
 def test_a_row_in_the_way_declines_the_port_and_claims_another(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Standing("org-9/email#0", None)
     road = Road(
-        monkeypatch, GRANTED, (WriteRow, other), (EndCall, ENDED), (ClaimCall, Granted(leases=(lease(7002),))),
-        (WriteRow, None),
+        monkeypatch, (CheckRow, None), GRANTED, (WriteRow, other), (EndCall, ENDED),
+        (ClaimCall, Granted(leases=(lease(7002),))), (WriteRow, None),
     )  # fmt: skip
     monkeypatch.setattr("allocator.operations.claim._has_ended", _never)
     assert road.drive(make_context(), replace(REQUEST, record=True)) == (lease(7002),)

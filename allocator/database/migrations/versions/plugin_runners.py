@@ -5,7 +5,6 @@ The statements come from the planner (`allocator/database/plan.py`), which compa
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from alembic import context, op
 
 revision = "0001"
@@ -17,7 +16,7 @@ depends_on = None
 def upgrade() -> None:
     """Carry out the plan."""
     for step in context.config.attributes["steps"]:
-        op.execute(sa.text(step.sql))
+        op.execute(step.clause)
 
 
 def downgrade() -> None:
