@@ -115,7 +115,8 @@ def client_of(store: Store) -> redis.Redis:
     address = store.address
     if address.shown not in _clients:
         where = {"unix_socket_path": address.path} if address.path else {"port": address.nodes[0][1]}
-        _clients[address.shown] = redis.Redis(**where, db=address.database, protocol=2)
+        user = {"username": address.username, "password": address.password}
+        _clients[address.shown] = redis.Redis(**where, **user, db=address.database, protocol=2)
     return _clients[address.shown]
 
 

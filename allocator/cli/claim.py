@@ -134,7 +134,13 @@ def claim(
                 one = allocator.operations.claim(plugin, wait=wait_s, record=record, **arguments)
                 return allocator.run(one, answers)
 
-            lease = claim_anywhere(at, worker, spread, claim_on) if any_host else claim_on(at.allocator)
+            if any_host:
+                known = (
+                    [] if arguments["auto_instance"] else [one for one in at.files.all(at.pool) if one.worker == worker]
+                )
+                lease = claim_anywhere(at, worker, spread, known, claim_on)
+            else:
+                lease = claim_on(at.allocator)
         if pid is not None:
             from allocator.cli.checks.host_agent import warn_without_agent
 
@@ -199,13 +205,16 @@ def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str |
         raise InvalidInputError(f"--any-host chooses the host itself; leave {given[0]} out")
 
 
-def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Callable[[PortAllocator], Lease]) -> Lease:
+def claim_anywhere(
+    at: Desk, worker: WorkerId, spread: str | None, known: list[Lease], claim_on: Callable[[PortAllocator], Lease]
+) -> Lease:
     """Claim a port on the host where a worker is, else where it is best placed; on the next one when that filled up.
 
     Args:
         at: What the command works with.
         worker: Who the lease is for.
         spread: What is to be spread over the hosts, if anything.
+        known: The saved leases of this very worker.
         claim_on: Claims on one host.
 
     Raises:
@@ -215,7 +224,6 @@ def claim_anywhere(at: Desk, worker: WorkerId, spread: str | None, claim_on: Cal
 
     from allocator.operations.hosts import Spread, place
 
-    known = [one for one in at.files.all(at.pool) if one.worker == worker]
     host = max(known, key=lambda lease: lease.fence).host if known else None
     tried: frozenset[str] = frozenset()
     while True:

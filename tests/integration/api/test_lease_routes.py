@@ -245,11 +245,11 @@ def test_what_is_not_there_is_a_problem_with_a_stable_type(http, method, path, s
 @pytest.mark.parametrize(
     ("method", "path", "allowed", "words"),
     [
-        ("PUT", "/v1/leases", "GET, POST", "use GET or POST"),
+        ("PUT", "/v1/leases", "GET, HEAD, POST", "use GET, HEAD or POST"),
         ("PUT", "/v1/leases/vm/7100", "GET, HEAD, PATCH, DELETE", "use GET, HEAD, PATCH or DELETE"),
         ("POST", "/v1/leases/vm/7100", "GET, HEAD, PATCH, DELETE", "use GET, HEAD, PATCH or DELETE"),
         ("GET", "/v1/leases/vm/7100/decline", "POST", "use POST"),
-        ("NONSENSE", "/v1/pools", "GET", "use GET"),
+        ("NONSENSE", "/v1/pools", "GET, HEAD", "use GET or HEAD"),
         ("DELETE", "/", "GET, HEAD", "use GET or HEAD"),
         ("POST", "/openapi.json", "GET, HEAD", "use GET or HEAD"),
     ],

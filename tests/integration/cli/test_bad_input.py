@@ -249,21 +249,31 @@ def refusal(server: Server) -> str:
     return ""
 
 
-@pytest.mark.parametrize(
-    ("key", "words"), [("events", ("events",)), ("lease:web-1:{port}", ("ls",)), ("hosts", ("host", "ls"))]
-)
+@pytest.mark.parametrize(("key", "words"), [("events", ("events",)), ("hosts", ("host", "ls"))])
 def test_what_another_program_wrote_is_named_by_its_key(
     allocator: Allocator, pool: PoolSpec, ports: PortAllocator, key: str, words: tuple[str, ...]
 ) -> None:
-    port = allocator(*CLAIM).out.strip()
+    allocator(*CLAIM)
     client = client_of(ports.store)
-    name = f"alloc:{{{pool.name}}}:{key.format(port=port)}"
+    name = f"alloc:{{{pool.name}}}:{key}"
     client.set(name, "something else")
     done = allocator(*words)
     assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
     assert name in done.err
     assert client.get(name) == b"something else"
     client.delete(name)
+
+
+def test_a_lease_that_another_program_wrote_is_passed_over_by_listings_and_named_by_doctor(
+    allocator: Allocator, pool: PoolSpec, ports: PortAllocator
+) -> None:
+    port = allocator(*CLAIM).out.strip()
+    other = allocator("claim", "stripe", "--org", "o").out.strip()
+    name = f"alloc:{{{pool.name}}}:lease:web-1:{port}"
+    client_of(ports.store).set(name, "something else")
+    assert [lease["port"] for lease in json.loads(allocator("ls", "--format", "json").out)] == [int(other)]
+    assert name in allocator("doctor").out
+    client_of(ports.store).delete(name)
 
 
 @pytest.mark.parametrize("words", [("ls",), ("events",), ("host", "ls"), ("pool", "show", "nowhere")])

@@ -254,7 +254,7 @@ def test_a_claim_whose_lease_file_cannot_be_written_leaves_no_lease(allocator: A
     (allocator.state / "allocator" / "leases").write_text("a file where a directory belongs")
     refused = allocator("claim", "email", "--org", "o")
     assert refused.code == 78
-    assert "lease file" in refused.err
+    assert f"{allocator.state}/allocator/leases is not a folder" in refused.err
     assert json.loads(allocator("ls", "--format", "json").out) == []
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def ready(ports: PortAllocator, instance: int, org: str = "org-1") -> int:
-    asked = ports.session.request("email", org=org, instance=instance)
+    asked = ports.session.request("email", {"org": org, "instance": instance})
     request = ClaimRequest(pool=asked.pool, worker=asked.worker, state=LeaseState.READY)
     return ports.run(claim(ports.session.context, request)).port
 
