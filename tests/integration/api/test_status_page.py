@@ -305,7 +305,7 @@ def test_names_with_markup_run_nothing_and_overflow_nothing(look, worker, http) 
         viewer.page.locator('#facts dd[data-fact="Label l9"]').wait_for()
         assert viewer.page.title() == "portlease"
         assert viewer.page.locator("main img, main script").count() == 0
-        assert viewer.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        viewer.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_nothing_comes_from_outside_and_nothing_is_inline(look, url: str, http) -> None:
@@ -340,7 +340,7 @@ def test_axe_finds_no_violation(look, worker, http, axe: str, pool: PoolSpec, sc
             (one["id"], one["nodes"][0]["html"], one["nodes"][0]["failureSummary"]) for one in found["violations"]
         ]
         assert violations == []
-        assert viewer.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        viewer.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_a_server_with_credentials_asks_for_a_token_and_keeps_it_out_of_addresses(

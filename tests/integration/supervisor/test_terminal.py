@@ -13,13 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from supervised import Fleet, eventually, is_running
 
-from allocator.kernel.processes import is_stopped, process_table
+from allocator.kernel.processes import is_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,20 +121,6 @@ def run(fleet: Fleet, *words: str, worker: tuple[str, ...] = ()) -> str:
     return shlex.join([*command, *words, "--", sys.executable, "reader.py", *worker])
 
 
-def supervisors() -> list[int]:
-    me = os.getpid()
-    table = process_table()
-    return [pid for pid, row in table.items() if pid != me and _is_supervisor(pid)]
-
-
-def _is_supervisor(pid: int) -> bool:
-    try:
-        found = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return found[1:5] == [b"-m", b"allocator", b"run", b"email"]
-
-
 def test_a_worker_reads_what_is_typed_and_the_shell_has_its_terminal_back_at_the_end(
     fleet: Fleet, shell: Shell
 ) -> None:
@@ -182,7 +167,7 @@ def test_ctrl_z_stops_both_and_fg_goes_on_with_both_and_a_new_lease(fleet: Fleet
     shell.type(run(fleet) + "\n")
     shell.expect("listening")
     before = fleet.lease()
-    (supervisor,) = supervisors()
+    supervisor = before.holder_pid
     shell.type("\x1a")
     shell.expect("Stopped")
     eventually(lambda: is_stopped(before.pid) and is_stopped(supervisor))
@@ -270,7 +255,7 @@ def test_closing_the_terminal_ends_worker_and_lease(fleet: Fleet, shell: Shell, 
     shell.type(run(fleet, *words) + "\n")
     shell.expect("listening")
     lease = fleet.lease()
-    (supervisor,) = supervisors()
+    supervisor = lease.holder_pid
     shell.close()
     eventually(lambda: not is_running(supervisor), "the supervisor outlived its terminal")
     assert not is_running(lease.pid)
@@ -281,7 +266,7 @@ def test_closing_the_terminal_ends_worker_and_lease(fleet: Fleet, shell: Shell, 
 def test_under_nohup_worker_and_supervisor_outlive_the_terminal(fleet: Fleet, shell: Shell) -> None:
     shell.type(f"nohup {run(fleet, worker=('--stay',))} > out 2>&1 < /dev/null &\n")
     lease = fleet.lease()
-    (supervisor,) = supervisors()
+    supervisor = lease.holder_pid
     shell.close()
     shell.process.wait()
     until = time.monotonic() + 3 * TTL_S
