@@ -53,9 +53,7 @@ export interface CallOptions {
 
 export interface ClaimOptions extends CallOptions {
   org: string;
-  /** `"auto"`: the lowest free instance; with `key`, the same one again for that key. */
-  instance?: number | "auto";
-  key?: string;
+  instance?: number;
   /** The only port that will do. */
   port?: number;
   /** The port to prefer where nothing else decides. */
@@ -148,9 +146,7 @@ export class PortleaseError extends Error {
 export class Portlease {
   constructor(options?: PortleaseOptions);
   claim(plugin: string, options: ClaimOptions): Promise<ClaimedLease>;
-  claimPorts(plugin: string, names: string[], options: ClaimOptions): Promise<ClaimedLease[]>;
   hold(plugin: string, options: ClaimOptions): Promise<HeldLease>;
-  holdPorts(plugin: string, names: string[], options: ClaimOptions): Promise<HeldLease[]>;
   attach(credentials: Credentials, options?: Change): Promise<HeldLease>;
   renew(lease: ClaimedLease, change?: Change): Promise<ClaimedLease>;
   release(lease: ClaimedLease, options?: CallOptions): Promise<boolean>;

@@ -30,16 +30,7 @@ class Portlease {
 
   /** Leases a port once; nothing keeps it alive. Claiming again with one `token` gives the same lease. */
   async claim(plugin, options = {}) {
-    const [lease] = await this.#claim(plugin, options);
-    return lease;
-  }
-
-  /** Leases one port for each name, all or none; the first name's is the worker's own. */
-  async claimPorts(plugin, names, options = {}) {
-    if (!Array.isArray(names) || names.length === 0) {
-      throw new PortleaseError("invalid-argument", "names: give at least one name, for example [\"http\", \"debug\"]");
-    }
-    return this.#claim(plugin, { ...options, names });
+    return this.#claim(plugin, options);
   }
 
   /**
@@ -47,13 +38,7 @@ class Portlease {
    * A port that is in use here is declined, and another one claimed.
    */
   async hold(plugin, options = {}) {
-    const [held] = await this.#hold(plugin, options);
-    return held;
-  }
-
-  /** Like `hold`, for several ports: one HeldLease for each name. */
-  async holdPorts(plugin, names, options = {}) {
-    return this.#hold(plugin, { ...options, names });
+    return this.#hold(plugin, options);
   }
 
   /** Holds on to a lease whose credentials were kept: after the program that held it was killed and started again. */
@@ -116,17 +101,17 @@ class Portlease {
   }
 
   async #claim(plugin, options) {
-    const { org, instance = 0, key, port, hint, ttlMs, waitMs = 0, pid, labels, host = this.host, token, names, signal } = options;
+    const { org, instance = 0, port, hint, ttlMs, waitMs = 0, pid, labels, host = this.host, token, signal } = options;
     const own = token ?? randomBytes(16).toString("hex"); // made here, so that a repeated request gets the same lease
-    const body = { plugin, org, instance, key, port, hint, host, pool: this.pool, pid, labels, ports: names };
+    const body = { plugin, org, instance, port, hint, host, pool: this.pool, pid, labels };
     if (ttlMs != null) body.ttl_s = ttlMs / 1000;
     if (waitMs) body.wait_s = waitMs / 1000;
     const sentAt = performance.now();
     const answer = await this.#transport.ask("POST", "/v1/leases", { body, token: own, waitMs, signal });
-    const leases = [answer, ...(answer.further ?? [])].map((lease, at) => owned(lease, at ? answer.further_tokens[at - 1] : own, sentAt));
-    if (pid == null || !this.#isHere(options)) return leases;
+    const lease = owned(answer, own, sentAt);
+    if (pid == null || !this.#isHere(options)) return lease;
     // The agent watches the process from here on: it takes over only what its caller has seen.
-    return Promise.all(leases.map((lease) => this.renew(lease, { signal })));
+    return this.renew(lease, { signal });
   }
 
   /** Whether a claim is for the API's own host, which is this machine. */
@@ -137,12 +122,10 @@ class Portlease {
   async #hold(plugin, options) {
     const pid = this.#isHere(options) ? process.pid : undefined;
     for (let declines = 0; ; declines += 1) {
-      const leases = await this.#claim(plugin, { pid, ...options });
-      const refused = [];
-      for (const lease of leases) if (!(await canBind(lease.port))) refused.push(lease);
-      if (refused.length === 0) return leases.map((lease) => new HeldLease(this, lease));
-      await Promise.all(leases.map((lease) => (refused.includes(lease) ? this.decline(lease) : this.release(lease))));
-      const [{ port, host: where }] = refused;
+      const lease = await this.#claim(plugin, { pid, ...options });
+      if (await canBind(lease.port)) return new HeldLease(this, lease);
+      await this.decline(lease);
+      const { port, host: where } = lease;
       this.logger?.warn?.(`port ${port} on ${where} is in use by another process; it was declined`);
       if (options.port != null || declines >= MAX_DECLINES) {
         throw new PortleaseError("port-refused", `port ${port} on ${where} is in use by another process; it was declined: claim again, or name no port`);
