@@ -88,6 +88,11 @@ def wait_until(what: str, condition: Callable[[], bool]) -> float:
     sys.exit(f"{what} did not happen within {WAIT_S:.0f} s; look into {DEMO}")
 
 
+def server_runs() -> bool:
+    status = [*ALLOCATOR, "embedded", "status"]  # commands that only read start no server: the first worker does
+    return subprocess.run(status, env=ENVIRONMENT, capture_output=True, check=False).returncode == 0
+
+
 def everyone_ready() -> bool:
     found = leases()
     return len(found) == len(PLUGINS) * len(ORGANISATIONS) and all(
@@ -152,6 +157,7 @@ def demonstrate(*, keep: bool) -> None:
         for org in ORGANISATIONS:
             for plugin in PLUGINS:
                 supervisors[f"{org}/{plugin}"] = start(plugin, org)
+        wait_until("the start of the embedded server", server_runs)
         took = wait_until("the start of all workers", everyone_ready)
         say(f"{len(supervisors)} workers are healthy after {took:.1f} s:\n")
         for name, lease in leases().items():
