@@ -34,8 +34,8 @@ from allocator.operations.steps import (
     ReadListeners,
     Verdict,
 )
-from allocator.protocol.calls import ScriptCall
 from allocator.protocol.scripts import script
+from allocator.protocol.wire import ScriptCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

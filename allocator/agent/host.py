@@ -24,9 +24,10 @@ from allocator.client.heartbeats import about
 from allocator.kernel.processes import boot_id
 from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
 from allocator.model.states import LeaseState
-from allocator.operations import listing, pools
+from allocator.operations import listing
 from allocator.operations import renew as renewing
 from allocator.operations.claim import end_the_dead
+from allocator.operations.context import pool_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -304,8 +305,8 @@ class HostAgent:
             self._scan_at = 0.0
             self._forget(tied.key)
             return True
-        rules = self._allocator.run(pools.pool_rules(self._allocator.session.context, lease.pool))
-        space = self._allocator.session.context.space(rules)
+        rules = self._allocator.run(pool_rules(self._allocator.session.context, lease.pool))
+        space = rules.space_of(self._allocator.session.context.host)
         live = self._allocator.run(listing.port_view(lease.pool, space, lease.port)).lease
         # Its file follows within a moment; if it does not, the lease ends by its TTL.
         return live is not None and live.worker == lease.worker and _process(live) != _process(lease)

@@ -16,11 +16,10 @@ from allocator.client.session import Session
 from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
+from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import LeaseState
 from allocator.operations import listing
-from allocator.operations.context import space_of
-from allocator.operations.pools import pool_rules
-from allocator.protocol.keys import FLEET_SPACE
+from allocator.operations.context import pool_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +109,7 @@ class Claims:
         """Return what Redis says of a port of a host; in a pool of scope `fleet`, of that port on any host."""
         at = self.pool(pool)
         rules = await self.rules(at)
-        view = await at.run(listing.port_view(at.session.pool, space_of(rules, host), port))
+        view = await at.run(listing.port_view(at.session.pool, rules.space_of(host), port))
         if view.lease and view.lease.host != host:
             return replace(view, lease=None)
         return view

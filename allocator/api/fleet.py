@@ -14,7 +14,6 @@ from allocator.kernel.sockets import listening_ports
 from allocator.model.errors import InvalidInputError
 from allocator.operations import hosts as draining
 from allocator.operations import listing
-from allocator.operations.context import space_of
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims
@@ -97,7 +96,7 @@ async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName
 
 async def _ports(claims: Claims, rules: PoolSpec, host: str) -> list[PortBody]:
     at = claims.pool(rules.name)
-    space = space_of(rules, host)
+    space = rules.space_of(host)
     found = {}
     for view in await at.run(listing.ports(rules.name, space, quarantine=True)):
         lease = view.lease if view.lease and view.lease.host == host else None

@@ -16,8 +16,8 @@ from allocator.model import problems
 from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
+from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import LIVE_STATES, LeaseState
-from allocator.protocol.keys import FLEET_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

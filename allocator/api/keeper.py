@@ -16,12 +16,11 @@ from allocator.api.background import end_tasks
 from allocator.api.index import FleetIndex
 from allocator.kernel.sockets import listening_ports
 from allocator.model.errors import AllocatorError
+from allocator.model.pools import FLEET_SPACE
 from allocator.operations import listing
-from allocator.operations.pools import pool_rules
-from allocator.operations.steps import ask
-from allocator.protocol.decode import event_time
-from allocator.protocol.keys import FLEET_SPACE, events_key
+from allocator.operations.context import pool_rules
 from allocator.protocol.signatures.inspect import InspectHostCall, InspectPortCall
+from allocator.protocol.wire import ask, event_time, events_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,9 +22,10 @@ from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
+from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import LIVE_STATES
 from allocator.operations import listing
-from allocator.protocol.keys import FLEET_SPACE, queue_key
+from allocator.protocol.wire import queue_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, t
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_name, check_plugin
-from allocator.operations.pools import check_pool
+from allocator.operations.context import check_pool
 
 
 class ExportFormat(StrEnum):

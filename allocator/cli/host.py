@@ -175,7 +175,7 @@ def _leases(count: int) -> str:
 
 def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
     from allocator.operations import listing
-    from allocator.protocol.keys import events_key
+    from allocator.protocol.wire import events_key
 
     deadline = time.monotonic() + timeout_s
     cursor = at.allocator.run(listing.newest_event(at.pool))

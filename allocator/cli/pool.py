@@ -85,7 +85,7 @@ def _user() -> str:
 
 def _foresee(at: Desk, pool: PoolSpec) -> None:
     from allocator.model.pool_changes import differences, effects
-    from allocator.operations.pools import read_pool
+    from allocator.operations.context import read_pool
 
     before = at.allocator.run(read_pool(pool.name))
     leases = at.allocator.leases()
@@ -111,8 +111,7 @@ def history(
     """
     from allocator.model.leases import written_time
     from allocator.model.pool_changes import differences
-    from allocator.protocol.decode import event_time
-    from allocator.protocol.keys import history_key
+    from allocator.protocol.wire import event_time, history_key
 
     check_name("pool", name)
     with desk(name, None, redis_url, config, reads_only=True) as at:
@@ -164,7 +163,7 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
     Example: allocator pool ls
     """
     from allocator.model.pools import BUILT_IN
-    from allocator.operations.pools import read_pool
+    from allocator.operations.context import read_pool
 
     with desk(None, None, redis_url, config, reads_only=True) as at:
         rows = []

@@ -20,7 +20,7 @@ from allocator.cli.options import (
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin
-from allocator.operations.pools import check_pool
+from allocator.operations.context import check_pool
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk

@@ -12,9 +12,9 @@ from allocator.cli.options import talk
 from allocator.client.arguments import check_token
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_port
+from allocator.operations.context import pool_rules
 from allocator.operations.find import find
 from allocator.operations.listing import port_view
-from allocator.operations.pools import pool_rules
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
@@ -85,7 +85,7 @@ def _live(at: Desk, worker: WorkerId | None, port: int) -> Lease | None:
         (known,) = at.allocator.run(find(rules, [worker]))
         found = known.lease
     else:
-        found = at.allocator.run(port_view(at.pool, context.space(rules), port)).lease
+        found = at.allocator.run(port_view(at.pool, rules.space_of(context.host), port)).lease
         if found is None:
             rules.check_port(port)
     return found if found and found.host == at.host else None

@@ -20,8 +20,7 @@ from allocator.cli.options import ConfigOption, Desk, PoolOption, RedisOption, d
 from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 from allocator.model.states import LeaseState
-from allocator.protocol.decode import event_time
-from allocator.protocol.keys import events_key
+from allocator.protocol.wire import event_time, events_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,13 +110,12 @@ def _watch(at: Desk, interval_s: float, interrupts: list[int]) -> None:
 def picture(at: Desk, columns: int, rows: int, *, coloured: bool) -> list[str]:
     """Return the lines of one picture, none longer than `columns` and at most `rows - 1` of them."""
     from allocator.operations import listing
-    from allocator.operations.context import space_of
 
     rules = at.allocator.pool()
     hosts = at.allocator.hosts()
     now = at.allocator.store.server_time()
     views = {
-        host.name: at.allocator.run(listing.ports(at.pool, space_of(rules, host.name)))
+        host.name: at.allocator.run(listing.ports(at.pool, rules.space_of(host.name)))
         for host in sorted(hosts, key=lambda one: -one.leases)[:BUSIEST_HOSTS]
     }
     leases = sorted(at.allocator.leases(), key=lambda lease: (lease.state is LeaseState.READY, lease.host, lease.port))

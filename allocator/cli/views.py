@@ -12,8 +12,8 @@ from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError, LeaseLostError, printable
 from allocator.model.names import WorkerId, check_name, check_plugin, check_port
-from allocator.operations.pools import check_pool
-from allocator.protocol.decode import event_time
+from allocator.operations.context import check_pool
+from allocator.protocol.wire import event_time
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -101,7 +101,7 @@ def _view(at: Desk, port: int) -> PortView:
     from allocator.operations.listing import port_view
 
     rules = at.allocator.pool()
-    view = at.allocator.run(port_view(at.pool, at.allocator.session.context.space(rules), port))
+    view = at.allocator.run(port_view(at.pool, rules.space_of(at.allocator.session.context.host), port))
     if view.why == "free":
         rules.check_port(port)
     return view
@@ -184,7 +184,7 @@ def events(
     if not count.isascii() or not count.isdecimal() or not 1 <= int(count[:9]) <= MAX_EVENTS:
         raise InvalidInputError(f"--count takes a whole number from 1 to {MAX_EVENTS}")
     with desk(pool, None, redis_url, config, reads_only=True) as at:
-        from allocator.protocol.keys import events_key
+        from allocator.protocol.wire import events_key
 
         store, stream = at.allocator.store, events_key(at.pool)
         batch = store.newest_events(stream, int(count))

@@ -18,8 +18,9 @@ from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
 from allocator.model.names import WorkerId, check_name
-from allocator.operations import claim, end, pools, renew
+from allocator.operations import claim, end, renew
 from allocator.operations.attempt import named_workers
+from allocator.operations.context import pool_rules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -272,7 +273,7 @@ class LeaseOperations(Generic[E_]):
 
     def pool(self) -> Operation[PoolSpec]:
         """Return the rules of the pool; a built-in pool that Redis does not have is made."""
-        return (yield from pools.pool_rules(self.session.context, self.session.pool, fresh=True))
+        return (yield from pool_rules(self.session.context, self.session.pool, fresh=True))
 
     def apply_pool(self, pool: PoolSpec, *, by: str = "-") -> Operation[str]:
         """Define a pool or change its rules; return `created`, `changed` or `unchanged`.
@@ -284,9 +285,9 @@ class LeaseOperations(Generic[E_]):
         Raises:
             HeldError: When the scope would change while hosts use the pool.
         """
-        from allocator.operations import apply
+        from allocator.operations import pools
 
-        return str((yield from apply.apply_pool(pool, by=by)))
+        return str((yield from pools.apply_pool(pool, by=by)))
 
 
 class AllocatorBase(Generic[E_, S]):

@@ -27,8 +27,7 @@ from allocator.operations.steps import (
     Warn,
     WriteRow,
 )
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.decode import WRONG_SHAPES, unreadable
+from allocator.protocol.wire import WRONG_SHAPES, ScriptCall, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

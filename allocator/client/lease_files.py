@@ -23,7 +23,7 @@ from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.owned import foreign_folder, private_folder
 from allocator.model.states import LeaseState
-from allocator.protocol.decode import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
+from allocator.protocol.wire import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from allocator.database.rows import Rows
 from allocator.database.upgrade import check_writable, open_layout
 from allocator.kernel.sockets import listeners
 from allocator.operations import find, listing
-from allocator.operations.pools import pool_rules
+from allocator.operations.context import pool_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

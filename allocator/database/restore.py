@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from allocator.database.rows import MAX_FENCE, READ_AT_ONCE, Rows
+from allocator.operations.context import pool_rules
 from allocator.operations.lead import Remembered, restore
-from allocator.operations.pools import pool_rules
 
 if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 from allocator.discovery.memory import AddressMemory, ServiceName
 from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
 from allocator.model.names import WorkerId
-from allocator.operations.pools import read_pool
+from allocator.operations.context import read_pool
 from allocator.operations.resolve import sightings
-from allocator.protocol.keys import events_key
+from allocator.protocol.wire import events_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Scope = Literal["host", "fleet"]
 Durability = Literal["none", "replica"]
 
+FLEET_SPACE = "*"
+"""The space of a pool in which a port is unique over all hosts; no host can have this name."""
+
 MAX_CONVENTIONAL_PORTS = 1_024
 """Bounds the one loop of `claim` that grows with a pool: the search for an idle conventional port (spill)."""
 
@@ -153,6 +156,10 @@ class PoolSpec:
 
     def __contains__(self, port: int) -> bool:
         return self.first <= port <= self.last
+
+    def space_of(self, host: str) -> str:
+        """Return where a port number of a host is unique: on the host itself, or in the whole fleet."""
+        return FLEET_SPACE if self.scope == "fleet" else host
 
     def check_ttl_ms(self, ttl_ms: int | None) -> int:
         """Return the TTL that a lease gets, in milliseconds.

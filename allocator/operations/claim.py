@@ -23,8 +23,8 @@ from allocator.model.leases import PROCESS_FIELDS
 from allocator.model.names import WorkerId
 from allocator.operations import end, refusals
 from allocator.operations.attempt import Attempt, ClaimRequest
+from allocator.operations.context import pool_rules
 from allocator.operations.find import find
-from allocator.operations.pools import pool_rules
 from allocator.operations.renew import renew
 from allocator.operations.steps import (
     CheckRow,
@@ -41,9 +41,7 @@ from allocator.operations.steps import (
     Verdict,
     Warn,
     WriteRow,
-    ask,
 )
-from allocator.protocol.decode import WRONG_SHAPES, unreadable
 from allocator.protocol.signatures.claim import (
     Again,
     ClaimCall,
@@ -56,6 +54,7 @@ from allocator.protocol.signatures.claim import (
     WantedPort,
 )
 from allocator.protocol.signatures.pool import RecoverCall
+from allocator.protocol.wire import WRONG_SHAPES, ask, unreadable
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -205,7 +204,7 @@ def _call(
     auto = f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else None
     return ClaimCall(
         pool=pool.name,
-        space=context.space(pool),
+        space=pool.space_of(context.host),
         host=context.host,
         ttl_ms=ttl_ms,
         state=request.state,

@@ -1,19 +1,25 @@
-"""Who calls: what every operation knows of its own host, and the pools whose rules it has read."""
+"""Who calls: what every operation knows of its own host, and the rules of the pools that it goes by.
+
+A pool that Redis has not is made here: a built-in one, and one that Redis lost after its rules were read.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from allocator.protocol.calls import UNKNOWN_AGE_MS
-from allocator.protocol.keys import FLEET_SPACE
+from allocator.model.errors import HeldError, PoolMissingError
+from allocator.model.pools import BUILT_IN, PoolSpec
+from allocator.protocol.signatures.pool import ApplyCall, InspectPoolCall, PoolField, ScopeFixed
+from allocator.protocol.wire import UNKNOWN_AGE_MS, ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from allocator.model.pools import PoolSpec
+    from allocator.operations.steps import Operation
+    from allocator.protocol.replies import Reply
 
 
 @dataclass(slots=True)
@@ -59,11 +65,75 @@ class Context:
         """For how many milliseconds this host has run."""
         return UNKNOWN_AGE_MS if self.began is None else max(0, int((self.clock() - self.began) * 1_000))
 
-    def space(self, pool: PoolSpec) -> str:
-        """Return where a port number of `pool` is unique for this host."""
-        return space_of(pool, self.host)
+
+def read_pool(name: str) -> Operation[PoolSpec | None]:
+    """Return the rules of a pool as Redis has them, or None when it has no such pool."""
+    fields = yield from pool_fields(name)
+    return PoolSpec.from_fields(name, fields) if "rules" in fields else None
 
 
-def space_of(pool: PoolSpec, host: str) -> str:
-    """Return the space of a host's ports in a pool: the host itself, or the whole fleet."""
-    return FLEET_SPACE if pool.scope == "fleet" else host
+def pool_fields(name: str) -> Operation[dict[str, str]]:
+    """Return a pool's hash as Redis has it; empty when it has no such pool."""
+    return (yield from ask(InspectPoolCall(pool=name)))
+
+
+def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation[PoolSpec]:
+    """Return the rules of a pool, from what was read before unless `fresh`.
+
+    A built-in pool that Redis does not have is created, and so is one whose rules were read before Redis lost them.
+
+    Raises:
+        PoolMissingError: When nobody knows the pool.
+    """
+    known = context.rules.get(name)
+    if known and not fresh:
+        return known
+    found = yield from read_pool(name)
+    if found is None:
+        restored = known or BUILT_IN.get(name)
+        if restored is None:
+            raise _missing(name)
+        yield from define_pool(restored, "restore" if known else "create")
+        found = yield from read_pool(name)
+        if found is None:
+            found = restored
+    context.rules[name] = found
+    return found
+
+
+def check_pool(name: str) -> Operation[None]:
+    """Check that a pool is defined or built in, and make nothing: whoever only looks may have no right to.
+
+    Raises:
+        PoolMissingError: When it is neither.
+    """
+    if name not in BUILT_IN and (yield from read_pool(name)) is None:
+        raise _missing(name)
+
+
+def _missing(name: str) -> PoolMissingError:
+    return PoolMissingError(
+        f"pool {name} is not defined in this Redis; define it with 'allocator pool apply FILE' "
+        "or see 'allocator pool ls'"
+    )
+
+
+def define_pool(pool: PoolSpec, how: Literal["apply", "create", "restore"], by: str = "-") -> Operation[Reply]:
+    """Write the rules of a pool; no live lease is touched, and none is counted.
+
+    Args:
+        pool: The pool.
+        how: `create` and `restore` leave a pool that is there as it is; `restore` is for one that Redis had and lost.
+        by: Who does it, for the pool's history.
+
+    Returns:
+        `created`, `changed` or `unchanged`.
+
+    Raises:
+        HeldError: When the scope would change while hosts use the pool.
+    """
+    fields = tuple(PoolField(name=name, value=value) for name, value in pool.as_fields().items())
+    done = yield from ask(ApplyCall(pool=pool.name, mode=how, by=by, fields=fields))
+    if isinstance(done, ScopeFixed):
+        raise HeldError(f"pool {pool.name} has scope {done.scope} and hosts use it; make a new pool for another scope")
+    return done.code

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
-from allocator.operations.context import space_of
-from allocator.operations.pools import pool_rules, read_pool
+from allocator.operations.context import pool_rules, read_pool
 from allocator.operations.renew import BATCH, places_by_host, renew, token_of
-from allocator.operations.steps import ask
 from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, How, NotYours
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,7 +106,7 @@ def _ended(
     ended: dict[int, bool] = {}
     refused: HeldError | None = None
     for (pool_name, host), members in places_by_host(leases).items():
-        space = space_of((yield from rules(pool_name)), host)
+        space = (yield from rules(pool_name)).space_of(host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
             wanted = tuple(asked(leases[i]) for i in batch)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.operations.context import space_of
-from allocator.operations.steps import ask
 from allocator.protocol.signatures.inspect import FindCall, Whereabouts
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +20,7 @@ BATCH = 256
 
 def find(pool: PoolSpec, workers: Sequence[WorkerId]) -> Operation[list[Whereabouts]]:
     """Return what Redis knows of workers, in their order."""
-    space, found = space_of(pool, "-"), list[Whereabouts]()
+    space, found = pool.space_of("-"), list[Whereabouts]()
     for start in range(0, len(workers), BATCH):
         batch = tuple(str(worker) for worker in workers[start : start + BATCH])
         found += yield from ask(FindCall(pool=pool.name, space=space, workers=batch))

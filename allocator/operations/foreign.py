@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_port, is_name, shown
+from allocator.operations.context import read_pool
 from allocator.operations.listing import port_spaces, ports
-from allocator.operations.pools import read_pool
-from allocator.operations.steps import ask
-from allocator.protocol.keys import PREFIX, pool_key
 from allocator.protocol.signatures.inspect import InspectHostCall, InspectMembersCall
+from allocator.protocol.wire import PREFIX, ask, pool_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

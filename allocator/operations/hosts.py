@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Literal
 from allocator.model.errors import ExhaustedError, HeldError, HostConflictError, InvalidInputError
 from allocator.model.states import LeaseState
 from allocator.operations import listing
-from allocator.operations.context import space_of
-from allocator.operations.pools import pool_rules, read_pool
+from allocator.operations.context import pool_rules, read_pool
 from allocator.operations.renew import BATCH
-from allocator.operations.steps import ask
 from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.host import DrainCall, ForgetCall, PlaceCall, RegisterCall
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from allocator.model.names import WorkerId
@@ -57,7 +56,7 @@ def register(context: Context, pool_name: str) -> Operation[Reply]:
     for fresh in (False, True):
         if fresh:
             pool = yield from pool_rules(context, pool_name, fresh=True)
-        space = context.space(pool)
+        space = pool.space_of(context.host)
         code = yield from ask(
             RegisterCall(
                 pool=pool.name,
@@ -182,7 +181,7 @@ def _placements(rules: PoolSpec, worker: WorkerId, spread: Spread | None) -> Ope
 
 def _space(pool: str, host: str) -> Operation[str]:
     rules = yield from read_pool(pool)
-    return space_of(rules, host) if rules else host
+    return rules.space_of(host) if rules else host
 
 
 def _unknown(pool: str, host: str) -> InvalidInputError:

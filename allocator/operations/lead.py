@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from allocator.operations.context import space_of
-from allocator.operations.steps import ask
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.lead import LeadCall, Leads, RememberedLease, ResignCall, RestoreCall
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +74,7 @@ def restore(pool: PoolSpec, claims: Sequence[Remembered], ttl_ms: int) -> Operat
     done: dict[int, bool] = {}
     by_space: dict[str, list[int]] = {}
     for at, claim in enumerate(claims):
-        by_space.setdefault(space_of(pool, claim.host), []).append(at)
+        by_space.setdefault(pool.space_of(claim.host), []).append(at)
     for space, members in by_space.items():
         for start in range(0, len(members), RESTORE_BATCH):
             batch = members[start : start + RESTORE_BATCH]

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import is_name
-from allocator.operations.context import space_of
-from allocator.operations.pools import read_pool
-from allocator.operations.steps import ask
-from allocator.protocol.keys import FLEET_SPACE
+from allocator.model.pools import FLEET_SPACE
+from allocator.operations.context import read_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.host import CordonCall
 from allocator.protocol.signatures.inspect import (
@@ -21,6 +19,7 @@ from allocator.protocol.signatures.inspect import (
     NewestEventCall,
 )
 from allocator.protocol.signatures.pool import ReapCall
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -235,7 +234,7 @@ def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
         InvalidInputError: When no worker has ever claimed on this host in the pool.
     """
     rules = yield from read_pool(pool)
-    space = space_of(rules, host) if rules else host
+    space = rules.space_of(host) if rules else host
     code = yield from ask(CordonCall(pool=pool, space=space, host=host, what="cordon" if on else "uncordon"))
     if code is Reply.UNKNOWN:
         raise InvalidInputError(

@@ -1,79 +1,29 @@
-"""Pools: reading their rules, making those that Redis has not: the built-in ones, and those that it lost."""
+"""Defining a pool and changing its rules, with its live leases counted where it had no limits before."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from allocator.model.errors import HeldError, PoolMissingError
-from allocator.model.pools import BUILT_IN, PoolSpec
-from allocator.operations.steps import ask
-from allocator.protocol.signatures.inspect import InspectPoolCall
-from allocator.protocol.signatures.pool import ApplyCall, PoolField, ScopeFixed
+from allocator.operations import listing
+from allocator.operations.context import define_pool, pool_fields
+from allocator.protocol.signatures.pool import IndexCall
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
-    from allocator.operations.context import Context
+    from allocator.model.pools import PoolSpec
     from allocator.operations.steps import Operation
     from allocator.protocol.replies import Reply
 
-
-def read_pool(name: str) -> Operation[PoolSpec | None]:
-    """Return the rules of a pool as Redis has them, or None when it has no such pool."""
-    fields = yield from pool_fields(name)
-    return PoolSpec.from_fields(name, fields) if "rules" in fields else None
+INDEXED_AT_ONCE = 256
 
 
-def pool_fields(name: str) -> Operation[dict[str, str]]:
-    """Return a pool's hash as Redis has it; empty when it has no such pool."""
-    return (yield from ask(InspectPoolCall(pool=name)))
+def apply_pool(pool: PoolSpec, *, by: str = "-") -> Operation[Reply]:
+    """Define a pool or change its rules; no live lease is touched.
 
-
-def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation[PoolSpec]:
-    """Return the rules of a pool, from what was read before unless `fresh`.
-
-    A built-in pool that Redis does not have is created, and so is one whose rules were read before Redis lost them.
-
-    Raises:
-        PoolMissingError: When nobody knows the pool.
-    """
-    known = context.rules.get(name)
-    if known and not fresh:
-        return known
-    found = yield from read_pool(name)
-    if found is None:
-        restored = known or BUILT_IN.get(name)
-        if restored is None:
-            raise _missing(name)
-        yield from define_pool(restored, "restore" if known else "create")
-        found = yield from read_pool(name)
-        if found is None:
-            found = restored
-    context.rules[name] = found
-    return found
-
-
-def check_pool(name: str) -> Operation[None]:
-    """Check that a pool is defined or built in, and make nothing: whoever only looks may have no right to.
-
-    Raises:
-        PoolMissingError: When it is neither.
-    """
-    if name not in BUILT_IN and (yield from read_pool(name)) is None:
-        raise _missing(name)
-
-
-def _missing(name: str) -> PoolMissingError:
-    return PoolMissingError(
-        f"pool {name} is not defined in this Redis; define it with 'allocator pool apply FILE' "
-        "or see 'allocator pool ls'"
-    )
-
-
-def define_pool(pool: PoolSpec, how: Literal["apply", "create", "restore"], by: str = "-") -> Operation[Reply]:
-    """Write the rules of a pool; no live lease is touched, and none is counted.
+    Limits that a pool had none of before hold as soon as its live leases are counted, which is when this returns.
 
     Args:
         pool: The pool.
-        how: `create` and `restore` leave a pool that is there as it is; `restore` is for one that Redis had and lost.
         by: Who does it, for the pool's history.
 
     Returns:
@@ -82,8 +32,25 @@ def define_pool(pool: PoolSpec, how: Literal["apply", "create", "restore"], by: 
     Raises:
         HeldError: When the scope would change while hosts use the pool.
     """
-    fields = tuple(PoolField(name=name, value=value) for name, value in pool.as_fields().items())
-    done = yield from ask(ApplyCall(pool=pool.name, mode=how, by=by, fields=fields))
-    if isinstance(done, ScopeFixed):
-        raise HeldError(f"pool {pool.name} has scope {done.scope} and hosts use it; make a new pool for another scope")
-    return done.code
+    counts = False
+    if pool.has_limits:
+        before = yield from pool_fields(pool.name)
+        counts = "counting" in before or ("rules" in before and not before["rules"].endswith(" more=1"))
+        if counts:
+            yield from ask(IndexCall(pool=pool.name, mode="start"))
+    code = yield from define_pool(pool, "apply", by)
+    if counts:
+        yield from _enter_leases(pool)
+        yield from ask(IndexCall(pool=pool.name, mode="done"))
+    return code
+
+
+def _enter_leases(pool: PoolSpec) -> Operation[None]:
+    """Enter the live leases of a pool, which had no limits before, into the indexes that they are counted by."""
+    by_space: dict[str, list[int]] = {}
+    for lease in (yield from listing.leases(pool.name)):
+        by_space.setdefault(pool.space_of(lease.host), []).append(lease.port)
+    for space, ports in by_space.items():
+        for start in range(0, len(ports), INDEXED_AT_ONCE):
+            batch = tuple(ports[start : start + INDEXED_AT_ONCE])
+            yield from ask(IndexCall(pool=pool.name, space=space, mode="ports", ports=batch))

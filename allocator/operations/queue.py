@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import AllocatorError, HeldError, LimitError
-from allocator.operations.pools import pool_rules
-from allocator.operations.steps import AwaitTurn, Operation, ask
-from allocator.protocol.keys import waiter_keys
+from allocator.operations.context import pool_rules
+from allocator.operations.steps import AwaitTurn, Operation
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.queue import JoinCall, LeaveCall, Position
+from allocator.protocol.wire import ask, waiter_keys
 
 if TYPE_CHECKING:
     import random
@@ -97,7 +97,7 @@ def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
     found = yield from ask(
         JoinCall(
             pool=pool.name,
-            space=context.space(pool),
+            space=pool.space_of(context.host),
             ticket=waiting.ticket,
             host=context.host,
             worker=str(request.worker),
@@ -116,7 +116,7 @@ def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
     """Give up a position in the queue; the next waiter is woken."""
     pool = yield from pool_rules(context, request.pool)
-    space = context.space(pool)
+    space = pool.space_of(context.host)
     worker = str(request.worker)
     yield from ask(LeaveCall(pool=pool.name, space=space, ticket=ticket, host=context.host, worker=worker))
 

@@ -17,9 +17,7 @@ from allocator.model.errors import (
     PoolMissingError,
     StoreUnavailableError,
 )
-from allocator.operations.context import space_of
-from allocator.operations.pools import pool_rules
-from allocator.operations.steps import ask
+from allocator.operations.context import pool_rules
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.renew import (
     PROOF_LENGTH,
@@ -31,6 +29,7 @@ from allocator.protocol.signatures.renew import (
     RenewCall,
     RenewedLease,
 )
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,9 +166,7 @@ def _kept(
     """Extend leases that are alive; return what became of those, by their place in the list."""
     proofs = tuple(_proof(context, lease) for lease in leases)
     sent_at = context.clock()
-    found = yield from ask(
-        KeepCall(pool=pool.name, space=space_of(pool, host), host=host, ttl_ms=ttl_ms, leases=proofs)
-    )
+    found = yield from ask(KeepCall(pool=pool.name, space=pool.space_of(host), host=host, ttl_ms=ttl_ms, leases=proofs))
     if isinstance(found, NoPool):
         return {}
     expires_at, deadline = (found.now_ms + ttl_ms) / 1_000, sent_at + ttl_ms / 1_000
@@ -240,7 +237,7 @@ def of_the_parent(lease: Lease) -> LeaseLostError:
 def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str) -> RenewCall:
     return RenewCall(
         pool=pool.name,
-        space=space_of(pool, host),
+        space=pool.space_of(host),
         host=host,
         identity=context.full_identity if host == context.host else "-",
         leases=tuple(

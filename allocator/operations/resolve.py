@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import NoWorkerError
 from allocator.model.names import check_name, check_plugin
 from allocator.model.states import LeaseState
-from allocator.operations.steps import ask
 from allocator.protocol.signatures.resolve import NoneReady, NoTurn, ResolveAllCall, ResolveCall
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from allocator.model.endpoints import Endpoint, Sighting

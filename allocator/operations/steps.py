@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from allocator.protocol.calls import Call, ScriptCall
-from allocator.protocol.decode import WRONG_SHAPES, unreadable
+from allocator.protocol.wire import ScriptCall
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -254,12 +253,3 @@ Step: TypeAlias = (
     | Warn
 )
 Operation: TypeAlias = Generator[Step, Any, T]
-
-
-def ask(call: Call[T]) -> Operation[T]:
-    """Run a script and return what it answered."""
-    raw = yield call.encode()
-    try:
-        return call.decode(raw)
-    except WRONG_SHAPES as error:
-        raise unreadable(f"the script {call.script}") from error

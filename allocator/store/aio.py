@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from allocator.protocol.decode import WRONG_SHAPES
+from allocator.protocol.wire import WRONG_SHAPES
 from allocator.store.base import (
     EVENTS_AT_ONCE,
     POOL_KEYS,
@@ -14,7 +14,6 @@ from allocator.store.base import (
     decode_events,
     decode_pool,
     decode_time,
-    evaluation,
     info_refused,
     is_unknown_script,
     newest_command,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from allocator.operations.steps import AwaitTurn
-    from allocator.protocol.calls import ScriptCall
+    from allocator.protocol.wire import ScriptCall
     from allocator.store.base import Event
     from allocator.store.connection import Word
     from allocator.store.direct_aio import AsyncConnectionPool
@@ -65,17 +64,17 @@ class AsyncStore(BaseStore):
         if step.replicas:
             return await self._evaluate_and_wait(client, step)
         try:
-            return await client.execute(*evaluation(client, step))
+            return await client.execute(*step.command(in_cluster=client.is_cluster))
         except ReplyError as error:
             if not is_unknown_script(error):
                 raise
-        return await client.execute(*evaluation(client, step, whole=True))
+        return await client.execute(*step.command(in_cluster=client.is_cluster, whole=True))
 
     async def _evaluate_and_wait(self, client: Any, step: ScriptCall) -> list[Any]:  # noqa: ANN401  # one of two clients
         """Run a script, and wait on the same connection until replicas have what it wrote."""
         found: list[Any] = []
         for whole in (False, True):
-            commands = evaluation(client, step, whole=whole), self._wait_command(step)
+            commands = step.command(in_cluster=client.is_cluster, whole=whole), self._wait_command(step)
             found = await client.execute_together(step.keys[0], commands)
             if not is_unknown_script(found[0]):
                 break

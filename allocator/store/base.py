@@ -9,9 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from allocator.model.names import is_name
-from allocator.protocol.decode import text
-from allocator.protocol.keys import PREFIX, pool_of_key, whole_pool_keys
-from allocator.protocol.scripts import script
+from allocator.protocol.wire import PREFIX, pool_of_key, text
 from allocator.store.connection import ReplyError
 from allocator.store.servers import ServerInfo
 from allocator.store.translate import is_transient, translate
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
     from allocator.model.errors import AllocatorError
     from allocator.operations.steps import AwaitTurn
-    from allocator.protocol.calls import ScriptCall
+    from allocator.protocol.wire import ScriptCall
     from allocator.store.connection import Words
     from allocator.store.urls import StoreAddress
 
@@ -135,21 +133,6 @@ class BaseStore:
     def _wait_command(self, step: ScriptCall) -> Words:
         """Return the command that waits until replicas have what a script wrote."""
         return "WAIT", step.replicas, int(self._timeout_s * 500)
-
-
-def evaluation(client: Any, step: ScriptCall, *, whole: bool = False) -> Words:  # noqa: ANN401  # one of several clients
-    """Return the command that runs a script.
-
-    Args:
-        client: What will send it.
-        step: The call.
-        whole: Whether to send the script's text, for a server that does not know its SHA-1 yet.
-    """
-    keys = whole_pool_keys(step.keys) if client.is_cluster else step.keys
-    one = script(step.script)
-    if whole:
-        return "EVAL", one.source, len(keys), *keys, *step.args
-    return "EVALSHA", one.sha1, len(keys), *keys, *step.args
 
 
 def is_unknown_script(reply: Any) -> bool:  # noqa: ANN401  # a reply

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.model.errors import ConfigurationError
-from allocator.protocol.decode import WRONG_SHAPES, text
+from allocator.protocol.wire import WRONG_SHAPES, text
 from allocator.store.base import (
     ALL_KEYS,
     EVENTS_AT_ONCE,
@@ -15,7 +15,6 @@ from allocator.store.base import (
     decode_events,
     decode_pool,
     decode_time,
-    evaluation,
     info_refused,
     is_unknown_script,
     newest_command,
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from allocator.operations.steps import AwaitTurn
-    from allocator.protocol.calls import ScriptCall
+    from allocator.protocol.wire import ScriptCall
     from allocator.store.base import Event
     from allocator.store.connection import Word
     from allocator.store.direct import ConnectionPool
@@ -62,17 +61,17 @@ class Store(BaseStore):
         if step.replicas:
             return self._evaluate_and_wait(client, step)
         try:
-            return client.execute(*evaluation(client, step))
+            return client.execute(*step.command(in_cluster=client.is_cluster))
         except ReplyError as error:
             if not is_unknown_script(error):
                 raise
-        return client.execute(*evaluation(client, step, whole=True))
+        return client.execute(*step.command(in_cluster=client.is_cluster, whole=True))
 
     def _evaluate_and_wait(self, client: Any, step: ScriptCall) -> list[Any]:  # noqa: ANN401  # one of two clients
         """Run a script, and wait on the same connection until replicas have what it wrote."""
         found: list[Any] = []
         for whole in (False, True):
-            commands = evaluation(client, step, whole=whole), self._wait_command(step)
+            commands = step.command(in_cluster=client.is_cluster, whole=whole), self._wait_command(step)
             found = client.execute_together(step.keys[0], commands)
             if not is_unknown_script(found[0]):
                 break

@@ -33,12 +33,12 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.tables import TableNames
 from allocator.operations import listing
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.claim import claim
 from allocator.operations.context import Context
-from allocator.protocol.calls import ScriptCall
+from allocator.operations.pools import apply_pool
 from allocator.protocol.scripts import script
+from allocator.protocol.wire import ScriptCall
 from allocator.store.blocking import Store
 from benchmarks.servers import server
 from benchmarks.table import Row

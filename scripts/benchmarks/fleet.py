@@ -21,11 +21,11 @@ from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.operations.apply import apply_pool
 from allocator.operations.listing import reap
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
-from allocator.protocol.keys import pool_key
 from allocator.protocol.signatures.claim import ClaimCall, Granted
+from allocator.protocol.wire import pool_key
 from benchmarks.leases import Bench
 from benchmarks.servers import server
 from benchmarks.table import Row

@@ -22,7 +22,7 @@ from benchmarks.timing import Spread, seconds_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from allocator.protocol.calls import ScriptCall
+    from allocator.protocol.wire import ScriptCall
 
 HOST = "bench"
 PING = b"*1\r\n$4\r\nPING\r\n"

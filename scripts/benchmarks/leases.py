@@ -13,11 +13,11 @@ from redis import Redis
 from allocator.client.drivers import UnseenAnswers, drive
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.claim import claim
 from allocator.operations.context import Context
 from allocator.operations.end import release
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.store.blocking import Store
 from benchmarks.timing import Spread, ratios, seconds_for, take_turns

@@ -10,7 +10,7 @@ from allocator.protocol.signatures.claim import ClaimCall, WantedPort
 from allocator.protocol.signatures.end import EndCall, EndedLease
 
 if TYPE_CHECKING:
-    from allocator.protocol.calls import Call
+    from allocator.protocol.wire import Call
 
 IDENTITY = f"{'m' * 16} {'b' * 36} 4026531840"
 

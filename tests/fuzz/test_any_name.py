@@ -30,11 +30,11 @@ from allocator.model.names import (
 from allocator.model.pools import PoolSpec
 from allocator.model.tables import TableNames
 from allocator.operations import listing
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
+from allocator.operations.pools import apply_pool
 from allocator.operations.resolve import endpoints
-from allocator.protocol.keys import pool_key, pool_of_key
+from allocator.protocol.wire import pool_key, pool_of_key
 
 if TYPE_CHECKING:
     import pytest

@@ -22,10 +22,11 @@ from allocator.client.drivers import UnseenAnswers, drive, drive_async
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations import find, hosts, lead, listing, pools, queue, renew, resolve
-from allocator.operations.apply import apply_pool
+from allocator.operations import find, hosts, lead, listing, queue, renew, resolve
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import check_pool, read_pool
 from allocator.operations.end import decline, fail, release
+from allocator.operations.pools import apply_pool
 from allocator.protocol.replies import Reply
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "release": lambda: release(known_context(), [HELD]),
     "decline": lambda: decline(known_context(), [HELD]),
     "fail": lambda: fail(known_context(), HELD, "why"),
-    "read a pool": lambda: pools.read_pool("p"),
+    "read a pool": lambda: read_pool("p"),
     "apply a pool": lambda: apply_pool(LIMITED),
-    "check a pool": lambda: pools.check_pool("p"),
+    "check a pool": lambda: check_pool("p"),
     "spaces": lambda: listing.spaces("p"),
     "ports": lambda: listing.ports("p", "web-1"),
     "port": lambda: listing.port_view("p", "web-1", 110),

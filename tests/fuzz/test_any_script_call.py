@@ -21,17 +21,16 @@ import allocator.protocol.signatures
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LIVE_STATES, LeaseState
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
-from allocator.protocol.calls import UNKNOWN_AGE_MS, Call, ScriptCall
-from allocator.protocol.keys import script_keys
+from allocator.operations.pools import apply_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.scripts import assembled, script_names
 from allocator.protocol.signatures.lead import LeadCall
 from allocator.protocol.signatures.pool import ApplyCall, PoolField
 from allocator.protocol.signatures.queue import JoinCall
 from allocator.protocol.signatures.resolve import ResolveAllCall
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, ScriptCall, script_keys
 
 LUA = Path(allocator.protocol.__file__).parent / "lua"
 POOL = "fuzz"

@@ -23,11 +23,11 @@ from allocator.model.errors import CordonedError, ExhaustedError, HeldError, Inv
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.context import Context
 from allocator.operations.end import decline, release
 from allocator.operations.listing import cordon, leases, reap
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 
 HOSTS = ("web-1", "web-2")

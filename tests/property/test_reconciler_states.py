@@ -33,11 +33,11 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import TRANSITIONS, LeaseState
 from allocator.model.tables import LIVE_ROW_STATES, TableNames
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.find import find
 from allocator.operations.listing import leases
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
     """Look at the host's own condition and at its ports in quarantine."""
-    space = at.allocator.session.context.space(pool)
+    space = pool.space_of(at.allocator.session.context.host)
     mine = next((one for one in at.allocator.hosts() if one.name == at.host), None)
     if mine:
         condition = problems.of_host(at.host, cordoned=mine.cordoned, draining=mine.draining)

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
-from allocator.protocol.keys import pool_key
+from allocator.protocol.wire import pool_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

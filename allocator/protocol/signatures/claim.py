@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.model.states import LeaseState
-from allocator.protocol import decode
-from allocator.protocol.calls import UNKNOWN_AGE_MS, Call
+from allocator.protocol import wire
 from allocator.protocol.replies import Reply
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,48 +76,48 @@ class ClaimCall(Call["ClaimReply"]):
             raw: The reply; with how many replicas have it, where that was asked for.
             sent_at: The caller's monotonic time before it asked, from which its copies' deadlines count.
         """
-        reply, copies = decode.words(raw), 0
+        reply, copies = wire.words(raw), 0
         if self.replicas:
-            reply, copies = decode.words(reply[0]), int(decode.number(reply[1]))
-        code = Reply(decode.text(reply[0]))
+            reply, copies = wire.words(reply[0]), int(wire.number(reply[1]))
+        code = Reply(wire.text(reply[0]))
         if code is Reply.GRANTED:
             return Granted(leases=self._leases(reply, sent_at), copies=copies)
         if code is Reply.SAME:
             return Same(leases=self._leases(reply, sent_at))
         if code not in _REFUSALS:
-            raise decode.unreadable(f"the script {self.script}")
+            raise wire.unreadable(f"the script {self.script}")
         return _REFUSALS[code](self, reply)
 
     def _leases(self, reply: list[Any], sent_at: float | None) -> tuple[Lease, ...]:
-        now_ms, rows = decode.number(reply[1]), [reply[at : at + 2] for at in range(2, len(reply), 2)]
+        now_ms, rows = wire.number(reply[1]), [reply[at : at + 2] for at in range(2, len(reply), 2)]
         leases = []
         for one, (text, remaining) in zip(self.wanted, rows, strict=True):
-            left_ms = decode.number(remaining)
+            left_ms = wire.number(remaining)
             deadline = None if sent_at is None else sent_at + left_ms / 1_000
             leases.append(
-                decode.lease(self.pool, text, remaining_ms=left_ms, now_ms=now_ms, token=one.token, deadline=deadline)
+                wire.lease(self.pool, text, remaining_ms=left_ms, now_ms=now_ms, token=one.token, deadline=deadline)
             )
         return tuple(leases)
 
 
 def _held(call: ClaimCall, reply: list[Any]) -> Held:
-    left_ms, now_ms = decode.number(reply[2]), decode.number(reply[3])
-    holder = decode.lease(call.pool, reply[1], remaining_ms=left_ms, now_ms=now_ms)
+    left_ms, now_ms = wire.number(reply[2]), wire.number(reply[3])
+    holder = wire.lease(call.pool, reply[1], remaining_ms=left_ms, now_ms=now_ms)
     return Held(holder=holder, remaining_ms=left_ms, now_ms=now_ms)
 
 
 def _taken(call: ClaimCall, reply: list[Any]) -> Taken:
-    why, owner, free_ms = decode.text(reply[1]), decode.text(reply[2]), known_ms(reply[3])
-    now_ms = decode.number(reply[4])
+    why, owner, free_ms = wire.text(reply[1]), wire.text(reply[2]), known_ms(reply[3])
+    now_ms = wire.number(reply[4])
     holder = None
     if why == "leased":
-        holder = decode.lease(call.pool, reply[2], remaining_ms=free_ms or 0, now_ms=now_ms)
+        holder = wire.lease(call.pool, reply[2], remaining_ms=free_ms or 0, now_ms=now_ms)
     return Taken(why=why, holder=holder, owner=owner if why == "reserved" else "", free_ms=free_ms, now_ms=now_ms)  # type: ignore[arg-type]  # the words of the script
 
 
 def _limited(_call: ClaimCall, reply: list[Any]) -> Limited:
-    kind, most, live, holders = (decode.text(one) for one in reply[1:5])
-    waiting = int(decode.number(reply[5]))
+    kind, most, live, holders = (wire.text(one) for one in reply[1:5])
+    waiting = int(wire.number(reply[5]))
     return Limited(kind=kind, most=int(most), live=int(live), holders=tuple(holders.split()), waiting=waiting)
 
 
@@ -128,7 +128,7 @@ def _recovering(_call: ClaimCall, reply: list[Any]) -> Recovering | RecoverFirst
 
 def known_ms(word: object) -> float | None:
     """Return a number of milliseconds of a reply, or None where it says that it is not known (-1)."""
-    found = decode.number(word)
+    found = wire.number(word)
     return found if found >= 0 else None
 
 
@@ -294,12 +294,12 @@ _REFUSALS: dict[Reply, Callable[[ClaimCall, list[Any]], ClaimReply]] = {
     Reply.HELD: _held,
     Reply.TAKEN: _taken,
     Reply.EXHAUSTED: lambda _, reply: Exhausted(free_ms=known_ms(reply[1])),
-    Reply.QUEUED: lambda _, reply: Queued(ahead=int(decode.number(reply[1]))),
+    Reply.QUEUED: lambda _, reply: Queued(ahead=int(wire.number(reply[1]))),
     Reply.LIMITED: _limited,
     Reply.RECOVERING: _recovering,
     Reply.CORDONED: lambda *_: Cordoned(),
-    Reply.HOST_CONFLICT: lambda _, reply: HostConflict(machine=decode.text(reply[1])),
-    Reply.AGAIN: lambda _, reply: Again(look_from=int(decode.number(reply[1])) if len(reply) > 1 else 0),
+    Reply.HOST_CONFLICT: lambda _, reply: HostConflict(machine=wire.text(reply[1])),
+    Reply.AGAIN: lambda _, reply: Again(look_from=int(wire.number(reply[1])) if len(reply) > 1 else 0),
     Reply.NO_POOL: lambda *_: Stale(),
     Reply.STALE_POOL: lambda *_: Stale(),
 }

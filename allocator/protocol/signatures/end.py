@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
-from allocator.protocol import decode
-from allocator.protocol.calls import Call, Words
+from allocator.protocol import wire
 from allocator.protocol.replies import Reply
+from allocator.protocol.wire import Call, Words
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -55,18 +55,18 @@ class EndCall(Call["tuple[Ending, ...]"]):
 
     def decode(self, raw: Any) -> tuple[Ending, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return what became of each lease, in their order."""
-        reply = decode.words(raw)
+        reply = wire.words(raw)
         return tuple(self._ending(reply[2 * i], reply[2 * i + 1]) for i in range(len(self.leases)))
 
     def _ending(self, code: object, detail: object) -> Ending:
-        word = Reply(decode.text(code))
+        word = Reply(wire.text(code))
         if word in {Reply.RELEASED, Reply.DECLINED}:
-            return Ended(fence=int(decode.number(detail)))
+            return Ended(fence=int(wire.number(detail)))
         if word is Reply.ALREADY:
             return Already()
         if word is Reply.NOT_YOURS:
-            return NotYours(holder=decode.lease(self.pool, detail, remaining_ms=0, now_ms=0))
-        raise decode.unreadable("the end of a lease")
+            return NotYours(holder=wire.lease(self.pool, detail, remaining_ms=0, now_ms=0))
+        raise wire.unreadable("the end of a lease")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from allocator.protocol import decode
-from allocator.protocol.calls import UNKNOWN_AGE_MS, Call, Words
+from allocator.protocol import wire
 from allocator.protocol.replies import Reply
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, Words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class RegisterCall(Call[Reply]):
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `created`, `changed`, `unchanged`, `host_conflict` or `no_pool`."""
-        return Reply(decode.text(decode.words(raw)[0]))
+        return Reply(wire.text(wire.words(raw)[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class CordonCall(Call[Reply]):
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `changed`, `unchanged` or `unknown`."""
-        return Reply(decode.text(decode.words(raw)[0]))
+        return Reply(wire.text(wire.words(raw)[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +68,8 @@ class DrainCall(Call["int | None"]):
 
     def decode(self, raw: Any) -> int | None:  # noqa: ANN401  # as `Call.decode`
         """Return how many leases became draining by this call, or None when the pool knows no such host."""
-        reply = decode.words(raw)
-        return None if decode.text(reply[0]) == Reply.UNKNOWN else int(decode.number(reply[1]))
+        reply = wire.words(raw)
+        return None if wire.text(reply[0]) == Reply.UNKNOWN else int(wire.number(reply[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,7 @@ class ForgetCall(Call[Reply]):
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `forgotten`, `unknown`, `busy` or `again`."""
-        return Reply(decode.text(decode.words(raw)[0]))
+        return Reply(wire.text(wire.words(raw)[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +110,14 @@ class PlaceCall(Call["tuple[Room, ...] | None"]):
 
     def decode(self, raw: Any) -> tuple[Room, ...] | None:  # noqa: ANN401  # as `Call.decode`
         """Return the hosts that give out ports, or None when there is none from there on."""
-        reply = decode.words(raw)
-        if decode.text(reply[0]) == Reply.NONE:
+        reply = wire.words(raw)
+        if wire.text(reply[0]) == Reply.NONE:
             return None
         return tuple(
             Room(
-                host=decode.text(reply[at]),
-                leased=int(decode.number(reply[at + 1])),
-                matching=int(decode.number(reply[at + 2])),
+                host=wire.text(reply[at]),
+                leased=int(wire.number(reply[at + 1])),
+                matching=int(wire.number(reply[at + 2])),
             )
             for at in range(1, len(reply), 3)
         )

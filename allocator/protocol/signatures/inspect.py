@@ -1,4 +1,4 @@
-"""The signatures of what only reads: `inspect` (a pool, its hosts, its ports) and `find` (where workers are)."""
+"""The signatures of what only reads: `inspect` (the hosts of a pool, their ports) and `find` (where workers are)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port
-from allocator.protocol import decode
-from allocator.protocol.calls import Call, Words
-from allocator.protocol.keys import lease_key
+from allocator.protocol import wire
 from allocator.protocol.replies import Reply
+from allocator.protocol.wire import Call, Words, lease_key
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
 
 _ADVERTISED = re.compile(r"\S+ \S+ \S+ !?")
 _STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectPoolCall(Call["dict[str, str]"]):
-    """What asks for a pool's hash."""
-
-    script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("pool",)
-
-    def decode(self, raw: Any) -> dict[str, str]:  # noqa: ANN401  # as `Call.decode`
-        """Return its fields; none when there is no such pool."""
-        return _fields(raw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +36,7 @@ class InspectHostsCall(Call["tuple[str, ...]"]):
 
     def decode(self, raw: Any) -> tuple[str, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return their names."""
-        return tuple(decode.text(name) for name in decode.words(raw)[::2])
+        return tuple(wire.text(name) for name in wire.words(raw)[::2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +48,12 @@ class InspectHostCall(Call["KnownHost"]):
 
     def decode(self, raw: Any) -> KnownHost:  # noqa: ANN401  # as `Call.decode`
         """Return what is known of it."""
-        fields = _fields(raw)
+        fields = wire.fields_of(raw)
         identity = fields.get("identity", "")
         strikes = (_STRIKE.match(f"{name} {value}") for name, value in fields.items())
         return KnownHost(
             identity=identity,
-            address=decode.address(_ADVERTISED.sub("", identity)) if _ADVERTISED.match(identity) else "",
+            address=wire.address(_ADVERTISED.sub("", identity)) if _ADVERTISED.match(identity) else "",
             cordoned=fields.get("cordon") == "1",
             draining=fields.get("drain") == "1",
             quarantines={int(strike[1]): float(strike[2]) for strike in strikes if strike},
@@ -111,7 +98,7 @@ class InspectMembersCall(Call["tuple[tuple[str, str], ...]"]):
 
     def decode(self, raw: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401  # as `Call.decode`
         """Return each with its score, as they stand there."""
-        words = [decode.text(word) for word in decode.words(raw)]
+        words = [wire.text(word) for word in wire.words(raw)]
         return tuple(zip(words[::2], words[1::2], strict=True))
 
 
@@ -149,8 +136,8 @@ class InspectPortsCall(Call["KnownPorts"]):
 
     def decode(self, raw: Any) -> KnownPorts:  # noqa: ANN401  # as `Call.decode`
         """Return the ports; what another program wrote among them is passed over and named."""
-        reply = decode.words(raw)
-        now_ms = decode.number(reply[0])
+        reply = wire.words(raw)
+        now_ms = wire.number(reply[0])
         rows = [reply[at : at + 4] for at in range(1, len(reply), 4)]
         ports, strange = [], []
         for row in rows:
@@ -161,7 +148,7 @@ class InspectPortsCall(Call["KnownPorts"]):
         return KnownPorts(
             ports=tuple(ports),
             rows=len(rows),
-            reached_ms=decode.number(rows[-1][1]) if rows else 0.0,
+            reached_ms=wire.number(rows[-1][1]) if rows else 0.0,
             strange=tuple(strange),
         )
 
@@ -181,8 +168,8 @@ class InspectPortCall(Call["KnownPort"]):
 
     def decode(self, raw: Any) -> KnownPort:  # noqa: ANN401  # as `Call.decode`
         """Return the port."""
-        reply = decode.words(raw)
-        return _port(self, reply[1:], decode.number(reply[0]))
+        reply = wire.words(raw)
+        return _port(self, reply[1:], wire.number(reply[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,13 +191,13 @@ class KnownPort:
 
 def _port(call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: float) -> KnownPort:
     port_text, score_text, lease_text, remaining = row
-    score_ms = decode.number(score_text) if score_text else 0.0
+    score_ms = wire.number(score_text) if score_text else 0.0
     lease = None
     if lease_text:
-        key = lease_key(call.pool, call.space, decode.text(port_text))
-        lease = decode.lease(call.pool, lease_text, remaining_ms=decode.number(remaining), now_ms=now_ms, key=key)
+        key = lease_key(call.pool, call.space, wire.text(port_text))
+        lease = wire.lease(call.pool, lease_text, remaining_ms=wire.number(remaining), now_ms=now_ms, key=key)
     return KnownPort(
-        port=check_port(decode.text(port_text)),
+        port=check_port(wire.text(port_text)),
         claimable_at_ms=score_ms,
         claimable_in_ms=max(0.0, score_ms - now_ms) if score_text else 0.0,
         lease=lease,
@@ -226,12 +213,7 @@ class NewestEventCall(Call[str]):
 
     def decode(self, raw: Any) -> str:  # noqa: ANN401  # as `Call.decode`
         """Return it, `0-0` when the pool has none."""
-        return decode.text(decode.words(raw)[0])
-
-
-def _fields(raw: object) -> dict[str, str]:
-    reply = decode.words(raw)
-    return {decode.text(reply[at]): decode.text(reply[at + 1]) for at in range(0, len(reply), 2)}
+        return wire.text(wire.words(raw)[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,20 +230,18 @@ class FindCall(Call["tuple[Whereabouts, ...]"]):
 
     def decode(self, raw: Any) -> tuple[Whereabouts, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return what is known of each, in their order."""
-        reply = decode.words(raw)
-        now_ms = decode.number(reply[0])
+        reply = wire.words(raw)
+        now_ms = wire.number(reply[0])
         return tuple(self._whereabouts(reply[at : at + 6], now_ms) for at in range(1, 6 * len(self.workers), 6))
 
     def _whereabouts(self, row: list[Any], now_ms: float) -> Whereabouts:
         host, port, fence, how, lease, remaining = row
         return Whereabouts(
-            host=decode.text(host) or None,
-            port=int(decode.number(port)) if port else None,
-            fence=int(decode.number(fence)) if fence else 0,
-            how=Reply(decode.text(how)),
-            lease=decode.lease(self.pool, lease, remaining_ms=decode.number(remaining), now_ms=now_ms)
-            if lease
-            else None,
+            host=wire.text(host) or None,
+            port=int(wire.number(port)) if port else None,
+            fence=int(wire.number(fence)) if fence else 0,
+            how=Reply(wire.text(how)),
+            lease=wire.lease(self.pool, lease, remaining_ms=wire.number(remaining), now_ms=now_ms) if lease else None,
         )
 
 

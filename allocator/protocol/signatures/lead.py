@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from allocator.protocol import decode
-from allocator.protocol.calls import Call
+from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
+from allocator.protocol.wire import Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +32,10 @@ class LeadCall(Call["Leads | LedByOther"]):
 
     def decode(self, raw: Any) -> Leads | LedByOther:  # noqa: ANN401  # as `Call.decode`
         """Return who leads."""
-        reply = decode.words(raw)
-        if decode.text(reply[0]) == Reply.HELD:
-            return LedByOther(holder=decode.text(reply[1]), remaining_ms=decode.number(reply[2]))
-        return Leads(fence=int(decode.number(reply[1])))
+        reply = wire.words(raw)
+        if wire.text(reply[0]) == Reply.HELD:
+            return LedByOther(holder=wire.text(reply[1]), remaining_ms=wire.number(reply[2]))
+        return Leads(fence=int(wire.number(reply[1])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class ResignCall(Call[bool]):
 
     def decode(self, raw: Any) -> bool:  # noqa: ANN401  # as `Call.decode`
         """Return whether the caller did lead."""
-        return decode.text(decode.words(raw)[0]) == Reply.RELEASED
+        return wire.text(wire.words(raw)[0]) == Reply.RELEASED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +110,9 @@ class RestoreCall(Call["tuple[bool, ...] | NoPool"]):
 
     def decode(self, raw: Any) -> tuple[bool, ...] | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return for each lease whether it was restored (False: Redis knows its port or worker by itself)."""
-        codes = [decode.text(code) for code in decode.words(raw)]
+        codes = [wire.text(code) for code in wire.words(raw)]
         if codes[0] == Reply.NO_POOL:
             return NoPool()
         if len(codes) != len(self.leases):
-            raise decode.unreadable(f"the script {self.script}")
+            raise wire.unreadable(f"the script {self.script}")
         return tuple(code == Reply.RESTORED for code in codes)

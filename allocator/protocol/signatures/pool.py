@@ -1,13 +1,25 @@
-"""The signatures of what is done with a pool: `apply` its rules, `index` its leases, `recover` it, `reap` it."""
+"""The signatures of what is done with a pool: read and `apply` its rules, `index`, `recover` and `reap` it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from allocator.protocol import decode
-from allocator.protocol.calls import Call
+from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
+from allocator.protocol.wire import Call, Words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectPoolCall(Call["dict[str, str]"]):
+    """What asks for a pool's hash."""
+
+    script: ClassVar[str] = "inspect"
+    first: ClassVar[Words] = ("pool",)
+
+    def decode(self, raw: Any) -> dict[str, str]:  # noqa: ANN401  # as `Call.decode`
+        """Return its fields; none when there is no such pool."""
+        return wire.fields_of(raw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +48,10 @@ class ApplyCall(Call["Applied | ScopeFixed"]):
 
     def decode(self, raw: Any) -> Applied | ScopeFixed:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = decode.words(raw)
-        code = Reply(decode.text(reply[0]))
+        reply = wire.words(raw)
+        code = Reply(wire.text(reply[0]))
         if code is Reply.SCOPE_FIXED:
-            return ScopeFixed(scope=decode.text(reply[1]))
+            return ScopeFixed(scope=wire.text(reply[1]))
         return Applied(code=code)
 
 
@@ -81,7 +93,7 @@ class IndexCall(Call[int]):
 
     def decode(self, raw: Any) -> int:  # noqa: ANN401  # as `Call.decode`
         """Return how many leases were entered."""
-        return int(decode.number(decode.words(raw)[1]))
+        return int(wire.number(wire.words(raw)[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +104,8 @@ class RecoverCall(Call["float | NoPool"]):
 
     def decode(self, raw: Any) -> float | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return how many milliseconds are left of it."""
-        reply = decode.words(raw)
-        return NoPool() if decode.text(reply[0]) == Reply.NO_POOL else decode.number(reply[1])
+        reply = wire.words(raw)
+        return NoPool() if wire.text(reply[0]) == Reply.NO_POOL else wire.number(reply[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +122,12 @@ class ReapCall(Call["Visit"]):
 
     def decode(self, raw: Any) -> Visit:  # noqa: ANN401  # as `Call.decode`
         """Return what the visit came to."""
-        reply = decode.words(raw)
-        wait_ms = decode.number(reply[2])
+        reply = wire.words(raw)
+        wait_ms = wire.number(reply[2])
         return Visit(
-            closed=int(decode.number(reply[1])),
+            closed=int(wire.number(reply[1])),
             next_ms=wait_ms if wait_ms >= 0 else None,
-            spaces=int(decode.number(reply[3])),
+            spaces=int(wire.number(reply[3])),
         )
 
 

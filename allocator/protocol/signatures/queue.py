@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from allocator.protocol import decode
-from allocator.protocol.calls import Call
+from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
+from allocator.protocol.wire import Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,12 @@ class JoinCall(Call["Position | NoPool"]):
 
     def decode(self, raw: Any) -> Position | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = decode.words(raw)
-        if decode.text(reply[0]) == Reply.NO_POOL:
+        reply = wire.words(raw)
+        if wire.text(reply[0]) == Reply.NO_POOL:
             return NoPool()
-        ahead, look_ms, held = (decode.number(word) for word in reply[2:5])
+        ahead, look_ms, held = (wire.number(word) for word in reply[2:5])
         return Position(
-            position=decode.text(reply[1]), ahead=int(ahead), look_ms=look_ms if look_ms >= 0 else None, held=int(held)
+            position=wire.text(reply[1]), ahead=int(ahead), look_ms=look_ms if look_ms >= 0 else None, held=int(held)
         )
 
 
@@ -68,7 +68,7 @@ class LeaveCall(Call[None]):
 
     def decode(self, raw: Any) -> None:  # noqa: ANN401  # as `Call.decode`
         """Read the answer, which says nothing."""
-        decode.words(raw)
+        wire.words(raw)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

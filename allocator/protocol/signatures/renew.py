@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from allocator.model.states import LeaseState
-from allocator.protocol import decode
-from allocator.protocol.calls import Call, Words
+from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
+from allocator.protocol.wire import Call, Words
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -62,24 +62,24 @@ class RenewCall(Call["Renewals | NoPool"]):
 
     def decode(self, raw: Any) -> Renewals | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = decode.words(raw)
-        if decode.text(reply[0]) == Reply.NO_POOL:
+        reply = wire.words(raw)
+        if wire.text(reply[0]) == Reply.NO_POOL:
             return NoPool()
-        now_ms, count = decode.time_ms(reply[0]), len(self.leases)
+        now_ms, count = wire.time_ms(reply[0]), len(self.leases)
         outcomes = tuple(self._outcome(reply[2 * i + 1], reply[2 * i + 2], now_ms) for i in range(count))
         return Renewals(now_ms=now_ms, outcomes=outcomes, draining=len(reply) > 2 * count + 1)
 
     def _outcome(self, code: object, detail: object, now_ms: float) -> Outcome:
-        word, about = Reply(decode.text(code)), decode.text(detail)
+        word, about = Reply(wire.text(code)), wire.text(detail)
         if word is Reply.RENEWED:
-            return Renewed(fence=int(decode.number(about)) if about else None)
+            return Renewed(fence=int(wire.number(about)) if about else None)
         if word is Reply.REASSERTED:
-            return Reasserted(fence=int(decode.number(about)))
+            return Reasserted(fence=int(wire.number(about)))
         if word is not Reply.LOST:
-            raise decode.unreadable(f"the script {self.script}")
+            raise wire.unreadable(f"the script {self.script}")
         if about in {"released", "replaced", "forced"}:
             return Lost(why=about)
-        holder = decode.lease(self.pool, about, remaining_ms=0, now_ms=now_ms)
+        holder = wire.lease(self.pool, about, remaining_ms=0, now_ms=now_ms)
         return Lost(why="held", holder=replace(holder, expires_at=(now_ms + holder.ttl_ms) / 1_000))
 
 
@@ -179,10 +179,10 @@ class KeepCall(Call["Kept | NoPool"]):
 
     def decode(self, raw: Any) -> Kept | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = decode.words(raw)
-        if decode.text(reply[0]) == Reply.NO_POOL:
+        reply = wire.words(raw)
+        if wire.text(reply[0]) == Reply.NO_POOL:
             return NoPool()
-        now_ms, draining, reap_due, *left = (decode.number(word) for word in reply)
+        now_ms, draining, reap_due, *left = (wire.number(word) for word in reply)
         return Kept(now_ms=now_ms, draining=draining > 0, reap_due=reap_due > 0, left={int(at) - 1 for at in left})
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from allocator.model.endpoints import Sighting
-from allocator.protocol import decode
-from allocator.protocol.calls import Call
+from allocator.protocol import wire
 from allocator.protocol.replies import Reply
+from allocator.protocol.wire import Call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +45,15 @@ class NoTurn:
 
 
 def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
-    reply = decode.words(raw)
-    if decode.text(reply[0]) == Reply.NONE:
-        starting, degraded, draining = (int(decode.number(count)) for count in reply[1:4])
+    reply = wire.words(raw)
+    if wire.text(reply[0]) == Reply.NONE:
+        starting, degraded, draining = (int(wire.number(count)) for count in reply[1:4])
         return NoneReady(starting=starting, degraded=degraded, draining=draining)
-    now_ms, offset = decode.number(reply[1]), int(decode.number(reply[2]))
+    now_ms, offset = wire.number(reply[1]), int(wire.number(reply[2]))
     workers = tuple(
         Sighting.of(
-            decode.lease(pool, reply[at], remaining_ms=decode.number(reply[at + 1]), now_ms=now_ms),
-            decode.address(reply[at + 2]),
+            wire.lease(pool, reply[at], remaining_ms=wire.number(reply[at + 1]), now_ms=now_ms),
+            wire.address(reply[at + 2]),
             now_ms,
         )
         for at in range(3, len(reply), 3)
@@ -81,7 +81,7 @@ class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"]):
 
     def decode(self, raw: Any) -> FoundWorkers | NoneReady | NoTurn:  # noqa: ANN401  # as `Call.decode`
         """Return one ready worker, or that there is none, or that no turn can be taken."""
-        if decode.text(decode.words(raw)[0]) == Reply.NO_TURN:
+        if wire.text(wire.words(raw)[0]) == Reply.NO_TURN:
             return NoTurn()
         return _found(self.pool, raw)
 

@@ -17,7 +17,7 @@ from torture.history import OK, REFUSED, UNKNOWN
 
 if TYPE_CHECKING:
     from allocator.operations.steps import AwaitTurn
-    from allocator.protocol.calls import Call, ScriptCall
+    from allocator.protocol.wire import Call, ScriptCall
     from torture.history import Book
 
 OK_CODES = {"granted", "same", "renewed", "reasserted", "released", "declined", "queued", "left"}

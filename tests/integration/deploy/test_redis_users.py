@@ -34,9 +34,8 @@ from allocator.database.leader import Leader
 from allocator.operations import end, find, listing
 from allocator.operations import hosts as host_operations
 from allocator.operations.lead import Remembered, restore
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
 from allocator.protocol.scripts import script, script_names
+from allocator.protocol.wire import ScriptCall, script_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

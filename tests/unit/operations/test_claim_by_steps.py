@@ -38,7 +38,6 @@ from allocator.operations.steps import (
     Verdict,
     WriteRow,
 )
-from allocator.protocol.calls import ScriptCall
 from allocator.protocol.signatures.claim import (
     Again,
     Cordoned,
@@ -48,6 +47,7 @@ from allocator.protocol.signatures.claim import (
 )
 from allocator.protocol.signatures.end import EndCall, Ended
 from allocator.protocol.signatures.queue import JoinCall, LeaveCall
+from allocator.protocol.wire import ScriptCall
 
 if TYPE_CHECKING:
     from allocator.operations.context import Context

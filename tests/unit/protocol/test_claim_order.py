@@ -8,10 +8,10 @@ from scripted_redis import HOUR, SECOND, claim, make_context
 from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError, InvalidInputError, PortRefusedError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
-from allocator.protocol.calls import written_ports
+from allocator.operations.pools import apply_pool
+from allocator.protocol.wire import written_ports
 
 EMAIL = WorkerId("org-1", "email")
 CUSTOM = WorkerId("org-1", "anything")

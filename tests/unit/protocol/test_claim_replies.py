@@ -19,11 +19,11 @@ from allocator.model.errors import (
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import pool_rules, read_pool
 from allocator.operations.end import release
 from allocator.operations.listing import cordon, hosts, leases, reap
-from allocator.operations.pools import pool_rules, read_pool
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 
 EMAIL = WorkerId("org-1", "email")

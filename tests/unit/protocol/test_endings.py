@@ -10,13 +10,12 @@ from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, claim, make_
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, force, release
 from allocator.operations.listing import Reaped, leases, port_view, reap
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
+from allocator.protocol.wire import ScriptCall, script_keys
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")

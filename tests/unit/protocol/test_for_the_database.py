@@ -10,16 +10,15 @@ from scripted_redis import HOUR, MINUTE, SECOND, assert_same_state, claim, error
 from allocator.model.errors import HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.find import find
 from allocator.operations.lead import Remembered, give_up_leadership, restore, take_leadership
 from allocator.operations.listing import leases, port_view, reap
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
+from allocator.protocol.wire import ScriptCall, script_keys
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")

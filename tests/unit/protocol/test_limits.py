@@ -8,10 +8,10 @@ from scripted_redis import MINUTE, claim, error_of, make_context
 from allocator.model.errors import HeldError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import read_pool
 from allocator.operations.end import decline, release
-from allocator.operations.pools import read_pool
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.protocol.replies import Reply
 

@@ -12,10 +12,9 @@ from scripted_redis import claim, error_of, make_context
 import allocator.protocol
 from allocator.model.names import WorkerId
 from allocator.operations.attempt import ClaimRequest
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
 from allocator.protocol.replies import Reply
 from allocator.protocol.scripts import assembled, script, script_names
+from allocator.protocol.wire import ScriptCall, script_keys
 
 LUA = Path(allocator.protocol.__file__).parent / "lua"
 FILES = sorted(LUA.rglob("*.lua"))

@@ -10,10 +10,10 @@ from allocator.model.names import WorkerId, short_name
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations import listing
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import read_pool
 from allocator.operations.end import release
-from allocator.operations.pools import read_pool
+from allocator.operations.pools import apply_pool
 from allocator.operations.resolve import endpoints, resolve
 
 EMAIL = "@hay/plugin-email"

@@ -8,11 +8,11 @@ from scripted_redis import MINUTE, SECOND, claim, make_context
 from allocator.model.errors import HeldError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import define_pool, read_pool
 from allocator.operations.end import decline, release
 from allocator.operations.listing import hosts, leases, newest_event, port_view, ports, spaces
-from allocator.operations.pools import define_pool, read_pool
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.protocol.replies import Reply
 

@@ -12,15 +12,14 @@ from allocator.model.errors import InvalidInputError, LeaseLostError, PoolMissin
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import ENDED_STATES, LIVE_STATES, LeaseState
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import read_pool
 from allocator.operations.end import decline, release
 from allocator.operations.listing import leases, reap
-from allocator.operations.pools import read_pool
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import PROOF_LENGTH, renew
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import script_keys
 from allocator.protocol.signatures.renew import RenewCall, RenewedLease
+from allocator.protocol.wire import ScriptCall, script_keys
 
 EMAIL = WorkerId("org-1", "email")
 STRIPE = WorkerId("org-1", "stripe")

@@ -12,10 +12,10 @@ from allocator.model.errors import HostConflictError, InvalidInputError, NoWorke
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.hosts import register
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.operations.resolve import endpoints, resolve
 from allocator.protocol.replies import Reply

@@ -15,10 +15,10 @@ from allocator.model.errors import (
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.listing import cordon, leases
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.operations.resolve import endpoints
 

@@ -11,17 +11,16 @@ from scripted_redis import SECOND, assert_same_state, claim, error_of, make_cont
 from allocator.model.errors import AllocatorError, ConfigurationError
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.operations.apply import apply_pool
 from allocator.operations.attempt import ClaimRequest
+from allocator.operations.context import read_pool
 from allocator.operations.end import decline, release
 from allocator.operations.hosts import drain, forget, place, register
 from allocator.operations.listing import cordon, leases, reap
-from allocator.operations.pools import read_pool
+from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.operations.resolve import endpoints, resolve
-from allocator.protocol import decode
-from allocator.protocol.calls import ScriptCall
-from allocator.protocol.keys import pool_of_key, script_keys
+from allocator.protocol import wire
+from allocator.protocol.wire import ScriptCall, pool_of_key, script_keys
 
 EMAIL = WorkerId("org-1", "email")
 SUFFIXES = [
@@ -200,16 +199,16 @@ def test_any_script_called_without_arguments_answers_an_error_or_nothing_but_cha
 
 @pytest.mark.parametrize(("value", "wanted"), [(b"5", 5.0), ("inf", float("inf")), (7, 7.0), (b"1e3", 1_000.0)])
 def test_numbers_of_replies(value, wanted):
-    assert decode.number(value) == wanted
+    assert wire.number(value) == wanted
 
 
 def test_replies_of_the_wrong_shape_are_told_in_one_line():
     with pytest.raises(ConfigurationError, match="where a number belongs"):
-        decode.number(b"<html>\r\n")
+        wire.number(b"<html>\r\n")
     with pytest.raises(ConfigurationError, match="is this server a Redis or Valkey"):
-        decode.words(b"OK")
+        wire.words(b"OK")
     with pytest.raises(ConfigurationError, match="which is no lease"):
-        decode.lease("p", b'{"port":1}', remaining_ms=1, now_ms=1)
+        wire.lease("p", b'{"port":1}', remaining_ms=1, now_ms=1)
 
 
 def test_pool_keys_read_back():

@@ -1,0 +1,400 @@
+"""The wire: the keys of a script, its arguments as they go to Redis, its reply as values.
+
+`signatures/` has a class for each script's arguments and replies, made of what is here. The rule of this floor: nobody
+but a signature knows where in ARGV or in a reply something stands. A reply of the wrong shape is a clear error, not a
+traceback.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from allocator.model.errors import ConfigurationError, InvalidInputError
+from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
+from allocator.model.names import WorkerId, check_address, check_name, check_port, shown
+from allocator.model.pools import FLEET_SPACE
+from allocator.model.states import LeaseState
+from allocator.protocol.scripts import script
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Mapping
+
+PREFIX = "alloc:"
+
+
+def pool_key(pool: str) -> str:
+    """Return the key of a pool; the braces make all its keys one Cluster slot."""
+    return f"{PREFIX}{{{pool}}}"
+
+
+def pool_of_key(key: str) -> str | None:
+    """Return the pool whose key this is, or None when it is the key of something else."""
+    if key.startswith(PREFIX + "{") and key.endswith("}"):
+        return key[len(PREFIX) + 1 : -1]
+    return None
+
+
+def script_keys(pool: str, space: str = FLEET_SPACE) -> tuple[str, str]:
+    """Return KEYS for a script that works on one space of a pool."""
+    base = pool_key(pool)
+    return base, f"{base}:ports:{space}"
+
+
+def lease_key(pool: str, space: str, port: int | str) -> str:
+    """Return the key of the lease on a port of a space."""
+    return f"{pool_key(pool)}:lease:{space}:{port}"
+
+
+def history_key(pool: str) -> str:
+    """Return the key of the stream that has the versions of a pool's rules."""
+    return f"{pool_key(pool)}:history"
+
+
+def leader_key(pool: str) -> str:
+    """Return the key that says who leads the reconcilers of a pool."""
+    return f"{pool_key(pool)}:leader"
+
+
+def queue_key(pool: str, space: str) -> str:
+    """Return the key of those who wait in line in a space of a pool, first come first."""
+    return f"{pool_key(pool)}:waiters:{space}"
+
+
+def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
+    """Return the key that says that a waiter is there, and the one through which it is told to look."""
+    base = pool_key(pool)
+    return f"{base}:waiter:{ticket}", f"{base}:turn:{ticket}"
+
+
+def events_key(pool: str) -> str:
+    """Return the key of a pool's event stream."""
+    return f"{pool_key(pool)}:events"
+
+
+R = TypeVar("R")
+Words = tuple[str | int, ...]
+UNKNOWN_AGE_MS = 10**12
+"""For how long a host has run of which nobody knows: 31 years, so that it takes no name over from a live one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """Run a script; answered with its reply (nested lists of `bytes`, `str` and `int`).
+
+    Attributes:
+        script: Which script: the name of a file under `lua/`, without `.lua`.
+        keys: Its KEYS, all with the hash tag of one pool.
+        args: Its ARGV.
+        replicas: How many replicas have to have what it wrote; answered with the reply and how many had it in time,
+            where that is not 0.
+        signature: The typed call that this one was made from, or None.
+    """
+
+    script: str
+    keys: tuple[str, ...]
+    args: Words = ()
+    replicas: int = 0
+    signature: Call[Any] | None = field(default=None, repr=False, compare=False)
+
+    def command(self, *, in_cluster: bool, whole: bool = False) -> Words:
+        """Return the command that runs the script.
+
+        In a Cluster it has one key more, which never exists. While a slot moves, the node that receives it runs a
+        script of several keys only when it has them all; but the keys that a script derives may still be on their way,
+        and would seem not to be there. With a key that nobody has it answers TRYAGAIN until the slot has moved.
+
+        Source: `getNodeByQuery` in `cluster.c` of Redis and Valkey.
+
+        Args:
+            in_cluster: Whether it goes to a Cluster.
+            whole: Whether to send the script's text, for a server that does not know its SHA-1 yet.
+        """
+        keys = (*self.keys, f"{self.keys[0]}:absent") if in_cluster else self.keys
+        one = script(self.script)
+        if whole:
+            return "EVAL", one.source, len(keys), *keys, *self.args
+        return "EVALSHA", one.sha1, len(keys), *keys, *self.args
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[R]):
+    """The arguments of a script; a subclass adds its own, in the order of ARGV.
+
+    A whole number and a text are one argument, a set of ports one with ranges, a mapping one with the members that it
+    adds to a lease's JSON. Records in a tuple are the arguments of each in turn, with their number before them where
+    more fields follow.
+
+    Attributes:
+        script: The script, of the class.
+        first: Arguments that are the same in every call of the class; they come before the fields.
+        may_end_early: Whether arguments at the end that are empty or 0 are left out, of the class.
+        pool: The pool that it is about.
+        space: Where a port number is unique: a host, or `*` for the whole fleet.
+        replicas: How many replicas have to have what it wrote; the reply then says how many had it in time.
+    """
+
+    script: ClassVar[str]
+    first: ClassVar[Words] = ()
+    may_end_early: ClassVar[bool] = False
+
+    pool: str
+    space: str = FLEET_SPACE
+    replicas: int = 0
+
+    def arguments(self) -> Words:
+        """Return ARGV."""
+        args: list[str | int] = [*self.first]
+        *names, last = _argument_names(type(self)) or ("",)
+        for name in names:
+            _append(args, getattr(self, name), counted=True)
+        if last:
+            _append(args, getattr(self, last))
+        while self.may_end_early and args and not args[-1]:
+            args.pop()
+        return tuple(args)
+
+    def encode(self) -> ScriptCall:
+        """Return the call as it goes to Redis."""
+        return ScriptCall(self.script, script_keys(self.pool, self.space), self.arguments(), self.replicas, self)
+
+    def decode(self, raw: Any) -> R:  # noqa: ANN401  # a raw reply is whatever Redis sends
+        """Return what the script answered.
+
+        Raises:
+            ConfigurationError: When it is not what this script answers; any of `WRONG_SHAPES` alike.
+        """
+        raise NotImplementedError
+
+
+_NAMES: dict[type, tuple[str, ...]] = {}
+
+
+def _argument_names(kind: type) -> tuple[str, ...]:
+    known = _NAMES.get(kind)
+    if known is None:
+        before = len(fields(Call)) if issubclass(kind, Call) else 0
+        known = _NAMES[kind] = tuple(one.name for one in fields(kind))[before:]
+    return known
+
+
+def _append(args: list[str | int], value: object, *, counted: bool = False) -> None:
+    kind = type(value)
+    if kind is str or kind is int:
+        args.append(value)  # type: ignore[arg-type]  # seen in the line above
+    elif kind is tuple:
+        members: tuple[object, ...] = value  # type: ignore[assignment]  # as above
+        if counted:
+            args.append(len(members))
+        for member in members:
+            if type(member) is str or type(member) is int:
+                args.append(member)
+            else:
+                for name in _argument_names(type(member)):
+                    _append(args, getattr(member, name))
+    elif isinstance(value, bool):
+        args.append(int(value))
+    elif isinstance(value, frozenset):
+        args.append(written_ports(value))
+    elif isinstance(value, dict):
+        args.append(extra_members(value))
+    else:
+        args.append(str(value))
+
+
+def written_ports(ports: Iterable[int]) -> str:
+    """Return a set of ports as ranges: `5556,5570-5580`."""
+    runs: list[list[int]] = []
+    for port in sorted(ports):
+        if runs and port == runs[-1][1] + 1:
+            runs[-1][1] = port
+        else:
+            runs.append([port, port])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+WRONG_SHAPES = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a reply raises that no script of ours, and no Redis, would give."""
+
+MAX_TIME_MS = 32_503_680_000_000
+"""The year 3000: a time beyond it was not written by us, and calendars end soon after."""
+
+MAX_NUMBER = 2**63 - 1
+"""The largest fence and pid that Redis, SQL and the kernel can all hold."""
+
+_HOLDER_WORDS = frozenset(HOLDER_WORDS)
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def text(value: object) -> str:
+    """Return one word of a reply as text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def number(value: object) -> float:
+    """Return one word of a reply as a number (a score may be `inf`).
+
+    Raises:
+        ConfigurationError: When it is none.
+    """
+    if isinstance(value, int):
+        return float(value)
+    try:
+        return float(text(value))
+    except ValueError:
+        raise ConfigurationError(
+            f"Redis answered {shown(text(value))} where a number belongs; is another program writing under alloc:?"
+        ) from None
+
+
+def time_ms(value: object) -> float:
+    """Return one word of a reply as a time of the server, in milliseconds.
+
+    Raises:
+        ConfigurationError: When it is none, or lies beyond the year 3000.
+    """
+    found = number(value)
+    if 0 <= found <= MAX_TIME_MS:
+        return found
+    raise ConfigurationError(f"Redis answered {shown(text(value))} where a time belongs; is its clock right?")
+
+
+def address(value: object) -> str:
+    """Return the address that a host advertises; an empty text for what is no address, whoever wrote it there."""
+    found = text(value)
+    try:
+        return check_address(found) if found else ""
+    except InvalidInputError:
+        return ""
+
+
+def event_time(identifier: str) -> float:
+    """Return when an event happened, by its id, in Unix seconds; another program's id may hold any number."""
+    return min(int(identifier.partition("-")[0]), MAX_TIME_MS) / 1_000
+
+
+def unreadable(what: str) -> ConfigurationError:
+    """Return the error for a reply of the wrong shape.
+
+    Args:
+        what: What was asked for.
+    """
+    return ConfigurationError(
+        f"Redis answered {what} in a form that portlease does not know; is it a Redis or Valkey, "
+        "and is another program writing under alloc:?"
+    )
+
+
+def words(reply: object) -> list[Any]:
+    """Return a reply that has to be a list.
+
+    Raises:
+        ConfigurationError: When it is something else.
+    """
+    if isinstance(reply, list):
+        return reply
+    raise ConfigurationError(f"Redis answered {shown(text(reply))} to a script; is this server a Redis or Valkey?")
+
+
+def fields_of(reply: object) -> dict[str, str]:
+    """Return a reply that has to be the fields of a hash, names and values in turn; raises as `words`."""
+    found = words(reply)
+    return {text(found[at]): text(found[at + 1]) for at in range(0, len(found), 2)}
+
+
+def lease(
+    pool: str,
+    value: object,
+    *,
+    remaining_ms: float,
+    now_ms: float,
+    token: str | None = None,
+    deadline: float | None = None,
+    key: str | None = None,
+    asked: WorkerId | None = None,
+) -> Lease:
+    """Return the lease that a script wrote as JSON.
+
+    Args:
+        pool: The pool that it is of.
+        value: The text of the lease's key.
+        remaining_ms: How long it still lives.
+        now_ms: The server's time.
+        token: The proof of holding it, for its holder's copy.
+        deadline: See `Lease`, for its holder's copy.
+        key: The key that it was read from, where one is known, for the error.
+        asked: The worker that asked for it, where one is known: its name is not read again.
+
+    Raises:
+        ConfigurationError: When the text is no lease.
+    """
+    raw = text(value)
+    try:
+        fields = json.loads(raw)
+        return Lease(
+            pool=pool,
+            host=check_name("host", fields["host"]),
+            port=check_port(fields["port"]),
+            worker=asked if asked and str(asked) == fields["worker"] else WorkerId.parse(fields["worker"]),
+            state=LeaseState(fields["state"]),
+            fence=bounded(fields["fence"]),
+            ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
+            granted_at=bounded(fields["granted_at"], MAX_TIME_MS) / 1_000,
+            expires_at=bounded(now_ms + remaining_ms, MAX_TIME_MS) / 1_000,
+            **holder_words(fields),
+            token=token,
+            deadline=deadline,
+        )
+    except (*WRONG_SHAPES, InvalidInputError):
+        raise ConfigurationError(
+            f"{f'key {key}' if key else f'a lease key of {pool_key(pool)}'} holds {shown(raw)}, which is no lease; "
+            "another program wrote it: move or delete that key"
+        ) from None
+
+
+def bounded(value: float | str, most: int = MAX_NUMBER) -> int:
+    """Return a number of a lease as a whole one.
+
+    Raises:
+        ValueError: When it is none, or not from 0 to `most`; OverflowError and TypeError alike.
+    """
+    number = int(value)
+    if 0 <= number <= most:
+        return number
+    raise ValueError(value)
+
+
+def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a holder says of itself in a lease as JSON, as arguments of `Lease`; what it leaves out is left out.
+
+    Raises:
+        ValueError: When a member has another form; TypeError and AttributeError alike.
+    """
+    given = {name: fields[name] for name in _HOLDER_WORDS & fields.keys() if fields[name] is not None}
+    for name in NUMBER_WORDS & given.keys():
+        given[name] = bounded(given[name])
+    for name in TEXT_WORDS & given.keys():
+        given[name] = error_line(str(given[name]))
+    if "labels" in given:
+        given["labels"] = {str(key): str(word) for key, word in given["labels"].items()}
+    return given
+
+
+def extra_members(words: Mapping[str, Any]) -> str:
+    """Return the JSON members that a holder adds to its lease, each with a comma before it; empty ones are left out."""
+    given = {name: value for name, value in words.items() if value}
+    return "," + _compact(given)[1:-1] if given else ""
+
+
+def ask(call: Call[R]) -> Generator[ScriptCall, Any, R]:
+    """Run a script and return what it answered: the step of an operation that every script is run by.
+
+    Raises:
+        ConfigurationError: When the answer is not one of this script's.
+    """
+    raw = yield call.encode()
+    try:
+        return call.decode(raw)
+    except WRONG_SHAPES as error:
+        raise unreadable(f"the script {call.script}") from error
