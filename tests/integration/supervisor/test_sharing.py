@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from allocator import Lease
 
+# Servers set SO_REUSEADDR, here as elsewhere: a connection in TIME_WAIT, of an earlier test, would refuse it the port.
 WORKER = (
     "import os, socket, sys\n"
     "one = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)\n"
+    "one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
     "if sys.argv[2] == 'reuse': one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
     "one.bind((sys.argv[1], int(os.environ['PORT'])))\n"
     "one.listen()\n"
@@ -87,6 +89,7 @@ def test_a_worker_that_listens_with_many_processes_and_families_has_no_stranger(
         "        if number % 2: os.setsid()\n"
         "        if number % 3 == 0 and os.fork(): os._exit(0)\n"
         "        one = socket.socket(socket.AF_INET6 if number == 5 else socket.AF_INET)\n"
+        "        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
         "        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
         "        if number == 5: one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)\n"
         "        one.bind(('::1' if number == 5 else '127.0.0.1', int(os.environ['PORT'])))\n"
@@ -94,12 +97,21 @@ def test_a_worker_that_listens_with_many_processes_and_families_has_no_stranger(
         "        while True: one.accept()[0].close()\n"
         "time.sleep(600)"
     )
+    for port in range(fleet.pool.first, fleet.pool.last + 1):
+        leave_in_time_wait(port)
     fleet.run("--health-interval", "50ms", command=[sys.executable, "-S", "-c", many])
     lease = fleet.lease()
     eventually(lambda: len(_listeners(lease.port)) == 6)
     for _ in range(20):
         assert fleet.lease().fence == lease.fence
     assert failures(fleet) == []
+
+
+def leave_in_time_wait(port: int) -> None:
+    """Let a connection of a former worker stay behind on the port, as they do after every test."""
+    with socket.create_server(("127.0.0.1", port)) as server, socket.create_connection(server.getsockname()) as caller:
+        server.accept()[0].close()
+        caller.recv(1)
 
 
 def _listeners(port: int) -> list[object]:
