@@ -24,7 +24,7 @@ from allocator.cli.options import (
     talk,
 )
 from allocator.cli.output import write_lease, write_named
-from allocator.client.custody import FileAnswers
+from allocator.client.lease_files import FileAnswers
 from allocator.model.errors import ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.names import WorkerId, check_port, environment_hint, shown
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
     from allocator.client.arguments import ClaimArguments
     from allocator.client.blocking import PortAllocator
-    from allocator.client.drivers import LeaseRecorder
     from allocator.model.leases import Lease
-    from allocator.operations.steps import KeepLeases, KeepTokens, Warn
+    from allocator.operations.steps import KeepLeases, KeepTokens, LeaseRecorder, Warn
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
 OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")]

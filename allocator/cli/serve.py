@@ -183,7 +183,7 @@ def tcp_listener(address: str, port: int) -> socket.socket:
     except UnicodeError:
         raise ConfigurationError(f"{shown(address)} is no address and no host name; correct --listen") from None
     except OSError as error:
-        from allocator.client.drivers import describe_listener
+        from allocator.kernel.answers import describe_listener
 
         where = f"{_shown_address(address)}:{port}"
         who = describe_listener(port) if port else None
@@ -207,7 +207,7 @@ def drift_view(settings: Settings) -> DriftView | None:
 def async_allocator(settings: Settings) -> AsyncPortAllocator:
     """Return the async allocator that the settings make, not connected yet."""
     from allocator.client.aio import AsyncPortAllocator
-    from allocator.client.configured import open_store, session_of
+    from allocator.client.session import open_store, session_of
     from allocator.store.aio import AsyncStore
 
     return AsyncPortAllocator(open_store(AsyncStore, settings, on_start=report_embedded), session_of(settings))

@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 
 from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_arguments
 from allocator.client.base import AllocatorBase, LeaseOperations
-from allocator.client.drivers import drive_async
 from allocator.client.runners_aio import HeartbeatTask
+from allocator.operations.steps import (
+    AwaitEvent,
+    AwaitTurn,
+    CheckRow,
+    Operation,
+    Pause,
+    WriteRow,
+    answer_about_a_row,
+    needed,
+)
+from allocator.protocol.wire import ScriptCall
 from allocator.store.aio import AsyncStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from allocator.client.drivers import Answers
     from allocator.client.heartbeats import HeldLease
+    from allocator.kernel.answers import Answers
     from allocator.model.durations import Duration
-    from allocator.operations.steps import Operation
+    from allocator.operations.steps import LeaseRecorder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +52,35 @@ def _awaited(
     return driving
 
 
+async def drive_async(
+    operation: Operation[T], store: AsyncStore, answers: Answers, recorder: LeaseRecorder | None = None
+) -> T:
+    """Do the same as `drive` without blocking the event loop on Redis, on a pause or on a database."""
+    try:
+        step = next(operation)
+        while True:
+            try:
+                if isinstance(step, ScriptCall):
+                    answer = await store.call(step)
+                elif isinstance(step, AwaitTurn):
+                    answer = await store.await_turn(step)
+                elif isinstance(step, AwaitEvent):
+                    answer = await store.wait_for_event(step.stream, step.after_id, step.seconds)
+                elif isinstance(step, Pause):
+                    answer = await asyncio.sleep(step.seconds)  # type: ignore[func-returns-value]  # as above
+                elif isinstance(step, CheckRow | WriteRow):
+                    answer = await asyncio.to_thread(answer_about_a_row, needed(recorder), step)
+                else:
+                    answer = answers.answer(step)
+            except BaseException as error:  # noqa: BLE001  # as above
+                step = operation.throw(error)
+            else:
+                step = operation.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
 class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
     """Hands out port leases of one pool on one host, for asyncio; methods and errors are those of `PortAllocator`.
 
@@ -53,7 +92,7 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
 
     _store_class = AsyncStore
     _runner_class = HeartbeatTask
-    _heartbeats: HeartbeatTask
+    _runner: HeartbeatTask | None
 
     claim = _awaited(LeaseOperations.claim)
     claim_ports = _awaited(LeaseOperations.claim_ports)
@@ -93,8 +132,9 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
 
     async def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
-        await self.let_go(*self._heartbeats.held)
-        await self._heartbeats.close()
+        if self._runner is not None:
+            await self.let_go(*self._runner.held)
+            await self._runner.close()
         await self.store.close()
 
     async def __aenter__(self) -> Self:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
-from allocator.client.configured import library_settings, open_store, session_of
+from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, claim_request, naming_arguments
 from allocator.client.heartbeats import E_, HeldLease, about
 from allocator.client.policies import until_ready
+from allocator.client.session import library_settings, open_store, session_of
 from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
@@ -23,13 +23,12 @@ from allocator.operations.attempt import named_workers
 from allocator.operations.context import pool_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from allocator.client.counting import HolderCounts
-    from allocator.client.drivers import Answers, LeaseRecorder
     from allocator.client.runners import HeartbeatRunner
-    from allocator.client.session import OnLost, Session
-    from allocator.client.tracing import Tracer
+    from allocator.client.session import OnLost, Session, Tracer
+    from allocator.kernel.answers import Answers
     from allocator.model.durations import Duration
     from allocator.model.endpoints import Endpoint
     from allocator.model.leases import Lease
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from allocator.operations.attempt import ClaimRequest
     from allocator.operations.hosts import Spread
     from allocator.operations.listing import HostView
-    from allocator.operations.steps import Operation
+    from allocator.operations.steps import LeaseRecorder, Operation
     from allocator.store.base import BaseStore
 
 S = TypeVar("S", bound="BaseStore")
@@ -48,10 +47,10 @@ class LeaseOperations(Generic[E_]):
 
     Args:
         session: Who this host is.
-        heartbeats: Renews the leases that are held.
+        heartbeats: Returns what renews the leases that are held.
     """
 
-    def __init__(self, session: Session, heartbeats: HeartbeatRunner[E_]) -> None:
+    def __init__(self, session: Session, heartbeats: Callable[[], HeartbeatRunner[E_]]) -> None:
         self.session = session
         self.heartbeats = heartbeats
 
@@ -77,7 +76,7 @@ class LeaseOperations(Generic[E_]):
             ConfigurationError: When Redis or the database cannot be used as it is, or `record` has no recorder.
             PoolMissingError: When the pool is neither defined nor built in.
         """
-        (lease,) = yield from self._claimed(self.session.request(plugin, arguments, wait=wait, record=record))
+        (lease,) = yield from self._claimed(claim_request(self.session, plugin, arguments, wait=wait, record=record))
         return lease
 
     def _claimed(self, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
@@ -115,7 +114,7 @@ class LeaseOperations(Generic[E_]):
         check_flag("adjacent", adjacent)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise InvalidInputError(f"names={names!r} is not a list of texts; give for example ['http', 'debug']")
-        request = self.session.request(plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
+        request = claim_request(self.session, plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
         if not names:
             named_workers(request.worker, names)
         leases = yield from self._claimed(replace(request, port=None, hint=None, token=None))
@@ -167,7 +166,7 @@ class LeaseOperations(Generic[E_]):
             declined: Whether the kernel refused their ports, which then go into quarantine.
         """
         for one in held:
-            self.heartbeats.remove(one)
+            self.heartbeats().remove(one)
         leases = [one.lease for one in held if not one.lost.is_set()]
         if not leases:
             return
@@ -301,6 +300,7 @@ class AllocatorBase(Generic[E_, S]):
 
     _store_class: type[S]
     _runner_class: type[HeartbeatRunner[E_]]
+    _runner: HeartbeatRunner[E_] | None = None
 
     def __init__(
         self, store: S | None = None, session: Session | None = None, *, recorder: LeaseRecorder | None = None
@@ -312,8 +312,7 @@ class AllocatorBase(Generic[E_, S]):
         self.store = store
         self.session = session
         self.recorder = recorder or session.recorder
-        self._heartbeats = self._runner_class(session, self.run)
-        self.operations = LeaseOperations(session, self._heartbeats)
+        self.operations = LeaseOperations(session, lambda: self._heartbeats)
 
     @classmethod
     @naming_arguments
@@ -355,8 +354,16 @@ class AllocatorBase(Generic[E_, S]):
         return cls(open_store(cls._store_class, settings), session, recorder=recorder)
 
     def __repr__(self) -> str:
-        held = len(self._heartbeats.held)
+        held = 0 if self._runner is None else len(self._runner.held)
         return f"<{type(self).__name__} pool {self.session.pool} host {self.session.host} holding {held}>"
+
+    @property
+    def _heartbeats(self) -> HeartbeatRunner[E_]:
+        """What renews the leases that are held, made with the first of them; of two threads that ask, one makes it."""
+        if self._runner is None:
+            self.__dict__.setdefault("_runner", self._runner_class(self.session, self.run))
+        assert self._runner is not None  # noqa: S101  # set above
+        return self._runner
 
     @property
     def recorder(self) -> LeaseRecorder | None:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_arguments
 from allocator.client.base import AllocatorBase, LeaseOperations
-from allocator.client.configured import library_settings, open_store, session_of
-from allocator.client.drivers import drive
 from allocator.client.runners import HeartbeatThread
+from allocator.client.session import library_settings, open_store, session_of
+from allocator.operations.steps import (
+    AwaitEvent,
+    AwaitTurn,
+    CheckRow,
+    Operation,
+    Pause,
+    WriteRow,
+    answer_about_a_row,
+    needed,
+)
+from allocator.protocol.wire import ScriptCall
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from allocator.client.drivers import Answers
     from allocator.client.heartbeats import HeldLease
+    from allocator.kernel.answers import Answers
     from allocator.model.durations import Duration
-    from allocator.operations.steps import Operation
+    from allocator.operations.steps import LeaseRecorder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +54,40 @@ def _blocking(
     return driving
 
 
+def drive(operation: Operation[T], store: Store, answers: Answers, recorder: LeaseRecorder | None = None) -> T:
+    """Run an operation to its end and return its result; an error of a step is raised inside the operation.
+
+    Args:
+        operation: The operation.
+        store: Answers for Redis.
+        answers: Answers for this host.
+        recorder: Writes rows, or None where no operation asks for that.
+    """
+    try:
+        step = next(operation)
+        while True:
+            try:
+                if isinstance(step, ScriptCall):
+                    answer = store.call(step)
+                elif isinstance(step, AwaitTurn):
+                    answer = store.await_turn(step)
+                elif isinstance(step, AwaitEvent):
+                    answer = store.wait_for_event(step.stream, step.after_id, step.seconds)
+                elif isinstance(step, Pause):
+                    answer = time.sleep(step.seconds)  # type: ignore[func-returns-value]  # None is the answer
+                elif isinstance(step, CheckRow | WriteRow):
+                    answer = answer_about_a_row(needed(recorder), step)
+                else:
+                    answer = answers.answer(step)
+            except BaseException as error:  # noqa: BLE001  # the operation decides: it may have something to undo
+                step = operation.throw(error)
+            else:
+                step = operation.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
 class PortAllocator(AllocatorBase[threading.Event, Store]):
     """Hands out port leases of one pool on one host.
 
@@ -58,7 +103,7 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
 
     _store_class = Store
     _runner_class = HeartbeatThread
-    _heartbeats: HeartbeatThread
+    _runner: HeartbeatThread | None
 
     claim = _blocking(LeaseOperations.claim)
     claim_ports = _blocking(LeaseOperations.claim_ports)
@@ -101,8 +146,9 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
 
     def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
-        self.let_go(*self._heartbeats.held)
-        self._heartbeats.close()
+        if self._runner is not None:
+            self.let_go(*self._runner.held)
+            self._runner.close()
         self.store.close()
 
     def __enter__(self) -> Self:

@@ -17,12 +17,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from allocator.kernel.answers import Answers
 from allocator.model.encodings import FILE
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.owned import foreign_folder, private_folder
 from allocator.model.states import LeaseState
+from allocator.operations.steps import Judgement, Verdict
 from allocator.protocol.wire import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from allocator.model.owned import OpenFolder
+    from allocator.operations.steps import JudgeHolder, KeepLeases, KeepTokens
 
 MAX_FILE_NAME = 255
 """Longest name of a file in bytes, on every file system that matters; a pool and a host can have 128 each."""
@@ -206,6 +209,43 @@ class LeaseFiles:
                 ) from error
             except (*WRONG_SHAPES, InvalidInputError):
                 raise ConfigurationError(f"the file {path} is not a lease file; delete it") from None
+
+
+class FileAnswers(Answers):
+    """Keeps the tokens of claims, and their leases, in the lease files of a user.
+
+    Whatever ends a claim (Ctrl-C, `kill -9`, a full disk, another claim for the same worker at the same moment) leaves
+    either nothing, or a lease that the next claim of this worker on this host gets.
+
+    Args:
+        files: The lease files.
+    """
+
+    def __init__(self, files: LeaseFiles) -> None:
+        self.files = files
+
+    def keep_tokens(self, step: KeepTokens) -> tuple[str, ...]:
+        """Write down the tokens; return those of an earlier claim of these workers that was not finished."""
+        named = zip(step.workers, step.tokens, strict=False)  # without names there is nothing to keep them under
+        kept = [self.files.begin_claim(step.pool, step.host, worker, token)[0] for worker, token in named]
+        return tuple(kept) if step.workers else step.tokens
+
+    def keep_leases(self, step: KeepLeases) -> bool:
+        """Write the lease files, then forget the tokens; return whether this did."""
+        for lease in step.leases:
+            for former in self.files.all(step.pool, step.host):
+                if former.worker == lease.worker and former.port != lease.port:
+                    self.files.remove(former)
+            self.files.save(lease)
+        ended = [self.files.end_claim(step.pool, step.host, worker) for worker in step.workers]
+        return all(ended)
+
+    def judge_holder(self, step: JudgeHolder) -> Judgement:
+        """Return the token of a lease whose file is here, and what the kernel knows of any other."""
+        known = self.files.find(step.holder.pool, step.holder.host, step.holder.worker)
+        if known and known.fence == step.holder.fence and known.token:
+            return Judgement(Verdict.OURS, known.token)
+        return super().judge_holder(step)
 
 
 def _lease(fields: Any) -> Lease:  # noqa: ANN401  # whatever stood in a file

@@ -1,6 +1,8 @@
-"""What both allocators share: who this host is, and how a caller's arguments become operations.
+"""What an allocator is made of: who this host is, where Redis is, and who is told of what is done with leases.
 
-Nothing here waits: the blocking and the async allocator drive what this module makes.
+Every face comes here with its settings: both allocators of the library, `Service` and the transports, and through them
+commands, API and agent. The embedded server serves only where no setting names a Redis; whoever only reads never
+starts it.
 """
 
 from __future__ import annotations
@@ -8,36 +10,87 @@ from __future__ import annotations
 import os
 import random
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Unpack
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
 
-from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, ttl_in_ms
-from allocator.client.drivers import Answers, needed
-from allocator.client.tracing import OFF
+from allocator.client.arguments import check_text
+from allocator.kernel.answers import Answers
 from allocator.kernel.identity import default_address, default_host, host_identity, running_s
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import Duration, format_duration, seconds_of
-from allocator.model.errors import InvalidInputError
-from allocator.model.names import WorkerId, check_address, check_name
+from allocator.model.errors import ConfigurationError, InvalidInputError, StoreUnavailableError
+from allocator.model.log import log
+from allocator.model.names import check_address, check_name
 from allocator.model.pools import SDK_V2
-from allocator.operations.attempt import ClaimRequest
+from allocator.model.settings import load_settings
 from allocator.operations.context import Context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
 
-    from allocator.client.arguments import ProcessWords, SeveralPorts
-    from allocator.client.drivers import LeaseRecorder
-    from allocator.client.tracing import Span, Tracer
+    from allocator.client.arguments import ProcessWords
     from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
+    from allocator.model.settings import Settings
+    from allocator.operations.renew import RenewOutcome
+    from allocator.operations.steps import LeaseRecorder
+    from allocator.store.base import BaseStore
+    from allocator.store.embedded.server import EmbeddedStatus
 
 OnLost = Literal["keep", "stop"]
+S = TypeVar("S", bound="BaseStore")
+Outcomes = TypeVar("Outcomes", bound="Sequence[RenewOutcome]")
 TOKEN_BYTES = 16
 
 
 def new_token() -> str:
     """Return 128 random bits as 32 hexadecimal digits."""
     return os.urandom(TOKEN_BYTES).hex()  # what `secrets` does, which loads OpenSSL
+
+
+class Span:
+    """One thing that is done with leases, from entering to leaving; this one tells nobody."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it; an error is its outcome."""
+
+    def granted(self, lease: Lease) -> Lease:
+        """Take in the lease that a claim got; return it."""
+        return lease
+
+    def renewed(self, outcomes: Outcomes) -> Outcomes:
+        """Take in what a renewal came to; return it."""
+        return outcomes
+
+    def ended(self, outcome: str, *, done: bool) -> bool:
+        """Take in whether this call ended a lease, which is then `outcome`, or found it ended; return that."""
+        del outcome
+        return done
+
+
+OFF = Span()
+
+
+class Tracer(Protocol):
+    """Listens to an allocator; `OpenTelemetryTracer` is one."""
+
+    def span(self, name: str, pool: str, worker: WorkerId | None, leases: Sequence[Lease]) -> Span:
+        """Return the span of something that is about to be done.
+
+        Args:
+            name: `claim`, `renew`, `release` or `decline`.
+            pool: The pool.
+            worker: Who claims, or None.
+            leases: What is renewed or ended.
+        """
+        ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,44 +167,6 @@ class Session:
             return OFF
         return self.tracer.span(name, leases[0].pool if leases else self.pool, worker, leases)
 
-    def request(
-        self,
-        plugin: str,
-        arguments: ClaimArguments,
-        *,
-        wait: Duration | None = None,
-        record: bool = False,
-        **several: Unpack[SeveralPorts],
-    ) -> ClaimRequest:
-        """Return the request that a caller's arguments make.
-
-        Args:
-            plugin: The worker's plugin.
-            arguments: See `ClaimArguments`.
-            wait: Time to wait for a port, or None.
-            record: Whether the worker's row is written.
-            **several: The names of several ports, and whether they follow each other.
-
-        Raises:
-            InvalidInputError: When one of them cannot be right.
-            ConfigurationError: When rows are to be written and there is no recorder.
-        """
-        given = checked(plugin, arguments)
-        ttl = given.pop("ttl", None)
-        if check_flag("record", record):
-            needed(self.recorder)
-        holder = self.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None))
-        return ClaimRequest(
-            pool=self.pool,
-            worker=WorkerId(given.pop("org"), given.pop("plugin"), given.pop("instance", 0)),
-            ttl_ms=None if ttl is None else ttl_in_ms(ttl),
-            holder={**holder, "labels": given.pop("labels", {})},
-            wait_s=0.0 if wait is None else seconds_of(wait, "wait"),
-            record=record,
-            **several,
-            **given,
-        )
-
     def process_words(self, **pids: int | None) -> ProcessWords:
         """Return what a lease says of the processes of this host that it is tied to.
 
@@ -183,6 +198,120 @@ class Session:
         """
         rules = self.context.rules.get(pool)
         return self.on_lost == "stop" or (rules is not None and rules.scope == "fleet")
+
+
+def library_settings(
+    url: str | None = None,
+    *,
+    pool: str | None = None,
+    host: str | None = None,
+    timeout: Duration | None = None,
+    advertise: str | None = None,
+) -> Settings:
+    """Return the settings of a program that uses the library: its arguments are what flags are to a command.
+
+    Raises:
+        InvalidInputError: When an argument or a variable cannot be right.
+        ConfigurationError: When a settings file cannot be used.
+    """
+    given = {"redis_url": url, "pool": pool, "host": host, "advertise": advertise}
+    for name, value in given.items():
+        if value is not None:
+            check_text("url" if name == "redis_url" else name, value)
+    settings = load_settings(given, os.environ)
+    for refused in settings.refused:
+        _warn_once(refused)
+    return settings if timeout is None else replace(settings, connect_timeout_ms=_timeout_ms(timeout))
+
+
+def _timeout_ms(timeout: Duration) -> int:
+    timeout_s = seconds_of(timeout, "timeout")
+    if timeout_s == 0:
+        raise InvalidInputError("timeout=0 leaves Redis no time to answer; give for example '5s'")
+    return max(1, round(timeout_s * 1_000))
+
+
+def session_of(settings: Settings, *, on_lost: OnLost = "keep", tracer: Tracer | None = None) -> Session:
+    """Return the session that the settings make.
+
+    Args:
+        settings: The settings.
+        on_lost: What holders do when Redis has not confirmed their lease in time.
+        tracer: Receives what is done with leases; None for what the settings ask for.
+
+    Raises:
+        InvalidInputError: When the policy is not valid.
+        ConfigurationError: When spans are asked for and OpenTelemetry is not installed.
+    """
+    if tracer is None and settings.tracing:
+        from allocator.client.tracing import OpenTelemetryTracer
+
+        tracer = OpenTelemetryTracer()
+    return make_session(settings.pool, settings.host, on_lost, advertise=settings.advertise, tracer=tracer)
+
+
+def open_store(
+    kind: type[S],
+    settings: Settings,
+    *,
+    reads_only: bool = False,
+    on_start: Callable[[EmbeddedStatus], None] | None = None,
+) -> S:
+    """Return the connection that the settings make; nothing is sent yet.
+
+    Args:
+        kind: The store to make: blocking or for asyncio.
+        settings: The settings.
+        reads_only: Whether its user only reads, for which no embedded server is started.
+        on_start: Called when an embedded server was started; None for a library, which logs that it uses one.
+    """
+    if settings.redis_url:
+        return kind.open(settings.redis_url, timeout_s=settings.timeout_s, password=settings.redis_password)
+
+    def embedded() -> str:
+        if settings.refused:  # it may name the registry that everybody uses
+            raise ConfigurationError(f"no Redis is configured, and {'; '.join(settings.refused)}")
+        if reads_only:
+            return running_embedded(settings)
+        return started_embedded(settings, on_start)
+
+    return kind.embedded(embedded, timeout_s=settings.timeout_s)
+
+
+def started_embedded(settings: Settings, on_start: Callable[[EmbeddedStatus], None] | None) -> str:
+    """Return the URL of this user's embedded server, which is started when it does not run."""
+    from allocator.store.embedded import EmbeddedServer
+
+    server = EmbeddedServer(settings.state_dir)
+    url = server.ensure(on_start)
+    if on_start is None:
+        _warn_once(
+            f"no Redis is configured: ports are leased from the embedded server in {server.data_dir}, which other "
+            "users and hosts do not see; set ALLOCATOR_REDIS_URL, or redis_url in allocator.toml, or give a URL"
+        )
+    return url
+
+
+def running_embedded(settings: Settings) -> str:
+    """Return the URL of this user's embedded server.
+
+    Raises:
+        StoreUnavailableError: When none runs.
+    """
+    from allocator.store.embedded import EmbeddedServer
+
+    url = EmbeddedServer(settings.state_dir).running()
+    if url is None:
+        raise StoreUnavailableError(
+            "no Redis is configured and no embedded server runs, so there is nothing to read; claim a port first, "
+            "or name a Redis with --redis-url or ALLOCATOR_REDIS_URL"
+        )
+    return url
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    log.warning("%s", sentence)
 
 
 def make_session(

@@ -7,62 +7,18 @@ it what it likes. `OpenTelemetryTracer` makes spans. No attribute holds a token,
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
+from allocator.client.session import Span
 from allocator.model.errors import AllocatorError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from allocator.client.session import Outcomes
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
-    from allocator.operations.renew import RenewOutcome
-
-Outcomes = TypeVar("Outcomes", bound="Sequence[RenewOutcome]")
-
-
-class Span:
-    """One thing that is done with leases, from entering to leaving; this one tells nobody."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End it; an error is its outcome."""
-
-    def granted(self, lease: Lease) -> Lease:
-        """Take in the lease that a claim got; return it."""
-        return lease
-
-    def renewed(self, outcomes: Outcomes) -> Outcomes:
-        """Take in what a renewal came to; return it."""
-        return outcomes
-
-    def ended(self, outcome: str, *, done: bool) -> bool:
-        """Take in whether this call ended a lease, which is then `outcome`, or found it ended; return that."""
-        del outcome
-        return done
-
-
-OFF = Span()
-
-
-class Tracer(Protocol):
-    """Listens to an allocator; `OpenTelemetryTracer` is one."""
-
-    def span(self, name: str, pool: str, worker: WorkerId | None, leases: Sequence[Lease]) -> Span:
-        """Return the span of something that is about to be done.
-
-        Args:
-            name: `claim`, `renew`, `release` or `decline`.
-            pool: The pool.
-            worker: Who claims, or None.
-            leases: What is renewed or ended.
-        """
-        ...
 
 
 class OpenTelemetryTracer:

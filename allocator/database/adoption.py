@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from allocator.client.custody import FileAnswers
+from allocator.client.lease_files import FileAnswers
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import NO_INSTANCE, Stop
 from allocator.kernel.processes import command_words

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
+from allocator.model.errors import ConfigurationError
 from allocator.protocol.wire import ScriptCall
 
 if TYPE_CHECKING:
@@ -253,3 +254,41 @@ Step: TypeAlias = (
     | Warn
 )
 Operation: TypeAlias = Generator[Step, Any, T]
+
+
+class LeaseRecorder(Protocol):
+    """Writes the rows of leases; called from any thread. `allocator.DatabaseRecorder` is one."""
+
+    def check(self, pool: str, worker: WorkerId) -> None:
+        """Make sure that a worker can have a row, before it is given a lease; raises when it cannot."""
+        ...
+
+    def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
+        """Write the row of a lease, or return the live row of another worker that has its place.
+
+        Args:
+            lease: The lease, as it was just granted.
+            over: A row in the way that was returned before, and whose lease is known to have ended.
+        """
+        ...
+
+
+def needed(recorder: LeaseRecorder | None) -> LeaseRecorder:
+    """Return the recorder.
+
+    Raises:
+        ConfigurationError: When there is none.
+    """
+    if recorder is None:
+        raise ConfigurationError(
+            "record=True needs a database to write to; give the allocator recorder=DatabaseRecorder.open(URL)"
+        )
+    return recorder
+
+
+def answer_about_a_row(recorder: LeaseRecorder, step: CheckRow | WriteRow) -> Standing | None:
+    """Return what a step about the database asks for."""
+    if isinstance(step, WriteRow):
+        return recorder.record(step.lease, over=step.over)
+    recorder.check(step.pool, step.worker)
+    return None

@@ -10,7 +10,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from allocator.client.drivers import Answers, describe_listener
+from allocator.kernel.answers import Answers, describe_listener
 from allocator.kernel.holders import is_proven_dead
 from allocator.kernel.processes import ProcessIdentity, ancestors_of, boot_id, command_name, is_alive, namespaces
 from allocator.model.errors import ConfigurationError

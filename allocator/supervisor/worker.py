@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from allocator.client.drivers import describe_listener
+from allocator.kernel.answers import describe_listener
 from allocator.kernel.processes import start_time_of
 from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError

@@ -24,11 +24,11 @@ import psycopg
 from postgres import Postgres
 from redis import Redis
 
-from allocator.client.drivers import UnseenAnswers
 from allocator.database.connection import Database
 from allocator.database.layout import make_layout
 from allocator.database.rows import Rows
 from allocator.database.upgrade import upgrade
+from allocator.kernel.answers import UnseenAnswers
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.model.tables import TableNames
@@ -91,7 +91,7 @@ class Fleet:
 
     def run(self, operation: Operation[Any]) -> Any:
         """Run an operation as the client does, without asking the kernel."""
-        from allocator.client.drivers import drive
+        from allocator.client.blocking import drive
 
         return drive(operation, self.store, self.kernel)
 

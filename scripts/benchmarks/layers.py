@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from allocator import PortAllocator
-from allocator.client.drivers import Answers
+from allocator.kernel.answers import Answers
 from allocator.operations.steps import ProvePorts, ReadListeners, Step
 from benchmarks.leases import RETURNING, SMALL, Bench
 from benchmarks.servers import server

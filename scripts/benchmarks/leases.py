@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
-from allocator.client.drivers import UnseenAnswers, drive
+from allocator.client.blocking import drive
+from allocator.kernel.answers import UnseenAnswers
 from allocator.model.names import WorkerId
 from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.attempt import ClaimRequest

@@ -18,7 +18,7 @@ from dataclasses import replace
 import redis  # noqa: F401  # imported before the forks, not by each of them
 
 from allocator import AllocatorError, Lease, LeaseLostError, LeaseState, PortAllocator
-from allocator.client.drivers import Answers, UnseenAnswers
+from allocator.kernel.answers import Answers, UnseenAnswers
 from allocator.operations import queue  # noqa: F401  # as above
 
 CLONE_NEWNET = 0x40000000

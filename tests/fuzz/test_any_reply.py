@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from scripted_redis import claim, claim_several, make_context
 
 from allocator import AsyncPortAllocator, Lease, PortAllocator
-from allocator.client.drivers import UnseenAnswers, drive, drive_async
+from allocator.client.aio import drive_async
+from allocator.client.blocking import drive
+from allocator.kernel.answers import UnseenAnswers
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec

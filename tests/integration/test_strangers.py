@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from allocator import HeldError, PoolSpec, PortAllocator
-from allocator.client import drivers
-from allocator.client.drivers import Answers
+from allocator.kernel import answers
+from allocator.kernel.answers import Answers
 from allocator.operations.steps import ReadListeners
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def test_claims_of_one_second_read_the_listing_once_while_nobody_listens(
         reads.append((first, last))
         return frozenset()
 
-    monkeypatch.setattr(drivers, "listening_ports", counted)
-    monkeypatch.setattr(drivers, "monotonic", lambda: now)
+    monkeypatch.setattr(answers, "listening_ports", counted)
+    monkeypatch.setattr(answers, "monotonic", lambda: now)
     for number in range(5):
         ports.claim("email", org=f"org-{number}")
     assert len(reads) == 1
@@ -108,7 +108,7 @@ def test_claims_of_one_second_read_the_listing_once_while_nobody_listens(
 def test_a_stranger_that_came_since_the_last_listing_is_found_by_the_proof(
     ports: PortAllocator, pool: PoolSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drivers, "monotonic", lambda: 1_000.0)  # the second never passes
+    monkeypatch.setattr(answers, "monotonic", lambda: 1_000.0)  # the second never passes
     assert ports.claim("email", org="org-1").port == pool.first
     with Stranger(socket.AF_INET, "127.0.0.1", pool.first + 1):
         assert ports.claim("email", org="org-2").port == pool.first + 2
@@ -118,7 +118,7 @@ def test_a_stranger_that_came_since_the_last_listing_is_found_by_the_proof(
 def test_a_port_asked_for_by_its_number_is_looked_at_anew(
     ports: PortAllocator, pool: PoolSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drivers, "monotonic", lambda: 1_000.0)
+    monkeypatch.setattr(answers, "monotonic", lambda: 1_000.0)
     ports.claim("email", org="org-1")
     with (
         Stranger(socket.AF_INET, "127.0.0.1", pool.first + 1),

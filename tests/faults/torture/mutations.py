@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from hashlib import sha1
 from typing import TYPE_CHECKING
 
-from allocator.client import drivers
-from allocator.protocol import scripts
+from allocator.kernel import answers
+from allocator.protocol import scripts, wire
 from allocator.protocol.scripts import Script
-from allocator.store import base as stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,13 +42,13 @@ class Mutation:
 
 
 def _without_a_look_at_the_kernel() -> None:
-    drivers.listening_ports = lambda *_: frozenset()
-    drivers.prove_port = lambda *_: True
+    answers.listening_ports = lambda *_: frozenset()
+    answers.prove_port = lambda *_: True
 
 
 def _by_the_clients_clock() -> None:
     """The claimer's clock decides; one in three is ten seconds ahead."""
-    known = stores.script
+    known = wire.script
 
     def script(name: str) -> Script:
         one = known(name)
@@ -57,7 +56,7 @@ def _by_the_clients_clock() -> None:
         clock = f"{{ {int(now)}, {int(now % 1 * 1_000_000)} }}"
         return _changed(one, one.source.replace("read('TIME')", clock))
 
-    stores.script = script
+    wire.script = script
 
 
 MUTATIONS = {
@@ -158,7 +157,7 @@ def apply(name: str | None) -> None:
         return changed.get(wanted) or known(wanted)
 
     if changed:
-        stores.script = script
+        wire.script = script
     if mutation.patch:
         mutation.patch()
 
