@@ -22,7 +22,7 @@ from allocator.operations import listing
 from allocator.operations.context import pool_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     from allocator.client.arguments import ClaimArguments, ProcessWords
@@ -84,21 +84,40 @@ class Claims:
         return name if name in self._by_pool and name in self._by_pool[name].session.context.rules else "other"
 
     async def claim(
-        self, pool: str | None, host: str | None, plugin: str, *, wait: float, **arguments: Unpack[ClaimArguments]
-    ) -> tuple[Lease, bool]:
-        """Lease a port on a host.
+        self,
+        pool: str | None,
+        host: str | None,
+        plugin: str,
+        *,
+        wait: float,
+        ports: Sequence[str] | None = None,
+        contiguous: bool = False,
+        **arguments: Unpack[ClaimArguments],
+    ) -> tuple[list[Lease], bool]:
+        """Lease a port on a host, or several.
+
+        Args:
+            pool: The pool, or None for the default one.
+            host: The host, or None for the own one.
+            plugin: The worker's plugin.
+            wait: Time to wait for a port, in seconds.
+            ports: The names of several ports, or None for one.
+            contiguous: Whether several have to follow each other.
+            **arguments: See `ClaimArguments`.
 
         Returns:
-            The lease, and whether its port was proved by a bind.
+            The leases in the order of the names, and whether their ports were proved by a bind.
 
         Raises:
             AllocatorError: Whatever `AsyncPortAllocator.claim` raises.
         """
-        at = self.pool(pool)
-        if host is None or host == self.host:
-            return await at.claim(plugin, wait=wait, **arguments), True
-        elsewhere = await self._elsewhere(at, host)
-        return await elsewhere.claim(plugin, wait=wait, **arguments), False
+        at, is_here = self.pool(pool), host is None or host == self.host
+        if host is not None and not is_here:
+            at = await self._elsewhere(at, host)
+        if ports is None:
+            return [await at.claim(plugin, wait=wait, **arguments)], is_here
+        several = await at.claim_ports(plugin, ports, adjacent=contiguous, wait=wait, **arguments)
+        return list(several.values()), is_here
 
     async def _elsewhere(self, at: AsyncPortAllocator, host: str) -> AsyncPortAllocator:
         """Return an allocator that claims as another host, which stays the machine that it is known to be."""

@@ -70,16 +70,22 @@ async def claim(
 
     The token comes in the header `Allocator-Token`: keep it, it is what renews and releases the lease. A lease on
     another host than the server's comes with `proved: false`: decline it when the worker's bind fails.
+
+    With `ports` the header has a token for each name, in their order with commas between; each lease is renewed and
+    released by itself.
     """
     check_pool(request, caller, body.pool)
     with watched_claim(request, body.pool):
-        lease, proved = await claims_of(request).claim(
+        leases, proved = await claims_of(request).claim(
             body.pool,
             body.host,
             body.plugin,
             wait=body.wait_s,
+            ports=body.ports,
+            contiguous=body.contiguous,
             org=body.org,
-            instance=body.instance,
+            instance=0 if body.instance == "auto" else body.instance,
+            auto_instance=body.instance == "auto",
             port=body.port,
             hint=body.hint,
             ttl=body.ttl_s,
@@ -87,12 +93,12 @@ async def claim(
             labels=body.labels,
             token=_token_to_claim_with(caller, body, token, idempotency_key),
         )
-    _note(f"claimed {lease.address} for {lease.worker}", lease, caller)
-    assert lease.token is not None  # noqa: S101  # a claim returns the holder's copy
-    response.headers["Allocator-Token"] = lease.token
-    response.headers["Location"] = f"/v1/leases/{lease.host}/{lease.port}"
+    for lease in leases:
+        _note(f"claimed {lease.address} for {lease.worker}", lease, caller)
+    response.headers["Allocator-Token"] = ", ".join(str(lease.token) for lease in leases)
+    response.headers["Location"] = f"/v1/leases/{leases[0].host}/{leases[0].port}"
     response.headers["Cache-Control"] = "no-store"
-    return GrantBody.granted(lease, proved=proved)
+    return GrantBody.granted(leases, proved=proved)
 
 
 def _note(sentence: str, lease: Lease, caller: Caller) -> None:
@@ -105,7 +111,8 @@ def _token_to_claim_with(caller: Caller, body: ClaimBody, token: str | None, key
         return known_token(token)
     if key is None:
         return None
-    return caller.token_for("claim", key, body.pool or "", body.host or "", body.org, body.plugin, str(body.instance))
+    words = (key, body.pool or "", body.host or "", body.org, body.plugin, str(body.instance), *(body.ports or ()))
+    return caller.token_for("claim", *words)
 
 
 @router.get("", responses=problems(404))

@@ -6,15 +6,29 @@ a misspelt one is not silently without effect.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from allocator.model.leases import Lease
 from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, MAX_PACKAGE_LENGTH, PORT_MAX, PORT_MIN
 from allocator.model.pools import MAX_DURATION_MS
 from allocator.model.states import LIVE_STATES, LeaseState
+from allocator.operations.attempt import MAX_PORTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 NAME_PATTERN = f"^{_NAME}$"
@@ -51,6 +65,17 @@ def _live(state: LeaseState) -> LeaseState:
 LiveState = Annotated[LeaseState, AfterValidator(_live), Field(json_schema_extra={"enum": sorted(LIVE_STATES)})]
 
 
+def _number_or_auto(value: object, handler: ValidatorFunctionWrapHandler) -> int | str:
+    """Return an instance or `auto`, with one error for what is neither."""
+    try:
+        return cast("int | str", handler(value))
+    except ValidationError:
+        known = {"most": MAX_INSTANCE}
+        raise PydanticCustomError(
+            "instance", "an instance is a whole number from 0 to {most}, or auto", known
+        ) from None
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -60,15 +85,34 @@ class ClaimBody(_Request):
 
     plugin: BasePlugin
     org: Name
-    instance: Instance = 0
+    instance: Annotated[
+        Instance | Literal["auto"],
+        WrapValidator(_number_or_auto),
+        Field(description="`auto`: the lowest that no lease has."),
+    ] = 0
     host: Name | None = None
     pool: Name | None = None
+    ports: Annotated[
+        list[Name] | None,
+        Field(min_length=1, max_length=MAX_PORTS, description="Names of several ports, all or none; not with `port`."),
+    ] = None
+    contiguous: Annotated[bool, Field(description="Whether `ports` have to follow each other.")] = False
     port: Annotated[Port | None, Field(description="The only port that will do.")] = None
     hint: Annotated[Port | None, Field(description="The port to prefer where nothing else decides.")] = None
     ttl_s: TtlSeconds | None = None
     wait_s: Annotated[float, Field(ge=0, le=MAX_WAIT_S, description="How long to wait for a port.")] = 0.0
     pid: Annotated[int | None, Field(ge=1, le=MAX_PID)] = None
     labels: Labels = {}
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        """Refuse what only one port can have, or only several."""
+        if self.ports is None and self.contiguous:
+            raise PydanticCustomError("contiguous", 'contiguous goes with ports; name them, as ["http", "debug"]')
+        for name in ("port", "hint"):
+            if self.ports is not None and getattr(self, name) is not None:
+                raise PydanticCustomError("several_ports", "ports and {name} do not go together", {"name": name})
+        return self
 
 
 class HolderCopy(BaseModel):
@@ -148,11 +192,13 @@ class GrantBody(LeaseBody):
     """A lease that was just claimed; its token is in the header `Allocator-Token`."""
 
     proved: Annotated[bool, Field(description="Whether the port was bound for a test on the lease's own host.")]
+    further: Annotated[list[LeaseBody], Field(description="The leases of the other `ports`, in their order.")]
 
     @classmethod
-    def granted(cls, lease: Lease, *, proved: bool) -> GrantBody:
-        """Return a claimed lease as a body."""
-        return cls.model_validate({**lease.as_json(), "proved": proved})
+    def granted(cls, leases: Sequence[Lease], *, proved: bool) -> GrantBody:
+        """Return what was claimed as a body: a lease, and those of the worker's further ports."""
+        first, *others = (lease.as_json() for lease in leases)
+        return cls.model_validate({**first, "proved": proved, "further": others})
 
 
 class EndBody(BaseModel):

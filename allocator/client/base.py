@@ -103,7 +103,7 @@ class LeaseOperations(Generic[E_]):
             adjacent: Whether the ports have to follow each other.
             wait: Time to wait in the queue; None for not at all. Who waits for a block of adjacent ports stands behind
                 those who wait for one before it, and holds back nobody else.
-            **arguments: See `ClaimArguments`; no port, hint or token.
+            **arguments: See `ClaimArguments`; no port or hint. A token is that of the first port.
 
         Returns:
             The leases by name, in the order of the names.
@@ -117,7 +117,7 @@ class LeaseOperations(Generic[E_]):
         request = claim_request(self.session, plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
         if not names:
             named_workers(request.worker, names)
-        leases = yield from self._claimed(replace(request, port=None, hint=None, token=None))
+        leases = yield from self._claimed(replace(request, port=None, hint=None))
         return dict(zip(names, leases, strict=True))
 
     def release_all(self, *leases: Lease) -> Operation[int]:

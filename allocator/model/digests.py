@@ -1,6 +1,6 @@
 """SHA-1 and SHA-256 from modules of Python's own: `hashlib` loads OpenSSL for them, which takes longer than a claim.
 
-They name things here (a script, a machine); none of them keeps a secret.
+They name things here (a script, a machine), and make the tokens of further ports from a worker's own token.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from allocator.model.digests import sha256
 from allocator.model.errors import AllocatorError, CordonedError, ExhaustedError, HeldError, InvalidInputError
 from allocator.model.names import WorkerId, check_name, port_variable, shown
 from allocator.model.states import LeaseState
@@ -45,7 +46,8 @@ class ClaimRequest:
         priority: 0-9: who waits with a higher one comes first.
         wait_s: Time to wait for a port when none is free, in seconds.
         record: Whether the worker's row is written before the claim ends.
-        token: The token to claim with; the same one claiming again gets the same lease. None makes a new one.
+        token: The token to claim with; the same one claiming again gets the same lease. None makes a new one. Further
+            ports have tokens that are made from it.
         ticket: The ticket of a waiter that stands in the queue already, or an empty string.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
         pre_start: Whether the worker is not running now, so that whoever listens on the port that it has is in its way.
@@ -102,6 +104,11 @@ def named_workers(worker: WorkerId, names: Sequence[str]) -> tuple[WorkerId, ...
     return (worker, *(replace(worker, plugin=f"{worker.plugin}+{name}") for name in names[1:]))
 
 
+def _further_token(token: str, name: str) -> str:
+    """Return the token of a further port: always the same for a token, so that a claim sent again has the same ones."""
+    return sha256(f"{token} {name}".encode())[: len(token)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """How far a claim has come; each `after_…` returns the next attempt, or raises when there is none.
@@ -141,8 +148,9 @@ class Attempt:
         """
         workers = request.workers
         if request.names and request.auto_instance:
-            raise InvalidInputError("several ports are claimed for a worker that has a number; give it with --instance")
-        tokens = (request.token or context.new_token(), *(context.new_token() for _ in workers[1:]))
+            raise InvalidInputError("several ports are claimed for a worker that has a number; give it as --instance")
+        token = request.token or context.new_token()
+        tokens = (token, *(_further_token(token, name) for name in request.names[1:]))
         return cls(
             request=request,
             workers=workers,

@@ -53,7 +53,8 @@ export interface CallOptions {
 
 export interface ClaimOptions extends CallOptions {
   org: string;
-  instance?: number;
+  /** Which worker of this plugin and organisation; `"auto"`: the lowest that no lease has. @default 0 */
+  instance?: number | "auto";
   /** The only port that will do. */
   port?: number;
   /** The port to prefer where nothing else decides. */
@@ -66,6 +67,12 @@ export interface ClaimOptions extends CallOptions {
   host?: string;
   /** 32 hexadecimal digits; the same token claiming again gets the same lease. */
   token?: string;
+}
+
+export interface PortsOptions extends Omit<ClaimOptions, "port" | "hint" | "instance"> {
+  instance?: number;
+  /** Whether the ports have to follow each other. */
+  contiguous?: boolean;
 }
 
 export interface Change extends CallOptions {
@@ -119,6 +126,9 @@ export interface PortleaseOptions {
 
 export interface SpawnOptions extends ClaimOptions {
   plugin: string;
+  /** Names of several ports: `{port.debug}` in the arguments, `PORT_DEBUG` in the environment; not with `port` or `hint`. */
+  ports?: string[];
+  contiguous?: boolean;
   env?: NodeJS.ProcessEnv;
   cwd?: string;
   /** @default ["ignore", "inherit", "inherit"]. A worker with a pipe to its orchestrator may not outlive it. */
@@ -146,7 +156,10 @@ export class PortleaseError extends Error {
 export class Portlease {
   constructor(options?: PortleaseOptions);
   claim(plugin: string, options: ClaimOptions): Promise<ClaimedLease>;
+  /** One port for each name, all or none; the leases by name. The first name's is the worker's own. */
+  claimPorts<N extends string>(plugin: string, names: readonly N[], options: PortsOptions): Promise<Record<N, ClaimedLease>>;
   hold(plugin: string, options: ClaimOptions): Promise<HeldLease>;
+  holdPorts<N extends string>(plugin: string, names: readonly N[], options: PortsOptions): Promise<Record<N, HeldLease>>;
   attach(credentials: Credentials, options?: Change): Promise<HeldLease>;
   renew(lease: ClaimedLease, change?: Change): Promise<ClaimedLease>;
   release(lease: ClaimedLease, options?: CallOptions): Promise<boolean>;
@@ -189,6 +202,8 @@ export class HeldLease extends EventEmitter {
 
 export class SpawnedWorker extends EventEmitter {
   readonly lease: HeldLease;
+  /** The lease of each port, in the order of `ports`; `lease` is the first. */
+  readonly leases: HeldLease[];
   readonly child: ChildProcess;
   readonly port: number;
   readonly pid: number;

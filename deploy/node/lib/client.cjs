@@ -30,7 +30,12 @@ class Portlease {
 
   /** Leases a port once; nothing keeps it alive. Claiming again with one `token` gives the same lease. */
   async claim(plugin, options = {}) {
-    return this.#claim(plugin, options);
+    return (await this.#claim(plugin, options))[0];
+  }
+
+  /** Leases a port for each of several names, all or none; resolves to the leases by name. */
+  async claimPorts(plugin, names, options = {}) {
+    return byName(names, await this.#claim(plugin, { ...options, names: checkedNames(names) }));
   }
 
   /**
@@ -38,7 +43,12 @@ class Portlease {
    * A port that is in use here is declined, and another one claimed.
    */
   async hold(plugin, options = {}) {
-    return this.#hold(plugin, options);
+    return (await this.#hold(plugin, options))[0];
+  }
+
+  /** The same for several ports; resolves to HeldLeases by name. Where one port is in use, all are claimed again. */
+  async holdPorts(plugin, names, options = {}) {
+    return byName(names, await this.#hold(plugin, { ...options, names: checkedNames(names) }));
   }
 
   /** Holds on to a lease whose credentials were kept: after the program that held it was killed and started again. */
@@ -101,17 +111,18 @@ class Portlease {
   }
 
   async #claim(plugin, options) {
-    const { org, instance = 0, port, hint, ttlMs, waitMs = 0, pid, labels, host = this.host, token, signal } = options;
+    const { org, instance = 0, port, hint, ttlMs, waitMs = 0, pid, labels, host = this.host, token, names, contiguous, signal } = options;
     const own = token ?? randomBytes(16).toString("hex"); // made here, so that a repeated request gets the same lease
-    const body = { plugin, org, instance, port, hint, host, pool: this.pool, pid, labels };
+    const body = { plugin, org, instance, port, hint, host, pool: this.pool, pid, labels, ports: names, contiguous };
     if (ttlMs != null) body.ttl_s = ttlMs / 1000;
     if (waitMs) body.wait_s = waitMs / 1000;
     const sentAt = performance.now();
-    const answer = await this.#transport.ask("POST", "/v1/leases", { body, token: own, waitMs, signal });
-    const lease = owned(answer, own, sentAt);
-    if (pid == null || !this.#isHere(options)) return lease;
+    const { answer: { further = [], ...first }, headers } = await this.#transport.exchange("POST", "/v1/leases", { body, token: own, waitMs, signal });
+    const tokens = further.length ? String(headers["allocator-token"]).split(/, */) : [own];
+    const leases = [first, ...further].map((lease, at) => owned(lease, tokens[at], sentAt));
+    if (pid == null || !this.#isHere(options)) return leases;
     // The agent watches the process from here on: it takes over only what its caller has seen.
-    return this.renew(lease, { signal });
+    return Promise.all(leases.map((lease) => this.renew(lease, { signal })));
   }
 
   /** Whether a claim is for the API's own host, which is this machine. */
@@ -122,10 +133,12 @@ class Portlease {
   async #hold(plugin, options) {
     const pid = this.#isHere(options) ? process.pid : undefined;
     for (let declines = 0; ; declines += 1) {
-      const lease = await this.#claim(plugin, { pid, ...options });
-      if (await canBind(lease.port)) return new HeldLease(this, lease);
-      await this.decline(lease);
-      const { port, host: where } = lease;
+      const leases = await this.#claim(plugin, { pid, ...options });
+      const refused = [];
+      for (const lease of leases) if (!(await canBind(lease.port))) refused.push(lease);
+      if (refused.length === 0) return leases.map((lease) => new HeldLease(this, lease));
+      await Promise.all(leases.map((lease) => (refused.includes(lease) ? this.decline(lease) : this.release(lease))));
+      const [{ port, host: where }] = refused;
       this.logger?.warn?.(`port ${port} on ${where} is in use by another process; it was declined`);
       if (options.port != null || declines >= MAX_DECLINES) {
         throw new PortleaseError("port-refused", `port ${port} on ${where} is in use by another process; it was declined: claim again, or name no port`);
@@ -133,6 +146,16 @@ class Portlease {
       await wait(backoffMs(declines), options.signal);
     }
   }
+}
+
+/** Returns the names of several ports; the API checks what they may be. */
+function checkedNames(names) {
+  if (Array.isArray(names) && names.length > 0) return names;
+  throw new PortleaseError("invalid-argument", 'names: give an array with a name for each port, for example ["http", "debug"]');
+}
+
+function byName(names, leases) {
+  return Object.fromEntries(leases.map((lease, at) => [names[at], lease]));
 }
 
 function setting(name) {

@@ -60,12 +60,27 @@ function connects(port) {
 
 /**
  * Returns the name of a plugin's port variable: `email` and `@hay/plugin-email` give `EMAIL_PLUGIN_PORT`.
- * The short name of a plugin is its name without scope, leading `plugin-` or trailing `-plugin`.
+ * The short name of a plugin is its name without scope, and without a leading `plugin-` or otherwise a trailing `-plugin`.
  */
 function pluginVariable(plugin) {
   const bare = plugin.replace(/^@[^/]*\//, "");
-  const short = bare.replace(/^plugin-(?=.)/, "").replace(/(?<=.)-plugin$/, "");
-  return `${short.toUpperCase().replace(/[^A-Z0-9]/g, "_")}_PLUGIN_PORT`;
+  const shorter = bare.replace(/^plugin-/, "");
+  const short = shorter === bare ? bare.replace(/-plugin$/, "") : shorter;
+  return `${inCapitals(short || bare)}_PLUGIN_PORT`;
 }
 
-module.exports = { canBind, listens, pluginVariable };
+/** Returns the variables that hold a plugin's port: by its full name, and by its short one. */
+function pluginVariables(plugin) {
+  return [`${inCapitals(plugin.replace(/^@/, ""))}_PLUGIN_PORT`, pluginVariable(plugin)];
+}
+
+/** Returns the variable of one of several ports: `debug` gives `PORT_DEBUG`. */
+function portVariable(name) {
+  return `PORT_${inCapitals(name)}`;
+}
+
+function inCapitals(name) {
+  return name.toUpperCase().replace(/[^A-Z0-9]/g, "_");
+}
+
+module.exports = { canBind, listens, pluginVariable, pluginVariables, portVariable };

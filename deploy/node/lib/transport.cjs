@@ -41,7 +41,10 @@ class Transport {
   }
 
   /** Sends a request until it is answered; resolves to the answer's JSON. Rejects with a PortleaseError. */
-  async ask(method, path, { body, token, query, waitMs = 0, signal } = {}) {
+  async ask(method, path, options) { return (await this.exchange(method, path, options)).answer; }
+
+  /** The same; resolves to the answer's JSON as `answer` and its `headers`. */
+  async exchange(method, path, { body, token, query, waitMs = 0, signal } = {}) {
     const deadline = performance.now() + this.timeoutMs + waitMs;
     for (let attempt = 0; ; attempt += 1) {
       let due = backoffMs(attempt);
@@ -63,7 +66,7 @@ class Transport {
 
   async #once(method, path, options) {
     const response = await this.#open(method, path, { ...options, accept: "application/json" });
-    return parsed(await this.#text(response), this.address);
+    return { answer: parsed(await this.#text(response), this.address), headers: response.headers };
   }
 
   async #text(response) {

@@ -43,6 +43,41 @@ test("an ended lease is reported as lost once, with its type", { skip }, async (
   await assert.rejects(held.setState("ready"), { name: "PortleaseError", type: "lease-lost" });
 });
 
+test("instances that are not named are numbered, and a worker's own again for its token", { skip }, async () => {
+  const ports = client();
+  const org = freshOrg();
+  const [first, second] = [await ports.hold("email", { org, instance: "auto" }), await ports.hold("email", { org, instance: "auto" })];
+  assert.deepEqual([first.instance, second.instance], [0, 1]);
+  const again = await ports.claim("email", { org, instance: "auto", token: second.token });
+  assert.deepEqual([again.instance, again.port], [1, second.port]);
+  await first.release();
+  await second.release();
+});
+
+test("several ports are claimed, all or none, and held by their names", { skip }, async () => {
+  const ports = client();
+  const org = freshOrg();
+  const { http, debug } = await ports.holdPorts("email", ["http", "debug"], { org, labels: { team: "mail" } });
+  assert.deepEqual([http.plugin, debug.plugin, debug.labels.team], ["email", "email+debug", "mail"]);
+  assert.equal(new Set([http.port, debug.port]).size, 2);
+  await debug.setState("ready");
+  const kept = debug.detach();
+  const attached = await client().attach(JSON.parse(JSON.stringify(kept)));
+  assert.deepEqual([attached.port, attached.state], [debug.port, "ready"]);
+  await Promise.all([http.release(), attached.release()]);
+  assert.deepEqual(await leasesOf(ports, org), []);
+  const claimed = await ports.claimPorts("email", ["1", "0"], { org, contiguous: true });
+  assert.deepEqual([claimed[1].plugin, claimed[0].plugin, claimed[0].port], ["email", "email+0", claimed[1].port + 1]);
+  for (const lease of Object.values(claimed)) await ports.release(lease);
+});
+
+test("names of ports that are none are refused before anything is claimed", { skip }, async () => {
+  for (const names of [[], undefined, "http"]) {
+    await assert.rejects(client().holdPorts("email", names, { org: freshOrg() }), { type: "invalid-argument", message: /^names: / });
+  }
+  await assert.rejects(client().holdPorts("email", ["a", "a"], { org: freshOrg() }), { type: "invalid-input", message: /different names/ });
+});
+
 test("await using gives the port back", { skip }, async () => {
   const ports = client();
   const org = freshOrg();

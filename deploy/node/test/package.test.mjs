@@ -17,5 +17,7 @@ test("a plugin's variable goes by its short name", () => {
     ["@hay/plugin-email", "EMAIL_PLUGIN_PORT"],
     ["@hay/email-plugin", "EMAIL_PLUGIN_PORT"],
     ["plugin-stripe", "STRIPE_PLUGIN_PORT"],
+    ["plugin-stripe-plugin", "STRIPE_PLUGIN_PLUGIN_PORT"],
+    ["plugin-", "PLUGIN__PLUGIN_PORT"],
   ]) assert.equal(imported.pluginVariable(plugin), variable);
 });

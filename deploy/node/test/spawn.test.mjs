@@ -23,6 +23,28 @@ test("a spawned worker listens on its port, has run's variables, and its port is
   assert.deepEqual(await leasesOf(ports, org), []);
 });
 
+test("a worker of several ports has them all, in its arguments and its environment", { skip }, async () => {
+  const ports = client();
+  const org = freshOrg();
+  const source = `
+    const ports = process.argv.slice(1).map(Number);
+    for (const port of ports) require("node:http").createServer((_, answer) => answer.end(JSON.stringify(process.env))).listen(port);
+    process.on("SIGTERM", () => process.exit(0));
+  `;
+  const worker = await ports.spawnWorker(process.execPath, ["-e", source, "{port}", "{port.debug}"], {
+    plugin: "@hay/plugin-email", org, ports: ["http", "debug"], contiguous: true, ...quiet,
+  });
+  const [http, debug] = worker.leases;
+  assert.deepEqual([http.port, debug.port, debug.plugin], [worker.port, worker.port + 1, "@hay/plugin-email+debug"]);
+  const environment = await (await fetch(`http://localhost:${debug.port}/`)).json();
+  const names = ["PORT", "PORT_HTTP", "EMAIL_PLUGIN_PORT", "HAY_PLUGIN_EMAIL_PLUGIN_PORT", "HAY_WORKER_PORT", "PORT_DEBUG"];
+  assert.deepEqual(names.map((name) => environment[name]), [...Array(5).fill(String(http.port)), String(debug.port)]);
+  const shown = await leasesOf(ports, org);
+  assert.deepEqual(shown.map(({ state, pid }) => [state, pid]), [["ready", worker.pid], ["ready", worker.pid]]);
+  await worker.stop();
+  assert.deepEqual(await leasesOf(ports, org), []);
+});
+
 test("a worker that ends by itself gives its port back", { skip }, async () => {
   const ports = client();
   const org = freshOrg();
@@ -56,13 +78,13 @@ test("a port that another process takes before the worker is declined, and anoth
 
 test("a program that does not exist, ends early or never listens is an error, and no lease is left", { skip }, async () => {
   const ports = client();
-  for (const [command, args, words] of [
+  for (const [command, args, words, readyTimeoutMs] of [
     ["/nonexistent/worker", [], /cannot be started/],
     [process.execPath, ["-e", "process.exit(3)"], /ended \(code 3\)/],
-    [process.execPath, ["-e", "setInterval(() => {}, 1000)"], /did not listen/],
+    [process.execPath, ["-e", "setInterval(() => {}, 1000)"], /did not listen/, 300],
   ]) {
     const org = freshOrg();
-    const options = { plugin: "email", org, readyTimeoutMs: 300, ...quiet };
+    const options = { plugin: "email", org, readyTimeoutMs, ...quiet };
     await assert.rejects(ports.spawnWorker(command, args, options), { type: "spawn-failed", message: words });
     assert.deepEqual(await leasesOf(ports, org), []);
   }
