@@ -22,7 +22,7 @@ from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
 from allocator.kernel.processes import boot_id
-from allocator.model.errors import AllocatorError, HeldError, StoreUnavailableError
+from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, StoreUnavailableError
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 from allocator.operations import renew as renewing
@@ -180,7 +180,7 @@ class HostAgent:
         found: dict[tuple[LeaseFiles, str], int] = {}
         for place in self._places:
             try:
-                found |= {(place, name): at for name, at in place.scan().items()}
+                found |= self._files_of(place)
             except AllocatorError as error:  # what is known of this user's leases stays
                 self._troubles.failed(place, error, now)
                 found |= {key: at for key, at in self._seen.items() if key[0] == place}
@@ -192,6 +192,16 @@ class HostAgent:
             if self._seen.get(key) != at:
                 self._read(key, now)
         self._seen = found
+
+    def _files_of(self, place: LeaseFiles) -> dict[tuple[LeaseFiles, str], int]:
+        """Return the lease files of one user, with the time of their last change.
+
+        A file that is gone was released by somebody; when the whole folder is gone, nobody has released anything.
+        """
+        names = place.scan()
+        if names is None and any(key[0] == place for key in self._tied):
+            raise ConfigurationError(f"the folder {place.directory} is gone; its leases end with their processes")
+        return {(place, name): at for name, at in (names or {}).items()}
 
     def _read(self, key: tuple[LeaseFiles, str], now: float) -> None:
         place, name = key
@@ -300,7 +310,7 @@ class HostAgent:
         """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""
         lease = tied.lease
         known = tied.files.read(tied.name)
-        if known is None or known.token != lease.token or _process(known) != _process(lease):
+        if known is not None and (known.token != lease.token or _process(known) != _process(lease)):
             self._seen.pop(tied.key, None)
             self._scan_at = 0.0
             self._forget(tied.key)

@@ -170,7 +170,7 @@ class LeaseFiles:
         """Return the saved leases, by host and port; a file that is not one is left out, and named by `doctor`."""
         stem = f"{_stem(pool, host)}@" if pool and host else ""
         found = []
-        for name in self.scan():
+        for name in self.scan() or {}:
             if not name.startswith(stem):
                 continue
             with contextlib.suppress(ConfigurationError):
@@ -179,14 +179,16 @@ class LeaseFiles:
                     found.append(lease)
         return sorted(found, key=lambda lease: (lease.pool, lease.host, lease.port))
 
-    def scan(self) -> dict[str, int]:
-        """Return the lease files by name, with the time of their last change in ns; nothing when there are none.
+    def scan(self) -> dict[str, int] | None:
+        """Return the lease files by name, with the time of their last change in ns, or None when there is no folder.
 
         Raises:
             ConfigurationError: When the folder is not the owner's, or cannot be opened.
         """
         with self._present() as folder:
-            entries = folder.entries(MAX_FILES) if folder else {}
+            if folder is None:
+                return None
+            entries = folder.entries(MAX_FILES)
         return {name: at for name, at in entries.items() if name.endswith(".json") and name.count("@") >= 2}
 
     def read(self, name: str) -> Lease | None:

@@ -75,7 +75,7 @@ def check_all(files: LeaseFiles) -> list[Any]:
         accepted(lambda: files.find("p", "web-1", WORKER)),
         accepted(files.all),
     ]
-    return found + [accepted(lambda name=name: files.read(name)) for name in files.scan()]
+    return found + [accepted(lambda name=name: files.read(name)) for name in files.scan() or {}]
 
 
 @given(content=contents())
@@ -149,5 +149,5 @@ def test_a_file_of_any_name_beside_them_changes_nothing(root: Path, name: str, c
     except (OSError, ValueError):
         return
     accepted(files.all)
-    accepted(lambda: [files.read(one) for one in files.scan()])
+    accepted(lambda: [files.read(one) for one in files.scan() or {}])
     assert files.load("p", "web-1", 6000) == LEASE or name == "p@web-1@6000.json"

@@ -37,7 +37,7 @@ def check_lease_files(at: Desk, leases: dict[int, Lease]) -> Iterator[Finding]:
 def saved_leases(at: Desk) -> list[Lease]:
     """Return the leases of this pool and host that have a file; a file that is none is left to `check_files`."""
     found = []
-    for name in sorted(at.files.scan()):
+    for name in sorted(at.files.scan() or {}):
         try:
             lease = at.files.read(name)
         except AllocatorError:
@@ -49,7 +49,7 @@ def saved_leases(at: Desk) -> list[Lease]:
 
 def check_files(at: Desk) -> Iterator[Finding]:
     """Look for files that cannot be read as leases, for temporary ones, and for claims that nobody finished."""
-    for name in sorted(at.files.scan()):
+    for name in sorted(at.files.scan() or {}):
         try:
             at.files.read(name)
         except AllocatorError as error:
