@@ -11,12 +11,11 @@ from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_a
 from allocator.client.base import AllocatorBase, LeaseOperations
 from allocator.client.runners_aio import HeartbeatTask
 from allocator.operations.steps import (
+    HOST_STEPS,
     AwaitEvent,
     AwaitTurn,
-    CheckRow,
     Operation,
     Pause,
-    WriteRow,
     answer_about_a_row,
     needed,
 )
@@ -62,16 +61,16 @@ async def drive_async(
             try:
                 if isinstance(step, ScriptCall):
                     answer = await store.call(step)
+                elif isinstance(step, HOST_STEPS):
+                    answer = answers.answer(step)
                 elif isinstance(step, AwaitTurn):
                     answer = await store.await_turn(step)
                 elif isinstance(step, AwaitEvent):
                     answer = await store.wait_for_event(step.stream, step.after_id, step.seconds)
                 elif isinstance(step, Pause):
                     answer = await asyncio.sleep(step.seconds)  # type: ignore[func-returns-value]  # as above
-                elif isinstance(step, CheckRow | WriteRow):
-                    answer = await asyncio.to_thread(answer_about_a_row, needed(recorder), step)
                 else:
-                    answer = answers.answer(step)
+                    answer = await asyncio.to_thread(answer_about_a_row, needed(recorder), step)
             except BaseException as error:  # noqa: BLE001  # as above
                 step = operation.throw(error)
             else:

@@ -13,12 +13,11 @@ from allocator.client.base import AllocatorBase, LeaseOperations
 from allocator.client.runners import HeartbeatThread
 from allocator.client.session import library_settings, open_store, session_of
 from allocator.operations.steps import (
+    HOST_STEPS,
     AwaitEvent,
     AwaitTurn,
-    CheckRow,
     Operation,
     Pause,
-    WriteRow,
     answer_about_a_row,
     needed,
 )
@@ -69,16 +68,16 @@ def drive(operation: Operation[T], store: Store, answers: Answers, recorder: Lea
             try:
                 if isinstance(step, ScriptCall):
                     answer = store.call(step)
+                elif isinstance(step, HOST_STEPS):
+                    answer = answers.answer(step)
                 elif isinstance(step, AwaitTurn):
                     answer = store.await_turn(step)
                 elif isinstance(step, AwaitEvent):
                     answer = store.wait_for_event(step.stream, step.after_id, step.seconds)
                 elif isinstance(step, Pause):
                     answer = time.sleep(step.seconds)  # type: ignore[func-returns-value]  # None is the answer
-                elif isinstance(step, CheckRow | WriteRow):
-                    answer = answer_about_a_row(needed(recorder), step)
                 else:
-                    answer = answers.answer(step)
+                    answer = answer_about_a_row(needed(recorder), step)
             except BaseException as error:  # noqa: BLE001  # the operation decides: it may have something to undo
                 step = operation.throw(error)
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
@@ -28,7 +29,11 @@ PORT_MAX = 65_535
 MAX_LABELS = 16
 MAX_LABEL_VALUE_LENGTH = 256
 
+_REMEMBERED = 1_024
+"""As many names, and as many workers, are known to be valid without being read again."""
+
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
+_match_name = lru_cache(_REMEMBERED)(_NAME.fullmatch)
 _PACKAGE = re.compile(r"@[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*", re.ASCII)
 _PORT_DIGITS = re.compile(r"[0-9]{1,5}", re.ASCII)
 _SHOWN_CHARACTERS = 40
@@ -70,7 +75,7 @@ def check_name(kind: str, text: str) -> str:
 
 def is_name(text: str) -> bool:
     """Return whether a text is a valid name; for those that other programs may have written."""
-    return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
+    return len(text) <= MAX_NAME_LENGTH and _match_name(text) is not None
 
 
 def check_address(text: str) -> str:
@@ -107,6 +112,7 @@ def check_plugin_name(text: str) -> str:
     )
 
 
+@lru_cache(_REMEMBERED)
 def check_plugin(text: str) -> str:
     """Return `text` when it is the name of a plugin, or of one of its further ports: `email`, `email+debug`.
 
@@ -126,6 +132,8 @@ def check_port(value: int | str) -> int:
     Raises:
         InvalidInputError: When it is not a whole number from 1 to 65535.
     """
+    if type(value) is int and PORT_MIN <= value <= PORT_MAX:
+        return value
     text = str(value)
     if not isinstance(value, bool) and _PORT_DIGITS.fullmatch(text) and PORT_MIN <= int(text) <= PORT_MAX:
         return int(text)
@@ -176,6 +184,7 @@ class WorkerId:
         return f"{self.org}/{self.plugin}#{self.instance}"
 
     @classmethod
+    @lru_cache(_REMEMBERED)
     def parse(cls, text: str) -> WorkerId:
         """Read `org/plugin` or `org/plugin#instance`.
 

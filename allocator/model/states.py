@@ -21,6 +21,7 @@ class LeaseState(StrEnum):
     EXPIRED = "expired"
 
 
+STATES: dict[str, LeaseState] = {one.value: one for one in LeaseState}
 ENDED_STATES = frozenset({LeaseState.RELEASED, LeaseState.DECLINED, LeaseState.EXPIRED})
 LIVE_STATES = frozenset(set(LeaseState) - ENDED_STATES)
 

@@ -150,7 +150,7 @@ class Attempt:
         if request.names and request.auto_instance:
             raise InvalidInputError("several ports are claimed for a worker that has a number; give it as --instance")
         token = request.token or context.new_token()
-        tokens = (token, *(_further_token(token, name) for name in request.names[1:]))
+        tokens = (token, *[_further_token(token, name) for name in request.names[1:]])
         return cls(
             request=request,
             workers=workers,
@@ -167,7 +167,7 @@ class Attempt:
 
     def after_keeping(self, tokens: tuple[str, ...]) -> Attempt:
         """Take up an earlier claim of this worker that was not finished, where the tokens that were kept are others."""
-        return replace(self, tokens=tokens, was_taken_up=tokens != self.tokens)
+        return self if tokens == self.tokens else replace(self, tokens=tokens, was_taken_up=True)
 
     def after_refusal(self, error: AllocatorError) -> Attempt:
         """Claim another port after one that the kernel, or another worker's row, refused; `error` past the limit."""

@@ -166,19 +166,18 @@ def _answered(
         call = _call(context, pool, attempt, ttl_ms, listening, look_from)
         raw = yield call.encode()
         try:
-            reply = call.decode(raw, sent_at=sent_at)
+            reply = call.decode(raw, sent_at=sent_at, process=context.process())
         except WRONG_SHAPES as error:
             raise unreadable(f"the script {call.script}") from error
         match reply:
+            case Granted() | Same():
+                return pool, reply
             case Stale():
                 pool = yield from pool_rules(context, request.pool, fresh=True)
             case RecoverFirst():
                 yield from ask(RecoverCall(pool=pool.name))
             case Again():
                 look_from = reply.look_from
-            case Granted() | Same():
-                mine = tuple(replace(lease, process=context.process()) for lease in reply.leases)
-                return pool, replace(reply, leases=mine)
             case _:
                 return pool, reply
     raise ConfigurationError(f"pool {pool.name} changes faster than it can be read; try again")
@@ -211,8 +210,10 @@ def _call(
         identity=context.full_identity,
         alive_ms=context.alive_ms,
         wanted=tuple(
-            WantedPort(worker=auto or str(worker), token=token, extra=dict(request.holder))
-            for worker, token in zip(attempt.workers, attempt.tokens, strict=True)
+            [
+                WantedPort(worker=auto or str(worker), token=token, extra=dict(request.holder))
+                for worker, token in zip(attempt.workers, attempt.tokens, strict=True)
+            ]
         ),
         strangers=listening,
         hint=request.hint or 0,
@@ -240,7 +241,7 @@ def _refused(
         return None
     if isinstance(reply, Same) and (attempt.was_taken_up or not attempt.is_new):  # its worker may run already
         return (yield from _listened_on(context, attempt.request, leases))
-    refused: frozenset[int] = yield ProvePorts(tuple(lease.port for lease in leases))
+    refused: frozenset[int] = yield ProvePorts(tuple([lease.port for lease in leases]))
     if not refused:
         return None
     lost = [lease for lease in leases if lease.port in refused]

@@ -9,7 +9,7 @@ from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
 from allocator.operations.context import pool_rules, read_pool
 from allocator.operations.renew import BATCH, places_by_host, renew, token_of
-from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, How, NotYours
+from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, Ending, How, NotYours
 from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
@@ -60,10 +60,8 @@ def force(leases: Sequence[Lease], *, by: str, reason: str) -> Operation[list[bo
     if not (why := error_line(reason)):
         raise InvalidInputError("a lease of somebody else is ended for a reason; give it with --reason TEXT")
 
-    def call(lease: Lease) -> EndedLease:
-        return EndedLease(port=lease.port, token=str(lease.fence))
-
-    return (yield from _ended(read_rules, leases, call, "forced", by=error_line(by) or "-", reason=why))
+    wanted = [EndedLease(port=lease.port, token=str(lease.fence)) for lease in leases]
+    return (yield from _ended(read_rules, leases, wanted, "forced", by=error_line(by) or "-", reason=why))
 
 
 def read_rules(name: str) -> Operation[PoolSpec]:
@@ -89,35 +87,30 @@ def fail(context: Context, lease: Lease, why: str) -> Operation[bool]:
 
 
 def _end(context: Context, how: How, leases: Sequence[Lease]) -> Operation[list[bool]]:
-    def call(lease: Lease) -> EndedLease:
-        return EndedLease(port=lease.port, token=token_of(context, lease, "end"))
-
-    return (yield from _ended(lambda name: pool_rules(context, name), leases, call, how))
+    wanted = [EndedLease(port=lease.port, token=token_of(context, lease, "end")) for lease in leases]
+    return (yield from _ended(lambda name: pool_rules(context, name), leases, wanted, how))
 
 
 def _ended(
     rules: Callable[[str], Operation[PoolSpec]],
     leases: Sequence[Lease],
-    asked: Callable[[Lease], EndedLease],
+    wanted: Sequence[EndedLease],
     how: How,
     by: str = "",
     reason: str = "",
 ) -> Operation[list[bool]]:
-    ended: dict[int, bool] = {}
-    refused: HeldError | None = None
+    endings: dict[int, Ending] = {}
     for (pool_name, host), members in places_by_host(leases).items():
         space = (yield from rules(pool_name)).space_of(host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
-            wanted = tuple(asked(leases[i]) for i in batch)
-            endings = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=wanted, by=by, reason=reason))
-            for i, ending in zip(batch, endings, strict=True):
-                ended[i] = isinstance(ending, Ended)
-                if isinstance(ending, NotYours):
-                    refused = _not_yours(leases[i], ending.holder)
-    if refused:
-        raise refused
-    return [ended[i] for i in range(len(leases))]
+            asked = tuple([wanted[at] for at in batch])
+            found = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=asked, by=by, reason=reason))
+            endings.update(zip(batch, found, strict=True))
+    for at, ending in endings.items():
+        if isinstance(ending, NotYours):
+            raise _not_yours(leases[at], ending.holder)
+    return [isinstance(endings[at], Ended) for at in range(len(leases))]
 
 
 def _not_yours(lease: Lease, holder: Lease) -> HeldError:

@@ -253,6 +253,8 @@ Step: TypeAlias = (
     | JudgeHolder
     | Warn
 )
+HOST_STEPS = (ReadListeners, ProvePorts, DescribeListener, KeepTokens, KeepLeases, JudgeHolder, Warn)
+"""What this host answers at once."""
 Operation: TypeAlias = Generator[Step, Any, T]
 
 

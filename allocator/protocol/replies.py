@@ -49,6 +49,18 @@ class Reply(StrEnum):
     FORCED = "forced"
 
 
+_CODES: dict[object, Reply] = {**{one.value: one for one in Reply}, **{one.value.encode(): one for one in Reply}}
+
+
+def reply_code(word: object) -> Reply:
+    """Return the first word of a reply.
+
+    Raises:
+        LookupError: When no script answers that.
+    """
+    return _CODES[word]
+
+
 @dataclass(frozen=True, slots=True)
 class NoPool:
     """The pool is not defined in this Redis: read its rules again, which defines it where it is known."""

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
 from allocator.model.names import WorkerId, check_address, check_name, check_port, shown
 from allocator.model.pools import FLEET_SPACE
-from allocator.model.states import LeaseState
+from allocator.model.states import STATES
 from allocator.protocol.scripts import script
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
 
 PREFIX = "alloc:"
 
@@ -122,14 +123,12 @@ class ScriptCall:
 class Call(Generic[R]):
     """The arguments of a script; a subclass adds its own, in the order of ARGV.
 
-    A whole number and a text are one argument, a set of ports one with ranges, a mapping one with the members that it
-    adds to a lease's JSON. Records in a tuple are the arguments of each in turn, with their number before them where
-    more fields follow.
+    A whole number and a text are one argument, a mapping one with the members that it adds to a lease's JSON. Records
+    in a tuple are the arguments of each in turn, with their number before them where more fields follow.
 
     Attributes:
         script: The script, of the class.
         first: Arguments that are the same in every call of the class; they come before the fields.
-        may_end_early: Whether arguments at the end that are empty or 0 are left out, of the class.
         pool: The pool that it is about.
         space: Where a port number is unique: a host, or `*` for the whole fleet.
         replicas: How many replicas have to have what it wrote; the reply then says how many had it in time.
@@ -137,7 +136,6 @@ class Call(Generic[R]):
 
     script: ClassVar[str]
     first: ClassVar[Words] = ()
-    may_end_early: ClassVar[bool] = False
 
     pool: str
     space: str = FLEET_SPACE
@@ -146,13 +144,11 @@ class Call(Generic[R]):
     def arguments(self) -> Words:
         """Return ARGV."""
         args: list[str | int] = [*self.first]
-        *names, last = _argument_names(type(self)) or ("",)
-        for name in names:
-            _append(args, getattr(self, name), counted=True)
-        if last:
-            _append(args, getattr(self, last))
-        while self.may_end_early and args and not args[-1]:
-            args.pop()
+        values = _values(self)
+        for value in values[:-1]:
+            _append(args, value, counted=True)
+        for value in values[-1:]:
+            _append(args, value)
         return tuple(args)
 
     def encode(self) -> ScriptCall:
@@ -168,15 +164,21 @@ class Call(Generic[R]):
         raise NotImplementedError
 
 
-_NAMES: dict[type, tuple[str, ...]] = {}
+_VALUES: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
 
-def _argument_names(kind: type) -> tuple[str, ...]:
-    known = _NAMES.get(kind)
-    if known is None:
-        before = len(fields(Call)) if issubclass(kind, Call) else 0
-        known = _NAMES[kind] = tuple(one.name for one in fields(kind))[before:]
-    return known
+def _values(record: object) -> tuple[Any, ...]:
+    """Return the arguments that a record has, in the order of its fields."""
+    known = _VALUES.get(type(record)) or _VALUES.setdefault(type(record), _getter(type(record)))
+    return known(record)
+
+
+def _getter(kind: Any) -> Callable[[Any], tuple[Any, ...]]:  # noqa: ANN401  # the class of a record
+    before = len(fields(Call)) if issubclass(kind, Call) else 0
+    names = [one.name for one in fields(kind)][before:]
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda record: tuple([getattr(record, name) for name in names])
 
 
 def _append(args: list[str | int], value: object, *, counted: bool = False) -> None:
@@ -191,12 +193,10 @@ def _append(args: list[str | int], value: object, *, counted: bool = False) -> N
             if type(member) is str or type(member) is int:
                 args.append(member)
             else:
-                for name in _argument_names(type(member)):
-                    _append(args, getattr(member, name))
+                for one in _values(member):
+                    _append(args, one)
     elif isinstance(value, bool):
         args.append(int(value))
-    elif isinstance(value, frozenset):
-        args.append(written_ports(value))
     elif isinstance(value, dict):
         args.append(extra_members(value))
     else:
@@ -205,6 +205,8 @@ def _append(args: list[str | int], value: object, *, counted: bool = False) -> N
 
 def written_ports(ports: Iterable[int]) -> str:
     """Return a set of ports as ranges: `5556,5570-5580`."""
+    if not ports:
+        return ""
     runs: list[list[int]] = []
     for port in sorted(ports):
         if runs and port == runs[-1][1] + 1:
@@ -224,6 +226,7 @@ MAX_NUMBER = 2**63 - 1
 """The largest fence and pid that Redis, SQL and the kernel can all hold."""
 
 _HOLDER_WORDS = frozenset(HOLDER_WORDS)
+_read_json = json.JSONDecoder().raw_decode
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -238,11 +241,9 @@ def number(value: object) -> float:
     Raises:
         ConfigurationError: When it is none.
     """
-    if isinstance(value, int):
-        return float(value)
     try:
-        return float(text(value))
-    except ValueError:
+        return float(value)  # type: ignore[arg-type]  # a number, or the bytes of one
+    except (TypeError, ValueError):
         raise ConfigurationError(
             f"Redis answered {shown(text(value))} where a number belongs; is another program writing under alloc:?"
         ) from None
@@ -312,7 +313,7 @@ def lease(
     token: str | None = None,
     deadline: float | None = None,
     key: str | None = None,
-    asked: WorkerId | None = None,
+    process: int | None = None,
 ) -> Lease:
     """Return the lease that a script wrote as JSON.
 
@@ -324,20 +325,22 @@ def lease(
         token: The proof of holding it, for its holder's copy.
         deadline: See `Lease`, for its holder's copy.
         key: The key that it was read from, where one is known, for the error.
-        asked: The worker that asked for it, where one is known: its name is not read again.
+        process: See `Lease`, for its holder's copy.
 
     Raises:
         ConfigurationError: When the text is no lease.
     """
     raw = text(value)
     try:
-        fields = json.loads(raw)
+        fields, end = _read_json(raw)
+        if end != len(raw):
+            raise ValueError(raw)
         return Lease(
             pool=pool,
             host=check_name("host", fields["host"]),
             port=check_port(fields["port"]),
-            worker=asked if asked and str(asked) == fields["worker"] else WorkerId.parse(fields["worker"]),
-            state=LeaseState(fields["state"]),
+            worker=WorkerId.parse(fields["worker"]),
+            state=STATES[fields["state"]],
             fence=bounded(fields["fence"]),
             ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
             granted_at=bounded(fields["granted_at"], MAX_TIME_MS) / 1_000,
@@ -345,6 +348,7 @@ def lease(
             **holder_words(fields),
             token=token,
             deadline=deadline,
+            process=process,
         )
     except (*WRONG_SHAPES, InvalidInputError):
         raise ConfigurationError(
@@ -372,6 +376,8 @@ def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: When a member has another form; TypeError and AttributeError alike.
     """
     given = {name: fields[name] for name in _HOLDER_WORDS & fields.keys() if fields[name] is not None}
+    if not given:
+        return given
     for name in NUMBER_WORDS & given.keys():
         given[name] = bounded(given[name])
     for name in TEXT_WORDS & given.keys():

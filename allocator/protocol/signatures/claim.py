@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.model.states import LeaseState
 from allocator.protocol import wire
-from allocator.protocol.replies import Reply
-from allocator.protocol.wire import UNKNOWN_AGE_MS, Call
+from allocator.protocol.replies import Reply, reply_code
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, Words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,6 @@ class ClaimCall(Call["ClaimReply"]):
     """
 
     script: ClassVar[str] = "claim"
-    may_end_early: ClassVar[bool] = True
 
     host: str
     ttl_ms: int
@@ -69,34 +68,69 @@ class ClaimCall(Call["ClaimReply"]):
     contiguous: bool = False
     look_from: int = 0
 
-    def decode(self, raw: Any, *, sent_at: float | None = None) -> ClaimReply:  # noqa: ANN401  # as `Call.decode`
+    def arguments(self) -> Words:
+        """Return ARGV; what is empty or 0 at its end is left out."""
+        ports = [word for one in self.wanted for word in (one.worker, one.token, wire.extra_members(one.extra))]
+        args: list[str | int] = [
+            self.host,
+            self.ttl_ms,
+            self.state.value,
+            self.identity,
+            self.alive_ms,
+            len(self.wanted),
+            *ports,
+            wire.written_ports(self.strangers),
+            self.hint,
+            self.port,
+            self.superseded,
+            self.ticket,
+            int(self.contiguous),
+            self.look_from,
+        ]
+        while not args[-1]:
+            args.pop()
+        return tuple(args)
+
+    def decode(
+        self,
+        raw: Any,  # noqa: ANN401  # as `Call.decode`
+        *,
+        sent_at: float | None = None,
+        process: int | None = None,
+    ) -> ClaimReply:
         """Return what the script answered.
 
         Args:
             raw: The reply; with how many replicas have it, where that was asked for.
             sent_at: The caller's monotonic time before it asked, from which its copies' deadlines count.
+            process: The pid of the caller, to whose process its copies belong.
         """
         reply, copies = wire.words(raw), 0
         if self.replicas:
             reply, copies = wire.words(reply[0]), int(wire.number(reply[1]))
-        code = Reply(wire.text(reply[0]))
+        code = reply_code(reply[0])
         if code is Reply.GRANTED:
-            return Granted(leases=self._leases(reply, sent_at), copies=copies)
+            return Granted(leases=self._leases(reply, sent_at, process), copies=copies)
         if code is Reply.SAME:
-            return Same(leases=self._leases(reply, sent_at))
+            return Same(leases=self._leases(reply, sent_at, process))
         if code not in _REFUSALS:
             raise wire.unreadable(f"the script {self.script}")
         return _REFUSALS[code](self, reply)
 
-    def _leases(self, reply: list[Any], sent_at: float | None) -> tuple[Lease, ...]:
-        now_ms, rows = wire.number(reply[1]), [reply[at : at + 2] for at in range(2, len(reply), 2)]
-        leases = []
-        for one, (text, remaining) in zip(self.wanted, rows, strict=True):
+    def _leases(self, reply: list[Any], sent_at: float | None, process: int | None) -> tuple[Lease, ...]:
+        now_ms, leases = wire.number(reply[1]), []
+        for one, text, remaining in zip(self.wanted, reply[2::2], reply[3::2], strict=True):
             left_ms = wire.number(remaining)
-            deadline = None if sent_at is None else sent_at + left_ms / 1_000
-            leases.append(
-                wire.lease(self.pool, text, remaining_ms=left_ms, now_ms=now_ms, token=one.token, deadline=deadline)
+            lease = wire.lease(
+                self.pool,
+                text,
+                remaining_ms=left_ms,
+                now_ms=now_ms,
+                token=one.token,
+                deadline=None if sent_at is None else sent_at + left_ms / 1_000,
+                process=process,
             )
+            leases.append(lease)
         return tuple(leases)
 
 

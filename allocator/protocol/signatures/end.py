@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.protocol import wire
-from allocator.protocol.replies import Reply
+from allocator.protocol.replies import Reply, reply_code
 from allocator.protocol.wire import Call, Words
 
 if TYPE_CHECKING:
@@ -51,16 +51,18 @@ class EndCall(Call["tuple[Ending, ...]"]):
     def arguments(self) -> Words:
         """Return ARGV."""
         pairs = [word for one in self.leases for word in (one.port, one.token)]
-        return (self.how, *pairs, *((self.by, self.reason) if self.how == "forced" else ()))
+        return (self.how, *pairs, self.by, self.reason) if self.how == "forced" else (self.how, *pairs)
 
     def decode(self, raw: Any) -> tuple[Ending, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return what became of each lease, in their order."""
         reply = wire.words(raw)
-        return tuple(self._ending(reply[2 * i], reply[2 * i + 1]) for i in range(len(self.leases)))
+        if len(reply) != 2 * len(self.leases):
+            raise wire.unreadable(f"the script {self.script}")
+        return tuple(map(self._ending, reply[::2], reply[1::2]))
 
     def _ending(self, code: object, detail: object) -> Ending:
-        word = Reply(wire.text(code))
-        if word in {Reply.RELEASED, Reply.DECLINED}:
+        word = reply_code(code)
+        if word is Reply.RELEASED or word is Reply.DECLINED:
             return Ended(fence=int(wire.number(detail)))
         if word is Reply.ALREADY:
             return Already()
