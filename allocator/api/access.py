@@ -60,7 +60,7 @@ class Access:
         """
         if self._tokens is None:
             self._check_names(request)
-            return Caller("local", Scope.ADMIN, lambda: self._secret_of_user(request))
+            return Caller("local", Scope.FORCE, lambda: self._secret_of_user(request))
         if bearer is None:
             raise ProblemError(
                 UNAUTHORIZED,
@@ -228,3 +228,5 @@ Holder = Annotated[Caller, Depends(requires(Scope.LEASE))]
 Claimer = Annotated[Caller, Depends(requires(Scope.LEASE, pool=PoolIn.NOWHERE))]
 """Claims, which name their pool in the body: the route checks it."""
 Admin = Annotated[Caller, Depends(requires(Scope.ADMIN))]
+Forcer = Annotated[Caller, Depends(requires(Scope.FORCE))]
+"""Ends what others hold."""

@@ -35,6 +35,7 @@ class Scope(StrEnum):
     READ = "read"
     LEASE = "lease"
     ADMIN = "admin"
+    FORCE = "force"
 
     def covers(self, needed: Scope) -> bool:
         """Return whether this scope is enough where `needed` is asked for."""
@@ -157,7 +158,7 @@ def _parse(path: Path, text: str) -> dict[str, _Credential]:
         pools = _pools(words[3:])
         if len(words) < 3 or words[1] not in set(Scope) or not _HASH.fullmatch(words[2]) or pools == frozenset():
             raise ConfigurationError(
-                f"{path}: line {number} is no credential; write 'name read|lease|admin hash', "
+                f"{path}: line {number} is no credential; write 'name read|lease|admin|force hash', "
                 "as 'allocator token' prints it, and 'pools=NAME,NAME' behind it for some pools only"
             )
         known[words[2]] = _Credential(words[0], Scope(words[1]), pools)

@@ -6,14 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from allocator.api.access import Admin, Reader, ReaderOfAny
-from allocator.api.models import CordonBody, DrainBody, HostBody, HostDetail, LeaseBody, PoolBody, PortBody
+from allocator.api.access import Admin, Forcer, Reader, ReaderOfAny
+from allocator.api.models import (
+    CordonBody,
+    DrainBody,
+    ForceBody,
+    ForgottenBody,
+    HostBody,
+    HostDetail,
+    LeaseBody,
+    PoolBody,
+    PortBody,
+)
 from allocator.api.problems import NOT_FOUND, ProblemError
 from allocator.api.routes import HostName, PoolName, claims_of, problems
 from allocator.kernel.sockets import listening_ports
 from allocator.model.errors import InvalidInputError
-from allocator.operations import hosts as draining
+from allocator.operations import hosts as whole_hosts
 from allocator.operations import listing
+from allocator.operations.end import Forced
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims
@@ -135,7 +146,23 @@ async def drain(request: Request, _caller: Admin, host: HostName, pool: PoolName
     """Empty a host: no new ports, nobody is sent to its workers, their supervisors stop them. Does not wait."""
     at = claims_of(request).pool(pool)
     try:
-        marked = await at.run(draining.drain(at.session.pool, host))
+        marked = await at.run(whole_hosts.drain(at.session.pool, host))
     except InvalidInputError as error:
         raise ProblemError(NOT_FOUND, str(error)) from None
     return DrainBody(host=host, draining=marked, left=len(await at.leases(host=host)))
+
+
+@router.post("/hosts/{host}/forget", responses=problems(404))
+async def forget(
+    request: Request, caller: Forcer, host: HostName, body: ForceBody, pool: PoolName = None
+) -> ForgottenBody:
+    """Remove a host that is gone for good, and end its live leases; the events keep who did it, and why.
+
+    A holder that lives after all stops its worker at its next heartbeat. Needs the scope `force`.
+    """
+    at = claims_of(request).pool(pool)
+    try:
+        ended = await at.run(whole_hosts.forget(at.session.pool, host, forced=Forced(caller.name, body.reason)))
+    except InvalidInputError as error:
+        raise ProblemError(NOT_FOUND, str(error)) from None
+    return ForgottenBody(host=host, ended=ended)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from allocator.api.access import Claimer, Holder, Reader, check_pool
+from allocator.api.access import Claimer, Forcer, Holder, Reader, check_pool
 from allocator.api.credentials import Caller
 from allocator.api.metrics import watched_claim, watched_renewal
 from allocator.api.models import (
@@ -18,6 +18,7 @@ from allocator.api.models import (
     PLUGIN_PATTERN,
     ClaimBody,
     EndBody,
+    ForceBody,
     GrantBody,
     LeaseBody,
     LeasePage,
@@ -41,6 +42,7 @@ from allocator.model.errors import InvalidInputError, LeaseLostError
 from allocator.model.leases import Lease, error_line
 from allocator.model.names import MAX_NAME_LENGTH, WorkerId, check_labels
 from allocator.model.states import TRANSITIONS
+from allocator.operations.end import Forced, force
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims
@@ -255,4 +257,23 @@ async def decline(
     claims.forget(lease)
     if ended:
         _note(f"declined {lease.address} of {lease.worker}", lease, caller)
+    return EndBody(ended=ended)
+
+
+@router.post("/{host}/{port}/end", responses=problems(404, 409))
+async def end(
+    request: Request, caller: Forcer, host: HostName, port: PortNumber, body: ForceBody, pool: PoolName = None
+) -> EndBody:
+    """End a lease that somebody else holds, whose holder is gone; the events keep who did it, and why.
+
+    A holder that lives after all stops its worker at its next heartbeat. Needs the scope `force`.
+    """
+    claims = claims_of(request)
+    lease = (await claims.view(pool, host, port)).lease
+    if lease is None:
+        return EndBody(ended=False)
+    (ended,) = await claims.pool(pool).run(force([lease], Forced(caller.name, body.reason)))
+    claims.forget(lease)
+    if ended:
+        _note(f"ended {lease.address} of {lease.worker} by force", lease, caller)
     return EndBody(ended=ended)

@@ -201,6 +201,12 @@ class GrantBody(LeaseBody):
         return cls.model_validate({**first, "proved": proved, "further": others})
 
 
+class ForceBody(_Request):
+    """Why an operator ends what somebody else holds; who does it is the name of the credential."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=500, strip_whitespace=True)]
+
+
 class EndBody(BaseModel):
     """How a lease ended."""
 
@@ -268,6 +274,13 @@ class DrainBody(BaseModel):
     host: str
     draining: Annotated[int, Field(description="Leases that became draining by this request.")]
     left: Annotated[int, Field(description="Leases that are still live on the host.")]
+
+
+class ForgottenBody(BaseModel):
+    """A host that the pool does not know any more."""
+
+    host: str
+    ended: Annotated[int, Field(description="Live leases that this request ended.")]
 
 
 class CordonBody(BaseModel):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases
 from allocator.cli.options import (
     AdvertiseOption,
     ConfigOption,
@@ -164,13 +165,9 @@ def drain(
     with desk(pool, None, redis_url, config) as at:
         at.allocator.run(hosts.drain(at.pool, name))
         left = at.allocator.leases(host=name)
-        talk(f"host {name} is draining: {_leases(len(left))}" if left else f"host {name} is empty")
+        talk(f"host {name} is draining: {leases(len(left))}" if left else f"host {name} is empty")
         if left and not no_wait:
             _wait_until_empty(at, name, timeout_s)
-
-
-def _leases(count: int) -> str:
-    return f"{count} lease{'s' if count != 1 else ''}"
 
 
 def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
@@ -182,13 +179,13 @@ def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
     before: list[Lease] | None = None
     while left := at.allocator.leases(host=name):
         if before and len(left) < len(before):
-            talk(f"{_leases(len(left))} left on {name}")
+            talk(f"{leases(len(left))} left on {name}")
         before = left
         wait_s = min(DRAIN_LOOK_S, deadline - time.monotonic())
         if wait_s <= 0:
             shown = ", ".join(f"{lease.worker} on port {lease.port}" for lease in left[:5])
             raise ExhaustedError(
-                f"host {name} still has {_leases(len(left))} after {timeout_s:g} s ({shown}"
+                f"host {name} still has {leases(len(left))} after {timeout_s:g} s ({shown}"
                 f"{', …' if len(left) > 5 else ''}); they end when their workers do, or by their TTL",
                 host=name,
             )
@@ -197,14 +194,29 @@ def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
     talk(f"host {name} is empty")
 
 
-def forget(name: HostName, pool: PoolOption = None, redis_url: RedisOption = None, config: ConfigOption = None) -> None:
+def forget(
+    name: HostName,
+    force: Annotated[bool, typer.Option("--force", help="End its live leases: the host is gone for good.")] = False,
+    reason: ReasonOption = None,
+    yes: YesOption = False,
+    pool: PoolOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Remove a host that has no lease from the pool; it is known again when it claims again.
 
-    Example: allocator host forget web-1
+    With --force its live leases are ended first, for their workers to start on other hosts. A worker that lives after
+    all stops at its next heartbeat.
+
+    Example: allocator host forget web-1 --force --reason 'its disk died'
     """
     from allocator.operations import hosts
 
     check_name("host", name)
     with desk(pool, None, redis_url, config) as at:
-        at.allocator.run(hosts.forget(at.pool, name))
-        talk(f"host {name} is forgotten in pool {at.pool}")
+        ending = forced(at, force=force, reason=reason, yes=yes)
+        if ending:
+            count = len(at.allocator.leases(host=name))
+            confirm(f"End {leases(count)} of host {name} in pool {at.pool}, for {ending.reason!r}?", yes=yes)
+        ended = at.allocator.run(hosts.forget(at.pool, name, forced=ending))
+        talk(f"host {name} is forgotten in pool {at.pool}" + (f"; {leases(ended)} ended" if ending else ""))

@@ -1,8 +1,7 @@
-"""`pool apply`, `pool show`, `pool ls`, `pool history`, `pool restore`."""
+"""`pool apply`, `pool show`, `pool ls`, `pool history`, `pool rm`, `pool restore`."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases, operator
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -36,6 +36,7 @@ def register(application: typer.Typer) -> None:
     group.command("show")(show)
     group.command("ls")(list_pools)
     group.command("history")(history)
+    group.command("rm")(remove)
     group.command("restore")(restore)
     application.add_typer(group, name="pool")
 
@@ -65,22 +66,13 @@ def apply(
         if dry_run:
             _foresee(at, pool)
             return
-        done = at.allocator.apply_pool(pool, by=f"{_user()}@{at.host}")
+        done = at.allocator.apply_pool(pool, by=operator(at))
         talk(f"pool {pool.name}: {done}, ports {pool.first}-{pool.last}")
         if pool.has_limits:
             from allocator.model.pool_changes import limits_below_use
 
             for line in limits_below_use(pool, at.allocator.leases()):
                 talk(line)
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return str(os.getuid())
 
 
 def _foresee(at: Desk, pool: PoolSpec) -> None:
@@ -169,10 +161,37 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
         rows = []
         for name in sorted({*at.allocator.store.pool_names(), *BUILT_IN}):
             pool = at.allocator.run(read_pool(name)) or BUILT_IN.get(name)
-            if pool is None:
-                raise PoolMissingError(f"pool {name} vanished while it was read; try again")
+            if pool is None:  # removed while it was read
+                continue
             rows.append((pool.name, pool.first, pool.last, pool.size, pool.scope))
         write_rows(("NAME", "FIRST", "LAST", "PORTS", "SCOPE"), rows, form)
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="The pool.")],
+    force: Annotated[bool, typer.Option("--force", help="End its live leases; their holders stop.")] = False,
+    reason: ReasonOption = None,
+    yes: YesOption = False,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Remove a pool that has no lease: its rules, its hosts, after a week its events.
+
+    With --force its live leases are ended first; the workers that hold them stop at their next heartbeat.
+    A built-in pool is back, with its own rules, as soon as it is used.
+
+    Example: allocator pool rm staging
+    """
+    from allocator.operations import hosts
+
+    check_name("pool", name)
+    with desk(name, None, redis_url, config) as at:
+        ending = forced(at, force=force, reason=reason, yes=yes)
+        if ending:
+            count = len(at.allocator.leases())
+            confirm(f"Remove pool {name} and end its {leases(count)}, for {ending.reason!r}?", yes=yes)
+        ended = at.allocator.run(hosts.remove_pool(name, by=operator(at), forced=ending))
+        talk(f"pool {name} is removed" + (f"; {leases(ended)} ended" if ending else ""))
 
 
 def restore(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from allocator.cli.claim import TokenOption  # noqa: TC001  # Typer reads the annotations
+from allocator.cli.force import MISPLACED, ReasonOption, YesOption, confirm, operator
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
-from allocator.cli.targets import AllOption, Targets, chosen
-from allocator.model.errors import HeldError
+from allocator.cli.targets import AllOption, Targets, chosen, held_by_others
+from allocator.model.errors import HeldError, InvalidInputError
+from allocator.operations.end import Forced
+from allocator.operations.end import force as end_by_force
 
 if TYPE_CHECKING:
-    import typer
+    from allocator.cli.options import Desk
+    from allocator.model.leases import Lease
 
 
 def register(application: typer.Typer) -> None:
@@ -22,6 +28,11 @@ def release(
     targets: Targets = None,
     every_one: AllOption = False,
     token: TokenOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="End leases that others hold: of any host, or of --host.")
+    ] = False,
+    reason: ReasonOption = None,
+    yes: YesOption = False,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
@@ -29,8 +40,24 @@ def release(
 ) -> None:
     """Give leased ports back.
 
+    With --force an operator ends leases of others, whose holders are gone: the events keep who did, and why. A holder
+    that lives after all stops its worker at its next heartbeat.
+
     Example: allocator release 5556
+
+    Example: allocator release org-123/email --force --reason 'web-7 burnt'
     """
+    if force:
+        if every_one or token or not targets:
+            raise InvalidInputError(
+                "--force ends leases that are named, without --all and --token: ports, or workers as "
+                "org/plugin#instance; for all of a host 'allocator host forget HOST --force'"
+            )
+        with desk(pool, None, redis_url, config) as at:
+            _end(at, held_by_others(at, targets, host), Forced(operator(at), reason or ""), yes=yes)
+        return
+    if reason is not None or yes:
+        raise MISPLACED
     with desk(pool, host, redis_url, config) as at:
         refused: HeldError | None = None
         for lease in chosen(at, targets, every_one, token, "release"):
@@ -47,3 +74,11 @@ def release(
             at.files.remove(lease)
         if refused:
             raise refused
+
+
+def _end(at: Desk, found: list[Lease], forced: Forced, *, yes: bool) -> None:
+    for lease in found:
+        confirm(f"End the lease of {lease.worker} on {lease.address} ({lease.state}), for {forced.reason!r}?", yes=yes)
+    for lease, ended in zip(found, at.allocator.run(end_by_force(found, forced)), strict=True):
+        whose = f"the lease of {lease.worker} on {lease.address}"
+        talk(f"{whose} is ended; if its holder lives, it stops" if ended else f"{whose} had ended already")

@@ -215,7 +215,9 @@ def async_allocator(settings: Settings) -> AsyncPortAllocator:
 
 def token(
     name: Annotated[str, typer.Argument(help="Whose it is; it stands in the log.")],
-    scope: Annotated[str, typer.Option("--scope", help="read, lease or admin; each covers those before it.")] = "read",
+    scope: Annotated[
+        str, typer.Option("--scope", help="read, lease, admin or force; each covers those before it.")
+    ] = "read",
     pools: Annotated[
         list[str] | None,
         typer.Option("--pool", metavar="NAME", help="A pool that it is for; may be given again. [default: all pools]"),
@@ -229,7 +231,7 @@ def token(
     from allocator.api.credentials import Scope, new_api_token, tokens_line
 
     if scope not in set(Scope):
-        raise InvalidInputError(f"{shown(scope)} is not a scope; choose read, lease or admin")
+        raise InvalidInputError(f"{shown(scope)} is not a scope; choose read, lease, admin or force")
     made = new_api_token()
     line = tokens_line(name, Scope(scope), made, pools or ())
     if file is None:

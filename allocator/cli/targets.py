@@ -11,7 +11,7 @@ import typer
 from allocator.cli.options import talk
 from allocator.client.arguments import check_token
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
-from allocator.model.names import WorkerId, check_port
+from allocator.model.names import WorkerId, check_name, check_port, shown
 from allocator.operations.context import pool_rules
 from allocator.operations.find import find
 from allocator.operations.listing import port_view
@@ -20,8 +20,27 @@ if TYPE_CHECKING:
     from allocator.cli.options import Desk
     from allocator.model.leases import Lease
 
-Targets = Annotated[list[str] | None, typer.Argument(help="Ports, or workers as org/plugin#instance.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PORT|ORG/PLUGIN[#INSTANCE]]...", help="Ports, or workers."),
+]
 AllOption = Annotated[bool, typer.Option("--all", help="Every lease that was claimed on this host by this user.")]
+
+
+def parse_target(target: str) -> WorkerId | int:
+    """Return the worker or the port that a word names.
+
+    Raises:
+        InvalidInputError: When it names neither.
+    """
+    if "/" in target:
+        return WorkerId.parse(target)
+    if not target.lstrip("-").isdecimal():
+        raise InvalidInputError(
+            f"{shown(target)} is neither a port nor a worker; a worker is ORG/PLUGIN or ORG/PLUGIN#INSTANCE, "
+            "for example org-123/email"
+        )
+    return check_port(target)
 
 
 def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | None, verb: str) -> list[Lease]:
@@ -32,7 +51,7 @@ def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | No
         HeldError: When a lease is held by somebody whose token is not here.
     """
     if every_one == bool(targets):
-        raise InvalidInputError(f"say which leases to {verb}: ports, org/plugin#instance, or --all")
+        raise InvalidInputError(f"name the leases to {verb}: ports, workers as ORG/PLUGIN, or --all")
     if every_one:
         return at.files.all(at.pool, at.host)
     given = token or os.environ.get("ALLOCATOR_TOKEN")
@@ -44,21 +63,44 @@ def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | No
     return list({(lease.port, lease.token): lease for lease in found}.values())
 
 
+def held_by_others(at: Desk, targets: list[str], host: str | None) -> list[Lease]:
+    """Return the live leases that a command line names, whoever holds them, with a worker's further ports.
+
+    Args:
+        at: What the command works with.
+        targets: Workers, or ports of the host.
+        host: The only host that is meant; None for this one's ports, and for workers wherever they are.
+
+    Raises:
+        InvalidInputError: When a name or a port is none.
+    """
+    live = at.allocator.leases(host=None if host is None else check_name("host", host))
+    found: list[Lease] = []
+    for target in targets:
+        meant = parse_target(target)
+        if isinstance(meant, int):
+            named = [one for one in live if one.port == meant and one.host == (host or at.host)]
+        else:
+            named = [one for one in live if meant in {one.worker, base_worker(one)}]
+        if not named:
+            talk(f"{target} has no live lease{f' on {host}' if host else ''}; nothing to end")
+        found += [one for one in named if one not in found]
+    return found
+
+
+def base_worker(lease: Lease) -> WorkerId:
+    """Return the worker whose further port a lease may be of."""
+    return WorkerId(lease.org, lease.plugin.partition("+")[0], lease.instance)
+
+
 def further_ports(at: Desk, lease: Lease) -> list[Lease]:
     """Return the saved leases of the further ports of a worker that has several."""
-    return [
-        other
-        for other in at.files.all(at.pool, at.host)
-        if other.org == lease.org
-        and other.instance == lease.instance
-        and other.plugin.partition("+")[0] == lease.plugin
-        and other.plugin != lease.plugin
-    ]
+    return [other for other in at.files.all(at.pool, at.host) if base_worker(other) == lease.worker != other.worker]
 
 
 def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
-    worker = WorkerId.parse(target) if "/" in target else None
-    port = check_port(target) if worker is None else 0
+    named = parse_target(target)
+    worker, port = (None, named) if isinstance(named, int) else (named, 0)
     saved = at.files.find(at.pool, at.host, worker) if worker else at.files.load(at.pool, at.host, port)
     if saved and not token:
         return saved

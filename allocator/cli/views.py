@@ -9,9 +9,10 @@ import typer
 
 from allocator.cli.options import ConfigOption, Desk, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
 from allocator.cli.output import write_json, write_rows
+from allocator.cli.targets import parse_target
 from allocator.model.durations import format_duration
 from allocator.model.errors import InvalidInputError, LeaseLostError, printable
-from allocator.model.names import WorkerId, check_name, check_plugin, check_port
+from allocator.model.names import check_name, check_plugin, check_port
 from allocator.operations.context import check_pool
 from allocator.protocol.wire import event_time
 
@@ -69,7 +70,9 @@ def _row(lease: Lease, now: float) -> tuple[object, ...]:
 
 
 def show(
-    target: Annotated[str, typer.Argument(help="A port of this host, or a worker as org/plugin#instance.")],
+    target: Annotated[
+        str, typer.Argument(metavar="PORT|ORG/PLUGIN[#INSTANCE]", help="A port of this host, or a worker.")
+    ],
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -81,14 +84,16 @@ def show(
     Example: allocator show org-123/email
     """
     with desk(pool, host, redis_url, config, reads_only=True) as at:
-        if "/" in target:
-            worker = WorkerId.parse(target)
-            lease = next((one for one in at.allocator.leases() if one.worker == worker), None)
+        named = parse_target(target)
+        if not isinstance(named, int):
+            lease = next((one for one in at.allocator.leases() if one.worker == named), None)
             if lease is None:
-                raise LeaseLostError(f"{worker} has no live lease in pool {at.pool}; see 'allocator ls'")
+                raise LeaseLostError(f"{named} has no live lease in pool {at.pool}; see 'allocator ls'")
             facts: dict[str, object] = dict(lease.as_json())
         else:
-            view = _view(at, check_port(target))
+            view = _view(at, named)
+            if view.why == "free":
+                at.allocator.pool().check_port(named)
             facts = {"pool": at.pool, "host": at.host, "port": view.port, "status": view.why}
             if view.lease:
                 facts |= view.lease.as_json()
@@ -101,10 +106,7 @@ def _view(at: Desk, port: int) -> PortView:
     from allocator.operations.listing import port_view
 
     rules = at.allocator.pool()
-    view = at.allocator.run(port_view(at.pool, rules.space_of(at.allocator.session.context.host), port))
-    if view.why == "free":
-        rules.check_port(port)
-    return view
+    return at.allocator.run(port_view(at.pool, rules.space_of(at.allocator.session.context.host), port))
 
 
 def _write_facts(facts: dict[str, object], form: ListFormat) -> None:
@@ -123,7 +125,7 @@ def _fact(value: object) -> str:
 
 
 def who(
-    port: Annotated[str, typer.Argument(help="A port of this host.")],
+    port: Annotated[str, typer.Argument(metavar="PORT", help="A port of this host, of the pool or not.")],
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -142,11 +144,13 @@ def who(
         view = _view(at, number)
         listening = listeners(number, number)
         lease = view.lease
+        rules = at.allocator.pool()
+        status = view.why if view.why != "free" or number in rules else "not in the pool"
         if form is ListFormat.JSON:
             write_json(
                 {
                     "port": number,
-                    "status": view.why,
+                    "status": status,
                     "lease": lease.as_json() if lease else None,
                     "listeners": [
                         {
@@ -161,7 +165,7 @@ def who(
                 }
             )
             return
-        print(f"lease     {f'{lease.worker}, {lease.state}, fence {lease.fence}' if lease else view.why}")
+        print(f"lease     {f'{lease.worker}, {lease.state}, fence {lease.fence}' if lease else status}")
         for one in listening:
             whose = ", a stranger: not the leased worker's" if is_stranger(lease, one) else ""
             print(f"listener  {one.command or '?'} pid {one.pid or '?'} user {one.user or '?'} on {one.address}{whose}")

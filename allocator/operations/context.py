@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import HeldError, PoolMissingError
 from allocator.model.pools import BUILT_IN, PoolSpec
+from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.pool import ApplyCall, InspectPoolCall, PoolField, ScopeFixed
 from allocator.protocol.wire import UNKNOWN_AGE_MS, ask
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from allocator.operations.steps import Operation
-    from allocator.protocol.replies import Reply
 
 
 @dataclass(slots=True)
@@ -80,7 +80,8 @@ def pool_fields(name: str) -> Operation[dict[str, str]]:
 def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation[PoolSpec]:
     """Return the rules of a pool, from what was read before unless `fresh`.
 
-    A built-in pool that Redis does not have is created, and so is one whose rules were read before Redis lost them.
+    A built-in pool that Redis does not have is created, and so is one whose rules were read before Redis lost them;
+    not so one that an operator removed.
 
     Raises:
         PoolMissingError: When nobody knows the pool.
@@ -92,8 +93,13 @@ def pool_rules(context: Context, name: str, *, fresh: bool = False) -> Operation
     if found is None:
         restored = known or BUILT_IN.get(name)
         if restored is None:
-            raise _missing(name)
-        yield from define_pool(restored, "restore" if known else "create")
+            raise missing(name)
+        done = yield from define_pool(restored, "restore" if known else "create")
+        if done is Reply.REMOVED:
+            if name not in BUILT_IN:
+                raise missing(name)
+            restored = BUILT_IN[name]
+            yield from define_pool(restored, "create")
         found = yield from read_pool(name)
         if found is None:
             found = restored
@@ -108,10 +114,11 @@ def check_pool(name: str) -> Operation[None]:
         PoolMissingError: When it is neither.
     """
     if name not in BUILT_IN and (yield from read_pool(name)) is None:
-        raise _missing(name)
+        raise missing(name)
 
 
-def _missing(name: str) -> PoolMissingError:
+def missing(name: str) -> PoolMissingError:
+    """Return the error for a pool that nobody knows."""
     return PoolMissingError(
         f"pool {name} is not defined in this Redis; define it with 'allocator pool apply FILE' "
         "or see 'allocator pool ls'"
@@ -127,7 +134,7 @@ def define_pool(pool: PoolSpec, how: Literal["apply", "create", "restore"], by: 
         by: Who does it, for the pool's history.
 
     Returns:
-        `created`, `changed` or `unchanged`.
+        `created`, `changed` or `unchanged`; `removed`, with `restore`, when an operator removed it.
 
     Raises:
         HeldError: When the scope would change while hosts use the pool.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
@@ -19,6 +19,28 @@ if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
     from allocator.operations.context import Context
     from allocator.operations.steps import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Forced:
+    """Who ends leases that others hold, and why; both stand in the events.
+
+    Attributes:
+        by: The operator, as a name.
+        reason: Why, in one line.
+
+    Raises:
+        InvalidInputError: When no reason is given.
+    """
+
+    by: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", error_line(self.by) or "-")
+        object.__setattr__(self, "reason", error_line(self.reason))
+        if not self.reason:
+            raise InvalidInputError("a lease of somebody else is ended for a reason; give it with --reason TEXT")
 
 
 def release(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
@@ -40,28 +62,24 @@ def decline(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
     return (yield from _end(context, "declined", leases))
 
 
-def force(leases: Sequence[Lease], *, by: str, reason: str) -> Operation[list[bool]]:
-    """End leases that somebody else holds, because an operator says so; who and why stand in the events.
+def force(leases: Sequence[Lease], forced: Forced) -> Operation[list[bool]]:
+    """End leases that somebody else holds, because an operator says so.
 
-    A holder that lives after all is told at its next renewal.
+    A holder that lives after all learns it at its next renewal, and stops.
 
     Args:
         leases: As they were seen, from any listing; one that was granted since is left alone.
-        by: Who does it.
-        reason: Why, in one line.
+        forced: Who does it, and why.
 
     Returns:
         For each lease, in their order, whether this call ended it (False: it had ended already).
 
     Raises:
         HeldError: When a newer lease has one of the ports; the others are ended all the same.
-        InvalidInputError: When no reason is given, or the pool is not known.
+        InvalidInputError: When the pool is not known.
     """
-    if not (why := error_line(reason)):
-        raise InvalidInputError("a lease of somebody else is ended for a reason; give it with --reason TEXT")
-
     wanted = [EndedLease(port=lease.port, token=str(lease.fence)) for lease in leases]
-    return (yield from _ended(read_rules, leases, wanted, "forced", by=error_line(by) or "-", reason=why))
+    return (yield from _ended(read_rules, leases, wanted, "forced", by=forced.by, reason=forced.reason))
 
 
 def read_rules(name: str) -> Operation[PoolSpec]:

@@ -8,23 +8,26 @@ from typing import TYPE_CHECKING, Literal
 from allocator.model.errors import ExhaustedError, HeldError, HostConflictError, InvalidInputError
 from allocator.model.states import LeaseState
 from allocator.operations import listing
-from allocator.operations.context import pool_rules, read_pool
+from allocator.operations.context import missing, pool_rules, read_pool
+from allocator.operations.end import force
 from allocator.operations.renew import BATCH
 from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.host import DrainCall, ForgetCall, PlaceCall, RegisterCall
+from allocator.protocol.signatures.pool import RemoveCall
 from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from allocator.model.names import WorkerId
     from allocator.model.pools import PoolSpec
     from allocator.operations.context import Context
+    from allocator.operations.end import Forced
     from allocator.operations.steps import Operation
 
 Spread = Literal["org", "plugin"]
 
 PLACE_PAGE = 64
 MAX_PASSES = 1_000
-"""Bounds the passes of a drain and of a forget: each one that is not the last has changed something."""
+"""Bounds the passes of a drain, a forget and a removal: each one that is not the last has changed something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +108,72 @@ def drain(pool: str, host: str) -> Operation[int]:
     return total
 
 
-def forget(pool: str, host: str) -> Operation[None]:
-    """Remove a host without live leases, and all that is known of it.
+def forget(pool: str, host: str, *, forced: Forced | None = None) -> Operation[int]:
+    """Remove a host, and all that is known of it but the leases that an operator ended.
+
+    Args:
+        pool: The pool.
+        host: The host.
+        forced: Who ends its live leases, and why; None when it may have none.
+
+    Returns:
+        How many live leases were ended.
 
     Raises:
         HeldError: When it has live leases.
         InvalidInputError: When the pool knows no such host.
     """
-    space = yield from _space(pool, host)
+    space, ended = (yield from _space(pool, host)), 0
     for _ in range(MAX_PASSES):
         code = yield from ask(ForgetCall(pool=pool, space=space, host=host))
         if code is Reply.UNKNOWN:
             raise _unknown(pool, host)
+        if code is Reply.BUSY and forced:
+            ended += sum((yield from force((yield from listing.leases(pool, host)), forced)))
+            continue
         if code is Reply.BUSY:
             raise HeldError(
                 f"host {host} has live leases in pool {pool}; see them with 'allocator ls --host {host}', "
-                f"end them with 'allocator host drain {host}'",
+                f"end them with 'allocator host drain {host}', or with --force where the host is gone for good",
                 host=host,
             )
         if code is Reply.FORGOTTEN:
-            return
+            return ended
         yield from listing.reap(pool)
     raise HeldError(f"leases of host {host} end as fast as they can be closed; try again", host=host)
+
+
+def remove_pool(pool: str, *, by: str, forced: Forced | None = None) -> Operation[int]:
+    """Remove a pool: its rules, and all that is known of its hosts; its events and history go after a week.
+
+    Args:
+        pool: The pool.
+        by: Who does it.
+        forced: Who ends its live leases, and why; None when it may have none.
+
+    Returns:
+        How many live leases were ended.
+
+    Raises:
+        HeldError: When it has live leases.
+        PoolMissingError: When Redis has no such pool.
+    """
+    ended = 0
+    for _ in range(MAX_PASSES):
+        for one in (yield from listing.hosts(pool)):
+            if one.leases and not forced:
+                raise HeldError(
+                    f"pool {pool} has live leases on host {one.name}; see them with 'allocator ls --pool {pool}', "
+                    "or end them with --force --reason TEXT",
+                    host=one.name,
+                )
+            ended += yield from forget(pool, one.name, forced=forced)
+        code = yield from ask(RemoveCall(pool=pool, by=by, reason=forced.reason if forced else "-"))
+        if code is Reply.UNKNOWN:
+            raise missing(pool)
+        if code is Reply.REMOVED:
+            return ended
+    raise HeldError(f"hosts of pool {pool} claim as fast as they can be forgotten; stop their workers first")
 
 
 def place(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import is_name
 from allocator.model.pools import FLEET_SPACE
+from allocator.model.states import LeaseState
 from allocator.operations.context import read_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.host import CordonCall
@@ -225,7 +226,7 @@ def host_identity(pool: str, host: str) -> Operation[str]:
 
 
 def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
-    """Make a host give out no new ports, or give them out again.
+    """Make a host give out no new ports, or give them out again: leases that a drain marked are what they were before.
 
     Returns:
         Whether that changed anything.
@@ -235,12 +236,17 @@ def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
     """
     rules = yield from read_pool(pool)
     space = rules.space_of(host) if rules else host
-    code = yield from ask(CordonCall(pool=pool, space=space, host=host, what="cordon" if on else "uncordon"))
-    if code is Reply.UNKNOWN:
+    marked = [] if on else [one.port for one in (yield from leases(pool, host)) if one.state is LeaseState.DRAINING]
+    codes = []
+    for start in range(0, max(1, len(marked)), PAGE):
+        ports = tuple(marked[start : start + PAGE])
+        what: Literal["cordon", "uncordon"] = "cordon" if on else "uncordon"
+        codes.append((yield from ask(CordonCall(pool=pool, space=space, host=host, what=what, ports=ports))))
+    if codes[0] is Reply.UNKNOWN:
         raise InvalidInputError(
             f"host {host} is not known in pool {pool}; see 'allocator host ls' for those that are", host=host
         )
-    return code is Reply.CHANGED
+    return codes[0] is Reply.CHANGED
 
 
 def reap(pool: str) -> Operation[Reaped]:

@@ -27,7 +27,7 @@ def apply_pool(pool: PoolSpec, *, by: str = "-") -> Operation[Reply]:
         by: Who does it, for the pool's history.
 
     Returns:
-        `created`, `changed` or `unchanged`.
+        `created`, `changed` or `unchanged`; `removed`, with `restore`, when an operator removed it.
 
     Raises:
         HeldError: When the scope would change while hosts use the pool.

@@ -189,7 +189,10 @@ def _decided(
         found = yield from ask(call)
         if not isinstance(found, NoPool):
             break
-        pool = yield from pool_rules(context, pool.name, fresh=True)
+        try:
+            pool = yield from pool_rules(context, pool.name, fresh=True)
+        except PoolMissingError:  # what Redis lost is defined again: this one an operator removed
+            return [RenewOutcome(lease, lost=_lost(lease, Lost(why="forced"))) for lease in leases]
     else:
         raise ConfigurationError(f"pool {pool.name} vanishes as soon as it is made; is Redis being emptied?")
     return [

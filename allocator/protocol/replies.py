@@ -47,6 +47,7 @@ class Reply(StrEnum):
     LEFT = "left"
     RECOVERING = "recovering"
     FORCED = "forced"
+    REMOVED = "removed"
 
 
 _CODES: dict[object, Reply] = {**{one.value: one for one in Reply}, **{one.value.encode(): one for one in Reply}}

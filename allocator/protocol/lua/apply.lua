@@ -7,6 +7,7 @@
 -- ARGV  1 mode (create: only where there is no such pool; restore: the same, after Redis lost it; apply: in any case)  2 who does it, then field and value pairs
 -- Replies
 --       created version · changed version · unchanged version · scope_fixed scope (hosts know the pool by its scope)
+--       removed (restore only: nobody lost this pool, an operator removed it)
 -- History each version in full, the last 100
 -- Events  pool (host, worker and fence are '-', the port is 0)
 -- Loops   the pool's fields: at most 1,036 (see MAX_CONVENTIONAL_PORTS)
@@ -43,6 +44,9 @@ local function run(read, call, try)
   if not changed or (before['rules'] and ARGV[1] ~= 'apply') then
     return { UNCHANGED, version }
   end
+  if ARGV[1] == 'restore' and read('GET', base .. ':removed') then
+    return { REMOVED }
+  end
   local scope = string.match(before['rules'] or '', ' scope=(%l+) ')
   if scope and scope ~= string.match(after['rules'] or '', ' scope=(%l+) ') and read('ZCARD', hosts_key) > 0 then
     return { SCOPE_FIXED, scope }
@@ -57,6 +61,12 @@ local function run(read, call, try)
   end
   for field, value in pairs(after) do
     call('HSET', base, field, value)
+  end
+  if not before['rules'] then
+    call('DEL', base .. ':removed')
+    try('PERSIST', base .. ':events')
+    try('PERSIST', base .. ':history')
+    try('PERSIST', base .. ':tokens:*')
   end
   call('HSET', base, 'version', version + 1)
   if ARGV[1] == 'restore' then

@@ -545,6 +545,8 @@ local function run(read, call, try)
   end
   if not is_known then
     call('HSET', host_key, 'identity', identity)
+    -- Those of a host that was forgotten would end in a week.
+    try('PERSIST', tokens_key)
     if scope == 'fleet' then
       -- There the space is no host: the agenda has the host beside it, with nothing to visit.
       call('ZADD', base .. ':hosts', 'NX', FOREVER, host)

@@ -8,7 +8,7 @@
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 what (register, cordon, uncordon, drain, forget)  2 host, then
 --       register: identity (machine, boot, netns and address, after a `!` when it was chosen), for how many ms it has run
---       drain: the ports whose leases may be of this host
+--       drain, uncordon: the ports whose leases may be of this host
 -- Replies
 --       register: created · changed · unchanged · host_conflict machine · no_pool
 --       cordon, uncordon: changed · unchanged · unknown (no such host in the pool)
@@ -16,8 +16,8 @@
 --       forget: forgotten · unknown · busy (it has a live lease)
 --               again (leases have ended that nobody has closed: reap, then call once more)
 -- Events  registered, cordoned, uncordoned, draining, forgotten (the port is 0, worker and fence are '-'), where anything
---         changed; draining: changed for each lease
--- Loops   the ports of a drain, which the client keeps to 256; the host's ports in pages of 512; ended grants that were not
+--         changed; drain, uncordon: changed for each lease
+-- Loops   the ports of a drain or its undoing, which the client keeps to 256; the host's ports in pages of 512; ended grants that were not
 --         closed: 512
 
 --@include replies
@@ -26,6 +26,9 @@
 --@include hosts
 
 local PAGE = 512
+-- How long it is known of a forgotten host which leases an operator ended: a holder that lives after all must not
+-- re-assert one.
+local ENDINGS_KEPT_MS = 604800000
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
@@ -57,14 +60,26 @@ local function run(read, call, try)
   elseif what == 'cordon' or what == 'uncordon' then
     if not known then
       return { UNKNOWN }
-    elseif (what == 'cordon') == (about[2] == '1') then
-      return { UNCHANGED }
     end
-    event, reply = what .. 'ed', { CHANGED }
-    if what == 'cordon' then
-      set = { 'cordon', '1' }
+    if (what == 'cordon') == (about[2] == '1') then
+      reply = { UNCHANGED }
     else
-      dropped = { 'cordon', 'drain' }
+      event, reply = what .. 'ed', { CHANGED }
+      set = what == 'cordon' and { 'cordon', '1' } or {}
+      dropped = what == 'uncordon' and { 'cordon', 'drain' } or {}
+    end
+    for i = 3, #ARGV do
+      -- What was ready before the drain is ready again, unless its holder has renewed it since, and so has seen the drain.
+      local key = base .. ':lease:' .. space .. ':' .. ARGV[i]
+      local lease = read('GET', key)
+      local was = lease and string.match(lease, ',"was":"(%l+)"}$')
+      if was then
+        local fence, state, worker, its_host = lease_head(lease, key)
+        if its_host == host and state == 'draining' then
+          local text = string.gsub(string.gsub(lease, ',"was":"%l+"}$', '}'), '"state":"%l+"', '"state":"' .. was .. '"', 1)
+          changing[#changing + 1] = { key = key, port = ARGV[i], text = text, state = was, fence = fence, worker = worker }
+        end
+      end
     end
   elseif what == 'drain' then
     if not known then
@@ -76,7 +91,8 @@ local function run(read, call, try)
       if lease then
         local fence, state, worker, its_host = lease_head(lease, key)
         if its_host == host and state ~= 'draining' then
-          changing[#changing + 1] = { key = key, port = ARGV[i], lease = lease, fence = fence, worker = worker }
+          local text = string.gsub(string.gsub(lease, '}$', ',"was":"' .. state .. '"}'), '"state":"%l+"', '"state":"draining"', 1)
+          changing[#changing + 1] = { key = key, port = ARGV[i], text = text, state = 'draining', fence = fence, worker = worker }
         end
       end
     end
@@ -105,7 +121,8 @@ local function run(read, call, try)
   if what == 'forget' then
     call('DEL', host_key)
     if space == host then
-      call('UNLINK', ports_key, tokens_key)
+      call('UNLINK', ports_key)
+      call('PEXPIRE', tokens_key, ENDINGS_KEPT_MS)
     end
     call('ZREM', hosts_key, host)
   end
@@ -114,6 +131,7 @@ local function run(read, call, try)
     -- In fleet scope the space is no host: the agenda then has the host beside it, with nothing to visit.
     call('ZADD', hosts_key, 'NX', FOREVER, host)
     if what == 'register' then
+      try('PERSIST', tokens_key)
       call('ZADD', hosts_key, 'NX', FOREVER, space)
     end
   end
@@ -124,9 +142,8 @@ local function run(read, call, try)
     record_event(try, base, event, host, 0, '-', '-')
   end
   for _, it in ipairs(changing) do
-    local text = string.gsub(it.lease, '"state":"%l+"', '"state":"draining"', 1)
-    call('SET', it.key, text, 'KEEPTTL')
-    record_event(try, base, 'changed', host, it.port, it.worker, it.fence, 'state', 'draining')
+    call('SET', it.key, it.text, 'KEEPTTL')
+    record_event(try, base, 'changed', host, it.port, it.worker, it.fence, 'state', it.state)
   end
   return reply
 end

@@ -244,6 +244,7 @@ local function run(read, call, try)
           close_grant(call, try, base, it.tokens_key, it.kind, it.port, it.grant, it.fence, it.host, it.worker)
         end
       end
+      try('PERSIST', tokens_key)
       open_lease(call, try, base, space, REASSERTED, port, reply[2 * i + 1], args[at + 2], host, worker,
         service_key(base, worker), state, args[at + 8], ttl_text, grace_ms, now, now_text)
       call('ZADD', base .. ':hosts', 'LT', now + ttl_ms, space)

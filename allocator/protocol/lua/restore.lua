@@ -61,6 +61,7 @@ local function run(read, call, try)
       local host, port, worker = ARGV[at], ARGV[at + 1], ARGV[at + 2]
       local fence = string.format(WHOLE, ARGV[at + 3] - 1)
       call('ZADD', ports_key, now + ttl_ms, port)
+      try('PERSIST', tokens_key)
       call('HSET', tokens_key, port, '-' .. fence .. ' ' .. NO_TOKEN .. ' ' .. host .. ' ' .. worker)
       write_place(call, base .. ':worker:' .. worker, host, port, fence, ttl_ms)
       record_event(try, base, RESTORED, host, port, worker, fence)

@@ -39,12 +39,14 @@ class CordonCall(Call[Reply]):
     Attributes:
         what: What is done.
         host: Its name.
+        ports: To uncordon: ports whose leases may be of this host, at most 256.
     """
 
     script: ClassVar[str] = "host"
 
     what: Literal["cordon", "uncordon"]
     host: str
+    ports: tuple[int, ...] = ()
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `changed`, `unchanged` or `unknown`."""

@@ -1,4 +1,4 @@
-"""The signatures of what is done with a pool: read and `apply` its rules, `index`, `recover` and `reap` it."""
+"""The signatures of what is done with a pool: read, `apply`, `index`, `recover`, `reap` and `remove` it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Applied:
     """The pool has these rules.
 
     Attributes:
-        code: `created`, `changed` or `unchanged`.
+        code: `created`, `changed` or `unchanged`; `removed` when an operator removed what is to be restored.
     """
 
     code: Reply
@@ -144,3 +144,22 @@ class Visit:
     closed: int
     next_ms: float | None
     spaces: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveCall(Call[Reply]):
+    """What removes a pool without hosts.
+
+    Attributes:
+        by: Who does it.
+        reason: Why; `-` when it had no lease.
+    """
+
+    script: ClassVar[str] = "remove"
+
+    by: str
+    reason: str = "-"
+
+    def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
+        """Return `removed`, `unknown` or `busy`."""
+        return Reply(wire.text(wire.words(raw)[0]))

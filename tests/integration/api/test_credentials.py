@@ -26,12 +26,14 @@ NEEDED = {
     ("PATCH", "/v1/leases/{host}/{port}"): Scope.LEASE,
     ("DELETE", "/v1/leases/{host}/{port}"): Scope.LEASE,
     ("POST", "/v1/leases/{host}/{port}/decline"): Scope.LEASE,
+    ("POST", "/v1/leases/{host}/{port}/end"): Scope.FORCE,
     ("GET", "/v1/resolve/{plugin}/{org}"): Scope.READ,
     ("GET", "/v1/pools"): Scope.READ,
     ("GET", "/v1/hosts"): Scope.READ,
     ("GET", "/v1/hosts/{host}"): Scope.READ,
     ("POST", "/v1/hosts/{host}/cordon"): Scope.ADMIN,
     ("POST", "/v1/hosts/{host}/drain"): Scope.ADMIN,
+    ("POST", "/v1/hosts/{host}/forget"): Scope.FORCE,
     ("GET", "/v1/fleet"): Scope.READ,
     ("GET", "/v1/problems"): Scope.READ,
     ("GET", "/v1/search"): Scope.READ,
@@ -113,7 +115,7 @@ def test_a_broken_tokens_file_is_told_to_the_log_once_and_to_no_caller(guarded, 
     for _ in range(2):
         file.write_text(f"{good}\none two\n")
         (said,) = refused()
-        assert f"{file}: line 4 is no credential" in said
+        assert f"{file}: line 5 is no credential" in said
         file.unlink()
         (said,) = refused()
         assert f"the tokens file {file} cannot be read (No such file or directory)" in said

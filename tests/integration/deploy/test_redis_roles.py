@@ -48,6 +48,7 @@ COMMANDS = {
     "host drain": ("host", "drain", "web-7"),
     "host forget": ("host", "forget", "web-7"),
     "reconcile": ("reconcile", "--once"),
+    "pool rm": ("pool", "rm", "rights", "--force", "--reason", "x"),
 }
 """Every command that speaks to Redis and ends by itself; `top`, `serve`, `agent` and `adopt` do what these do."""
 REFUSED = re.compile(r"ACL|permission", re.IGNORECASE)

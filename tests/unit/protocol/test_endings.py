@@ -11,7 +11,7 @@ from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.attempt import ClaimRequest
-from allocator.operations.end import decline, force, release
+from allocator.operations.end import Forced, decline, force, release
 from allocator.operations.listing import Reaped, leases, port_view, reap
 from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
@@ -325,14 +325,14 @@ def test_a_lease_that_an_operator_ends_is_over_and_the_events_say_who_and_why(st
     context = make_context()
     lease, other = take(store, context), take(store, context, STRIPE)
     (seen, _) = live(store)
-    assert store.drive(force([seen], by="ann", reason="its host burnt\ndown")) == [True]
+    assert store.drive(force([seen], Forced("ann", "its host burnt\ndown"))) == [True]
     assert [one.worker for one in live(store)] == [other.worker]
     (event,) = [one for one in store.events("sdk-v2") if one["type"] == "released"]
     assert (event["by"], event["reason"], event["worker"]) == ("ann", "its host burnt down", str(lease.worker))
     (outcome, kept) = store.drive(renew(context, [lease, other]))
     assert "was ended by an operator" in str(outcome.lost)
     assert not kept.lost
-    assert store.drive(force([seen], by="ann", reason="again")) == [False]
+    assert store.drive(force([seen], Forced("ann", "again"))) == [False]
     assert store.drive(release(context, [lease])) == [False]
 
 
@@ -344,12 +344,12 @@ def test_an_operator_ends_the_lease_that_was_seen_and_no_newer_one(store):
     newer = take(store, context)
     assert newer.port == seen.port
     with pytest.raises(HeldError):
-        store.drive(force([seen], by="ann", reason="gone"))
+        store.drive(force([seen], Forced("ann", "gone")))
     assert [one.fence for one in live(store)] == [newer.fence]
 
 
 def test_a_lease_is_forced_for_a_reason_only(store):
     lease = take(store, make_context())
     with pytest.raises(InvalidInputError, match="--reason"):
-        store.drive(force([lease], by="ann", reason="  "))
+        store.drive(force([lease], Forced("ann", "  ")))
     assert len(live(store)) == 1

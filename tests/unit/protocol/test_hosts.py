@@ -7,17 +7,26 @@ from dataclasses import replace
 import pytest
 from scripted_redis import MINUTE, SECOND, claim, make_context
 
-from allocator.model.errors import CordonedError, ExhaustedError, HeldError, InvalidInputError, NoWorkerError
+from allocator.model.errors import (
+    CordonedError,
+    ExhaustedError,
+    HeldError,
+    InvalidInputError,
+    NoWorkerError,
+    PoolMissingError,
+)
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.model.states import LeaseState
 from allocator.operations.attempt import ClaimRequest
-from allocator.operations.end import release
-from allocator.operations.hosts import drain, forget, place, register
+from allocator.operations.context import read_pool
+from allocator.operations.end import Forced, release
+from allocator.operations.hosts import drain, forget, place, register, remove_pool
 from allocator.operations.listing import cordon, hosts, leases
 from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.operations.resolve import resolve
+from allocator.protocol.wire import lease_key
 
 POOL = "p"
 
@@ -104,7 +113,7 @@ def test_a_host_with_live_leases_is_not_forgotten(store, scope):
     store.drive(release(context, [lease]))
     store.drive(forget(POOL, "web-1"))
     assert [host.name for host in store.drive(hosts(POOL))] == []
-    kept = [key for key in store.key_names() if ":web-1" in key]
+    kept = [key for key in store.key_names() if ":web-1" in key and store.client.pttl(key) == -1]
     assert kept == []
     assert take(store, 0)[1].port == 7001
 
@@ -199,3 +208,80 @@ def test_an_address_that_was_chosen_stays_until_another_is_chosen(store, scope):
         context.address = sent
         store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId("o", "p", number))))
         assert address() == known
+
+
+def test_a_forced_forget_ends_what_is_left_and_a_holder_that_lives_learns_it(store, scope):
+    context, lease = take(store, 0)
+    take(store, 1)
+    _, other = take(store, 2, "web-2")
+    assert store.drive(forget(POOL, "web-1", forced=Forced("ann", "burnt"))) == 2
+    assert [one.worker for one in store.drive(leases(POOL))] == [other.worker]
+    assert [one.name for one in store.drive(hosts(POOL))] == ["web-2"]
+    (outcome,) = store.drive(renew(context, [lease]))
+    assert "was ended by an operator" in str(outcome.lost)
+    ended = [one for one in store.events(POOL) if one["type"] == "released"]
+    assert {(one["by"], one["reason"]) for one in ended} == {("ann", "burnt")}
+
+
+def test_what_is_known_of_a_forgotten_host_goes_in_time_and_stays_when_it_is_back(store, host_scope):
+    take(store, 0)
+    store.drive(forget(POOL, "web-1", forced=Forced("ann", "burnt")))
+    tokens = f"alloc:{{{POOL}}}:tokens:web-1"
+    assert store.client.pttl(tokens) > MINUTE
+    take(store, 0)
+    assert store.client.pttl(tokens) == -1
+
+
+def test_a_pool_is_removed_when_it_has_no_lease(store, scope):
+    take(store, 0)
+    take(store, 1, "web-2")
+    with pytest.raises(HeldError, match="--force --reason"):
+        store.drive(remove_pool(POOL, by="ann"))
+    assert len(states(store)) == 2
+    assert store.drive(remove_pool(POOL, by="ann", forced=Forced("ann", "not used"))) == 2
+    assert store.drive(read_pool(POOL)) is None
+    last = store.events(POOL)[-1]
+    assert (last["type"], last["by"], last["reason"]) == ("removed", "ann", "not used")
+    assert not [key for key in store.client.scan_iter("*") if store.client.pttl(key) == -1]
+    with pytest.raises(PoolMissingError):
+        store.drive(remove_pool(POOL, by="ann"))
+
+
+def test_a_holder_in_a_removed_pool_stops_and_does_not_define_it_again(store, scope):
+    context, lease = take(store, 0)
+    store.drive(remove_pool(POOL, by="ann", forced=Forced("ann", "not used")))
+    for rewrite in (False, True):
+        (outcome,) = store.drive(renew(context, [lease], rewrite=rewrite))
+        assert "was ended by an operator" in str(outcome.lost)
+    assert store.drive(read_pool(POOL)) is None
+    with pytest.raises(PoolMissingError):
+        store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId("org-1", "email"))))
+    store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7040, scope=scope)))
+    (outcome,) = store.drive(renew(context, [lease]))
+    assert "was ended by an operator" in str(outcome.lost)
+    take(store, 0)
+    assert "removed" not in str(store.client.keys("*"))
+
+
+def test_a_drain_that_is_undone_between_two_renewals_leaves_every_lease_as_it_was(store, scope):
+    context, lease = take(store, 0)
+    take(store, 1, state=LeaseState.DEGRADED)
+    take(store, 2, "web-2", state=LeaseState.DRAINING)
+    store.drive(drain(POOL, "web-1"))
+    assert store.drive(cordon(POOL, "web-1", on=False))
+    assert states(store) == ["ready", "degraded", "draining"]
+    assert store.drive(resolve(make_context(), POOL, "email", "org-1")).port == lease.port
+    assert store.event_types(POOL)[-3:] == ["uncordoned", "changed", "changed"]
+    (outcome,) = store.drive(renew(context, [lease]))
+    assert (outcome.lost, outcome.draining) == (None, False)
+    assert b"was" not in store.client.get(lease_key(POOL, "*" if scope == "fleet" else "web-1", lease.port))
+
+
+def test_a_holder_that_has_seen_a_drain_says_itself_what_its_lease_is(store, scope):
+    context, lease = take(store, 0)
+    store.drive(drain(POOL, "web-1"))
+    assert store.drive(renew(context, [lease], rewrite=True))[0].draining
+    store.drive(cordon(POOL, "web-1", on=False))
+    assert states(store) == ["draining"]
+    store.drive(renew(context, [lease], rewrite=True))
+    assert states(store) == ["ready"]
