@@ -29,11 +29,25 @@ BLOCK = re.compile(r"(?:<!-- (not run|run until|run with): ([^>]+) -->\n)?```(ba
 `run with: a server`, `a worker` or `PostgreSQL`, which the test starts and names in the place of the document's."""
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PROGRAMS = {
-    "nginx": "#!/bin/sh\nexit 0\n",
-    "systemctl": "#!/bin/sh\nexit 0\n",
+    **dict.fromkeys(("apt-get", "nginx", "redis-cli", "sysctl", "systemctl", "useradd"), "#!/bin/sh\nexit 0\n"),
     "opentelemetry-instrument": '#!/bin/sh\nexec "$@"\n',
 }
 """What documents call besides `allocator` and is not here, or must not be touched."""
+FOLDERS = (
+    "etc/allocator",
+    "etc/envoy",
+    "etc/haproxy",
+    "etc/nginx",
+    "etc/redis",
+    "etc/sysctl.d",
+    "etc/systemd/system",
+    "etc/traefik/dynamic",
+    "opt",
+    "var/lib",
+)
+"""What a machine has and a document writes to; a test has its own."""
+REPOSITORY = "/srv/portlease"
+"""Where documents say that this repository is."""
 NODE_WORKER = "require('http').createServer((q, a) => a.end('ok')).listen(process.env.PORT, () => console.log('up'));"
 
 
@@ -75,19 +89,24 @@ def program_of(text: str) -> str:
     return re.sub(r'"redis://redis\.internal[^"]*"', url, text)
 
 
+def placed(text: str, tmp_path: Path) -> str:
+    """Return commands that write to the test's own folders where they name those of the machine."""
+    for folder in FOLDERS:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    return re.sub(r"(?<![\w.])/(etc|opt|var/lib)/", rf"{tmp_path}/\1/", text.replace(REPOSITORY, str(ROOT)))
+
+
 @pytest.mark.parametrize(("text", "_"), blocks("bash", None))
 def test_commands_run_as_written(text: str, _: str, environment: dict[str, str], tmp_path: Path) -> None:
-    run(["bash", "-euo", "pipefail", "-c", text], environment, tmp_path)
+    run(["bash", "-euo", "pipefail", "-c", placed(text, tmp_path)], environment, tmp_path)
 
 
 @pytest.mark.parametrize(("text", "words"), blocks("bash", "run until"))
 def test_commands_that_stay_run_until_they_are_stopped(
     text: str, words: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    for folder in ("nginx", "haproxy", "traefik/dynamic", "envoy"):
-        (tmp_path / "etc" / folder).mkdir(parents=True)
     (tmp_path / "worker.js").write_text(NODE_WORKER)
-    here = text.replace("/etc/", f"{tmp_path}/etc/").replace("127.0.0.1:8577", "127.0.0.1:0")
+    here = placed(text, tmp_path).replace("127.0.0.1:8577", "127.0.0.1:0")
     if "node" in here and shutil.which("node") is None:
         pytest.skip("Node is not installed; the package nodejs of the distribution has it")
     process = subprocess.Popen(
@@ -150,3 +169,38 @@ def test_programs_with_what_they_need_run_as_written(
 def test_links_lead_to_files_that_exist(path: Path) -> None:
     broken = [target for target in LINK.findall(path.read_text()) if not (path.parent / target).exists()]
     assert broken == []
+
+
+PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if not re.match(r"\d{4}-", path.name))
+"""All but the decisions, which have an index of their own and one form."""
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_says_at_its_top_for_whom_it_is_and_what_one_has_at_its_end(path: Path) -> None:
+    top = " ".join(path.read_text().split("\n\n")[1].replace("\n> ", "\n").split())
+    assert re.match(r"> \*\*For\*\* .+\. \*\*At the end\*\* .+\.", top), top
+
+
+def test_every_page_is_reached_from_the_index_and_the_index_from_the_readme() -> None:
+    index = ROOT / "docs/README.md"
+    reached = {(index.parent / target).resolve() for target in LINK.findall(index.read_text())}
+    assert [str(path.relative_to(ROOT)) for path in PAGES if path not in {*reached, index}] == []
+    decisions = ROOT / "docs/decisions"
+    listed = set(LINK.findall((decisions / "README.md").read_text()))
+    assert {path.name for path in decisions.glob("[0-9]*.md")} == listed
+    assert "docs/README.md" in LINK.findall((ROOT / "README.md").read_text())
+
+
+def test_the_page_of_troubles_has_every_error_finding_and_problem() -> None:
+    import allocator
+    from allocator.api.problems import KINDS, PLAIN_KINDS
+
+    page = (ROOT / "docs/how-to/troubleshoot.md").read_text()
+    source = "".join(path.read_text() for path in ROOT.glob("allocator/cli/checks/*.py"))
+    source += (ROOT / "allocator/cli/doctor.py").read_text() + (ROOT / "allocator/model/problems.py").read_text()
+    checks = set(re.findall(r'(?:Finding|finding_of|patiently)\(\s*"([a-z-]+)"', source))
+    checks |= set(re.findall(r'check(?:, severity)? ?= ?"([a-z-]+)"', source))
+    kinds = {kind.name for kind in (*KINDS.values(), *PLAIN_KINDS)}
+    errors = {name for name in allocator.__all__ if name.endswith("Error")} - {"AllocatorError"}
+    assert len(checks) > 20
+    assert [name for name in sorted(checks | kinds | errors) if f"`{name}`" not in page] == []
