@@ -28,6 +28,7 @@ from allocator.operations.end import Forced
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims
+    from allocator.api.keeper import Keepers
     from allocator.model.pools import PoolSpec
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
@@ -37,17 +38,23 @@ router = APIRouter(prefix="/v1", tags=["fleet"])
 async def pools(request: Request, caller: ReaderOfAny) -> list[PoolBody]:
     """Return the pools that Redis has, with their rules and how many of their ports are leased."""
     claims = claims_of(request)
+    keepers: Keepers = request.app.state.keepers
     found = []
     for name in await claims.allocator.store.pool_names():
         if not caller.may_use(name):
             continue
         at = claims.pool(name)
-        hosts = await at.hosts()
-        found.append(_pool(await at.pool(), hosts, served=at is claims.allocator))
+        keeper = keepers.kept.get(name)
+        if keeper is not None and keeper.index is not None and keeper.is_live:
+            hosts, leased = len(keeper.index.shown), keeper.index.leased
+        else:
+            read = await at.hosts()
+            hosts, leased = len(read), sum(host.leases for host in read)
+        found.append(_pool(await at.pool(), hosts, leased, served=at is claims.allocator))
     return found
 
 
-def _pool(pool: PoolSpec, hosts: list[listing.HostView], *, served: bool) -> PoolBody:
+def _pool(pool: PoolSpec, hosts: int, leased: int, *, served: bool) -> PoolBody:
     return PoolBody(
         name=pool.name,
         first=pool.first,
@@ -61,8 +68,8 @@ def _pool(pool: PoolSpec, hosts: list[listing.HostView], *, served: bool) -> Poo
         grace_s=pool.grace_ms / 1_000,
         cooldown_s=pool.cooldown_ms / 1_000,
         conventional={plugin: list(ports) for plugin, ports in sorted(pool.conventional.items())},
-        hosts=len(hosts),
-        leased=sum(host.leases for host in hosts),
+        hosts=hosts,
+        leased=leased,
         served=served,
     )
 

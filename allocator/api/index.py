@@ -8,10 +8,12 @@ What is answered is made once for each change, however many ask. Nothing here ho
 from __future__ import annotations
 
 import contextlib
+import heapq
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from allocator.api.cells import LETTERS, Cell, HostEntry, searched_text
 from allocator.model import problems
 from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
@@ -26,18 +28,6 @@ if TYPE_CHECKING:
     from allocator.model.problems import Problem
     from allocator.protocol.signatures.inspect import KnownHost, KnownPort
 
-STATES = ("starting", "ready", "degraded", "draining")
-RESTING = ("quarantined", "cooling")
-LETTERS = {
-    "starting": "s",
-    "ready": "r",
-    "degraded": "d",
-    "draining": "n",
-    "quarantined": "q",
-    "cooling": "c",
-    "stranger": "x",
-}
-"""How a port is written in a host's row; `.` is a free one."""
 BEGINS = frozenset({"granted", "reasserted", "restored"})
 ENDS = {"released": "cooling", "expired": "cooling", "superseded": "cooling", "declined": "quarantined"}
 MOST_DRAWN = 200
@@ -47,85 +37,10 @@ JUDGED_S = 5.0
 CLOCKS_S = 0.1
 """How far the time of an event and the time of a reading may be apart of what they seem."""
 LOST_S = 3_600.0
+MOST_FULL = 5
+"""Hosts without a free port that are problems of their own; more of them are one problem."""
 MOST_LOST = 10_000
 """Workers that ended without a word are remembered for an hour, and so many of them."""
-
-
-@dataclass(slots=True)
-class Cell:
-    """A port that is not free.
-
-    Attributes:
-        status: The state of its lease, or why it rests.
-        since: Since when, in Unix seconds; None when nobody knows.
-        fence: The fence of its last grant.
-        until: Until when it rests; None for a lease.
-        lease: Its lease, or None.
-        is_whole: Whether all of the lease was read, not only what an event says.
-        text: What a search looks through.
-    """
-
-    status: str
-    since: float | None
-    fence: int
-    until: float | None = None
-    lease: Lease | None = None
-    is_whole: bool = True
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        if self.lease is not None:
-            self.text = searched_text(self.lease)
-
-
-@dataclass(slots=True)
-class HostEntry:
-    """A host and its ports that are not free.
-
-    Attributes:
-        name: The host.
-        known: What Redis has of it.
-        cells: By port.
-        heard_at: When its last heartbeat is known to have been.
-        read_at: When it was read last, by the server's clock.
-        condition_since: Since when it is cordoned or draining, where an event said so.
-        changed_at: When an event changed it last.
-        late: That nobody renews its leases, as it was read.
-        judged: What is wrong with it, and when that was found.
-        counted: Its counts, until it changes.
-        drawn: It as JSON, with the problems that this goes by, until it changes.
-    """
-
-    name: str
-    known: KnownHost | None = None
-    cells: dict[int, Cell] = field(default_factory=dict)
-    heard_at: float | None = None
-    read_at: float = 0.0
-    condition_since: float | None = None
-    changed_at: float = 0.0
-    late: Problem | None = None
-    judged: tuple[float, list[Problem]] | None = None
-    counted: Counter[str] | None = None
-    drawn: tuple[list[Problem], str] | None = None
-
-    @property
-    def leases(self) -> list[Lease]:
-        """Its live leases."""
-        return [cell.lease for cell in self.cells.values() if cell.lease]
-
-    def counts(self) -> Counter[str]:
-        """Return how many ports it has of each status, the free ones left out."""
-        if self.counted is None:
-            self.counted = Counter(cell.status for cell in self.cells.values())
-        return self.counted
-
-
-def searched_text(lease: Lease) -> str:
-    """Return what a search looks through for a lease, in small letters."""
-    pid = f" pid:{lease.pid} {lease.pid}" if lease.pid is not None else ""
-    labels = "".join(f" {name}={value}" for name, value in lease.labels.items())
-    words = f"{lease.address} {lease.worker} {lease.org} {lease.plugin} {lease.state}{pid}{labels}"
-    return f"{words} {lease.last_error or ''}".lower()
 
 
 class FleetIndex:
@@ -140,8 +55,8 @@ class FleetIndex:
         self.rules = rules
         self.hosts: dict[str, HostEntry] = {}
         self.version = 0
+        self.granted = 0
         self.lost: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        self.errors: dict[str, str] = {}
         self.unread: OrderedDict[tuple[str, int], None] = OrderedDict()
         self.unread_hosts: set[str] = set()
         self._named = None if is_default else rules.name
@@ -240,6 +155,7 @@ class FleetIndex:
         """Apply one event; what another program wrote into the stream changes nothing."""
         with contextlib.suppress(InvalidInputError, ValueError):
             kind, host = fields.get("type", ""), fields.get("host", "")
+            self.granted += kind == "granted"
             if kind in {"cordoned", "uncordoned", "draining", "registered", "forgotten"}:
                 check_name("host", host)
                 self.unread_hosts.add(host)
@@ -361,6 +277,11 @@ class FleetIndex:
         found["free"] = max(0, found["size"] - taken)
         return found
 
+    @property
+    def leased(self) -> int:
+        """How many leases are live."""
+        return sum(cell.lease is not None for entry in self.hosts.values() for cell in entry.cells.values())
+
     def free_of(self, entry: HostEntry) -> int:
         """Return how many ports a host can still lease."""
         if self.rules.scope == "fleet":
@@ -416,22 +337,30 @@ class FleetIndex:
             by_host.setdefault(host, []).append(worker)
         for host, workers in by_host.items():
             found.append(problems.of_lost_workers(host, workers, self.lost[workers[0]][1], self._named))
+        full = 0
         for entry in self.shown:
-            found += self.problems_of(entry, now)
+            for one in self.problems_of(entry, now):
+                full += one.check == "full"
+                found.append(one)
+        if full > MOST_FULL:
+            found = [one for one in found if one.check != "full" or one.host is None]
+            found.append(problems.of_full_hosts(full, len(self.shown), self._named))
         return sorted(found, key=lambda one: (-one.severity, one.since or now, one.host or "", one.port or 0))
 
     def search(self, words: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:
-        """Return the hosts and the leases that have all words, up to `most` of each, and how many leases have them."""
+        """Return the hosts and the leases that have all words, up to `most` of each, and how many leases have them.
+
+        What is written exactly so comes first (`org-1` before `org-17`), and of that what is not ready.
+        """
         hosts = [entry for entry in self.shown if all(word in entry.name.lower() for word in words)]
-        found: list[Lease] = []
-        count = 0
-        for entry in sorted(self.shown, key=lambda one: one.name):
-            for _, cell in sorted(entry.cells.items()):
-                if cell.lease is not None and all(word in cell.text for word in words):
-                    count += 1
-                    if len(found) < most:
-                        found.append(cell.lease)
-        return sorted(hosts, key=lambda one: one.name)[:most], found, count
+        found = [
+            (not set(words) <= set(cell.text.split()), cell.status == "ready", entry.name, port, cell.lease)
+            for entry in self.shown
+            for port, cell in entry.cells.items()
+            if cell.lease is not None and all(word in cell.text for word in words)
+        ]
+        first = heapq.nsmallest(most, found, key=lambda one: one[:4])
+        return sorted(hosts, key=lambda one: one.name)[:most], [one[4] for one in first], len(found)
 
     def services(self) -> dict[tuple[str, str], list[Lease]]:
         """Return the live leases by organisation and plugin, in alphabetical order."""

@@ -133,6 +133,7 @@ class Keeper:
         await self._read_all(pause_s=0.0)
         self.failure = None
         self._read.set()
+        assert self.index is not None  # noqa: S101  # it was read just now
         checking: asyncio.Task[None] | None = None
         checked_at = loop.time()
         try:
@@ -141,7 +142,10 @@ class Keeper:
                     return
                 for event in await self._hub.after(position):
                     position = event.position
-                    self._apply(event.fields, event.position[0] / 1_000)
+                    if event.fields.get("type") == "pool":
+                        self._at.session.context.rules.clear()
+                        return  # the rules are others: all over again
+                    self.index.apply(event.fields, event.position[0] / 1_000)
                 await self._catch_up()
                 if checking is not None and checking.done():
                     checking = checking.result()
@@ -155,13 +159,6 @@ class Keeper:
             if checking is not None:
                 await end_tasks([checking])
         await self._hub.wait(1.0)  # until Redis is back, then all over again
-
-    def _apply(self, fields: dict[str, str], at: float) -> None:
-        assert self.index is not None  # noqa: S101  # it was read before
-        if fields.get("type") == "pool":
-            self._at.session.context.rules.clear()
-            self.index.unread_hosts.update(self.index.hosts)
-        self.index.apply(fields, at)
 
     async def _catch_up(self) -> None:
         """Read what events did not say, and see whose rest is over."""
@@ -253,6 +250,11 @@ class Keepers:
 
     def __repr__(self) -> str:
         return f"<Keepers of {', '.join(self._keepers)}>"
+
+    @property
+    def kept(self) -> dict[str, Keeper]:
+        """The keepers by pool."""
+        return dict(self._keepers)
 
     async def of(self, pool: str) -> Keeper:
         """Return the keeper of a pool, which may still be reading.

@@ -21,8 +21,10 @@ from allocator.api.models import (
     ForceBody,
     GrantBody,
     LeaseBody,
+    LeaseDetail,
     LeasePage,
     LiveState,
+    ProcessBody,
     RenewBody,
 )
 from allocator.api.problems import NOT_FOUND, ProblemError
@@ -38,8 +40,9 @@ from allocator.api.routes import (
     problems,
 )
 from allocator.client.arguments import ttl_in_ms
+from allocator.kernel.processes import ProcessIdentity, boot_id, facts_of, namespaces
 from allocator.model.errors import InvalidInputError, LeaseLostError
-from allocator.model.leases import Lease, error_line
+from allocator.model.leases import Lease, error_line, written_time
 from allocator.model.names import MAX_NAME_LENGTH, WorkerId, check_labels
 from allocator.model.states import TRANSITIONS
 from allocator.operations.end import Forced, force
@@ -149,12 +152,31 @@ def _place(after: str | None) -> tuple[str, int]:
 
 
 @router.get("/{host}/{port}", responses=problems(404))
-async def show(request: Request, _caller: Reader, host: HostName, port: PortNumber, pool: PoolName = None) -> LeaseBody:
-    """Show the live lease of a port."""
+async def show(
+    request: Request, _caller: Reader, host: HostName, port: PortNumber, pool: PoolName = None
+) -> LeaseDetail:
+    """Show the live lease of a port, and the process of its worker where that runs on the server's host."""
     view = await claims_of(request).view(pool, host, port)
     if view.lease is None:
         raise ProblemError(NOT_FOUND, f"port {port} on {host} has no live lease; claim it with POST /v1/leases")
-    return LeaseBody.of(view.lease)
+    process = process_body(view.lease) if host == claims_of(request).host else None
+    return LeaseDetail.model_validate({**view.lease.as_json(), "process": process})
+
+
+def process_body(lease: Lease) -> ProcessBody | None:
+    """Return the process of a lease of this host, or None when it cannot be seen from here."""
+    seen_from_here = (lease.boot, lease.namespaces) in {(None, None), (boot_id(), namespaces())}
+    if lease.pid is None or lease.pid_started is None or not seen_from_here:
+        return None
+    facts = facts_of(ProcessIdentity(lease.pid, lease.pid_started, boot_id()))
+    if facts is None:
+        return None
+    return ProcessBody(
+        pid=lease.pid,
+        command=facts.command,
+        started_at=written_time(facts.started_at),
+        resident_bytes=facts.resident_bytes,
+    )
 
 
 @router.patch("/{host}/{port}", responses=problems(404, 409))

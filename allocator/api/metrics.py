@@ -175,7 +175,7 @@ def watched_claim(request: Request, pool: str | None) -> Iterator[None]:
         seconds = time.perf_counter() - began
         found.claims.labels(label, outcome).inc()
         found.claim_seconds.labels(label).observe(seconds)
-        request.app.state.samples.on_claim(seconds, granted=outcome == "ok")
+        request.app.state.samples.on_claim(label, seconds, granted=outcome == "ok")
 
     with _told(tell), found.in_progress.labels(label).track_inprogress():
         yield

@@ -188,6 +188,21 @@ class LeaseBody(BaseModel):
         return cls.model_validate(lease.as_json())
 
 
+class ProcessBody(BaseModel):
+    """The process of a worker, as its host sees it."""
+
+    pid: int
+    command: Annotated[str, Field(description="The program, without its arguments, which may hold secrets.")]
+    started_at: str
+    resident_bytes: int
+
+
+class LeaseDetail(LeaseBody):
+    """A live lease, and its process where that runs on the server's own host."""
+
+    process: Annotated[ProcessBody | None, Field(description="null: another host, or no process is known.")] = None
+
+
 class GrantBody(LeaseBody):
     """A lease that was just claimed; its token is in the header `Allocator-Token`."""
 

@@ -18,7 +18,8 @@ from allocator.model.leases import written_time
 from allocator.model.states import LeaseState
 
 if TYPE_CHECKING:
-    from allocator.api.index import FleetIndex, HostEntry
+    from allocator.api.cells import HostEntry
+    from allocator.api.index import FleetIndex
     from allocator.api.keeper import Keeper, Keepers
     from allocator.model.problems import Problem
 

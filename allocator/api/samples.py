@@ -1,6 +1,7 @@
-"""The last hour of the default pool, for the page: how full it was, how long claims took; a sample every ten seconds.
+"""The last hour of a pool, for the page: leases by state, claims and refusals, waits, restarts; every ten seconds.
 
-It is this process's own memory: a server that was started a minute ago shows a minute. Prometheus keeps more.
+It is this process's own memory: a server that was started a minute ago shows a minute. Prometheus keeps more. Pools are
+sampled while somebody looks at them; the default pool always is.
 """
 
 from __future__ import annotations
@@ -8,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from allocator.api.access import Reader
-from allocator.api.index import RESTING, STATES
-from allocator.api.routes import problems
+from allocator.api.cells import RESTING, STATES
+from allocator.api.routes import PoolName, claims_of, problems
 from allocator.model.errors import AllocatorError
 from allocator.model.leases import written_time
 
 if TYPE_CHECKING:
-    from allocator.api.keeper import Keepers
+    from allocator.api.keeper import Keeper, Keepers
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
@@ -31,72 +32,92 @@ log = logging.getLogger("allocator.api")
 
 
 class Sample(BaseModel):
-    """How things stood at one moment; the claims are those of this server since the sample before."""
+    """How a pool stood at one moment, and what happened since the sample before."""
 
     at: str
     size: int
     leased: int
+    starting: int
+    ready: int
+    degraded: int
+    draining: int
     resting: int
-    claims: int
-    refused: int
-    longest_wait_s: float
+    restarts: Annotated[int, Field(description="Restarts of the live workers.")]
+    claims: Annotated[int, Field(description="Ports granted in the whole pool, by its events.")]
+    refused: Annotated[int, Field(description="Claims that this server refused.")]
+    longest_wait_s: Annotated[float, Field(description="The longest claim through this server, waiting included.")]
+
+
+class _Kept:
+    """The samples of one pool, and what was counted since the last."""
+
+    def __init__(self) -> None:
+        self.samples: deque[Sample] = deque(maxlen=KEPT)
+        self.granted = 0
+        self.refused = 0
+        self.longest_s = 0.0
 
 
 class Samples:
-    """Takes samples of the default pool.
+    """Takes samples of the pools that somebody looks at.
 
     Args:
-        keepers: Whose index is looked at.
-        pool: The pool.
+        keepers: Whose indexes are looked at.
+        pool: The default pool, which is always looked at.
     """
 
     def __init__(self, keepers: Keepers, pool: str) -> None:
         self._keepers = keepers
         self._pool = pool
-        self.kept: deque[Sample] = deque(maxlen=KEPT)
-        self._made = 0
-        self._refused = 0
-        self._longest_s = 0.0
+        self._kept: dict[str, _Kept] = {pool: _Kept()}
 
-    def on_claim(self, seconds: float, *, granted: bool) -> None:
+    def of(self, pool: str) -> list[Sample]:
+        """Return the samples of a pool, oldest first."""
+        return list(self._kept[pool].samples) if pool in self._kept else []
+
+    def on_claim(self, pool: str, seconds: float, *, granted: bool) -> None:
         """Take in one claim."""
-        self._made += granted
-        self._refused += not granted
-        self._longest_s = max(self._longest_s, seconds)
+        if kept := self._kept.get(pool):
+            kept.refused += not granted
+            kept.longest_s = max(kept.longest_s, seconds)
 
     async def run(self) -> None:
         """Take samples for ever; a Redis that is away leaves a gap."""
         while True:
             try:
-                await self.take()
+                await (await self._keepers.of(self._pool)).ready()
             except AllocatorError as error:
                 log.debug("no sample: %s", error)
+            kept_by = self._keepers.kept
+            self._kept = {pool: self._kept.get(pool) or _Kept() for pool in {self._pool, *kept_by}}
+            for pool, keeper in kept_by.items():
+                self._take(self._kept[pool], keeper)
             await asyncio.sleep(EVERY_S)
 
-    async def take(self) -> None:
-        """Take one sample."""
-        keeper = await self._keepers.of(self._pool)
-        index = await keeper.ready()
-        if not keeper.is_live:
+    def _take(self, kept: _Kept, keeper: Keeper) -> None:
+        index = keeper.index
+        if index is None or not keeper.is_live:
             return
-        totals = index.totals()
-        leased = sum(totals[state] for state in STATES)
-        self.kept.append(
+        totals: Counter[str] = index.totals()
+        is_first = not kept.samples
+        kept.samples.append(
             Sample(
                 at=written_time(time.time()),
                 size=totals["size"],
-                leased=leased,
+                leased=sum(totals[state] for state in STATES),
+                **{state: totals[state] for state in STATES},
                 resting=sum(totals[status] for status in RESTING),
-                claims=self._made,
-                refused=self._refused,
-                longest_wait_s=round(self._longest_s, 4),
+                restarts=sum(lease.restarts for entry in index.hosts.values() for lease in entry.leases),
+                claims=0 if is_first else max(0, index.granted - kept.granted),
+                refused=kept.refused,
+                longest_wait_s=round(kept.longest_s, 4),
             )
         )
-        self._made, self._refused, self._longest_s = 0, 0, 0.0
+        kept.granted, kept.refused, kept.longest_s = index.granted, 0, 0.0
 
 
-@router.get("/samples", responses=problems())
-async def samples(request: Request, _caller: Reader) -> list[Sample]:
-    """Return the last hour of the server's pool, a sample every ten seconds, oldest first."""
+@router.get("/samples", responses=problems(404))
+async def samples(request: Request, _caller: Reader, pool: PoolName = None) -> list[Sample]:
+    """Return the last hour of a pool, a sample every ten seconds, oldest first."""
     found: Samples = request.app.state.samples
-    return list(found.kept)
+    return found.of(pool or claims_of(request).allocator.session.pool)

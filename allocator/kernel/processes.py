@@ -265,6 +265,34 @@ def command_name(pid: int) -> str | None:
     return _printable(program.removesuffix(" (deleted)"))
 
 
+class ProcessFacts(NamedTuple):
+    """What a person asks about a process.
+
+    Attributes:
+        command: What the program is called, without its arguments.
+        started_at: When it started, in Unix seconds.
+        resident_bytes: The memory that it has.
+    """
+
+    command: str
+    started_at: float
+    resident_bytes: int
+
+
+def facts_of(identity: ProcessIdentity) -> ProcessFacts | None:
+    """Return what a person asks about a process, or None when it has ended or may not be seen."""
+    import psutil
+
+    command = command_name(identity.pid)
+    if command is None or not is_alive(identity):
+        return None
+    try:
+        process = psutil.Process(identity.pid)
+        return ProcessFacts(command, process.create_time(), process.memory_info().rss)
+    except psutil.Error:
+        return None
+
+
 def command_words(pid: int) -> list[str]:
     """Return the words that a process was started with, none when they may not be seen.
 

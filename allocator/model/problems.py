@@ -206,6 +206,16 @@ def of_lost_workers(host: str, workers: list[str], since: float, pool: str | Non
     )
 
 
+def of_full_hosts(full: int, hosts: int, pool: str | None = None) -> Problem:
+    """Return that many hosts have no port left: one problem, or nothing else would be seen among them."""
+    return Problem(
+        check="full",
+        severity=Severity.WARNING,
+        what=f"{full} of {hosts} hosts have no free port",
+        command=command("host", "ls", pool=pool),
+    )
+
+
 def of_room(where: str, free: int, size: int, host: str | None = None, pool: str | None = None) -> Problem | None:
     """Return that a host, or a pool, has no port left, or few of many."""
     if free > 0 and (host is not None or free > size // 50):

@@ -7,7 +7,7 @@ const LETTERS = { ".": "free", s: "starting", r: "ready", d: "degraded", n: "dra
 const MORE = 6; // rows drawn beyond what is seen
 
 export class HostList {
-  constructor(box, onOpen) {
+  constructor(box, onOpen, addressOf) {
     this.box = box;
     this.inner = element("div", { class: "inner", role: "presentation" });
     box.append(this.inner);
@@ -16,6 +16,7 @@ export class HostList {
     this.focus = { host: null, port: null };
     this.chosen = null;
     this.onOpen = onOpen;
+    this.addressOf = addressOf;
     box.addEventListener("scroll", () => this.draw());
     addEventListener("resize", () => this.draw());
     box.addEventListener("click", (event) => this.open(event.target.closest(".port")));
@@ -56,7 +57,8 @@ export class HostList {
   drawRow(host, at, top) {
     let row = this.rows.get(host.name);
     if (!row) {
-      row = element("div", { class: "host", role: "row", "data-host": host.name }, element("div", { class: "name", role: "rowheader" }),
+      row = element("div", { class: "host", role: "row", "data-host": host.name }, element("div", { class: "name", role: "rowheader" },
+        element("a", { href: this.addressOf(host.name), tabindex: "-1" })),
         element("div", { class: "cells", role: "presentation" }));
       this.rows.set(host.name, row);
       this.inner.append(row);
@@ -64,10 +66,11 @@ export class HostList {
     row.style.transform = `translateY(${top}px)`;
     row.setAttribute("aria-rowindex", String(at + 1));
     row.dataset.severity = host.severity;
-    const condition = host.draining ? " (draining)" : host.cordoned ? " (cordoned)" : "";
+    const condition = host.draining ? " (drained)" : host.cordoned ? " (cordoned)" : "";
     const bad = host.severity > 1 ? `${host.severity > 2 ? "✕" : "!"} ` : "";
-    setText(row.children[0], `${bad}${host.name}${condition}`);
+    setText(row.children[0].firstChild, `${bad}${host.name}${condition}`);
     row.children[0].title = `${host.name}${condition}: ${host.counts.ready} ready, ${host.counts.free} free, ${host.problems} problems`;
+    row.children[0].firstChild.tabIndex = host.ports === null ? 0 : -1;
     if (host.ports === null) this.drawShares(row.children[1], host);
     else this.drawCells(row.children[1], host);
   }
@@ -111,8 +114,13 @@ export class HostList {
 
   key(event) {
     const cell = event.target.closest(".port");
-    if (!cell) return;
-    if (event.key === "Enter" || event.key === " ") this.open(cell);
+    if (!cell) {
+      if (event.key === "ArrowRight" && this.focus.host) this.move(this.focus.host, this.fleet.first);
+      return;
+    }
+    if (event.key === "ArrowLeft" && this.focus.port === this.fleet.first) {
+      this.rows.get(this.focus.host)?.querySelector(".name a").focus(); // the host itself
+    } else if (event.key === "Enter" || event.key === " ") this.open(cell);
     else {
       const at = this.hosts.findIndex((host) => host.name === this.focus.host);
       const page = Math.max(1, Math.floor(this.box.clientHeight / this.rowHeight) - 1);

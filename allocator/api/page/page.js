@@ -3,10 +3,10 @@
 // (#/pool/host/port), so that it can be sent to a colleague. Nothing here changes a lease.
 
 import { Problem, follow, read, setToken } from "./client.js";
+import { drawCharts } from "./charts.js";
 import { HostList } from "./hosts.js";
-import {
-  SIGNS, age, byId, command, drawChart, drawDrift, drawFacts, duration, element, eventLine, problemRow, refreshAges, setText,
-} from "./view.js";
+import { Panel } from "./panel.js";
+import { SIGNS, byId, drawDrift, element, eventLine, number, problemRow, refreshAges, setText } from "./view.js";
 
 const PACE_MS = 1_000;
 const EVERY_MS = 30_000;
@@ -17,27 +17,29 @@ const SHOWN_EVENTS = 300;
 const SLEPT_MS = 20_000;
 const PAST_MS = 3_600_000;
 const PAGE = 50;
+const NAMED_WORKERS = 8; // of a service: those that are not ready, then hosts
+const CONDITIONS = { cordoned: ["‖", "cordoned"], drained: ["◐", "drained"] };
 
 const state = {
-  pools: [], pool: null, fleet: null, chosen: null, view: "fleet", states: new Set(), words: "", problems: PAGE, services: PAGE,
+  pools: [], pool: null, fleet: null, chosen: null, view: "fleet", states: new Set(), conditions: new Set(), words: "", problems: PAGE, services: PAGE,
   events: [], away: null, following: null, timer: null, readAt: 0, slowAt: 0, past: false,
 };
-const hosts = new HostList(byId("hosts"), (host, port) => go("fleet", host, port));
+const hosts = new HostList(byId("hosts"), (host, port) => go("fleet", host, port), (host) => address(host, ""));
+const panel = new Panel();
 
 // -- addresses --
 
 const address = (host, port) => `#/${[state.pool, host, port].map((part) => encodeURIComponent(part)).join("/")}`;
 
 function go(view, host, port) {
-  location.hash = host ? address(host, port) : `#/${encodeURIComponent(state.pool)}${view === "fleet" ? "" : `/${view}`}`;
+  location.hash = host ? address(host, port ?? "") : `#/${encodeURIComponent(state.pool)}${view === "fleet" ? "" : `/${view}`}`;
 }
 
 function route() {
   const [pool, first, second] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
-  const view = !second && ["services", "events"].includes(first) ? first : "fleet";
-  const chosen = second ? `${first}:${second}` : null;
+  const view = second === undefined && ["services", "events"].includes(first) ? first : "fleet";
+  const chosen = second === undefined || !first ? null : { host: first, port: Number(second) || null };
   if (pool && pool !== state.pool) choosePool(pool);
-  const isNew = chosen !== state.chosen;
   Object.assign(state, { view, chosen });
   for (const name of ["fleet", "services", "events"]) {
     const link = byId(`to-${name}`);
@@ -47,10 +49,8 @@ function route() {
   byId("fleet").hidden = view !== "fleet";
   byId("services").hidden = view !== "services";
   byId("events-view").hidden = view !== "events";
-  byId("detail").hidden = !chosen;
-  byId("main").classList.toggle("with-detail", Boolean(chosen));
+  const isNew = panel.choose(state.pool, chosen);
   if (view === "events" && !state.past) { state.past = true; followPool(); }
-  if (isNew && chosen) byId("detail-title").focus();
   draw();
   if (isNew || view === "services") refresh();
 }
@@ -82,16 +82,19 @@ async function refresh() {
 async function readAll() {
   state.readAt = Date.now();
   try {
-    if (!state.pools.length) await readPools();
     const pool = state.pool;
-    if (!pool) return;
-    const [fleet, problems] = await Promise.all([read("v1/fleet", { pool }), read("v1/problems", { pool, limit: state.problems })]);
+    const of = pool ? { pool } : {};
+    const pools = state.pools.length ? null : readPools();
+    pools?.catch(() => {}); // is awaited below
+    const [fleet, problems] = await Promise.all([read("v1/fleet", of), read("v1/problems", { ...of, limit: state.problems })]);
     if (pool !== state.pool) return;
+    if (!pool) { state.pool = fleet.pool; followPool(); route(); }
     Object.assign(state, { fleet });
     setAway(fleet.live ? null : "Redis does not answer");
     drawProblems(problems);
     draw();
-    await Promise.all([readChosen(), state.view === "services" ? readServices() : null, readSlow()]);
+    await pools;
+    await Promise.all([panel.refresh(fleet, where()), state.view === "services" ? readServices() : null, readSlow()]);
     setText(byId("read-at"), new Date().toLocaleTimeString());
   } catch (error) {
     fail(error);
@@ -102,14 +105,15 @@ async function readPools() {
   state.pools = await read("v1/pools");
   const names = state.pools.map((pool) => pool.name);
   byId("pool").replaceChildren(...names.map((name) => element("option", { value: name }, name)));
-  if (!state.pool) choosePool((state.pools.find((pool) => pool.served) || state.pools[0])?.name ?? null);
-  route();
 }
+
+// What a command needs to mean this pool.
+const where = () => (state.pools.find((pool) => pool.name === state.pool)?.served ?? true ? "" : ` --pool ${state.pool}`);
 
 async function readSlow() {
   if (Date.now() - state.slowAt < SLOW_MS || state.view !== "fleet") return;
   state.slowAt = Date.now();
-  drawCharts(await read("v1/samples").catch(withoutRight) ?? []);
+  drawCharts(await read("v1/samples", { pool: state.pool }).catch(withoutRight) ?? []);
   try {
     drawDrift(await read("v1/drift"));
   } catch (error) { // the database may be away while Redis is not
@@ -122,19 +126,6 @@ function withoutRight(error) {
   if (error instanceof Problem && [403, 404].includes(error.status)) return null;
   throw error;
 }
-
-async function readChosen() {
-  const chosen = state.chosen;
-  if (!chosen) return;
-  const [host, port] = split(chosen);
-  const path = `v1/leases/${encodeURIComponent(host)}/${port}`;
-  const isLeased = "srdn".includes(letterOf(host, port) ?? "r");
-  const [lease, events] = await Promise.all([
-    isLeased ? read(path, { pool: state.pool }).catch(withoutRight) : null, read(`${path}/events`, { pool: state.pool }).catch(withoutRight)]);
-  if (chosen === state.chosen) drawChosen(host, port, lease, events ?? []);
-}
-
-const split = (chosen) => [chosen.slice(0, chosen.lastIndexOf(":")), Number(chosen.slice(chosen.lastIndexOf(":") + 1))];
 
 function fail(error) {
   if (error instanceof Problem && error.status === 401) {
@@ -157,7 +148,9 @@ function setAway(why) {
 
 function drawProblems(found) {
   byId("problems-none").hidden = found.total > 0;
-  setText(byId("problems-title"), found.total ? `Problems (${found.total})` : "Problems");
+  setText(byId("problems-title"), found.total ? `Problems (${number(found.total)})` : "Problems");
+  const critical = found.problems.filter((one) => one.severity === 3).length;
+  document.title = `${critical ? `✕ ${critical}${found.next === null ? "" : "+"} · ` : ""}portlease ${state.pool}`;
   const list = byId("problems-list");
   const before = list.dataset.shown;
   list.dataset.shown = JSON.stringify(found.problems);
@@ -170,57 +163,38 @@ function draw() {
   if (state.pool) byId("pool").value = state.pool;
   if (!fleet) return;
   drawCounters(fleet);
-  const shown = fleet.hosts.filter((host) => !state.states.size || [...state.states].some((status) => host.counts[status] > 0));
-  setText(byId("hosts-text"), `${shown.length} of ${fleet.total} hosts, ${fleet.size} ports; worst first.`);
-  hosts.show(fleet, shown, state.states, state.chosen);
+  const { states, conditions, chosen } = state;
+  const shown = fleet.hosts.filter((host) => (!states.size || [...states].some((status) => host.counts[status] > 0))
+    && (!conditions.size || [...conditions].some((name) => isIn(host, name))));
+  setText(byId("hosts-text"), `${number(shown.length)} of ${number(fleet.total)} hosts, ${number(fleet.size)} ports; worst first.`);
+  hosts.show(fleet, shown, states, chosen ? `${chosen.host}:${chosen.port}` : null);
 }
 
+const isIn = (host, condition) => (condition === "drained" ? host.draining : host.cordoned && !host.draining);
+
 function drawCounters(fleet) {
-  const all = byId("counters");
-  if (!all.children.length) {
-    all.append(...Object.entries(SIGNS).map(([status, [sign, word]]) => {
+  drawFilters(byId("counters"), SIGNS, state.states, (status) => fleet.counts[status]);
+  drawFilters(byId("conditions"), CONDITIONS, state.conditions, (name) => fleet.hosts.filter((host) => isIn(host, name)).length);
+}
+
+function drawFilters(box, signs, pressed, countOf) {
+  if (!box.children.length) {
+    box.append(...Object.entries(signs).map(([status, [sign, word]]) => {
       const button = element("button", { type: "button", "data-status": status, "aria-pressed": "false" },
         element("span", { "aria-hidden": "true" }, sign), " ", element("b", { "data-count": status }, "0"), ` ${word}`);
       button.addEventListener("click", () => {
-        if (!state.states.delete(status)) state.states.add(status);
+        if (!pressed.delete(status)) pressed.add(status);
         draw();
       });
       return button;
     }));
   }
-  for (const button of all.children) {
-    setText(button.querySelector("b"), String(fleet.counts[button.dataset.status]));
-    button.setAttribute("aria-pressed", String(state.states.has(button.dataset.status)));
+  for (const button of box.children) {
+    const count = countOf(button.dataset.status);
+    setText(button.querySelector("b"), number(count));
+    button.classList.toggle("none", !count);
+    button.setAttribute("aria-pressed", String(pressed.has(button.dataset.status)));
   }
-}
-
-const letterOf = (host, port) => state.fleet.hosts.find((one) => one.name === host)?.ports?.[port - state.fleet.first];
-
-function drawChosen(host, port, lease, events) {
-  const resting = { c: "cooling", q: "quarantined", x: "stranger" }[letterOf(host, port)];
-  setText(byId("detail-title"), `Port ${port} on ${host}`);
-  const last = events.at(-1);
-  const facts = lease ? [
-    ["Worker", `${lease.org}/${lease.plugin}#${lease.instance}`], ["Status", SIGNS[lease.state][1]],
-    ["Organisation", lease.org], ["Plugin", lease.plugin], ["Instance", lease.instance],
-    ["In this state", stateSince(lease, events)], ["Granted", age(lease.granted_at)], ["Ends without a heartbeat", age(lease.expires_at)],
-    ["Pid", lease.pid ?? "–"], ["Restarts", lease.restarts], ["Last error", lease.last_error ?? "–"], ["Fence", lease.fence],
-    ...Object.entries(lease.labels).map(([name, value]) => [`Label ${name}`, value]),
-  ] : [["Status", SIGNS[resting ?? "free"][1]], ["Last event", last ? age(last.at) : "–"]];
-  drawFacts(facts);
-  const where = state.pools.find((pool) => pool.name === state.pool)?.served ? "" : ` --pool ${state.pool}`;
-  const commands = [`allocator show ${port} --host ${host}${where}`, `allocator events --count 200${where}`];
-  if (byId("commands").dataset.shown !== commands[0]) {
-    byId("commands").dataset.shown = commands[0];
-    byId("commands").replaceChildren(...commands.map((text) => element("li", {}, command(text))));
-  }
-  byId("history").replaceChildren(...events.reverse().map(eventLine));
-  if (!events.length) byId("history").append(element("li", {}, "Nothing is known of it."));
-}
-
-function stateSince(lease, events) {
-  const cause = [...events].reverse().find((event) => event.state === lease.state || ["granted", "reasserted", "restored"].includes(event.type));
-  return cause ? age(cause.at) : "–";
 }
 
 async function readServices() {
@@ -229,21 +203,21 @@ async function readServices() {
   byId("services-table").tBodies[0].replaceChildren(...found.services.map((one) => element("tr", { "data-service": `${one.org}/${one.plugin}` },
     element("th", { scope: "row" }, one.org), element("td", {}, one.plugin),
     element("td", {}, `${one.ready < one.wanted ? "▲ " : ""}${one.ready}`), element("td", {}, String(one.wanted)),
-    element("td", { class: "long" }, ...one.workers.slice(0, 20).flatMap((worker) =>
-      [element("a", { href: address(worker.host, worker.port) }, `${SIGNS[worker.state][0]} ${worker.host}:${worker.port}`), " "]),
-      one.workers.length > 20 ? `and ${one.workers.length - 20} more` : ""))));
+    element("td", { class: "long" }, ...whereOf(one.workers)))));
 }
 
-function drawCharts(samples) {
-  const latest = samples.at(-1);
-  drawChart("fill", samples, (sample) => (sample.size ? sample.leased / sample.size : 0), 1);
-  setText(byId("fill-text"), latest?.size
-    ? `${latest.leased} of ${latest.size} ports leased (${Math.round((100 * latest.leased) / latest.size)} %), most ${Math.max(...samples.map((sample) => sample.leased))}.`
-    : "No sample yet.");
-  const longest = Math.max(0, ...samples.map((sample) => sample.longest_wait_s));
-  drawChart("wait", samples, (sample) => sample.longest_wait_s, longest);
-  const sum = (name) => samples.reduce((total, sample) => total + sample[name], 0);
-  setText(byId("wait-text"), `${sum("claims")} claims and ${sum("refused")} refusals through this server, the longest took ${duration(longest)}.`);
+// Where a service's workers are: each that is not ready, then the hosts with how many are ready there.
+function whereOf(workers) {
+  const named = workers.filter((worker) => worker.state !== "ready").slice(0, NAMED_WORKERS);
+  const ready = Map.groupBy(workers.filter((worker) => worker.state === "ready"), (worker) => worker.host);
+  const few = [...ready].slice(0, NAMED_WORKERS);
+  const rest = workers.length - named.length - few.reduce((sum, [, there]) => sum + there.length, 0);
+  const links = [
+    ...named.map((worker) => [address(worker.host, worker.port), `${SIGNS[worker.state][0]} ${worker.host}:${worker.port} ${SIGNS[worker.state][1]}`]),
+    ...few.map(([host, there]) => there.length === 1 ? [address(host, there[0].port), `${SIGNS.ready[0]} ${host}:${there[0].port}`]
+      : [address(host, ""), `${SIGNS.ready[0]} ${host} (${there.length})`]),
+  ];
+  return [...links.flatMap(([href, text]) => [element("a", { href, class: "whole" }, text), "  "]), rest ? `and ${number(rest)} more` : ""];
 }
 
 // -- search --
@@ -261,10 +235,10 @@ async function runSearch() {
   const words = state.words;
   const found = await read("v1/search", { q: words, pool: state.pool });
   if (words !== state.words) return;
-  setText(byId("found-text"), `${found.total} ${found.total === 1 ? "worker" : "workers"} and ${found.hosts.length} ${found.hosts.length === 1 ? "host" : "hosts"}${found.total > found.leases.length ? `; the first ${found.leases.length} are shown` : ""}.`);
+  setText(byId("found-text"), `${number(found.total)} ${found.total === 1 ? "worker" : "workers"} and ${found.hosts.length} ${found.hosts.length === 1 ? "host" : "hosts"}${found.total > found.leases.length ? `; the first ${found.leases.length} are shown` : ""}.`);
   byId("found-list").replaceChildren(
     ...found.hosts.slice(0, 10).map((host) => element("li", { "data-host": host },
-      element("a", { href: address(host, state.fleet?.first ?? 1) }, host), " host")),
+      element("a", { href: address(host, "") }, host), " host")),
     ...found.leases.map((lease) => element("li", { "data-lease": `${lease.host}:${lease.port}` },
       element("a", { href: address(lease.host, lease.port) }, `${lease.host}:${lease.port}`),
       ` ${lease.org}/${lease.plugin}#${lease.instance} ${SIGNS[lease.state][0]} ${SIGNS[lease.state][1]}${lease.last_error ? `: ${lease.last_error}` : ""}`)));
@@ -278,6 +252,7 @@ function onEvent(type, data) {
     state.events.unshift(data);
     state.events.length = Math.min(state.events.length, KEPT_EVENTS);
     addType(data.type);
+    panel.take(data);
     if (state.view === "events") drawEventsSoon();
   }
   soon();

@@ -28,6 +28,12 @@ export function duration(seconds) {
   return `${Math.round(seconds / 3600)} h`;
 }
 
+export const number = (value) => Number(value).toLocaleString("en");
+
+export function bytes(count) {
+  return count < 1 << 30 ? `${Math.round(count / (1 << 20))} MiB` : `${(count / (1 << 30)).toFixed(1)} GiB`;
+}
+
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -83,14 +89,16 @@ const SEVERITIES = { 3: ["✕", "critical"], 2: ["!", "warning"], 1: ["·", "not
 
 export function problemRow(problem, address) {
   const [sign, word] = SEVERITIES[problem.severity];
-  const what = problem.host && problem.port ? element("a", { href: address(problem.host, problem.port) }, problem.what) : problem.what;
+  const what = problem.host ? element("a", { href: address(problem.host, problem.port ?? "") }, problem.what) : problem.what;
   return element("li", { "data-check": problem.check, "data-severity": problem.severity },
     element("span", { class: "severity" }, `${sign} ${word}`), element("span", { class: "what" }, what),
     problem.since ? age(problem.since) : "", command(problem.command));
 }
 
-export function eventLine(event) {
-  const place = event.port ? `${event.host}:${event.port}` : event.host === "-" ? "" : event.host;
+// `named` says what of the place is not known from around the line.
+export function eventLine(event, named = { host: true, port: true }) {
+  const host = named.host && event.host !== "-" ? event.host : "";
+  const place = [host, named.port && event.port ? event.port : ""].filter(Boolean).join(":");
   const worker = event.org ? workerOf(event) : "";
   const words = [event.type + (event.state ? ` ${event.state}` : ""), place, worker, event.error].filter(Boolean).join("  ");
   return element("li", { "data-type": event.type }, age(event.at), ` ${words}`);
@@ -99,25 +107,4 @@ export function eventLine(event) {
 export function drawFacts(facts) {
   byId("facts").replaceChildren(...facts.flatMap(([name, value]) =>
     [element("dt", {}, name), element("dd", { "data-fact": name }, value instanceof Node ? value : String(value))]));
-}
-
-// A chart of values that are 0 or more; the last hour is the whole width, gaps stay gaps.
-export function drawChart(id, samples, valueOf, top) {
-  const namespace = "http://www.w3.org/2000/svg";
-  const make = (name, attributes) => {
-    const made = document.createElementNS(namespace, name);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    return made;
-  };
-  const svg = make("svg", { viewBox: "0 0 360 100", preserveAspectRatio: "none", role: "img", "aria-labelledby": `${id}-text` });
-  const end = samples.length ? Date.parse(samples.at(-1).at) : 0;
-  const points = samples.map((sample) => [
-    360 - (end - Date.parse(sample.at)) / 10_000, 98 - 96 * Math.min(1, top ? valueOf(sample) / top : 0)]);
-  svg.append(make("line", { class: "base", x1: 0, x2: 360, y1: 98, y2: 98 }));
-  if (points.length) {
-    const path = points.map(([x, y], at) => `${at ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-    svg.append(make("path", { class: "area", d: `${path}L360 98L${points[0][0].toFixed(1)} 98Z` }));
-    svg.append(make("path", { class: "line", d: points.length > 1 ? path : `${path}h-1` }));
-  }
-  byId(id).replaceChildren(svg);
 }

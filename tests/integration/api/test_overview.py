@@ -239,3 +239,30 @@ def test_it_says_that_it_is_not_live_while_redis_does_not_answer_and_catches_up(
                 assert until(lambda: http.get("/v1/fleet").json()["live"] is True)
                 ports.claim("stripe", org="org-1")
                 assert until(lambda: counts(http)["starting"] == 2)
+
+
+def test_many_full_hosts_are_one_problem(http, hosts, pool) -> None:
+    small = replace(pool, last=pool.first)
+    hosts["web-0"].apply_pool(small)
+    for number in range(7):
+        hosts[f"web-{number}"].claim("email", org=f"org-{number}")
+    found = until(lambda: [one for one in http.get("/v1/problems").json()["problems"] if "hosts" in one["what"]])
+    assert [one["what"] for one in found] == ["7 of 7 hosts have no free port"]
+    assert [one["check"] for one in http.get("/v1/problems").json()["problems"]] == ["full", "full"]
+
+
+def test_a_search_gives_first_what_is_written_exactly_so_and_of_that_what_is_not_ready(http, hosts) -> None:
+    set_to(hosts["web-0"], hosts["web-0"].claim("email", org="org-17"), state=LeaseState.READY)
+    hosts["web-1"].claim("email", org="org-1")
+    set_to(hosts["web-2"], hosts["web-2"].claim("email", org="org-1", instance=1), state=LeaseState.DEGRADED)
+    set_to(hosts["web-3"], hosts["web-3"].claim("email", org="org-1", instance=2), state=LeaseState.READY)
+    found = until(lambda: (body := http.get("/v1/search?q=org-1").json())["total"] == 4 and body)
+    assert [one["host"] for one in found["leases"]] == ["web-1", "web-2", "web-3", "web-0"]
+
+
+def test_samples_are_of_the_pool_that_is_asked_for(http, hosts, pool) -> None:
+    hosts["web-0"].claim("email", org="org-1")
+    (sample, *_) = until(lambda: http.get("/v1/samples", params={"pool": pool.name}).json())
+    assert sample["size"] >= 0
+    assert sample.keys() >= {"starting", "ready", "degraded", "draining", "resting", "restarts", "claims", "refused"}
+    assert http.get("/v1/samples", params={"pool": "another"}).json() == []

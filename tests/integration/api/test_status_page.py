@@ -26,6 +26,8 @@ from allocator.database.connection import Database
 from allocator.database.upgrade import upgrade
 from allocator.model.states import LeaseState
 from allocator.model.tables import TableNames
+from allocator.operations import hosts as operations
+from allocator.operations import listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,6 +191,53 @@ def test_counters_are_filters_of_the_hosts(look, redis_url: str, pool: PoolSpec)
     assert viewer.page.locator(".host").count() == 3
 
 
+def test_which_hosts_are_drained_is_a_filter_and_a_host_has_a_panel(look, redis_url: str, pool: PoolSpec) -> None:
+    for number in range(3):
+        with PortAllocator.from_url(redis_url, pool=pool.name, host=f"web-{number}") as ports:
+            ports.claim("email", org=f"org-{number}")
+            if number == 1:
+                ports.run(operations.drain(pool.name, "web-1"))
+            elif number == 2:
+                ports.run(listing.cordon(pool.name, "web-2", on=True))
+    viewer = look().live()
+    viewer.page.locator('.host[data-host="web-1"] .name', has_text="web-1 (drained)").wait_for()
+    viewer.page.locator('#conditions button[data-status="drained"]').click()
+    assert viewer.page.locator(".host").evaluate_all("all => all.map(one => one.dataset.host)") == ["web-1"]
+    viewer.page.locator('.host[data-host="web-1"] .port').first.focus()
+    viewer.page.keyboard.press("ArrowLeft")
+    viewer.page.keyboard.press("Enter")
+    viewer.page.locator("#facts", has_text="draining: gives out no new ports").wait_for()
+    assert viewer.page.locator("#detail-title").inner_text() == "Host web-1"
+    assert "allocator host uncordon web-1" in viewer.page.locator("#commands").inner_text()
+    assert viewer.page.url.endswith("/web-1/")
+    viewer.page.keyboard.press("Escape")
+    viewer.page.locator("#detail").wait_for(state="hidden")
+
+
+def test_the_process_of_a_worker_of_this_host_is_shown(look, http, ports: PortAllocator) -> None:
+    lease = ports.claim("email", org="org-1", pid=os.getpid())
+    process = http.get(f"/v1/leases/web-1/{lease.port}").json()["process"]
+    viewer = look()
+    viewer.port(lease.port).click()
+    viewer.page.locator('#facts dd[data-fact="Memory"]', has_text="MiB").wait_for()
+    assert viewer.fact("Process") == f"{process['command']}, pid {os.getpid()}"
+    assert process["resident_bytes"] > 1 << 20
+
+
+def test_the_last_hour_is_drawn(browser, redis_url: str, pool: PoolSpec, ports: PortAllocator) -> None:
+    lease = ports.claim("email", org="org-1")
+    ports.renew(replace(lease, state=LeaseState.READY), rewrite=True)
+    with served(create_app(AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1"))) as url:
+        viewer = Viewer(browser, url)
+        viewer.page.locator("#chart-leases-text", has_text="1 of 44 ports leased (2 %), most 1.").wait_for()
+        assert "● ready 1" not in viewer.page.locator("#chart-leases-legend").inner_text()
+        assert "ready 1" in viewer.page.locator("#chart-leases-legend").inner_text()
+        assert viewer.page.locator("#chart-leases .band").count() == 4
+        assert "claims 0 a second" in viewer.page.locator("#chart-claims-legend").inner_text()
+        assert "started again 0 times" in viewer.page.locator("#chart-restarts-text").inner_text()
+        viewer.context.close()
+
+
 def test_a_thousand_hosts_are_drawn_where_they_are_seen(browser, redis_url: str, pool: PoolSpec) -> None:
     client = redis.Redis.from_url(redis_url)
     base = f"alloc:{{{pool.name}}}"
@@ -255,7 +304,8 @@ def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, wo
     viewer.page.keyboard.press("Enter")
     viewer.page.locator("#history li").nth(1).wait_for()
     assert viewer.page.locator("#detail-title").inner_text() == f"Port {lease['port']} on web-1"
-    assert (viewer.fact("Organisation"), viewer.fact("Restarts"), viewer.fact("Label team")) == ("org-7", "3", "mail")
+    facts = tuple(viewer.fact(name) for name in ("Worker", "Health", "Restarts", "Label team"))
+    assert facts == ("org-7/email#0", "passes", "3", "mail")
     history = viewer.page.locator("#history li").evaluate_all("all => all.map(one => one.dataset.type)")
     assert history == ["changed", "granted"]
     address = viewer.page.url
@@ -264,7 +314,12 @@ def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, wo
     viewer.page.locator("#detail").wait_for(state="hidden")
     viewer.page.goto("about:blank")
     viewer.page.goto(address)  # as a colleague opens it
-    viewer.page.locator('#facts dd[data-fact="Organisation"]').wait_for()
+    viewer.page.locator('#facts dd[data-fact="Worker"]').wait_for()
+    http.patch(
+        worker.path(lease), json={"state": "degraded"}, headers=worker.proof(lease)
+    )  # the panel stays, and is live
+    viewer.page.locator("#history li").nth(2).wait_for()
+    viewer.page.locator('#facts dd[data-fact="Status"]', has_text="▲ degraded").wait_for()
 
 
 def test_a_search_as_one_types_finds_workers_that_are_not_on_the_screen(look, worker) -> None:
@@ -303,7 +358,7 @@ def test_names_with_markup_run_nothing_and_overflow_nothing(look, worker, http) 
         viewer.page.locator('#problems-list li[data-check="degraded"]').wait_for()
         viewer.port(lease["port"]).click()
         viewer.page.locator('#facts dd[data-fact="Label l9"]').wait_for()
-        assert viewer.page.title() == "portlease"
+        assert viewer.page.title().startswith("✕ 1 · portlease ")
         assert viewer.page.locator("main img, main script").count() == 0
         viewer.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
