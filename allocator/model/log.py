@@ -9,22 +9,15 @@ if TYPE_CHECKING:
 
 
 class LateLog:
-    """A logger that is looked up when it is first used.
-
-    Args:
-        name: Its name.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
+    """The logger `allocator`, looked up when it is first used."""
 
     def __getattr__(self, method: str) -> Any:  # noqa: ANN401  # whatever a logger has
         import logging
 
-        return getattr(logging.getLogger(self._name), method)
+        return getattr(logging.getLogger("allocator"), method)
 
 
 if TYPE_CHECKING:
     log = logging.getLogger("allocator")
 else:
-    log = LateLog("allocator")
+    log = LateLog()

@@ -1,7 +1,7 @@
 """The states of a lease and what may follow what, as one table.
 
-The scripts' events, the documents' diagram and the tests all read this table; to add a state, add its row.
-A live state means that the lease's key exists; an ended state appears in events and in SQL only.
+The client, the HTTP API, the tests and the diagram in `docs/reference/states.md` all read this table; to add a state,
+add its row. A live state means that the lease's key exists; an ended state appears in events and in SQL only.
 """
 
 from __future__ import annotations

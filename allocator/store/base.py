@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from allocator.model.names import is_name
 from allocator.protocol.wire import PREFIX, pool_of_key, text
-from allocator.store.connection import ReplyError
-from allocator.store.servers import ServerInfo
+from allocator.store.connection import ReplyError, ServerInfo
 from allocator.store.translate import is_transient, translate
 from allocator.store.urls import parse_store_url, redacted
 

@@ -21,8 +21,7 @@ from allocator.store.base import (
     read_command,
     read_events,
 )
-from allocator.store.connection import ConnectionOptions, ReplyError, first_error
-from allocator.store.servers import ServerInfo
+from allocator.store.connection import ConnectionOptions, ReplyError, ServerInfo, first_error
 from allocator.store.translate import FAULTS, misread
 from allocator.store.urls import Topology
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError
+from allocator.store.connection import fields_of
 from allocator.store.embedded.reach import (
     Conversation,
     Reach,
@@ -23,7 +24,6 @@ from allocator.store.embedded.reach import (
     socket_path,
     socket_url,
 )
-from allocator.store.servers import fields_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
