@@ -41,6 +41,12 @@ OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", help="T
 InstanceOption = Annotated[
     str, typer.Option("--instance", help="Which worker of this plugin and organisation; auto: the lowest free number.")
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="NAME", help="With --instance auto: the same instance for this host and key at every claim."
+    ),
+]
 PortOption = Annotated[str | None, typer.Option("--port", help="The only port that will do.")]
 PortsOption = Annotated[str | None, typer.Option("--ports", help="Several ports, all or none: http,debug,metrics.")]
 AdjacentOption = Annotated[
@@ -69,6 +75,7 @@ def claim(
     plugin: Plugin,
     org: OrgOption,
     instance: InstanceOption = "0",
+    key: KeyOption = None,
     port: PortOption = None,
     ttl: TtlOption = None,
     wait: WaitOption = None,
@@ -108,7 +115,8 @@ def claim(
         arguments["pid"] = living_process(pid)
     arguments["pre_start"] = pre_start
     wait_s = seconds(wait, "wait")
-    worker = WorkerId(org, plugin, arguments["instance"])
+    check_key(key, instance)
+    arguments["auto_instance"] &= key is None
     check_placing(
         any_host=any_host, spread=spread, others={"--host": host, "--port": port, "--pid": pid, "--wait": wait}
     )
@@ -118,6 +126,9 @@ def claim(
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
+        worker = WorkerId(org, plugin, arguments["instance"])
+        worker = worker if key is None else instance_of(at, worker, key)
+        arguments["instance"] = worker.instance
         with FinishedOrUndone(at.files) as answers:
             if ports is not None:
                 several = at.allocator.operations.claim_ports(
@@ -175,6 +186,24 @@ class FinishedOrUndone(FileAnswers):
     def warn(self, step: Warn) -> None:
         """Print the sentence to standard error."""
         talk(step.sentence)
+
+
+def check_key(key: str | None, instance: str) -> None:
+    """Check that a key has an instance to choose.
+
+    Raises:
+        InvalidInputError: When the instance is given.
+    """
+    if key is not None and instance != "auto":
+        raise InvalidInputError("--key goes with --instance auto; add it, or leave --key out")
+
+
+def instance_of(at: Desk, worker: WorkerId, key: str) -> WorkerId:
+    """Return a worker with the instance that its service has for a key on this host."""
+    from allocator.operations.numbers import number_of
+
+    number = at.allocator.run(number_of(at.allocator.session.context, at.pool, worker.org, worker.plugin, key))
+    return WorkerId(worker.org, worker.plugin, number)
 
 
 def check_several(ports: str | None, *, adjacent: bool, others: Mapping[str, object]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from allocator.cli.claim import (  # noqa: TC001  # Typer reads the annotations
+from allocator.cli.claim import (
     AdjacentOption,
     LabelOption,
     PortOption,
@@ -18,10 +19,12 @@ from allocator.cli.claim import (  # noqa: TC001  # Typer reads the annotations
     PriorityOption,
     TtlOption,
     WaitOption,
+    check_key,
+    instance_of,
 )
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import shown
+from allocator.model.names import WorkerId, shown
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
@@ -37,7 +40,20 @@ def run(
     plugin: Annotated[str | None, typer.Argument(help="The worker's plugin, for example email.")] = None,
     command: Annotated[list[str] | None, typer.Argument(help="Its command; {port} becomes its port.")] = None,
     org: Annotated[str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")] = None,
-    instance: Annotated[str, typer.Option("--instance", help="Which worker of this plugin and organisation.")] = "0",
+    instance: Annotated[
+        str,
+        typer.Option(
+            "--instance", metavar="NUMBER|auto", help="Which worker of this plugin and organisation; auto: by --key."
+        ),
+    ] = "0",
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            metavar="NAME",
+            help="With --instance auto: the same instance for this host and key at every start. [default: the host]",
+        ),
+    ] = None,
     port: PortOption = None,
     ports: PortsOption = None,
     adjacent: AdjacentOption = False,
@@ -133,17 +149,25 @@ def run(
         "ports": ports,
         "adjacent": adjacent or None,
     }
+    check_key(key, instance)
+    by_key = instance == "auto"
+    if by_key and (replicas != "1" or procfile):
+        raise InvalidInputError("--instance auto is of one worker; leave --replicas and --procfile out")
     own = {"plugin": plugin, "command": command, "port": port}
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
     policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
     try:
-        specs = _specs(given, own, instance, replicas, procfile, orphans_end=orphans_end)
+        specs = _specs(given, own, "0" if by_key else instance, replicas, procfile, orphans_end=orphans_end)
     except InvalidInputError as error:
         hint = forgotten_dashes(sys.argv[1:]) if command else ""
         raise InvalidInputError(f"{error}{hint}") from None
     start_logging()
     with desk(pool, host, redis_url, config) as at:
         at.allocator.session.on_lost = _policy(at, policy)
+        if by_key:
+            (only,) = specs
+            worker = instance_of(at, WorkerId(only.claim["org"], only.plugin), key or at.host)
+            specs = [replace(only, claim={**only.claim, "instance": worker.instance})]
         supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk, files=at.files)
         with contextlib.ExitStack() as stack:
             if metrics_listen is not None:

@@ -103,7 +103,11 @@ local function run(read, call, try)
 
   if instance == 'auto' then
     -- The lowest instance of this service that has no live lease; the one again that this token has already.
+    -- Those that a key has are passed by (see number.lua).
     local taken, mine, lowest = {}, nil, 0
+    for _, kept in ipairs(read('HVALS', base .. ':numbers:' .. plugin .. ':' .. org)) do
+      taken[tonumber(match(kept, '^%d+') or -1)] = true
+    end
     for _, member in ipairs(read('ZRANGE', service, 0, MOST_INSTANCES - 1)) do
       local its_host, port = match(member, '^([%w._-]+):(%d+)$')
       its_host, port = its_host or '-', port or '0'

@@ -360,6 +360,29 @@ def test_a_port_that_a_shrunken_pool_has_no_more_is_released_by_its_number(
     assert allocator("show", port).code in {0, 2}
 
 
-def test_run_takes_a_number_for_its_instance_and_says_so(allocator: Allocator) -> None:
-    assert allocator("run", "email", "--org", "o", "--instance", "auto", "--", "true").code == 2
-    assert "lowest free number" not in allocator("run", "--help").out
+def test_one_host_and_key_have_the_same_instance_again(allocator: Allocator, ports: PortAllocator) -> None:
+    words = ("claim", "email", "--org", "o", "--instance", "auto", "--key")
+
+    def claimed(key: str, host: str = "web-1") -> tuple[int, int]:
+        done = allocator(*words, key, "--host", host, "--format", "json")
+        assert done.code == 0, done.err
+        lease = json.loads(done.out)
+        return lease["instance"], lease["port"]
+
+    first, second, other = claimed("a"), claimed("b"), claimed("a", "web-2")
+    assert [first[0], second[0], other[0]] == [0, 1, 2]
+    assert (claimed("a"), claimed("a", "web-2"), claimed("b")) == (first, other, second)
+    assert allocator("release", str(first[1])).code == 0
+    assert json.loads(allocator(*words[:-1], "--format", "json").out)["instance"] == 3
+    assert claimed("a") == first
+    assert allocator(*words, "a b").code == 2
+    assert allocator("claim", "email", "--org", "o", "--key", "a").code == 2
+    assert len(ports.leases()) == 4
+
+
+def test_run_takes_the_instance_of_its_host_or_key_again(allocator: Allocator) -> None:
+    run = ("run", "email", "--org", "o", "--instance", "auto", "--restart", "never")
+    instances = ("--", sys.executable, "-c", "import sys; print(sys.argv[1])", "{instance}")
+    assert [allocator(*run, *instances).out for _ in range(2)] == ["0\n", "0\n"]
+    assert allocator(*run, "--key", "second", *instances).out == "1\n"
+    assert allocator(*run, "--replicas", "2", *instances).code == 2

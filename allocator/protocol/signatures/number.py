@@ -1,0 +1,32 @@
+"""The signature of `number`: the instance that a service has for a key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from allocator.protocol import wire
+from allocator.protocol.replies import NoPool, Reply
+from allocator.protocol.wire import Call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberCall(Call["int | NoPool"]):
+    """What asks for it.
+
+    Attributes:
+        org: The organisation.
+        plugin: The plugin.
+        key: What the instance is known by.
+    """
+
+    script: ClassVar[str] = "number"
+
+    org: str
+    plugin: str
+    key: str
+
+    def decode(self, raw: Any) -> int | NoPool:  # noqa: ANN401  # as `Call.decode`
+        """Return the instance."""
+        reply = wire.words(raw)
+        return NoPool() if wire.text(reply[0]) == Reply.NO_POOL else int(wire.number(reply[1]))
