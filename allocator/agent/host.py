@@ -21,6 +21,7 @@ from allocator.agent.tied import TiedLease, process_of
 from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
+from allocator.kernel.holders import is_of_this_kernel
 from allocator.kernel.processes import boot_id
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, StoreUnavailableError
 from allocator.model.states import LeaseState
@@ -207,7 +208,7 @@ class HostAgent:
         place, name = key
         try:
             lease = place.read(name)
-            if lease is None or lease.pid is None or lease.host != self._allocator.session.host:
+            if lease is None or lease.pid is None or not self._is_of_this_host(lease):
                 self._forget(key)
                 return
             self._tie(TiedLease(lease, place, name))
@@ -215,6 +216,10 @@ class HostAgent:
             self._troubles.failed(key, error, now)
         else:
             self._troubles.ended(key)
+
+    def _is_of_this_host(self, lease: Lease) -> bool:
+        """Return whether a lease is this host's, or was claimed here under another name: the machine was renamed."""
+        return lease.host == self._allocator.session.host or is_of_this_kernel(lease)
 
     def _tie(self, tied: TiedLease) -> None:
         known = self._tied.get(tied.key)
@@ -316,7 +321,7 @@ class HostAgent:
             self._forget(tied.key)
             return True
         rules = self._allocator.run(pool_rules(self._allocator.session.context, lease.pool))
-        space = rules.space_of(self._allocator.session.context.host)
+        space = rules.space_of(lease.host)
         live = self._allocator.run(listing.port_view(lease.pool, space, lease.port)).lease
         # Its file follows within a moment; if it does not, the lease ends by its TTL.
         return live is not None and live.worker == lease.worker and _process(live) != _process(lease)

@@ -49,8 +49,6 @@ def renew(
     ttl_s = seconds(ttl, "TTL")
     with desk(pool, host, redis_url, config) as at:
         leases = chosen(at, targets, every_one, token, "renew")
-        if not leases:
-            talk(f"no lease was claimed by this user on {at.host}; nothing to renew")
         if ttl_s is not None:
             leases = with_ttl(at, leases, round(ttl_s * 1_000))
         renewals = Renewals(at, leases, rewrite=ttl_s is not None)
@@ -64,8 +62,12 @@ def renew(
 
 def with_ttl(at: Desk, leases: list[Lease], ttl_ms: int) -> list[Lease]:
     """Return leases as they stand in Redis, which the holder may have changed since, with another TTL."""
-    live = {(lease.port, lease.fence): lease for lease in at.allocator.leases(host=at.host)}
-    return [replace(live.get((lease.port, lease.fence), lease), token=lease.token, ttl_ms=ttl_ms) for lease in leases]
+    hosts = {lease.host for lease in leases}
+    live = {(one.host, one.port, one.fence): one for host in hosts for one in at.allocator.leases(host=host)}
+    return [
+        replace(live.get((lease.host, lease.port, lease.fence), lease), token=lease.token, ttl_ms=ttl_ms)
+        for lease in leases
+    ]
 
 
 class Renewals:

@@ -13,7 +13,7 @@ from allocator.client.arguments import check_token
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port, shown
 from allocator.operations.context import pool_rules
-from allocator.operations.find import find
+from allocator.operations.find import find, is_here
 from allocator.operations.listing import port_view
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | No
     if every_one == bool(targets):
         raise InvalidInputError(f"name the leases to {verb}: ports, workers as ORG/PLUGIN, or --all")
     if every_one:
-        return at.files.all(at.pool, at.host)
+        found = [*at.files.all(at.pool, at.host), *_under_former_names(at)]
+        if not found:
+            talk(f"no lease was claimed by this user on {at.host}; nothing to {verb}{_other_names(at)}")
+        return found
     given = token or os.environ.get("ALLOCATOR_TOKEN")
     if given and len(targets or []) != 1:
         raise InvalidInputError("a token belongs to one lease; name just one port or worker with it")
@@ -95,13 +98,16 @@ def base_worker(lease: Lease) -> WorkerId:
 
 def further_ports(at: Desk, lease: Lease) -> list[Lease]:
     """Return the saved leases of the further ports of a worker that has several."""
-    return [other for other in at.files.all(at.pool, at.host) if base_worker(other) == lease.worker != other.worker]
+    return [other for other in at.files.all(at.pool, lease.host) if base_worker(other) == lease.worker != other.worker]
 
 
 def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
     named = parse_target(target)
     worker, port = (None, named) if isinstance(named, int) else (named, 0)
     saved = at.files.find(at.pool, at.host, worker) if worker else at.files.load(at.pool, at.host, port)
+    if saved is None:
+        before = [one for one in _under_former_names(at) if (one.worker == worker if worker else one.port == port)]
+        saved = max(before, key=lambda one: one.fence, default=None)
     if saved and not token:
         return saved
     live = _live(at, worker, port)
@@ -114,9 +120,31 @@ def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
             holder=live,
         )
     if verb == "release":
-        talk(f"{target} has no lease on {at.host}; nothing to release")
+        talk(f"{target} has no lease on {at.host}; nothing to release{_other_names(at)}")
         return None
-    raise LeaseLostError(f"{target} has no lease on {at.host}; claim it again")
+    raise LeaseLostError(f"{target} has no lease on {at.host}; claim it again{_other_names(at)}")
+
+
+def _under_former_names(at: Desk) -> list[Lease]:
+    """Return the saved leases that this machine has from before its name changed; a name that was set is no such."""
+    if at.settings.host is not None:
+        return []
+    found: list[Lease] = []
+    for host in _other_hosts(at):
+        if at.allocator.run(is_here(at.allocator.session.context, at.pool, host)):
+            talk(f"this machine was called {host} before and is {at.host} now; its leases as {host} are found as well")
+            found += at.files.all(at.pool, host)
+    return found
+
+
+def _other_hosts(at: Desk) -> list[str]:
+    return sorted({lease.host for lease in at.files.all(at.pool)} - {at.host})
+
+
+def _other_names(at: Desk) -> str:
+    """Return under which other names this user has leases, for the end of a sentence."""
+    names = _other_hosts(at)
+    return f"; this user has leases as host {', '.join(names)}: name it with --host" if names else ""
 
 
 def _live(at: Desk, worker: WorkerId | None, port: int) -> Lease | None:
@@ -130,4 +158,7 @@ def _live(at: Desk, worker: WorkerId | None, port: int) -> Lease | None:
         found = at.allocator.run(port_view(at.pool, rules.space_of(context.host), port)).lease
         if found is None:
             rules.check_port(port)
-    return found if found and found.host == at.host else None
+    if found is None or found.host == at.host:
+        return found
+    is_renamed = at.settings.host is None and at.allocator.run(is_here(context, at.pool, found.host))
+    return found if is_renamed else None

@@ -50,6 +50,11 @@ def is_orphaned(lease: Lease) -> bool:
     return any(pid is None or has_variable(pid, name, str(lease.port)) for pid in found)
 
 
+def is_of_this_kernel(lease: Lease) -> bool:
+    """Return whether the processes of a lease run in this boot and these namespaces, whatever the host is called."""
+    return bool(boot_id()) and lease.boot == boot_id() and lease.namespaces == namespaces()
+
+
 def is_proven_dead(lease: Lease, host: str) -> bool:
     """Return whether every process that a lease names is dead, by what this host's kernel says.
 

@@ -24,7 +24,7 @@ from allocator.model.names import WorkerId
 from allocator.operations import end, refusals
 from allocator.operations.attempt import Attempt, ClaimRequest
 from allocator.operations.context import pool_rules
-from allocator.operations.find import find
+from allocator.operations.find import find, is_here
 from allocator.operations.renew import renew
 from allocator.operations.steps import (
     CheckRow,
@@ -312,13 +312,17 @@ def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[At
     """Return how to go on where one of the workers has a lease: with its token, over its dead processes, or waiting."""
     holder, request = reply.holder, attempt.request
     error = refusals.held(context, request, reply)
-    judgement: Judgement = yield JudgeHolder(holder, context.host)
+    is_renamed = holder.host != context.host and (yield from is_here(context, request.pool, holder.host))
+    known_as = holder.host if is_renamed else context.host
+    judgement: Judgement = yield JudgeHolder(holder, known_as)
     if judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and not attempt.has_seen_orphan:
         until = context.clock() + ORPHAN_WAIT_S
         attempt = replace(attempt, has_seen_orphan=True)
         while judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and context.clock() < until:
             yield Pause(LOOK_S)
-            judgement = yield JudgeHolder(holder, context.host)
+            judgement = yield JudgeHolder(holder, known_as)
+    if is_renamed and judgement.verdict in {Verdict.OURS, Verdict.DEAD, Verdict.LISTENING}:
+        return (yield from _after_renaming(context, attempt, holder, judgement, error))
     match judgement.verdict:
         case Verdict.OURS if judgement.token not in attempt.tokens and not request.bound_already:
             return attempt.after_own(holder, judgement.token, error)
@@ -335,6 +339,24 @@ def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[At
         case _:
             error = refusals.held(context, request, reply, why=judgement.why)
     return (yield from _after_waiting(context, attempt, error))
+
+
+def _after_renaming(
+    context: Context, attempt: Attempt, holder: Lease, judgement: Judgement, error: HeldError
+) -> Operation[Attempt]:
+    """End a lease that one of the workers has under the name that this machine had before, unless it runs there."""
+    listening: frozenset[int] = yield ReadListeners(holder.port, holder.port, fresh=True)
+    if judgement.verdict is Verdict.OURS and listening and not attempt.request.pre_start:
+        who: str | None = yield DescribeListener(holder.port)
+        raise refusals.runs_under_former_name(holder, who)
+    yield Warn(
+        f"{holder.worker} had port {holder.port} as host {holder.host}, as this machine was called before; "
+        "that lease is ended, and a port is claimed under its name of now"
+    )
+    if judgement.verdict is Verdict.OURS:
+        return (yield from _given_back(context, attempt, holder, judgement.token, error))
+    yield from end_the_dead(replace(context, host=holder.host), holder)
+    return attempt.after_death(holder, error)
 
 
 def _given_back(context: Context, attempt: Attempt, holder: Lease, token: str, error: HeldError) -> Operation[Attempt]:

@@ -151,6 +151,19 @@ def in_the_way(lease: Lease, who: str | None) -> PortRefusedError:
     )
 
 
+def runs_under_former_name(lease: Lease, who: str | None) -> HeldError:
+    """Return the error for a worker that runs on a port of the name that this machine had before."""
+    return HeldError(
+        f"{lease.worker} has port {lease.port} as host {lease.host}, as this machine was called before, and "
+        f"{who or 'a program'} listens on it; end that program, then 'allocator release {lease.worker}', or go on as "
+        f"before with --host {lease.host}",
+        holder=lease,
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+    )
+
+
 def listened_on(lease: Lease, who: str | None) -> str:
     """Return the sentence about who listens on a leased port while its worker claims it again."""
     return (

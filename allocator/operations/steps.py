@@ -220,7 +220,7 @@ class JudgeHolder:
 
     Attributes:
         holder: The lease, without its token.
-        host: The host that the caller claims for.
+        host: The host that the caller claims for; the lease's own where that is this machine's name of before.
     """
 
     holder: Lease

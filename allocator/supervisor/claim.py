@@ -21,23 +21,24 @@ if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
-    from allocator.operations.steps import JudgeHolder, KeepLeases
-    from allocator.supervisor.spec import WorkerSpec
+    from allocator.operations.steps import JudgeHolder, KeepLeases, Warn
+    from allocator.supervisor.spec import Talk, WorkerSpec
 
 
-def claim_ports(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | None) -> dict[str, Lease]:
+def claim_ports(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | None, talk: Talk) -> dict[str, Lease]:
     """Return the leases of a worker by the names of its ports, the worker's own first.
 
     Args:
         allocator: Claims them.
         spec: The worker.
         files: Where a hook of this user leaves its leases, or None to look nowhere.
+        talk: Says one line to the person who watches.
 
     Raises:
         HeldError: When somebody else holds or uses one of them.
         AllocatorError: When they cannot be had; nothing is held then.
     """
-    answers = HookAnswers(files) if files else Answers()
+    answers = HookAnswers(files, talk) if files else Answers()
     operations, given = allocator.operations, spec.claim | {"holder_pid": os.getpid()}
     if spec.ports:
         several = operations.claim_ports(spec.plugin, spec.ports, adjacent=spec.adjacent, wait=spec.wait_s, **given)
@@ -50,10 +51,11 @@ class HookAnswers(Answers):
 
     Args:
         files: The lease files.
+        talk: Says one line to the person who watches.
     """
 
-    def __init__(self, files: LeaseFiles) -> None:
-        self._files = files
+    def __init__(self, files: LeaseFiles, talk: Talk) -> None:
+        self._files, self._talk = files, talk
         self._taken: list[Lease] = []
 
     def judge_holder(self, step: JudgeHolder) -> Judgement:
@@ -67,6 +69,10 @@ class HookAnswers(Answers):
             return Judgement(Verdict.ALIVE, why=why)
         self._taken.append(known)
         return Judgement(Verdict.OURS, known.token, is_spare=True)
+
+    def warn(self, step: Warn) -> None:
+        """Show the sentence to the person who watches."""
+        self._talk(step.sentence)
 
     def keep_leases(self, step: KeepLeases) -> bool:
         """Remove the files of leases that were taken over: from here on this process looks after them, and no agent."""

@@ -194,7 +194,7 @@ class Worker:
 
         def claim() -> None:
             try:
-                found.append(claim_ports(self._allocator, self._spec, self._files))
+                found.append(claim_ports(self._allocator, self._spec, self._files, self._talk))
             except BaseException as error:  # noqa: BLE001  # raised again below, in the worker's own thread
                 errors.append(error)
             self._mailbox.send(Command.LOOK)

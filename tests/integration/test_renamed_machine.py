@@ -1,0 +1,151 @@
+"""A machine whose own name changed: its leases are found by machine. `unshare --uts` gives the command another name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from supervised import eventually
+
+if TYPE_CHECKING:
+    from allocator import PoolSpec, PortAllocator
+
+ROOT = Path(__file__).parents[2]
+BEFORE, AFTER = "name-before", "name-after"
+
+
+def can_rename() -> bool:
+    words = ["unshare", "--uts", "sh", "-c", f"hostname {BEFORE}"]
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not can_rename(), reason="another host name needs root, unshare(1) and hostname(1)")
+
+
+@dataclass
+class Machine:
+    """Runs commands on this machine under a name that it has or had."""
+
+    variables: dict[str, str]
+
+    def words(self, name: str, *words: str) -> list[str]:
+        return ["unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$0" "$@"', sys.executable, *words]
+
+    def spawn(self, name: str, *words: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.words(name, "-m", "allocator", *words),
+            env=self.variables | variables,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def __call__(self, name: str, *words: str, code: int = 0, **variables: str) -> tuple[str, str]:
+        process = self.spawn(name, *words, **variables)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        return out.strip(), err
+
+
+@pytest.fixture
+def machine(redis_url: str, pool: PoolSpec, tmp_path: Path) -> Machine:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+    own = {"ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name, "XDG_STATE_HOME": str(tmp_path)}
+    return Machine(kept | own | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("target", ["port", "worker", "--all"])
+def test_release_and_renew_find_the_lease_and_say_under_which_name(
+    machine: Machine, ports: PortAllocator, target: str
+) -> None:
+    port, _ = machine(BEFORE, "claim", "email", "--org", "o")
+    (lease,) = ports.leases()
+    assert lease.host == BEFORE
+    words = {"port": port, "worker": "o/email#0", "--all": "--all"}[target]
+    _, said = machine(AFTER, "renew", words, "--ttl", "25s")
+    assert f"this machine was called {BEFORE} before and is {AFTER} now" in said
+    (renewed,) = ports.leases()
+    assert (renewed.host, renewed.port, renewed.fence, renewed.ttl_ms) == (BEFORE, lease.port, lease.fence, 25_000)
+    _, said = machine(AFTER, "release", words)
+    assert f"this machine was called {BEFORE} before" in said
+    assert ports.leases() == []
+    _, said = machine(AFTER, "release", words)
+    assert "nothing to release" in said
+
+
+def test_a_name_that_was_chosen_is_another_host_and_the_command_names_it(
+    machine: Machine, ports: PortAllocator
+) -> None:
+    port, _ = machine(BEFORE, "claim", "email", "--org", "o")
+    for words in ([port], ["--all"]):
+        _, said = machine(BEFORE, "release", *words, "--host", "elsewhere")
+        assert f"nothing to release; this user has leases as host {BEFORE}: name it with --host" in said
+    _, said = machine(BEFORE, "renew", port, "--host", "elsewhere", code=73)
+    assert f"claim it again; this user has leases as host {BEFORE}" in said
+    assert [lease.host for lease in ports.leases()] == [BEFORE]
+
+
+@pytest.mark.parametrize("command", ["claim", "run"])
+def test_who_claims_again_ends_the_lease_of_before_and_has_one_under_the_name_of_now(
+    machine: Machine, ports: PortAllocator, command: str
+) -> None:
+    machine(BEFORE, "claim", "email", "--org", "o")
+    words = ("--", "sh", "-c", "echo $ALLOCATOR_HOST") if command == "run" else ()
+    out, said = machine(AFTER, command, "email", "--org", "o", *words)
+    assert f"as host {BEFORE}, as this machine was called before" in said
+    if command == "run":
+        assert (out, ports.leases()) == (AFTER, [])
+    else:
+        assert [lease.host for lease in ports.leases()] == [AFTER]
+
+
+def test_the_supervisor_of_a_killed_one_ends_what_that_left_under_the_name_of_before(
+    machine: Machine, ports: PortAllocator
+) -> None:
+    first = machine.spawn(BEFORE, "run", "email", "--org", "o", "--", "sleep", "600")
+    with first:
+        eventually(lambda: any(lease.pid for lease in ports.leases()))
+        (lease,) = ports.leases()
+        os.kill(lease.holder_pid or 0, 9)
+    out, said = machine(AFTER, "run", "email", "--org", "o", "--", "sh", "-c", "echo $ALLOCATOR_HOST")
+    assert out == AFTER
+    assert f"as host {BEFORE}, as this machine was called before" in said
+    assert ports.leases() == []
+
+
+@pytest.mark.parametrize("command", ["claim", "run"])
+def test_a_worker_that_runs_keeps_its_port(machine: Machine, ports: PortAllocator, command: str) -> None:
+    port, _ = machine(BEFORE, "claim", "email", "--org", "o")
+    words = ("--", "true") if command == "run" else ()
+    with socket.create_server(("127.0.0.1", int(port))):
+        _, said = machine(AFTER, command, "email", "--org", "o", *words, code=73)
+        assert f"(pid {os.getpid()}" in said
+        assert [lease.host for lease in ports.leases()] == [BEFORE]
+
+
+def test_an_agent_started_under_the_name_of_now_goes_on_with_the_leases_of_before(
+    machine: Machine, ports: PortAllocator
+) -> None:
+    with subprocess.Popen(["sleep", "600"]) as worker:
+        machine(BEFORE, "claim", "email", "--org", "o", "--pid", str(worker.pid), "--ttl", "10s")
+        (lease,) = ports.leases()
+        agent = machine.spawn(AFTER, "agent")
+        try:
+            eventually(lambda: [one.expires_at > lease.expires_at for one in ports.leases()] == [True])
+            assert [(one.host, one.fence) for one in ports.leases()] == [(BEFORE, lease.fence)]
+            worker.kill()
+            eventually(lambda: ports.leases() == [])
+        finally:
+            worker.kill()
+            agent.terminate()
+            agent.communicate(timeout=30)
