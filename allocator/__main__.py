@@ -1,6 +1,6 @@
 """The `allocator` command: runs the command line and turns every error that a user can cause into one line.
 
-It rests on this: a command that is interrupted ends at once, wherever it is, and what must be undone first says so
+It rests on this: a command that is interrupted ends at once, wherever it is, and what must be undone first reports it
 itself (`cli.interrupts`). Nothing that a command loads may therefore need a tidy end, and nothing may be imported here
 before `main` has begun: until then Ctrl-C shows a traceback.
 """
@@ -44,13 +44,13 @@ def _end(status: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # whoever should have read it is gone, and the status says what became of it
+        except (OSError, ValueError):  # whoever should have read it is gone, and the status states what became of it
             continue
     os._exit(status)
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
-    """End the process on Ctrl-C without a word: a KeyboardInterrupt in the middle of an import shows a traceback."""
+    """End the process on Ctrl-C silently: a KeyboardInterrupt in the middle of an import shows a traceback."""
     del number, frame
     os._exit(EXIT_INTERRUPTED)
 
@@ -142,12 +142,12 @@ def _say(message: str, status: int, error: Exception | None = None) -> int:
 
     from allocator.cli.options import talk
 
-    if talk.log is not None:  # a long-running command: its last word is a line of its log
+    if talk.log is not None:  # a long-running command: its last message is a line of its log
         talk.log.error("%s", message, extra={"error": error})
         return status
     from allocator.kernel.outlets import PATIENCE_S, select_room
 
-    with suppress(OSError):  # nobody listens: the status says it too
+    with suppress(OSError):  # nobody listens: the status states it too
         if select_room(2, PATIENCE_S):
             print(f"allocator: {message}", file=sys.stderr)  # noqa: T201  # where errors are printed
     return status

@@ -65,7 +65,7 @@ class Check:
 
     @property
     def state(self) -> LeaseState:
-        """How the worker fares."""
+        """The health of the worker."""
         return self._health.state
 
     @property
@@ -86,7 +86,7 @@ class Check:
         return self._take(answer, now)
 
     def close(self) -> None:
-        """Let go of a question on its way."""
+        """Abandon a question on its way."""
         if self._probe is not None:
             self._probe.close()
             self._probe = None

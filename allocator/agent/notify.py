@@ -29,15 +29,15 @@ class ServiceManager:
         self._next_at = clock()
 
     def ready(self, status: str) -> None:
-        """Say that the service is ready."""
+        """Report that the service is ready."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def stopping(self) -> None:
-        """Say that the service ends."""
+        """Report that the service ends."""
         self._send("STOPPING=1")
 
     def beat(self) -> None:
-        """Say that it still runs, as often as twice the time in which the manager wants to hear it."""
+        """Report that it still runs, as often as twice the time in which the manager wants to hear it."""
         if self._every_s is not None and self._clock() >= self._next_at:
             self._next_at = self._clock() + self._every_s
             self._send("WATCHDOG=1")

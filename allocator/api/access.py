@@ -2,7 +2,7 @@
 
 Without credentials, whoever reaches the socket may do everything: that is for loopback and for Unix sockets. A browser
 on this machine reaches it too, with pages of anybody in it, so that a request then has to be of this server's own
-origin where it says where it comes from. Never write, log or repeat a token here.
+origin where it shows where it comes from. Never write, log or repeat a token here.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _bearer_of(headers: Headers) -> str | None:
 
 
 class PoolIn(Enum):
-    """Where a request says which pool it means."""
+    """Where a request states which pool it means."""
 
     QUERY = auto()
     NOWHERE = auto()
@@ -163,7 +163,7 @@ def requires(scope: Scope, *, pool: PoolIn = PoolIn.QUERY, is_seen_only: bool = 
 
     Args:
         scope: What its credential has to cover.
-        pool: Where a request says which pool it means, for credentials that are for some pools only.
+        pool: Where a request states which pool it means, for credentials that are for some pools only.
         is_seen_only: Whether a GET changes nothing and holds nothing: a page of another site may make a browser send
             it, for it cannot read the answer.
     """
@@ -211,7 +211,7 @@ def _check_site(request: Request) -> None:
 
 
 def _check_media_type(request: Request) -> None:
-    """Demand JSON: a page of another origin cannot say so without asking this server first, which answers no."""
+    """Demand JSON: a page of another origin cannot report it without asking this server first, which answers no."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ProblemError(
             MEDIA_TYPE_MISSING,

@@ -112,7 +112,7 @@ def _version() -> str:
 
 
 def _document(application: FastAPI) -> None:
-    """Make `/openapi.json` say what the routes answer, the shape of a problem included."""
+    """Make `/openapi.json` state what the routes answer, the shape of a problem included."""
     make = application.openapi
 
     def document() -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Cell:
         fence: The fence of its last grant.
         until: Until when it rests; None for a lease.
         lease: Its lease, or None.
-        is_whole: Whether all of the lease was read, not only what an event says.
+        is_whole: Whether all of the lease was read, not only what an event contains.
         text: What a search looks through.
     """
 
@@ -62,7 +62,7 @@ class HostEntry:
         cells: By port.
         heard_at: When its last heartbeat is known to have been.
         read_at: When it was read last, by the server's clock.
-        condition_since: Since when it is cordoned or draining, where an event said so.
+        condition_since: Since when it is cordoned or draining, where an event reported it.
         changed_at: When an event changed it last.
         late: That nobody renews its leases, as it was read.
         judged: What is wrong with it, and when that was found.

@@ -1,7 +1,7 @@
 """What the API does with leases on behalf of workers: on its own host, whose kernel it sees, and on any other.
 
 A claim for the own host reads its listening sockets and proves the bind, as everywhere. For another host nothing can be
-seen or proved from here: the port is leased as Redis has it, the answer says `proved: false`, and the worker must
+seen or proved from here: the port is leased as Redis has it, the answer has `proved: false`, and the worker must
 decline it when its bind fails (`EADDRINUSE`) and claim again. May not live here: HTTP.
 """
 
@@ -125,7 +125,7 @@ class Claims:
         return AsyncPortAllocator(at.store, at.session.as_host(host, identity))
 
     async def view(self, pool: str | None, host: str, port: int) -> PortView:
-        """Return what Redis says of a port of a host; in a pool of scope `fleet`, of that port on any host."""
+        """Return what Redis reports of a port of a host; in a pool of scope `fleet`, of that port on any host."""
         at = self.pool(pool)
         rules = await self.rules(at)
         view = await at.run(listing.port_view(at.session.pool, rules.space_of(host), port))
@@ -138,7 +138,7 @@ class Claims:
         return await at.run(pool_rules(at.session.context, at.session.pool))
 
     def process_words(self, at: AsyncPortAllocator, host: str, pid: int) -> ProcessWords:
-        """Return what a lease says of its worker's process: on another host than the own one, its pid alone.
+        """Return what a lease shows of its worker's process: on another host than the own one, its pid alone.
 
         Raises:
             InvalidInputError: When no such process lives on the own host.
@@ -146,7 +146,7 @@ class Claims:
         return at.session.process_words(pid=pid) if host == self.host else {"pid": pid}
 
     def known_process(self, at: AsyncPortAllocator, host: str, pid: int | None) -> ProcessWords:
-        """Return what a lease says of a process that its holder knows; nothing when that one has ended."""
+        """Return what a lease shows of a process that its holder knows; nothing when that one has ended."""
         if pid is None:
             return {}
         try:
@@ -168,7 +168,7 @@ class Claims:
             self._custody.forget(lease)
 
     async def held(self, pool: str | None, host: str, port: int, token: str) -> Lease:
-        """Return the lease of a port with the token that its holder gave; whether that is right, the scripts say."""
+        """Return the lease of a port with the token that its holder gave; whether that is right, the scripts state."""
         view = await self.view(pool, host, port)
         return replace(view.lease or self.nominal(pool, host, port), token=token)
 

@@ -112,7 +112,7 @@ class Connection:
         return f"<Connection of {self.address or 'a Unix socket'}, {self.phase.name.lower()}>"
 
     def become(self, phase: Phase) -> None:
-        """Say what the connection is doing from now on."""
+        """Report what the connection is doing from now on."""
         if phase is not self.phase:
             self._connections.move(self, phase)
 
@@ -402,7 +402,7 @@ class BoundedProtocol(H11Protocol):
             return
         try:
             super().shutdown()
-        except h11.LocalProtocolError:  # it is beyond a last word
+        except h11.LocalProtocolError:  # it is beyond a last message
             self._abort()
 
     def _enter(self) -> None:

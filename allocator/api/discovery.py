@@ -51,7 +51,7 @@ async def resolve(
 
 
 class TargetGroup(BaseModel):
-    """One worker as Prometheus wants to be told of it."""
+    """One worker in the form that Prometheus reads."""
 
     targets: list[str]
     labels: dict[str, str]

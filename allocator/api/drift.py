@@ -1,7 +1,7 @@
 """Where the table of workers and the leases differ: what `reconcile --dry-run` shows, for the page.
 
 A look reads everything on both sides, so it is made in a thread, at most once in `KEPT_S` however many ask, and only of
-the server's own pool. A server without a database has nothing to compare and says so.
+the server's own pool. A server without a database has nothing to compare and reports it.
 """
 
 from __future__ import annotations

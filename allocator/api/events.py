@@ -2,7 +2,7 @@
 
 A stream is resumed by the id of the last event that a listener saw (`Last-Event-ID`, or `after`). When Redis no longer
 has all that came since, the stream begins with an event `gap`: read the leases again. A listener that takes nothing
-for half a minute is let go; it comes back with its id and misses nothing.
+for half a minute is disconnected; it comes back with its id and misses nothing.
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ class Health(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """Say that this process answers. It asks nobody else: a restart would not mend Redis."""
+    """Report that this process answers. It asks nobody else: a restart would not fix Redis."""
     return Health()
 
 
 @router.get("/readyz", responses={503: problems()[503]})
 async def readyz(request: Request) -> Health:
-    """Say whether Redis answers; a load balancer sends nothing here while it does not."""
+    """Report whether Redis answers; a load balancer sends nothing here while it does not."""
     await claims_of(request).allocator.store.server_time()
     return Health()

@@ -232,7 +232,7 @@ class Hub:
             self._listeners -= 1
 
     async def wait(self, seconds: float) -> bool:
-        """Wait until something is new; return False when nothing was in so many seconds."""
+        """Wait until something is new; return False when nothing was in that many seconds."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         try:

@@ -1,7 +1,7 @@
 """What a pool looks like, in memory: its hosts, their ports and workers, kept current by the pool's events.
 
 The rules of this file: no I/O and no waiting; whoever keeps an index (`keeper`) reads Redis and applies events, in
-their order. A lease that an event made is as much of one as the event says; the rest comes with the next reading.
+their order. A lease that an event made is as much of one as the event states; the rest comes with the next reading.
 What is answered is made once for each change, however many ask. Nothing here holds a token.
 """
 
@@ -40,7 +40,7 @@ LOST_S = 3_600.0
 MOST_FULL = 5
 """Hosts without a free port that are problems of their own; more of them are one problem."""
 MOST_LOST = 10_000
-"""Workers that ended without a word are remembered for an hour, and so many of them."""
+"""Workers that ended silently are remembered for an hour, and this number of them."""
 
 
 class FleetIndex:
@@ -84,7 +84,7 @@ class FleetIndex:
             entry = self.hosts.setdefault(host, HostEntry(host))
             if host == space:
                 entry.known = known
-            if entry.changed_at > now - CLOCKS_S:  # what an event said meanwhile may be newer than what was read
+            if entry.changed_at > now - CLOCKS_S:  # what an event reported meanwhile may be newer than what was read
                 self.unread_hosts.add(space)
             entry.cells = found
             self._hear(entry, now)
@@ -348,7 +348,7 @@ class FleetIndex:
         return sorted(found, key=lambda one: (-one.severity, one.since or now, one.host or "", one.port or 0))
 
     def search(self, words: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:
-        """Return the hosts and the leases that have all words, up to `most` of each, and how many leases have them.
+        """Return the hosts and the leases that match all of the query, up to `most` of each, and how many leases do.
 
         What is written exactly so comes first (`org-1` before `org-17`), and of that what is not ready.
         """

@@ -206,7 +206,7 @@ async def renew(
 
 
 async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port: int, said: RenewBody) -> Lease:
-    """Return the lease as its holder has it: from Redis, or from what the holder said where Redis lost it."""
+    """Return the lease as its holder has it: from Redis, or from what the holder reported where Redis lost it."""
     view = await claims.view(at.session.pool, host, port)
     if view.lease is not None:
         return view.lease
@@ -258,7 +258,7 @@ def _changed(lease: Lease, said: RenewBody) -> Lease:
 async def release(
     request: Request, caller: Holder, host: HostName, port: PortNumber, token: TokenHeader, pool: PoolName = None
 ) -> EndBody:
-    """Give a port back. Releasing twice is not an error: `ended` says whether this request did it."""
+    """Give a port back. Releasing twice is not an error: `ended` states whether this request did it."""
     claims = claims_of(request)
     lease = await claims.held(pool, host, port, known_token(token))
     ended = await claims.pool(pool).release(lease)

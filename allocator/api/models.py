@@ -332,7 +332,7 @@ class EventBody(BaseModel):
 
 
 class ProblemBody(BaseModel):
-    """RFC 9457 problem details; `type` is stable, `detail` says what happened and what to do."""
+    """RFC 9457 problem details; `type` is stable, `detail` states what happened and what to do."""
 
     model_config = ConfigDict(extra="allow")
 

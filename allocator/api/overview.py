@@ -1,6 +1,6 @@
 """The routes of a whole pool at a glance: its hosts and counts, what is wrong, a search, its services. From the index.
 
-All are of one pool, paged by `offset` and `limit`, and say whether the index follows the events just now (`live`).
+All are of one pool, paged by `offset` and `limit`, and state whether the index follows the events just now (`live`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FleetHost(BaseModel):
 
 
 class OverviewPage(BaseModel):
-    """What all pages of an overview say of themselves."""
+    """What all pages of an overview state of themselves."""
 
     pool: str
     live: Annotated[bool, Field(description="Whether this follows the events of the pool just now.")]
@@ -106,7 +106,7 @@ class ProblemsBody(OverviewPage):
 
 
 class SearchBody(OverviewPage):
-    """What a search found: hosts by name, leases by all that is said of them."""
+    """What a search found: hosts by name, leases by all their fields."""
 
     hosts: list[str]
     leases: list[LeaseBody]
@@ -154,7 +154,7 @@ def _head(keeper: Keeper, index: FleetIndex, total: int, offset: int, shown: int
 
 
 def _answer(content: bytes) -> Response:
-    """Return a body as it is: what the index says is checked already, and there may be much of it."""
+    """Return a body as it is: what the index states is checked already, and there may be much of it."""
     return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 

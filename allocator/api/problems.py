@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:portlease:problem:"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-"""What a route can answer to, in the order in which a caller is told of them."""
+"""What a route can answer to, in the order in which they are checked."""
 STORE_RETRY_S = 1
-"""What a caller is told to wait when Redis is away: about the time of a failover's first retry."""
+"""How long a caller is asked to wait when Redis is away: about the time of a failover's first retry."""
 
 log = logging.getLogger("allocator.api")
 
 
 class Kind(NamedTuple):
-    """One kind of problem: its status, the last word of its `type`, its title."""
+    """One kind of problem: its status, the last part of its `type`, its title."""
 
     status: int
     name: str

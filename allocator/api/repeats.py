@@ -32,7 +32,7 @@ class RepeatFilter(logging.Filter):
         self._kinds: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether a record is written; a first one after others that were not says how many they were."""
+        """Return whether a record is written; the first one after suppressed ones has their number."""
         if record.levelno < logging.WARNING:
             return True
         error = getattr(record, "error", None) or (record.exc_info[1] if record.exc_info else None)

@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong or risky on this host, each finding with what mends it. It changes nothing."""
+"""`doctor`: what is wrong or risky on this host, each finding with what fixes it. It changes nothing."""
 
 from __future__ import annotations
 

@@ -61,5 +61,5 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def leases(count: int) -> str:
-    """Return a number of leases in words."""
+    """Return a number of leases as text."""
     return f"{count} lease{'s' if count != 1 else ''}"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def interrupts_raised() -> Iterator[list[int]]:
     """Make Ctrl-C raise KeyboardInterrupt inside the block.
 
-    Gives the list of those that came: one that falls into a destructor is told by Python and goes no further, so that a
-    block that would go on for ever has to look.
+    Gives the list of those that came: one that falls into a destructor is printed by Python and goes no further, so
+    that a block that would go on for ever has to look.
     """
     came: list[int] = []
 
@@ -39,5 +39,5 @@ def interrupts_raised() -> Iterator[list[int]]:
 
 
 def ignore_interrupts() -> None:
-    """From now on Ctrl-C comes too late: what was asked for is done and only has to be told."""
+    """From now on Ctrl-C comes too late: what was asked for is done and only has to be printed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

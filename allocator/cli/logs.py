@@ -17,9 +17,9 @@ from allocator.model.leases import written_time
 from allocator.model.settings import SETTINGS
 
 ABOUT = ("pool", "host", "port", "org", "plugin", "instance", "fence")
-"""What a line says of its lease; the record has it as `lease`."""
+"""What a line shows of its lease; the record has it as `lease`."""
 MORE = ("state", "caller")
-"""What a line may say besides: attributes of a log record, given as `extra`."""
+"""What a line may have besides: attributes of a log record, given as `extra`."""
 
 
 class JsonLines(logging.Formatter):
@@ -77,7 +77,7 @@ def _report(lines: int, what: str) -> None:
 
 
 def start_logging() -> None:
-    """Send what is logged or said to standard error, as `ALLOCATOR_LOG_FORMAT` or the terminal asks for.
+    """Send what is logged or printed to standard error, as `ALLOCATOR_LOG_FORMAT` or the terminal asks for.
 
     Raises:
         ConfigurationError: When that variable is neither `text` nor `json`.

@@ -1,7 +1,7 @@
-"""Spans: what an allocator does with leases, told to a tracer. Without one nothing is made and nothing imported.
+"""Spans: what an allocator does with leases, sent to a tracer. Without one nothing is made and nothing imported.
 
-The model is httpcore's trace hook: the client says when something begins, and what came of it; whoever listens makes of
-it what it likes. `OpenTelemetryTracer` makes spans. No attribute holds a token, and an error's words never do.
+The model is httpcore's trace hook: the client states when something begins, and what came of it; whoever listens makes
+of it what it likes. `OpenTelemetryTracer` makes spans. No attribute holds a token, and an error's message never does.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _OpenTelemetrySpan(Span):
 
 
 def outcome_of(error: BaseException) -> str:
-    """Return one word for an error: `exhausted` for ExhaustedError, `store_unavailable` for StoreUnavailableError."""
+    """Return the name of an error: `exhausted` for ExhaustedError, `store_unavailable` for StoreUnavailableError."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__.removesuffix("Error")).lower()
 
 

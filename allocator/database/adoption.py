@@ -58,7 +58,7 @@ def is_manual(row: Row, host: str) -> bool:
 
 
 def candidates(rows: Iterable[Row], listening: Iterable[Listener], host: str) -> list[Candidate]:
-    """Return what is to be said of each manual row.
+    """Return what is to be reported of each manual row.
 
     Args:
         rows: Live rows of the pool.
@@ -118,7 +118,7 @@ def adopt(
     ttl_ms: int | None = None,
     state: LeaseState = LeaseState.READY,
 ) -> Lease:
-    """Make a lease for a port that its worker has bound already, tied to its process; keep its token in a file.
+    """Make a lease for a port that its worker has bound already, bound to its process; keep its token in a file.
 
     Args:
         allocator: The pool's leases on this host.
@@ -182,7 +182,7 @@ def _whereabouts(allocator: PortAllocator, rows: Iterable[Row]) -> dict[RowKey, 
 
 
 def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: Iterable[Row]) -> dict[RowKey, str]:
-    """Set rows to stopped of which a person says that nothing runs there; return those that were not, and why."""
+    """Set rows to stopped of which a person states that nothing runs there; return those that were not, and why."""
     now = allocator.store.server_time()
     kept = {}
     for row in unbound:

@@ -203,7 +203,7 @@ class Database:
         return None
 
     def _check_file(self) -> None:
-        """Let go of a SQLite file that was removed or replaced: what is written into it, nobody sees any more."""
+        """Close a SQLite file that was removed or replaced: what is written into it, nobody sees any more."""
         if self._engine is None or self._file_id is None:
             return
         now = self._file_now()
@@ -257,10 +257,10 @@ def _discard(connection: Connection) -> None:
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  # a connection of the driver
     import sqlite3
 
-    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says, not at the first change
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` states, not at the first change
     cursor = connection.cursor()
     # Readers and the writer do not wait for each other. A file that this user may only read stays as it is, and one
-    # that is no database says so at the first statement.
+    # that is not a database reports it at the first statement.
     with contextlib.closing(cursor), contextlib.suppress(sqlite3.DatabaseError):
         cursor.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_S * 1_000:.0f}")
         cursor.execute("PRAGMA synchronous = NORMAL")

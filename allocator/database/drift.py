@@ -55,10 +55,10 @@ class Difference:
     Attributes:
         kind: What it is.
         action: What is done about it.
-        worker: Whose lease or row it is, in words, or None for a listener.
+        worker: Whose lease or row it is, as text, or None for a listener.
         host: The lease's host, or the row's, or this one.
         port: The port likewise.
-        detail: What is on either side, in words.
+        detail: What is on either side, as text.
         key: The row's key, where there is a row or can be one.
         lease: The live lease, or None.
         stop: How the row ends, when it is stopped.
@@ -172,7 +172,7 @@ def how_it_ended(row: Row, known: Whereabouts) -> tuple[str, str | None]:
     """Return the last state of a row whose lease has ended, and why, where that is more than a release.
 
     A worker that had failed and was not well again when its lease ended is in `error`; every other one is `stopped`,
-    and the row says so when nobody released the lease.
+    and the row reports it when nobody released the lease.
     """
     if row.last_error and row.state in {LeaseState.STARTING, LeaseState.DEGRADED}:
         return ERROR, None

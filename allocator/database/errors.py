@@ -49,7 +49,7 @@ class RowRefusedError(Exception):
     """The database refuses a row: a constraint, a trigger, a value that does not fit. Never reaches a user as it is.
 
     Attributes:
-        why: The database's own words, in one line.
+        why: the database's own text, in one line.
         may_be_the_table: Whether it may as well be what the role may do, or what the table lacks.
     """
 
@@ -86,7 +86,7 @@ def _is_about_a_value(error: BaseException) -> bool:
 
 
 def why_refused(error: BaseException) -> str:
-    """Return the database's own words for refusing a row, in one line."""
+    """Return the database's own text for refusing a row, in one line."""
     return _first_line(getattr(error, "orig", None) or error)
 
 
@@ -117,7 +117,7 @@ def translated(shown_url: str, *, writes: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading_rows(table: object) -> Iterator[None]:
-    """Say of which table it is that a value cannot be read, also where rows are read between writes.
+    """Report of which table it is that a value cannot be read, also where rows are read between writes.
 
     Raises:
         ConfigurationError: When one cannot.
@@ -135,7 +135,7 @@ def reading_rows(table: object) -> Iterator[None]:
 
 
 def translate(error: Exception, shown_url: str) -> AllocatorError:  # noqa: PLR0911  # a case a line
-    """Return the error of ours that says what `error` means."""
+    """Return our error for what `error` means."""
     where = f"the database at {shown_url}"
     state = sqlstate(error)
     text = why_refused(error)

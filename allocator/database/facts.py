@@ -1,7 +1,7 @@
 """What a database has of the tables: read from its catalogue, changing nothing.
 
 The types of a table that was there before portlease are kept (`uuid` or text ids, an enum of states, timestamps with
-or without a zone); this module says which ones can be worked with, and why another cannot.
+or without a zone); this module states which ones can be worked with, and why another cannot.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _RIGHTS = "SELECT current_user, " + ", ".join(
 
 
 def missing_rights(connection: Connection, layout: Layout) -> Iterator[str]:
-    """Yield in words what this role may not do with each of the tables although a reconciler has to."""
+    """Yield as text what this role may not do with each of the tables although a reconciler has to."""
     if connection.dialect.name == "sqlite":
         path = connection.engine.url.database or ""
         if not os.access(path, os.W_OK):

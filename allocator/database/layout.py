@@ -32,7 +32,7 @@ _AFTER_ALL_DATETIMES = 253_402_300_800.0
 
 
 class UtcTime(TypeDecorator[float]):
-    """A moment as Unix seconds here and as a timestamp in the database, in UTC whether or not the column says so."""
+    """A moment as Unix seconds here and as a timestamp in the database, in UTC whether or not the column reports it."""
 
     impl = sa.DateTime
     cache_ok = True
@@ -46,7 +46,7 @@ class UtcTime(TypeDecorator[float]):
         return moment if has_zone and dialect.name != "sqlite" else moment.replace(tzinfo=None)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
-        """Return what reads a value; SQLite's columns hold what they are given, and what is no moment is unknown."""
+        """Return what reads a value; SQLite's columns hold what they are given, and what is not a time is unknown."""
         read: Callable[[Any], Any] | None = super().result_processor(dialect, coltype)
         if read is None or dialect.name != "sqlite":
             return read
@@ -181,7 +181,7 @@ def make_layout(
 
 
 def words_of(names: TableNames, states: Iterable[str]) -> list[str]:
-    """Return the table's words for states, each once."""
+    """Return the table's names for states, each once."""
     return list(dict.fromkeys(names.word(state) for state in states))
 
 

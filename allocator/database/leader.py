@@ -47,7 +47,7 @@ class Leader:
 
     @property
     def holder(self) -> str:
-        """Who it is, in words that fit into a Redis key and a table."""
+        """Who it is, as text that fit into a Redis key and a table."""
         host = re.sub(r"[^A-Za-z0-9._-]", "?", self.allocator.session.host)
         return f"{host} (pid {os.getpid()})"
 

@@ -1,7 +1,7 @@
-"""What a database lacks, as findings for people and as statements that mend it; nothing is carried out here.
+"""What a database lacks, as findings for people and as statements that fix it; nothing is carried out here.
 
 The rules of this file: no row is deleted, no column that was there is changed, and what cannot be added without
-touching somebody's rows becomes a finding that says what to do. What was there before (columns, triggers, foreign
+touching somebody's rows becomes a finding that shows what to do. What was there before (columns, triggers, foreign
 keys) stays as it is.
 """
 
@@ -37,7 +37,7 @@ class Step:
     """One statement.
 
     Attributes:
-        why: What is missing, in words.
+        why: What is missing, as text.
         sql: The statement.
         apart: Whether it has to be committed before the others (new values of a PostgreSQL enum).
     """
@@ -58,7 +58,7 @@ class Finding:
 
     Attributes:
         text: What is the matter, and what to do.
-        blocks: Whether nothing can be written until it is mended.
+        blocks: Whether nothing can be written until it is fixed.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The reconciler: makes SQL say where every worker of a pool runs. Level-triggered: it compares, whatever it was told.
+"""The reconciler: makes SQL show where every worker of a pool runs. Level-triggered: it compares, whatever woke it.
 
 A pass walks both sides in the order of their key (host, port), a few thousand of each in memory, and nominates the
 workers for whom they differ. Whoever was nominated, by a pass or by an event, is then settled: both sides are read
@@ -44,7 +44,8 @@ ROW_LOCK_S = 0.5
 """How long a row by itself waits for another transaction: the others wait behind it."""
 
 MOST_BUSY = 8
-"""So many rows that others hold are the others' rows; more are a lock on the table, which all have to wait for."""
+"""This number of rows that others hold are the others' rows; more are a lock on the table, which all have to wait
+for."""
 
 WALKED_AT_ONCE = 2_000
 """Pairs between two moments at which a walk lets its caller see to events and renew its leadership."""
@@ -60,7 +61,7 @@ class Report:
         leases: How many live leases were read.
         counts: How many differences of each kind were met.
         written: How many rows were written or stopped.
-        refused: The workers whose rows the database refused, with its words.
+        refused: The workers whose rows the database refused, with the reason.
         kept: The differences, by worker or place, when they are to be shown; else None.
     """
 
@@ -391,6 +392,6 @@ class Reconciler:
 
 
 def described(listener: Listener) -> str:
-    """Return who listens, in words."""
+    """Return who listens, as text."""
     who = listener.command or "a process"
     return f"{who} (pid {listener.pid})" if listener.pid else f"{who} of another user or namespace"

@@ -71,7 +71,7 @@ class DatabaseRecorder:
         Args:
             url: `postgresql://…` or `sqlite:///…`; None for the database of the settings (`ALLOCATOR_DATABASE_URL`,
                 `allocator.toml`), and where they name none for a SQLite file in the state directory.
-            timeout: For how many seconds it may be silent; None for what the settings say, 5 unless set.
+            timeout: For how many seconds it may be silent; None for that of the settings, 5 unless set.
             password: The password when the URL has none; None for that of the settings.
             names: The names of the table and its columns; None for those of the settings.
 

@@ -68,7 +68,7 @@ class RowKey(NamedTuple):
 class Row:
     """One row, as far as portlease reads it; times in Unix seconds.
 
-    `alike` are the states that its word stands for where these are several, `lacks` the columns that the table lacks.
+    `alike` are the states that its value stands for where these are several, `lacks` the columns that the table lacks.
     """
 
     key: RowKey
@@ -85,11 +85,11 @@ class Row:
 
     @property
     def is_live(self) -> bool:
-        """Whether its state says that the worker has its port."""
+        """Whether its state states that the worker has its port."""
         return self.state in LIVE_ROW_STATES
 
     def is_in(self, state: str) -> bool:
-        """Return whether its word stands for a state; a table may have one word for several."""
+        """Return whether its value stands for a state; a table may have one value for several."""
         return state == self.state or state in self.alike
 
     @property
@@ -448,7 +448,7 @@ class Rows:
         return sa.bindparam(parameter, type_=self.layout.column(column).type)
 
     def _of_an_end(self) -> dict[str, Any]:
-        """Return what an ended row says of its end, as far as the table has columns for it."""
+        """Return what an ended row states of its end, as far as the table has columns for it."""
         values: dict[str, Any] = {}
         if self.layout.has("last_error"):
             why = sa.bindparam("why", type_=sa.Text())

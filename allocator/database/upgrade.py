@@ -1,4 +1,4 @@
-"""Bring a database to what portlease needs (`upgrade`), say what it lacks (`check`), write it down (`statements`)."""
+"""Bring a database to what portlease needs (`upgrade`), state what it lacks (`check`), write it down (`statements`)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Checked:
     """What a database lacks.
 
     Attributes:
-        missing: What is missing, in words.
+        missing: What is missing, as text.
         findings: What its owner has to decide.
     """
 
@@ -86,7 +86,7 @@ def check_writable(database: Database, names: TableNames) -> None:
 
 
 def upgrade(database: Database, names: TableNames, pool: str = SDK_V2.name) -> list[str]:
-    """Create or adopt the table; return what was done, in words.
+    """Create or adopt the table; return what was done, as text.
 
     Args:
         database: The database.

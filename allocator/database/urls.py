@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "plugin_runners.sqlite3"
 FORMS = "postgresql://[user[:password]@]host[:port]/database or sqlite:////path/to/file"
 _USERINFO = re.compile(r"^([^:/@?#]*:)(//[^:/@?#]*(?::|(?=@)))?(.*)@", re.DOTALL)
-"""The scheme, the user where one can be told apart, and all before the last '@', which may be a password."""
+"""The scheme, the user where one can be recognised, and all before the last '@', which may be a password."""
 _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgres": "postgresql+psycopg",

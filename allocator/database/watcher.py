@@ -1,7 +1,7 @@
 """The loop around the reconciler: lead or stand by, make a pass, follow the events until the next, wait out outages.
 
-The rule of this file: a Redis or a database that is away never ends the loop; only being told to stop does, and what
-waiting does not mend (a table that is gone, rights that were taken). What was missed meanwhile is not remembered
+The rule of this file: a Redis or a database that is away never ends the loop; only a request to stop does, and what
+waiting does not fix (a table that is gone, rights that were taken). What was missed meanwhile is not remembered
 anywhere; the next pass finds it.
 """
 
@@ -62,7 +62,7 @@ def patiently(make: Callable[[], Reconciler], say: Callable[[str], None]) -> Rec
     """Return what `make` makes, waiting for a Redis or a database that is away.
 
     Raises:
-        ConfigurationError: When it cannot be used as it is, which waiting does not mend.
+        ConfigurationError: When it cannot be used as it is, which waiting does not fix.
     """
     failures = 0
     while True:
@@ -76,19 +76,19 @@ def patiently(make: Callable[[], Reconciler], say: Callable[[str], None]) -> Rec
 
 
 def backoff_s(failures: int) -> float:
-    """Return for how many seconds to wait after so many failures in a row: growing, jittered, bounded."""
+    """Return for how many seconds to wait after that many failures in a row: growing, jittered, bounded."""
     ceiling = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(failures, 10))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311  # jitter, not a secret
 
 
 @dataclass(slots=True)
 class Watch:
-    """Keeps one pool's rows right until it is told to stop.
+    """Keeps one pool's rows right until it is stopped.
 
     Attributes:
         reconciler: Compares and writes; it has a leader's candidacy.
         every_s: Seconds between the beginnings of two passes.
-        say: Tells a person in one line what changed.
+        say: Prints in one line what changed.
         gauge: Takes in what happens, for metrics, or None.
         first: What a new leader does once before its first pass.
     """
@@ -185,7 +185,7 @@ class Watch:
                 self._see_to_events()
 
     def _see_to_events(self) -> None:
-        """Settle whoever the events since the last look are about; what they say of them is not believed."""
+        """Settle whoever the events since the last look are about; what they state of them is not believed."""
         store, stream = self.reconciler.allocator.store, events_key(self.reconciler.rows.pool)
         while batch := store.read_events(stream, self._cursor, EVENTS_AT_ONCE):
             workers: dict[WorkerId, None] = {}

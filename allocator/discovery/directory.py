@@ -125,7 +125,7 @@ class Directory:
             return dict(sorted(self._known.items()))
 
     def wait_for_change(self, seen: int, seconds: float | None) -> int:
-        """Return the number of the newest change; wait for one after `seen` for at most so many seconds.
+        """Return the number of the newest change; wait for one after `seen` for at most that many seconds.
 
         Args:
             seen: The number that an earlier call returned; 0 at first.

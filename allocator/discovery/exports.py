@@ -138,7 +138,7 @@ class Exporter:
         path: The file.
         command: What to run after each replacement, or None.
         timeout_s: Time that the command has.
-        talk: Says one line to the person who watches.
+        talk: Prints one line for the person who watches.
         clock: The monotonic clock, in seconds.
     """
 

@@ -40,7 +40,7 @@ class _Known:
         sighting: What Redis showed.
         seen_at: When that was.
         until: When it goes unless it is seen again; None while Redis shows it.
-        doubted_until: Until when an expiry says nothing about it: its holder could not renew while Redis was away.
+        doubted_until: Until when an expiry is no evidence about it: its holder could not renew while Redis was away.
     """
 
     sighting: Sighting

@@ -142,13 +142,13 @@ class Service:
         """Yield `up` or `down` and a worker for each change, beginning with those that are ready now.
 
         Args:
-            seconds: End after so many; None to go on until the service is closed.
+            seconds: End after that many; None to go on until the service is closed.
         """
         deadline = None if seconds is None else self._clock() + seconds
         before: dict[tuple[str, WorkerId], Endpoint] = {}
         version = 0
         while True:
-            now = {(str(one), one.worker): one for one in self.endpoints}  # a lease that is re-asserted is no change
+            now = {(str(one), one.worker): one for one in self.endpoints}  # a lease that is re-asserted is not a change
             yield from (("down", one) for place, one in before.items() if place not in now)
             yield from (("up", one) for place, one in now.items() if place not in before)
             before = now

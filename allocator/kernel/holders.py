@@ -56,7 +56,7 @@ def is_of_this_kernel(lease: Lease) -> bool:
 
 
 def is_proven_dead(lease: Lease, host: str) -> bool:
-    """Return whether every process that a lease names is dead, by what this host's kernel says.
+    """Return whether every process that a lease names is dead, by what this host's kernel shows.
 
     Args:
         lease: As it stands in Redis.

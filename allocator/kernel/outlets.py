@@ -29,7 +29,7 @@ STALL_S = 0.25
 """A reader that has taken nothing for this long is not waited for."""
 
 PATIENCE_S = 1.0
-"""How long a command that says one thing waits for room to say it."""
+"""How long a command that shows one thing waits for room to state it."""
 
 RETRY_S = 1.0
 """How often a full disk, or a pipe that was closed, is tried again."""

@@ -1,7 +1,7 @@
-"""The error tree. Each error says what happened, to what, and what to do; it carries its data and its exit code.
+"""The error tree. Each error states what happened, to what, and what to do; it carries its data and its exit code.
 
 Nothing here formats a traceback or a secret: messages are made of names, ports and times only.
-Exit codes follow sysexits.h where it has a word for the case.
+Exit codes follow sysexits.h where it has a code for the case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def printable(line: str) -> str:
 
 
 def on_one_line(message: str) -> str:
-    """Return a message fit for one line of any terminal: a path, or what another program says, may hold anything."""
+    """Return a message fit for one line of any terminal: a path, or what another program states, may hold anything."""
     return printable(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
 
 
@@ -68,7 +68,7 @@ class InvalidInputError(AllocatorError):
 
 
 class ConfigurationError(AllocatorError):
-    """A setting, file, server or key that an administrator must mend before anything can work."""
+    """A setting, file, server or key that an administrator must fix before anything can work."""
 
     exit_code = EXIT_CONFIGURATION
 
@@ -118,7 +118,7 @@ class PortRefusedError(HeldError):
 
 
 class ExhaustedError(AllocatorError):
-    """No port of the pool can be had on this host now; `retry_after` says when the next one can be free."""
+    """No port of the pool can be had on this host now; `retry_after` states when the next one can be free."""
 
     exit_code = EXIT_EXHAUSTED
 

@@ -198,7 +198,7 @@ def parse_toml(path: Path | str, text: str, model: type[M]) -> M:
     """Return the content of a TOML file as `model`.
 
     Raises:
-        ConfigurationError: When it is no TOML or does not fit; it names the file and the first wrong field.
+        ConfigurationError: When it is not TOML or does not fit; it names the file and the first wrong field.
     """
     try:
         return model.model_validate(toml_of(path, text))

@@ -1,6 +1,6 @@
 """What a change of a pool's rules means: which rules differ, and what that does to the leases that are there.
 
-Nothing here decides anything: no live lease is touched by a change, whatever this says.
+Nothing here decides anything: no live lease is touched by a change, whatever this states.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from allocator.model.pools import PoolSpec
 
 NAMED = 5
-"""So many leases are named where there may be thousands."""
+"""This number of leases is named where there may be thousands."""
 
 
 def differences(before: PoolSpec | None, after: PoolSpec) -> Iterator[tuple[str, str, str]]:

@@ -46,7 +46,7 @@ def toml_of(path: Path | str, text: str) -> dict[str, Any]:
         text: The text.
 
     Raises:
-        ConfigurationError: When it is no TOML; the error names the file and the place.
+        ConfigurationError: When it is not TOML; the error names the file and the place.
     """
     import tomllib
 

@@ -26,7 +26,7 @@ def number_of(context: Context, pool: str, org: str, plugin: str, key: str) -> O
         pool: The pool.
         org: The organisation.
         plugin: The plugin.
-        key: A name, which only has to be told from others of this host.
+        key: A name, which only has to differ from others of this host.
 
     Raises:
         InvalidInputError: When the key is not a name.

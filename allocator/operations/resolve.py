@@ -34,7 +34,7 @@ def resolve(context: Context, pool: str, plugin: str, org: str, *, prefer: str |
         prefer: The host whose workers come first, in turn among themselves; None for no preference.
 
     Raises:
-        NoWorkerError: When none is ready; it says whether there is none, or what state they are in.
+        NoWorkerError: When none is ready; it shows whether there is none, or what state they are in.
         InvalidInputError: When a name is not valid.
     """
     _check_names(plugin, org)

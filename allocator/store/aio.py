@@ -99,7 +99,7 @@ class AsyncStore(BaseStore):
             return await self._again(attempt, left_s)
         except FAULTS as fault:
             raise self._meaning(fault, key) from fault
-        except UnicodeEncodeError:  # an argument that is no text
+        except UnicodeEncodeError:  # an argument that is not text
             raise
         except WRONG_SHAPES as shape:
             raise misread(key) from shape
@@ -188,7 +188,7 @@ class AsyncStore(BaseStore):
         return await self._patiently(scan)
 
     async def await_turn(self, step: AwaitTurn) -> bool:
-        """Say that a waiter is there, and wait until it is told to look; return whether it was."""
+        """Report that a waiter is there, and wait until it is woken; return whether it was woken."""
 
         async def wait() -> bool:
             there, turn = self._turn(step)

@@ -115,7 +115,7 @@ class BaseStore:
         return left_s
 
     def _meaning(self, error: Exception, key: str | None) -> AllocatorError:
-        """Return the error of ours that says what an error of the connection means."""
+        """Return our error for what an error of the connection means."""
         return translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key)
 
     def _blocking_s(self, seconds: float) -> float:
@@ -123,7 +123,7 @@ class BaseStore:
         return max(0.001, min(seconds, self._timeout_s / 2))
 
     def _turn(self, step: AwaitTurn) -> tuple[Words, Words]:
-        """Return the command that says that a waiter is there, and the one that waits."""
+        """Return the command that shows that a waiter is there, and the one that waits."""
         return (
             ("SET", step.waiter, step.said, "PX", step.alive_ms),
             ("BLPOP", step.turn, self._blocking_s(step.seconds)),

@@ -95,7 +95,7 @@ class Store(BaseStore):
             return self._again(attempt, left_s)
         except FAULTS as fault:
             raise self._meaning(fault, key) from fault
-        except UnicodeEncodeError:  # an argument that is no text
+        except UnicodeEncodeError:  # an argument that is not text
             raise
         except WRONG_SHAPES as shape:
             raise misread(key) from shape
@@ -122,7 +122,7 @@ class Store(BaseStore):
         return (self._client or self._connect()).execute(*words)
 
     def server(self) -> ServerInfo:
-        """Return what the server says of itself."""
+        """Return what the server reports of itself."""
         return self._patiently(lambda: ServerInfo.read(_info(self._client or self._connect())))
 
     def server_time(self) -> float:
@@ -161,7 +161,7 @@ class Store(BaseStore):
         return None
 
     def await_turn(self, step: AwaitTurn) -> bool:
-        """Say that a waiter is there, and wait until it is told to look; return whether it was."""
+        """Report that a waiter is there, and wait until it is woken; return whether it was woken."""
 
         def wait() -> bool:
             there, turn = self._turn(step)

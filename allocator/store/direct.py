@@ -237,7 +237,7 @@ class ConnectionPool:
 
 
 def open_socket(options: ConnectionOptions) -> socket.socket:
-    """Return a connected socket, with TLS where the address says so, whose calls take the given time at most.
+    """Return a connected socket, with TLS where the address reports it, whose calls take the given time at most.
 
     Raises:
         OSError: When the server cannot be reached in time; TimeoutError and `ssl.SSLError` among them.

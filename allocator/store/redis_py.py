@@ -35,11 +35,11 @@ _CODES = {
     exceptions.MasterDownError: "MASTERDOWN",
     exceptions.ClusterDownError: "CLUSTERDOWN",
 }
-"""The first words of error replies, which redis-py takes away; a subclass stands before its class."""
+"""The codes of error replies, which redis-py takes away; a subclass stands before its class."""
 
 _PASSING = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterError)
 _GONE = ("Redis Cluster cannot be connected", "All slots are not covered")
-"""How redis-py begins to say that it found no node of a Cluster."""
+"""How redis-py begins to state that it found no node of a Cluster."""
 
 
 class RedisPyClient:

@@ -16,7 +16,7 @@ FAULTS = (ReplyError, ForeignReplyError, OSError)
 """What a connection may raise for something outside this program."""
 
 _FORBIDDEN = ("NOPERM", "ACL failure", "The user executing the script can't")
-"""How a server begins to say that an ACL rule forbids it: outside of scripts, and inside those of Redis 7.0."""
+"""How a server begins to state that an ACL rule forbids it: outside of scripts, and inside those of Redis 7.0."""
 
 _SCRIPT_SENTENCE = "ALLOC "
 
@@ -27,10 +27,10 @@ _TRANSIENT_CODES = frozenset(
     {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "UNBLOCKED", "MOVED", "ASK",
      "CROSSSLOT"}
 )  # fmt: skip
-"""How a server says that the same command may succeed a little later: failovers, moving slots, a long script."""
+"""How a server reports that the same command may succeed a little later: failovers, moving slots, a long script."""
 
 _FULL = "max number of clients"
-"""How a server begins to say that it takes no more connections just now."""
+"""How a server begins to state that it takes no more connections just now."""
 
 _REFUSED_LOGIN = ("AUTH <password> called without", "invalid password", "Client sent AUTH")
 """How a server begins to refuse a password without a code of its own."""
@@ -51,7 +51,7 @@ def _is_about_tls(error: OSError) -> bool:
 
 
 def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | None = None) -> AllocatorError:  # noqa: PLR0911  # a case a line
-    """Return the error of ours that says what `error` means.
+    """Return our error for what `error` means.
 
     Args:
         error: What the connection raised.
@@ -103,7 +103,7 @@ def misread(key: str | None) -> AllocatorError:
 
 
 def _words(error: BaseException) -> Iterator[str]:
-    """Return what an error says as one printable line, if it says anything; the system's number is left out."""
+    """Return what an error states as one printable line, if it shows anything; the system's number is left out."""
     said = (isinstance(error, OSError) and error.strerror) or str(error)
     printable = "".join(character if character.isprintable() else " " for character in said[:MAX_WORDS])
     if text := " ".join(printable.split()):

@@ -91,7 +91,7 @@ class Children:
                 os.write(self.teller, bytes([signal.SIGCHLD]))
 
     def before_command(self) -> Callable[[], None]:
-        """Return what a new child does before it becomes its command: it is tied to the supervisor's life."""
+        """Return what a new child does before it becomes its command: it is bound to the supervisor's life."""
         if not self.orphans_end:
             return lambda: None
         with self.starting:
@@ -155,7 +155,7 @@ class Children:
             self.guard.watch(set().union(*self._strays.values()))
 
     def _end_adopted(self) -> None:
-        """End what workers left behind that could be said to be no worker's in particular, and take it in."""
+        """End what workers left behind that belong to no worker in particular, and take it in."""
         for _ in range(MOST_ENDED):
             with self.starting:
                 table = process_table()

@@ -1,4 +1,4 @@
-"""What may be said of a worker, by name: on the command line and in a procfile, read by the same functions.
+"""The fields of a worker, by name: on the command line and in a workers file, read by the same functions.
 
 A value is text from the command line and text, a number or a table in a procfile. Every mistake is found here, before
 anything is claimed.
@@ -43,7 +43,7 @@ def spec_of(values: Mapping[str, Any], environ: Mapping[str, str]) -> WorkerSpec
     """Return the worker that converted values (see `convert`) make.
 
     Args:
-        values: What was said of it, by field; what was left out has its default.
+        values: Its values, by field; what was left out has its default.
         environ: What its environment starts from.
 
     Raises:

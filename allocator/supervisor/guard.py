@@ -1,9 +1,9 @@
 """The guard: a small shell that ends the workers' processes when the supervisor was killed.
 
 The kernel's parent-death signal reaches a worker's first process only; a listener two processes below it would live
-on with its port. The guard reads from a pipe that only the supervisor holds open: when the pipe ends without a word of
+on with its port. The guard reads from a pipe that only the supervisor holds open: when the pipe ends without a
 farewell, it kills the groups that were not forgotten, whatever was started with the supervision's mark in its
-environment, and the strays that it was told of. It must never end a group that was forgotten.
+environment, and the strays that were reported to it. It must never end a group that was forgotten.
 
 It is not the workers' parent, so that they are the supervisor's own children, and a shell, because it only waits: a
 second interpreter would cost nine megabytes.

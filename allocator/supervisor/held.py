@@ -77,7 +77,7 @@ class HeldPorts:
         return any(held.draining.is_set() for held in self._held.values())
 
     def update(self, **words: object) -> None:
-        """Set what all of them say; see `HeldLease.set`.
+        """Set what all of them state; see `HeldLease.set`.
 
         Raises:
             ValueError: When the state cannot follow the present one.

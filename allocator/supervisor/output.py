@@ -83,9 +83,9 @@ class Output:
 
 
 def last_words(lines: Sequence[bytes]) -> str:
-    """Return the last line that says something, control characters shown, at most 200 characters; empty for none.
+    """Return the last line with content, control characters shown, at most 200 characters; empty for none.
 
-    The frames of a stack trace, and the version that Node.js prints below its own, say nothing.
+    The frames of a stack trace, and the version that Node.js prints below its own, are no information.
     """
     for line in reversed(lines):
         text = line.decode("utf-8", "backslashreplace").rstrip()

@@ -1,4 +1,4 @@
-"""How a worker says that it could not have its port."""
+"""How a worker reports that it could not have its port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SOME_PORT = re.compile(rb":([0-9]{2,5})\b|\bport\W{0,3}([0-9]{2,5})\b", re.IGNO
 
 
 def says_in_use(lines: Iterable[bytes], port: int) -> bool:
-    """Return whether a worker's standard error says that this port is in use; another port that it names is not it."""
+    """Return whether a worker's standard error names this port as in use, not another one."""
     for line in lines:
         if _IN_USE.search(line):
             named = {int(one or other) for one, other in _SOME_PORT.findall(line)}

@@ -14,7 +14,7 @@ command = "node worker.js --port={port}"
 replicas = 2
 ```
 
-Every field of `fields.FIELDS` may stand in a worker; what the command line says is the default of all of them.
+Every field of `fields.FIELDS` may stand in a worker; what the command line gives is the default of all of them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str,
 
     Args:
         path: The file.
-        defaults: What the command line said, converted.
+        defaults: What the command line gave, converted.
         environ: What the workers' environments start from.
 
     Raises:
@@ -101,7 +101,7 @@ def _converted(place: _Place, field: str, value: object) -> object:
 
 
 def _beside(procfile: Path, value: object) -> object:
-    """Return a path of a procfile as seen from where the procfile lies."""
+    """Return a path of a workers file as seen from where the workers file lies."""
     if isinstance(value, list):
         return [_beside(procfile, each) for each in value]
     return str(procfile.parent / value) if isinstance(value, str) else value
@@ -128,7 +128,7 @@ def _tables(path: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 class _Place:
-    """Where in a procfile a worker stands."""
+    """Where in a workers file a worker stands."""
 
     def __init__(self, path: Path, text: str, number: int) -> None:
         self.path = path

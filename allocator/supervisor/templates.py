@@ -1,4 +1,4 @@
-"""The words of a worker's command: `{port}` and its like, `{port.debug}`, and a literal brace as `{{` or `}}`."""
+"""The command of a worker: `{port}` and its like, `{port.debug}`, and a literal brace as `{{` or `}}`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_command(command: Sequence[str], ports: Sequence[str] = ()) -> None:
     """Check the templates in a command before anything is claimed.
 
     Args:
-        command: The words of the command.
+        command: The arguments of the command.
         ports: The names of the worker's ports, when it has several.
 
     Raises:
@@ -36,8 +36,9 @@ def filled_command(
     """Return the command with the lease's values in place of the templates.
 
     Args:
-        command: The words of the command.
-        port_argument: One more word: with a template in it as it is, else an option that gets `=PORT`; None for none.
+        command: The arguments of the command.
+        port_argument: One more argument: with a template in it as it is, else an option that gets `=PORT`; None for
+            none.
         lease: Whose values.
         ports: Its ports by name.
     """

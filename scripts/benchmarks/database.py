@@ -235,7 +235,7 @@ class Arrivals(threading.Thread):
         )
 
     def run(self) -> None:
-        """Listen until told to end."""
+        """Listen until stopped."""
         for notice in self._connection.notifies():
             if notice.payload == "end":
                 return

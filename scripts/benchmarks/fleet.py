@@ -146,7 +146,7 @@ def ready_call(pool: str, host: str, worker: str, token: str, identity: str) -> 
 
 
 def probe(url: str, pool: str, connection: Connection) -> None:
-    """Claim and release beside the heartbeats until told to stop; send the claims' times in milliseconds."""
+    """Claim and release beside the heartbeats until stopped; send the claims' times in milliseconds."""
     client: Any = Redis.from_url(url, protocol=2)
     load(client)
     times: list[float] = []

@@ -133,7 +133,7 @@ class Line(Point):
         )
 
     def join(self) -> str:
-        """Take the last place in line; the waiter stays alive for an hour, where a real one says so once a second."""
+        """Take the last position in the queue; the waiter stays for an hour; a real one renews every second."""
         self._new += 1
         ticket = secrets.token_hex(8)
         keys = script_keys(self.pool.name, "host-0")
@@ -143,12 +143,12 @@ class Line(Point):
         return ticket
 
     def claim(self, ticket: str) -> tuple[bytes, str]:
-        """Claim with a ticket, which has to be the first in line."""
+        """Claim with a ticket, which has to be the first in the queue."""
         call, token = self.next_claim("host-0", ticket)
         return port_of(send(self.bench.redis, call)), token
 
     def hand_over(self, count: int) -> None:
-        """Release, and claim as the first in line, `count` times; the claims of newcomers where nobody waits."""
+        """Release, and claim as the first in the queue, `count` times; the claims of newcomers where nobody waits."""
         for _ in range(count):
             send(self.bench.redis, end_call(self.pool.name, "host-0", *self.held))
             self.held = self.claim(self.tickets.pop(0) if self.tickets else "")

@@ -122,7 +122,7 @@ def _bare_ping(path: str) -> Callable[[], bytes]:
 
 
 def _script_us(watched: Watched, pairs: int) -> dict[str, float]:
-    """Return the server's own time for each script: the median of what it says after each."""
+    """Return the server's own time for each script: the median of what it shows after each."""
     spent: dict[str, list[float]] = {"claim": [], "release": []}
     allocator, redis = watched.allocator, watched.bench.redis
     for number in range(pairs):

@@ -227,7 +227,7 @@ TEN = (
     ("`agent`: from a process's end to the release", "from the end of a worker's process to the release of its port"),
     ("`run`: resident memory, one worker", "memory of a supervisor"),
 )
-"""The ten figures that a reader wants first, by their lines below, in words that need no other line."""
+"""The ten figures that a reader wants first, by their lines below, as text that need no other line."""
 
 
 def ten(rows: list[Row]) -> list[str]:

@@ -125,7 +125,7 @@ def _idle(place: Place) -> dict[str, Any]:
 
 
 def _agent(place: Place, ends: int) -> dict[str, Any]:
-    """Watch an agent with leases tied to a process each, then end some of those."""
+    """Watch an agent with leases bound to a process each, then end some of those."""
     files = LeaseFiles(Path(place.environment["XDG_STATE_HOME"]) / "allocator/leases")
     with contextlib.ExitStack() as stack:
         tied = []

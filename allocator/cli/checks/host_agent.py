@@ -1,4 +1,4 @@
-"""Whether leases that are tied to processes have somebody who renews them, and whether the agent answers."""
+"""Whether leases that are bound to processes have somebody who renews them, and whether the agent answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_agent(at: Desk) -> Iterator[Finding]:
 
 
 def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
-    """Look for leases that are tied to processes while no agent runs.
+    """Look for leases that are bound to processes while no agent runs.
 
     Args:
         at: What the command works with.
@@ -118,5 +118,5 @@ def _has_ended(lease: Lease) -> bool:
     try:
         process = process_of(lease)
     except AllocatorError:
-        return False  # it cannot be told from here
+        return False  # it is not known from here
     return process is None or not is_alive(process)

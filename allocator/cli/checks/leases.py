@@ -54,7 +54,7 @@ def check_name(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Findi
 
 
 def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
-    """Hold the leases of this host against the sockets that listen here, and against what they say of their workers.
+    """Hold the leases of this host against the sockets that listen here, and against what they state of their workers.
 
     Args:
         pool: The pool.

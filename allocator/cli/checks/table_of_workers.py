@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_table(at: Desk) -> Iterator[Finding]:
-    """Look at the table alone; a database that nobody configured and nobody made is no finding."""
+    """Look at the table alone; a database that nobody configured and nobody made is not a finding."""
     database = database_in_use(at.settings)
     if database is None:
         return

@@ -552,7 +552,7 @@ local function run(read, call, try)
     -- Those of a host that was forgotten would end in a week.
     try('PERSIST', tokens_key)
     if scope == 'fleet' then
-      -- There the space is no host: the agenda has the host beside it, with nothing to visit.
+      -- There the space is not a host: the agenda has the host beside it, with nothing to visit.
       call('ZADD', base .. ':hosts', 'NX', FOREVER, host)
     end
   end

@@ -1,5 +1,5 @@
 -- end: ends leases, because their holders are done with them, because the kernel refused their ports, or because an
--- operator says so.
+-- operator asks for it.
 --
 -- Safe because only the token of the port's last grant ends it (for an operator its fence), and an ended grant is marked,
 -- so that a renewal that was under way cannot bring it back. Released ports become claimable after the pool's cooldown,

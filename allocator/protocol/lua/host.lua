@@ -128,7 +128,7 @@ local function run(read, call, try)
   end
   if set[1] then
     call('HSET', host_key, unpack(set))
-    -- In fleet scope the space is no host: the agenda then has the host beside it, with nothing to visit.
+    -- In fleet scope the space is not a host: the agenda then has the host beside it, with nothing to visit.
     call('ZADD', hosts_key, 'NX', FOREVER, host)
     if what == 'register' then
       try('PERSIST', tokens_key)

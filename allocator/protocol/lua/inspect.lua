@@ -11,7 +11,7 @@
 --       members member, score, and so on, whatever another program put there
 --       ports   now_ms, then port, score, lease or '', its remaining ms, of the ports that are not claimable now, lowest score first;
 --               count and the ports of equal score beside them, so that asking again from the last score goes on
---       port    now_ms, then the same four words of this port (score '' when it was never used)
+--       port    now_ms, then the same four fields of this port (score '' when it was never used)
 --       newest  id of the last event
 -- Events  none
 -- Loops   what is asked for: at most 512 rows beside those of equal score

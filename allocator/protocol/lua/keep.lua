@@ -2,11 +2,12 @@
 --
 -- Safe because a lease is extended only while the port's last grant begins with its proof, which nobody but its holder
 -- can make up, and has not ended; and PEXPIRE, first of the writes, extends no lease that is gone. What is not extended
--- here is not changed either. This is nearly all that a fleet asks of Redis, so it is told, answers and makes as few
--- words as can be: a word costs more than what is done with it.
+-- here is not changed either. This is nearly all that a fleet asks of Redis, so it is sent, answers and makes as few
+-- fields as can be: a field costs more than what is done with it.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 host  2 ttl_ms  3 the proofs of all the leases in one word, each of 50 characters: fence and token, a blank after
+-- ARGV  1 host  2 ttl_ms  3 the proofs of all the leases in one field, each of 50 characters: fence and token, a blank
+-- after
 --       each; then the ports
 -- Replies
 --       now_ms, whether the host is to be emptied (1: its holders stop their workers and release), whether the reaper
@@ -21,7 +22,7 @@
 -- A fence of 16 digits and a token of 32, with their blanks. What has other lengths is left to `renew`.
 local WHOLE_PROOF = 50
 local PLACE_PERIOD_MS = 3600000
--- Words of one ZADD, two for each port. A table that has its size from the start is not moved while it fills.
+-- Arguments of one ZADD, two for each port. A table that has its size from the start is not moved while it fills.
 local SCORES = 64
 
 local function run(read, call, try)

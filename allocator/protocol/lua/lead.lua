@@ -1,10 +1,11 @@
 -- lead: takes, keeps or gives up the leadership of a pool's reconcilers.
 --
 -- Safe because the leader is whoever's token stands in the one key, decided and written within this script; its fence
--- is higher than every one before it, so that a leader which was stopped and goes on is told apart by what it writes.
+-- is higher than every one before it, so that a leader which was stopped and goes on is distinguished by what it
+-- writes.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used)
--- ARGV  1 take or release  2 token  3 ttl_ms  4 holder: who it is, in words without quotes
+-- ARGV  1 take or release  2 token  3 ttl_ms  4 holder: who it is, as text without quotes
 --       5 highest fence of a leader that the client knows of
 -- Replies
 --       granted fence · renewed fence      this token leads, for ttl_ms from now

@@ -1,7 +1,7 @@
 -- number: the instance that a service has for a key, the same again whenever it is asked for.
 --
 -- Safe because a number that a key has is given to no other key, and a claim for `auto` passes it by; whether the instance
--- has a lease already is for the claim to say.
+-- has a lease already is for the claim to decide.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 organisation  2 plugin  3 key

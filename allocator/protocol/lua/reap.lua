@@ -1,7 +1,7 @@
 -- reap: visits the spaces whose next lease may have expired, and closes what has.
 --
 -- Nothing depends on it being run: a port is claimable by its score alone. It makes ends known (events, service
--- index) that nobody else has met. A cursor per space (`reaped`, a score) says up to where every grant was seen;
+-- index) that nobody else has met. A cursor per space (`reaped`, a score) states up to where every grant was seen;
 -- it is safe because a live lease's score is its expiry plus grace, which always lies ahead of the cursor.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used: the agenda names the spaces)
@@ -9,7 +9,7 @@
 -- Replies
 --       reaped, how many were closed, ms until the next space is due (-1: none is), how many spaces the pool has
 -- Events  expired
--- Holders call it when a renewal says so (`reap_at` of the pool, see keep): so a fleet calls it as often as it has
+-- Holders call it when a renewal reports it (`reap_at` of the pool, see keep): so a fleet calls it as often as it has
 -- something to do, whatever its size.
 -- Loops   at most 16 spaces and 64 closed leases a call, four lines of 64 waiters for each; a page is 64 ports beside those of equal score
 
@@ -20,7 +20,7 @@
 
 local SPACES = 16
 local PAGE = 64
--- Spaces that are due are visited together, not each in a call of its own; and an end is told in so much time.
+-- Spaces that are due are visited together, not each in a call of its own; and an end is reported within that time.
 local GATHERED_MS, LATEST_MS = 250, 1000
 
 local function run(read, call, try)

@@ -63,7 +63,7 @@ local function run(read, call, try)
   if next(hosts) then
     call('PEXPIRE', base .. ':unreported', ttl_ms)
   elseif needs_grace then
-    -- Nobody is known to have a lease, so nobody's silence or word says anything: the whole TTL passes.
+    -- Nobody is known to have a lease, so nobody's silence proves anything: the whole TTL passes.
     call('SADD', base .. ':unreported', '-')
     call('PEXPIRE', base .. ':unreported', ttl_ms)
   end

@@ -1,19 +1,21 @@
--- wait: takes a place in the line of those who wait for a port, keeps it, or gives it up.
+-- wait: takes a position in the queue for a port, keeps it, or gives it up.
 --
 -- Safe because the line is one zset whose scores only this script gives: by priority, then by who came first. A waiter
--- is in line while its own key lives, which it sets anew every second; one that is gone is passed by, and taken out by
+-- is in the queue while its own key lives, which it sets anew every second; one that is gone is passed by, and taken
+-- out by
 -- whoever looks next. One that comes back in time after all gets the place again that it had.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 ticket  2 mode (join: also keeps the place; leave)  3 host  4 worker  and to join: 5 priority (0 to 9, the highest
---       first)  6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of adjacent ones)
+--       first)  6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of contiguous
+--       ones)
 --       8 condition: what it waits for (any, one, block), or what else holds it back (org, plugin, instances, worker)
 -- Replies
 --       queued  place, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none),
 --               how many are ahead among those whom the same thing holds back, on whatever host
 --       left · no_pool
 -- Events  queued, with the ticket's priority, when it joins (the port is 0, the fence '-')
--- Loops   the first 64 of the line, and of the line of those whom the same thing holds back
+-- Loops   the first 64 of the queue, and of the queue of those whom the same thing holds back
 
 --@include replies
 --@include base
@@ -22,7 +24,7 @@
 
 local ALIVE_MS = 1800
 local PRIORITIES, PLACES = 9, 100000000000000
--- For how long the pool says that somebody may wait; those in front say it again.
+-- For how long the pool states that somebody may wait; those in front state it again.
 local WAITING_MS = 10000
 local LINE_MEMORY_MS = 3600000
 

@@ -1,6 +1,6 @@
-"""What an embedded server died of, read from its own log: the one place that knows its words.
+"""What an embedded server died of, read from its own log: the one place that can read it.
 
-Nothing here decides whether a server lives; a log is only ever read to explain what the kernel has told already.
+Nothing here decides whether a server lives; a log is only ever read to explain what the kernel has reported already.
 """
 
 from __future__ import annotations

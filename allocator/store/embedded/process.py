@@ -40,7 +40,7 @@ KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 
 MALLOC_VARIABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
 """A script makes and frees some hundred small values at once. The wheel's server has no allocator of its own, and glibc
-keeps seven of a size at hand; with so many a heartbeat takes a third less of the processor. (glibc manual, "Memory
+keeps seven of a size at hand; with this number a heartbeat takes a third less of the processor. (glibc manual, "Memory
 Allocation Tunables"; before glibc 2.30, which took 127 at most, it changes nothing.)"""
 
 _SERVERS = ("valkey", "redis")
@@ -112,7 +112,7 @@ def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int
     """Start a server in a session of its own that inherits the lock and nothing else.
 
     Returns:
-        Where in the log its words begin, in bytes.
+        where in the log its lines begin, in bytes.
 
     Raises:
         ConfigurationError: There is no server to run.
@@ -193,7 +193,7 @@ def _arguments(data_dir: Path, socket_path: Path, log: Path) -> list[str]:
 
 
 def _prove_room(data_dir: Path) -> None:
-    """Write and remove as much as a start needs: a full disk leaves no room for a log that says so."""
+    """Write and remove as much as a start needs: a full disk leaves no room for a log that reports it."""
     with private_folder(data_dir) as folder, folder.temporary("\0" * ROOM_BYTES, prefix=".room-"):
         pass
 

@@ -42,7 +42,7 @@ class LockPeer(Peer):
 
 
 class LockClient(TryingClient):
-    """Holds the connection; what is left to say is how a library takes one lock."""
+    """Holds the connection; what is left to state is how a library takes one lock."""
 
     def __init__(self, peer: LockPeer, number: int) -> None:
         super().__init__(peer.ports, number)

@@ -100,7 +100,7 @@ class PortserverClient(Client):
         if not self._waiting:
             raise OutOfTimeError(0.0)
         pid = self._waiting[-1]
-        with contextlib.redirect_stderr(io.StringIO()):  # it says of each refusal that it was one
+        with contextlib.redirect_stderr(io.StringIO()):  # it shows of each refusal that it was one
             port = get_port_from_port_server(self._address, pid=pid)
         if port is None:
             if time.perf_counter() > until:
@@ -118,7 +118,7 @@ class PortserverClient(Client):
 
 
 class PortForStore(Peer):
-    """port-for's store: a file that says which application has which port."""
+    """port-for's store: a file that shows which application has which port."""
 
     name = "`port-for`'s store"
     on_redis = False

@@ -33,15 +33,16 @@ local function rule_of(rules, name, base)
 end
 
 -- Runs `run` with its three ways to Redis (`read` and `call` stop the script where a command fails, `try` answers with
--- the error) and turns what stopped it into an error reply of one line. What Lua itself says (an argument or a value was
--- no number, say) is reported with the last key that was read, without line numbers.
+-- the error) and turns what stopped it into an error reply of one line. What Lua itself reports (for
+-- example an argument that is not a number) is shown with the last key that was read, without line numbers.
 local function guarded(run)
   local ok, reply = pcall(run, redis.call, redis.call, redis.pcall)
   if ok then
     return reply
   end
   local text = tostring(type(reply) == 'table' and reply.err or reply)
-  -- Redis 7.0 says of an ACL rule that it forbids a "command" or its "arguments": that is no wrong argument of ours.
+  -- Redis 7.0 states of an ACL rule that it forbids a "command" or its "arguments": that is not a wrong argument of
+  -- ours.
   local forbidden = string.find(text, 'The user executing the script', 1, true)
   local from_lua = type(reply) == 'string' and string.match(reply, '^[^@ ]+:%d+: (.*)')
   local wrong_type = string.find(text, 'WRONGTYPE', 1, true)

@@ -1,4 +1,4 @@
--- events: what happened, in the pool's stream; and the end of a grant, which is told there.
+-- events: what happened, in the pool's stream; and the end of a grant, which is reported there.
 
 -- Enough for an hour of a busy fleet; a reader that fell further behind compares everything anyway.
 local EVENTS_KEPT = 10000

@@ -1,5 +1,5 @@
 -- queue: who waits for a port, in each namespace of ports and, over all hosts, behind a limit or a worker's own lease.
--- A waiter says of itself, in a key that lives 1.8 s: the port that it waits for, its condition, its worker.
+-- A waiter states of itself, in a key that lives 1.8 s: the port that it waits for, its condition, its worker.
 
 -- How many of a queue are looked at; what is behind them waits.
 local QUEUE_SEEN = 64
@@ -8,7 +8,8 @@ local QUEUE_WOKEN = 16
 -- Who waits in this namespace ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`:
 -- its only port, 0 for any, -1 for a block of contiguous ones). Returns how many it may not overtake, the ports that those
 -- ahead wait for (as ranges with a comma before each), its seat (nil when it has none), and the first tickets with what
--- each says of itself (false when it is gone). Who waits for a block keeps nobody but the next who waits for one; who is
+-- each reports of itself (false when it is gone). Who waits for a block keeps nobody but the next who waits for one;
+-- who is
 -- held back by something other than ports keeps nobody.
 local function queue_before(read, base, space, ticket, explicit)
   local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
@@ -49,8 +50,9 @@ local function held_key(base, kind, worker)
   end
 end
 
--- By key, the queues that a waiter may stand in, and of which kind each is: the one of which it said so, or any that its
--- worker may be in where what it said has run out meanwhile.
+-- By key, the queues that a waiter may stand in, and of which kind each is: the one of which it reported it, or any
+-- that its
+-- worker may be in where what it reported has run out meanwhile.
 local function held_queues(base, said, worker)
   local kind, said_worker = string.match(said or '', '^%-?%d+ (%l+) (%S+)$')
   local queues = {}
@@ -121,7 +123,7 @@ local function wake_held(try, base, freed)
 end
 
 -- Takes a waiter that has what it waited for out of the queues that it stood in: that of its namespace, and those that it
--- may stand in by what it said of itself, or by its worker.
+-- may stand in by what it reported of itself, or by its worker.
 local function leave_queues(call, try, base, space, ticket, said, worker)
   for key in pairs(held_queues(base, said, worker)) do
     try('ZREM', key, ticket)
