@@ -19,7 +19,7 @@ from allocator.model.errors import AllocatorError
 from allocator.model.pools import FLEET_SPACE
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
-from allocator.protocol.signatures.inspect import InspectHostCall, InspectPortCall
+from allocator.protocol.signatures.inspect import InspectPortCall
 from allocator.protocol.wire import ask, event_time, events_key
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from allocator.api.claims import Claims
     from allocator.api.events import Hubs
     from allocator.api.hub import Hub
-    from allocator.model.pools import PoolSpec
-    from allocator.operations.steps import Operation
-    from allocator.protocol.signatures.inspect import KnownHost, KnownPort
+    from allocator.protocol.signatures.inspect import KnownPort
 
 CHECK_S = 60.0
 PACE_S = 0.2
@@ -206,7 +204,7 @@ class Keeper:
 
     async def _read_host(self, index: FleetIndex, name: str) -> None:
         asked_at = self.now()
-        known, ports = await self._at.run(_host(index.rules, name))
+        known, ports = await self._at.run(listing.known_space(index.rules, name))
         if not known.identity and not ports and name != FLEET_SPACE:
             index.hosts.pop(name, None)
             return
@@ -225,14 +223,6 @@ class Keeper:
 
     async def _ask(self, call: InspectPortCall) -> KnownPort:
         return await self._at.run(ask(call))
-
-
-def _host(rules: PoolSpec, name: str) -> Operation[tuple[KnownHost, list[KnownPort]]]:
-    """Return what Redis has of a space, and its ports that cannot be claimed."""
-    known = yield from ask(InspectHostCall(pool=rules.name, space=name))
-    if rules.scope == "fleet" and name != FLEET_SPACE:
-        return known, []
-    return known, (yield from listing.known_ports(rules.name, name))
 
 
 class Keepers:

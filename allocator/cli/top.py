@@ -1,7 +1,7 @@
-"""`top`: the pool in a terminal, live, from 80x24 up; `--once` prints it and ends.
+"""`top`: the pool in a terminal, live, in the order and the words of the status page.
 
-It draws with nothing but the terminal's own sequences, so that it works over any ssh; what does not fit is counted, not
-cut silently. May not live here: anything that changes a lease.
+It draws with nothing but the terminal's own sequences, so that it works over any ssh. Into a pipe, on a dumb terminal
+or with `--once` it prints one picture and ends. May not live here: anything that changes a lease.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -16,24 +17,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.interrupts import interrupts_raised
-from allocator.cli.options import ConfigOption, Desk, PoolOption, RedisOption, desk, seconds
-from allocator.model.durations import format_duration
+from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, seconds
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
-from allocator.model.states import LeaseState
-from allocator.protocol.wire import event_time, events_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
-    from allocator.model.leases import Lease
-    from allocator.operations.listing import HostView, PortView
+    from allocator.api.index import FleetIndex
+    from allocator.cli.pictures import Look, Past, Row
+    from allocator.cli.watched import WatchedPool
 
-SIGNS = {"starting": "s", "ready": "R", "degraded": "D", "draining": "d", "cooling": "c", "free": "."}
-COLOURS = {"starting": "34", "ready": "32", "degraded": "33", "draining": "35", "cooling": "2", "free": "2"}
-LEGEND = "R ready  s starting  D degraded  d draining  c cooling or quarantined  . free"
-LEAST_COLUMNS, LEAST_ROWS = 80, 24
-EVENTS = 5
-BUSIEST_HOSTS = 6
+LEAST_COLUMNS, LEAST_ROWS = 20, 4
+USUAL_COLUMNS, USUAL_ROWS = 120, 24
+ESCAPE_S = 0.05
+"""For how long the rest of a key's sequence may take to arrive."""
+_NAMED_KEYS = {
+    "up": (b"\x1b[A", b"\x1bOA", b"k"),
+    "down": (b"\x1b[B", b"\x1bOB", b"j"),
+    "page up": (b"\x1b[5~",),
+    "page down": (b"\x1b[6~", b" "),
+    "home": (b"\x1b[H", b"g"),
+    "end": (b"\x1b[F", b"G"),
+    "enter": (b"\r", b"\n", b"\x1b[C"),
+    "back": (b"q", b"Q", b"\x1b", b"\x1b[D"),
+    "filter": (b"/",),
+    "erase": (b"\x7f", b"\x08"),
+}
+KEYS = {key: name for name, keys in _NAMED_KEYS.items() for key in keys}
+WHILE_TYPING = {"up", "down", "enter", "erase"}
+HELP = "arrows choose   enter opens   / filters   q back"
 
 
 def register(application: typer.Typer) -> None:
@@ -42,158 +55,291 @@ def register(application: typer.Typer) -> None:
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and end.")] = False,
-    every: Annotated[str, typer.Option("--every", help="How long between two pictures, at most.")] = "2s",
+    once: Annotated[bool, typer.Option("--once", help="Print one picture and end, as into a pipe.")] = False,
+    every: Annotated[str, typer.Option("--every", help="Time between two pictures.")] = "2s",
     pool: PoolOption = None,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Watch the pool in a terminal: hosts, ports, leases, what happens. q or Ctrl-C ends it.
+    """Watch the pool in a terminal: problems, counters, hosts worst first.
 
-    Example: allocator top --once
+    Arrows choose a line, enter opens a host or a lease, / filters, q goes back and ends.
+
+    Example: allocator top
     """
+    from allocator.cli.watched import WatchedPool
+
     interval_s = seconds(every, "interval") or 0.0
     if interval_s < 0.1:
         raise InvalidInputError("an interval below 100ms only burdens Redis; give for example --every 2s")
-    if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise InvalidInputError("this is no terminal; print one picture with --once")
     with desk(pool, None, redis_url, config, reads_only=True) as at:
-        if once:
-            columns, rows = terminal_size()
-            print("\n".join(picture(at, columns, rows if sys.stdout.isatty() else 10_000, coloured=False)))
+        watched = WatchedPool(at.allocator, at.pool, interval_s, is_default=pool is None)
+        if once or not is_capable():
+            print_once(watched)
             return
-        with interrupts_raised() as interrupts, _full_screen():
-            _watch(at, interval_s, interrupts)
+        with interrupts_raised() as interrupts, full_screen() as resized:
+            Screen(watched, interval_s, resized).run(interrupts)
+
+
+def is_capable() -> bool:
+    """Return whether there is a terminal whose cursor can be moved."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", ""}
+
+
+def is_coloured() -> bool:
+    """Return whether colours are wanted."""
+    return not os.environ.get("NO_COLOR") and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def has_unicode() -> bool:
+    """Return whether the terminal has more signs than those of ASCII."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") in {"utf8", "utf16"}
 
 
 def terminal_size() -> tuple[int, int]:
-    """Return columns and rows, at least 80x24."""
+    """Return columns and rows; of a pipe those that `COLUMNS` names, or the usual ones."""
     with contextlib.suppress(OSError, ValueError):
         size = os.get_terminal_size(sys.stdout.fileno())
-        return max(LEAST_COLUMNS, size.columns), max(LEAST_ROWS, size.lines)
+        if size.columns and size.lines:
+            return max(LEAST_COLUMNS, size.columns), max(LEAST_ROWS, size.lines)
     given = os.environ.get("COLUMNS", "")
-    return max(LEAST_COLUMNS, int(given)) if given.isdecimal() and len(given) < 5 else LEAST_COLUMNS, LEAST_ROWS
+    return max(LEAST_COLUMNS, int(given)) if given.isdecimal() and len(given) < 5 else USUAL_COLUMNS, USUAL_ROWS
+
+
+def print_once(watched: WatchedPool) -> None:
+    """Print the pool, all of it, each problem with what to do about it."""
+    from allocator.cli.pictures import Look, cut, pool_rows, title
+
+    index = watched.look()
+    look = Look(terminal_size()[0], has_unicode(), watched.now)
+    for one in (title(index, look, None), *pool_rows(index, look, [], most_problems=50)):
+        print(cut(one.text, look.columns).rstrip())
+        if one.hint:
+            print(f"            {one.hint}"[: look.columns])
 
 
 @contextlib.contextmanager
-def _full_screen() -> Iterator[None]:
+def full_screen() -> Iterator[int]:
+    """Take the terminal over, and give it back as it was; gives a descriptor that is readable when its size changed.
+
+    It is given back before the process is stopped by Ctrl-Z or ended by a signal, too.
+    """
     import termios
     import tty
 
     before = termios.tcgetattr(sys.stdin)
-    try:
+    resized, changed = os.pipe()
+    os.set_blocking(changed, False)
+
+    def enter() -> None:
         tty.setcbreak(sys.stdin)
-        sys.stdout.write("\x1b[?1049h\x1b[?25l")
-        yield
-    finally:
-        sys.stdout.write("\x1b[?25h\x1b[?1049l")
-        sys.stdout.flush()
+        _write("\x1b[?1049h\x1b[?25l")
+
+    def leave() -> None:
+        _write("\x1b[0m\x1b[?25h\x1b[?1049l")
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
+    def on_resize(*_: object) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(changed, b".")
 
-def _watch(at: Desk, interval_s: float, interrupts: list[int]) -> None:
-    while not interrupts:
-        began = time.monotonic()
-        columns, rows = terminal_size()
-        try:
-            lines = picture(at, columns, rows, coloured=True)
-        except AllocatorError as error:
-            lines = [f"Redis is away, trying again: {error}"[:columns]]
-        sys.stdout.write("\x1b[H" + "".join(f"{line}\x1b[K\r\n" for line in lines[: rows - 1]) + "\x1b[J")
-        sys.stdout.flush()
-        left = max(0.0, interval_s - (time.monotonic() - began))
-        if select.select([sys.stdin], [], [], left)[0] and sys.stdin.read(1) in {"q", "Q", "\x1b", ""}:
-            return
-    raise KeyboardInterrupt
+    def on_stop(*_: object) -> None:
+        leave()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        enter()
+        on_resize()
 
+    def on_end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
 
-def picture(at: Desk, columns: int, rows: int, *, coloured: bool) -> list[str]:
-    """Return the lines of one picture, none longer than `columns` and at most `rows - 1` of them."""
-    from allocator.operations import listing
-
-    rules = at.allocator.pool()
-    hosts = at.allocator.hosts()
-    now = at.allocator.store.server_time()
-    views = {
-        host.name: at.allocator.run(listing.ports(at.pool, rules.space_of(host.name)))
-        for host in sorted(hosts, key=lambda one: -one.leases)[:BUSIEST_HOSTS]
+    handlers: dict[int, Callable[..., None]] = {
+        signal.SIGWINCH: on_resize,
+        signal.SIGTSTP: on_stop,
+        signal.SIGTERM: on_end,
+        signal.SIGHUP: on_end,
     }
-    leases = sorted(at.allocator.leases(), key=lambda lease: (lease.state is LeaseState.READY, lease.host, lease.port))
-    leased, size = len(leases), rules.size * (len(hosts) if rules.scope == "host" else 1)
-    percent = round(100 * leased / size) if size else 0
-    clock = time.strftime("%H:%M:%S", time.localtime(now))
-    lines = [
-        f"portlease {at.pool}  {leased} of {size} ports leased ({percent} %) on {len(hosts)} hosts  {clock}"[:columns],
-        LEGEND[:columns],
-        "",
-    ]
-    for host in sorted(hosts, key=lambda one: one.name):
-        if host.name in views:
-            lines += _host_lines(host, views[host.name], (rules.first, rules.last), columns, coloured=coloured)
-    if len(hosts) > BUSIEST_HOSTS:
-        lines.append(f"and {len(hosts) - BUSIEST_HOSTS} hosts with fewer leases: see 'allocator host ls'")
-    events = _event_lines(at, columns)
-    room = rows - 1 - len(lines) - len(events) - 2
-    return [*lines, "", *_lease_lines(leases, now, max(2, room - 1), columns), "", *events][: rows - 1]
+    others = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        enter()
+        yield resized
+    finally:
+        leave()
+        for number, other in others.items():
+            signal.signal(number, other)
+        os.close(resized)
+        os.close(changed)
 
 
-def _host_lines(
-    host: HostView, views: list[PortView], ends: tuple[int, int], columns: int, *, coloured: bool
-) -> list[str]:
-    word = " draining" if host.draining else " cordoned" if host.cordoned else ""
-    known = {view.port: view for view in views}
-    title = f"{host.name}{word}: {host.leases} leased"
-    width = columns - 8
-    if ends[1] - ends[0] >= 8 * width:
-        return [f"{title}, {len(views) - host.leases} cooling of {ends[1] - ends[0] + 1} ports"[:columns]]
-    lines = [title[:columns]]
-    for start in range(ends[0], ends[1] + 1, width):
-        signs = []
-        for port in range(start, min(start + width, ends[1] + 1)):
-            view = known.get(port)
-            state = str(view.lease.state) if view and view.lease else "cooling" if view else "free"
-            sign = SIGNS.get(state, "?")
-            signs.append(f"\x1b[{COLOURS.get(state, '0')}m{sign}\x1b[0m" if coloured else sign)
-        lines.append(f"  {start:5} " + "".join(signs))
-    return lines
+def _write(text: str) -> None:
+    encoding = sys.stdout.encoding or "ascii"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
 
 
-def _lease_lines(leases: list[Lease], now: float, room: int, columns: int) -> list[str]:
-    rows = [("HOST", "PORT", "WORKER", "STATE", "PID", "RST", "ENDS IN", "LAST ERROR")]
-    for lease in leases[: room - 1]:
-        left = format_duration((lease.expires_at - now) * 1_000)
-        pid = "-" if lease.pid is None else str(lease.pid)
-        rows.append(
-            (
-                lease.host,
-                str(lease.port),
-                str(lease.worker),
-                str(lease.state),
-                pid,
-                str(lease.restarts),
-                left,
-                lease.last_error or "",
-            )
-        )
-    limits = (18, 5, max(20, columns - 74), 8, 8, 4, 8, 40)
-    widths = [min(limit, max(len(row[at]) for row in rows)) for at, limit in enumerate(limits)]
-    lines = [
-        "  ".join(_fit(cell, width) for cell, width in zip(row, widths, strict=True))[:columns].rstrip() for row in rows
-    ]
-    if len(leases) > room - 1:
-        lines[-1] = f"and {len(leases) - len(rows) + 2} more leases: see 'allocator ls'"
-    return lines
+class Screen:
+    """The terminal while `top` has it: what is open, what is chosen, and the loop that draws and takes keys.
+
+    Args:
+        watched: The pool.
+        interval_s: How often it is looked at.
+        resized: Readable when the terminal's size changed.
+    """
+
+    def __init__(self, watched: WatchedPool, interval_s: float, resized: int) -> None:
+        self._watched = watched
+        self._interval_s = interval_s
+        self._resized = resized
+        self._index: FleetIndex | None = None
+        self._away: str | None = None
+        self._opened: list[tuple[str, int | None]] = []
+        self._chosen: list[int] = [0]
+        self._words = ""
+        self._is_typing = False
+        self._past: Past = []
+        self._rows: list[Row] = []
+        self._page = 1
+
+    def __repr__(self) -> str:
+        return f"<Screen of {self._watched!r}>"
+
+    def run(self, interrupts: list[int]) -> None:
+        """Draw and take keys until somebody ends it.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C.
+        """
+        due = 0.0
+        while not interrupts:
+            if time.monotonic() >= due:
+                self._look()
+                due = time.monotonic() + self._interval_s
+            self._draw()
+            ready = select.select([sys.stdin, self._resized], [], [], max(0.0, due - time.monotonic()))[0]
+            if self._resized in ready:
+                os.read(self._resized, 4_096)
+            if sys.stdin in ready and not self._take_keys():
+                return
+        raise KeyboardInterrupt
+
+    def _look(self) -> None:
+        try:
+            self._index = self._watched.look()
+            self._away = None
+            if self._opened and self._opened[-1][1] is not None:
+                self._past = self._watched.past_of(self._opened[-1][0], self._opened[-1][1])
+        except AllocatorError as error:
+            self._away = printable(str(error))
+
+    def _take_keys(self) -> bool:
+        """Take what was typed; False when that ends it."""
+        typed = os.read(sys.stdin.fileno(), 1_024)
+        if typed == b"\x1b" and select.select([sys.stdin], [], [], ESCAPE_S)[0]:
+            typed += os.read(sys.stdin.fileno(), 1_024)
+        if not typed:
+            return False
+        while typed:
+            length = next((size for size in (4, 3, 1) if typed[:size] in KEYS and len(typed) >= size), 1)
+            key, typed = typed[:length], typed[length:]
+            if not self._take(KEYS.get(key, ""), key):
+                return False
+        return True
+
+    def _take(self, name: str, key: bytes) -> bool:
+        if self._is_typing and (name not in WHILE_TYPING or key in {b"j", b"k"}):
+            if key == b"\x1b":
+                self._is_typing, self._words = False, ""
+            elif key.isascii() and key.decode().isprintable():
+                self._words += key.decode()
+            self._chosen[-1] = 0
+        elif name == "erase" and self._is_typing:
+            self._words = self._words[:-1]
+        elif name == "enter" and self._is_typing:
+            self._is_typing = False
+        elif name == "filter":
+            self._is_typing, self._opened, self._chosen = True, [], [0]
+        elif name in {"back", "erase"}:
+            return self._back()
+        elif name == "enter":
+            self._open()
+        else:
+            self._move({"up": -1, "down": 1, "page up": -self._page, "page down": self._page, "home": -10**6,
+                        "end": 10**6}.get(name, 0))  # fmt: skip
+        return True
+
+    def _back(self) -> bool:
+        if self._opened:
+            self._opened.pop()
+            self._chosen.pop()
+        elif self._words:
+            self._words = ""
+        else:
+            return False
+        return True
+
+    def _choices(self) -> list[int]:
+        return [at for at, one in enumerate(self._rows) if one.host is not None or one.hint]
+
+    def _move(self, by: int) -> None:
+        self._chosen[-1] = max(0, min(self._chosen[-1] + by, len(self._choices()) - 1))
+
+    def _open(self) -> None:
+        choices = self._choices()
+        if not choices:
+            return
+        one = self._rows[choices[min(self._chosen[-1], len(choices) - 1)]]
+        if one.host is None or (self._opened and self._opened[-1] == (one.host, one.port)):
+            return
+        self._opened.append((one.host, one.port))
+        self._chosen.append(0)
+        self._past = []
+        self._look()
+
+    def _draw(self) -> None:
+        from allocator.cli.pictures import Look, host_rows, lease_rows, pool_rows, title
+
+        columns, rows = terminal_size()
+        index = self._index
+        if index is None:
+            _write(f"\x1b[H{(self._away or 'reading')[:columns]}\x1b[K\x1b[J")
+            return
+        look = Look(columns, has_unicode(), self._watched.now)
+        if not self._opened:
+            self._rows = pool_rows(index, look, self._words.lower().split(), most_problems=max(3, rows // 3))
+        elif (port := self._opened[-1][1]) is None:
+            self._rows = host_rows(index, self._opened[-1][0], look)
+        else:
+            self._rows = lease_rows(index, self._opened[-1][0], port, self._past, look)
+        self._paint(title(index, look, self._away), look, rows)
+
+    def _paint(self, head: Row, look: Look, rows: int) -> None:
+        """Write the first line, as many rows as there is room for around the chosen one, and the last line."""
+        self._page = max(1, rows - 3)
+        choices = self._choices()
+        at = choices[min(self._chosen[-1], len(choices) - 1)] if choices else self._chosen[-1]
+        first = max(0, min(at - self._page // 2, len(self._rows) - self._page))
+        coloured = is_coloured()
+        lines = [painted(head, look.columns, coloured=coloured, chosen=False)]
+        for number, one in enumerate(self._rows[first : first + self._page], first):
+            lines.append(painted(one, look.columns, coloured=coloured, chosen=bool(choices) and number == at))
+        lines += [""] * (rows - 1 - len(lines))
+        hint = self._rows[at].hint if choices else ""
+        foot = f"/{self._words}_" if self._is_typing else hint or HELP
+        if self._words and not self._is_typing:
+            foot = f"/{self._words}   {foot}"
+        lines.append(f"{foot[: look.columns - 1]}")
+        _write("\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
 
 
-def _fit(text: str, width: int) -> str:
-    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
+def painted(one: Row, columns: int, *, coloured: bool, chosen: bool) -> str:
+    """Return a row as a terminal is sent it: cut to the width, coloured, the chosen one reversed."""
+    from allocator.cli.pictures import cut, width_of
 
-
-def _event_lines(at: Desk, columns: int) -> list[str]:
-    lines = []
-    for identifier, fields in at.allocator.store.newest_events(events_key(at.pool), EVENTS)[::-1]:
-        clock = time.strftime("%H:%M:%S", time.localtime(event_time(identifier)))
-        what = f"{fields.get('type', '?')} {fields.get('state', '')}".strip()
-        place = f"{fields.get('host')}:{fields.get('port')}"
-        lines.append(printable(f"{clock}  {what.ljust(16)}  {place}  {fields.get('worker')}")[:columns])
-    return lines
+    left, found = columns, []
+    for text, colour in one.parts:
+        shown = cut(text, left)
+        left -= width_of(shown)
+        found.append(f"\x1b[{colour}m{shown}\x1b[0m" if coloured and colour != "0" and not chosen else shown)
+        if left <= 0:
+            break
+    line = "".join(found)
+    return f"\x1b[7m{line}\x1b[0m" if chosen else line

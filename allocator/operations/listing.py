@@ -186,6 +186,14 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     return sorted(found, key=lambda lease: (lease.host, lease.port))
 
 
+def known_space(rules: PoolSpec, name: str) -> Operation[tuple[KnownHost, list[KnownPort]]]:
+    """Return what Redis has of a space, and its ports that cannot be claimed."""
+    known = yield from ask(InspectHostCall(pool=rules.name, space=name))
+    if rules.scope == "fleet" and name != FLEET_SPACE:
+        return known, []
+    return known, (yield from known_ports(rules.name, name))
+
+
 def hosts(pool: str) -> Operation[list[HostView]]:
     """Return the hosts that have claimed in a pool, in alphabetical order."""
     names = yield from spaces(pool)

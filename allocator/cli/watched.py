@@ -1,0 +1,121 @@
+"""A pool as `top` watches it: the same index as the API's, read once and then kept current by the pool's events.
+
+The rule of this file: a pool of 300 hosts is read in whole at the start only; afterwards each look costs a request for
+the events and for a few of the hosts, so that all of them are read again within a minute.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from allocator.api.index import FleetIndex
+from allocator.kernel.sockets import listening_ports
+from allocator.model.pools import FLEET_SPACE
+from allocator.operations import listing
+from allocator.operations.context import pool_rules
+from allocator.protocol.signatures.inspect import InspectPortCall
+from allocator.protocol.wire import ask, event_time, events_key
+
+if TYPE_CHECKING:
+    from allocator.client.blocking import PortAllocator
+
+CHECK_S = 60.0
+PAST_EVENTS = 5_000
+EVENTS_AT_ONCE = 1_000
+DETAILS = 50
+"""Leases that are read after their events in one look."""
+
+
+class WatchedPool:
+    """A pool that is looked at again and again.
+
+    Args:
+        allocator: The connection to Redis.
+        pool: The pool.
+        every_s: How often it is looked at.
+        is_default: Whether commands mean it without `--pool`.
+    """
+
+    def __init__(self, allocator: PortAllocator, pool: str, every_s: float, *, is_default: bool) -> None:
+        self._allocator = allocator
+        self._pool = pool
+        self._every_s = every_s
+        self._is_default = is_default
+        self._position = "0-0"
+        self._next = 0
+        self.index: FleetIndex | None = None
+        self.now = 0.0
+
+    def __repr__(self) -> str:
+        return f"<WatchedPool of {self.index!r}>"
+
+    def look(self) -> FleetIndex:
+        """Return the pool as it is.
+
+        Raises:
+            AllocatorError: When Redis cannot be read; the next look reads everything again.
+        """
+        index, self.index = self.index, None
+        self.now = self._allocator.store.server_time()
+        if index is None or not self._follow(index):
+            index = self._read_all()
+        self._see_strangers(index)
+        index.rest(self.now)
+        self.index = index
+        return index
+
+    def past_of(self, host: str, port: int) -> list[tuple[float, dict[str, str]]]:
+        """Return the last events of a port with their times, newest first."""
+        events = self._allocator.store.newest_events(events_key(self._pool), PAST_EVENTS)
+        return [
+            (event_time(identifier), fields)
+            for identifier, fields in reversed(events)
+            if fields.get("host") == host and fields.get("port") == str(port)
+        ]
+
+    def _read_all(self) -> FleetIndex:
+        at = self._allocator
+        rules = at.run(pool_rules(at.session.context, self._pool, fresh=True))
+        index = FleetIndex(rules, is_default=self._is_default)
+        self._position = at.run(listing.newest_event(self._pool))
+        for name in at.run(listing.spaces(self._pool)):
+            self._read_host(index, name)
+        for identifier, fields in reversed(at.store.newest_events(events_key(self._pool), PAST_EVENTS)):
+            index.learn_since(fields, event_time(identifier))
+        return index
+
+    def _read_host(self, index: FleetIndex, name: str) -> None:
+        known, ports = self._allocator.run(listing.known_space(index.rules, name))
+        if not known.identity and not ports and name != FLEET_SPACE:
+            index.hosts.pop(name, None)
+        else:
+            index.load(name, known, ports, self.now)
+
+    def _follow(self, index: FleetIndex) -> bool:
+        """Apply what happened since the last look; False when everything has to be read again."""
+        at = self._allocator
+        events = at.store.read_events(events_key(self._pool), self._position, EVENTS_AT_ONCE)
+        if len(events) == EVENTS_AT_ONCE or any(fields.get("type") == "pool" for _, fields in events):
+            return False
+        for identifier, fields in events:
+            self._position = identifier
+            index.apply(fields, event_time(identifier))
+        names = at.run(listing.spaces(self._pool))
+        index.keep_only([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
+        share = min(len(names), math.ceil(len(names) * self._every_s / CHECK_S))
+        again = {names[(self._next + number) % len(names)] for number in range(share)}
+        self._next += share
+        unread, index.unread_hosts = index.unread_hosts | again, set()
+        for name in sorted(unread):
+            self._read_host(index, name)
+        for _ in range(min(DETAILS, len(index.unread))):
+            (host, port), _nothing = index.unread.popitem(last=False)
+            space = FLEET_SPACE if index.rules.scope == "fleet" else host
+            index.load_port(host, at.run(ask(InspectPortCall(pool=self._pool, space=space, port=port))))
+        return True
+
+    def _see_strangers(self, index: FleetIndex) -> None:
+        own = self._allocator.session.host
+        if own in index.hosts:
+            index.set_strangers(own, listening_ports(index.rules.first, index.rules.last), self.now)
