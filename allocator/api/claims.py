@@ -20,6 +20,7 @@ from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
+from allocator.operations.numbers import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,6 +91,7 @@ class Claims:
         plugin: str,
         *,
         wait: float,
+        key: str | None = None,
         ports: Sequence[str] | None = None,
         contiguous: bool = False,
         **arguments: Unpack[ClaimArguments],
@@ -101,6 +103,7 @@ class Claims:
             host: The host, or None for the own one.
             plugin: The worker's plugin.
             wait: Time to wait for a port, in seconds.
+            key: What an instance is chosen by, the same one again for this key on the host; None for as it is given.
             ports: The names of several ports, or None for one.
             contiguous: Whether several have to follow each other.
             **arguments: See `ClaimArguments`.
@@ -114,6 +117,10 @@ class Claims:
         at, is_here = self.pool(pool), host is None or host == self.host
         if host is not None and not is_here:
             at = await self._elsewhere(at, host)
+        if key is not None:
+            context, name = at.session.context, at.session.pool
+            arguments["instance"] = await at.run(number_of(context, name, arguments["org"], plugin, key))
+            arguments["auto_instance"] = False
         if ports is None:
             return [await at.claim(plugin, wait=wait, **arguments)], is_here
         several = await at.claim_ports(plugin, ports, adjacent=contiguous, wait=wait, **arguments)

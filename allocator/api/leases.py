@@ -86,6 +86,7 @@ async def claim(
             body.host,
             body.plugin,
             wait=body.wait_s,
+            key=body.key,
             ports=body.ports,
             contiguous=body.contiguous,
             org=body.org,
@@ -116,8 +117,8 @@ def _token_to_claim_with(caller: Caller, body: ClaimBody, token: str | None, key
         return known_token(token)
     if key is None:
         return None
-    words = (key, body.pool or "", body.host or "", body.org, body.plugin, str(body.instance), *(body.ports or ()))
-    return caller.token_for("claim", *words)
+    worker = (body.org, body.plugin, str(body.instance), *([body.key] if body.key else ()))
+    return caller.token_for("claim", key, body.pool or "", body.host or "", *worker, *(body.ports or ()))
 
 
 @router.get("", responses=problems(404))

@@ -90,6 +90,7 @@ class ClaimBody(_Request):
         WrapValidator(_number_or_auto),
         Field(description="`auto`: the lowest that no lease has."),
     ] = 0
+    key: Annotated[Name | None, Field(description="With `auto`: the same instance for this host and key again.")] = None
     host: Name | None = None
     pool: Name | None = None
     ports: Annotated[
@@ -106,7 +107,9 @@ class ClaimBody(_Request):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        """Refuse what only one port can have, or only several."""
+        """Refuse what only one port can have, or only several, and a key that has no instance to choose."""
+        if self.key is not None and self.instance != "auto":
+            raise PydanticCustomError("key", "key goes with the instance auto; add it, or leave key out")
         if self.ports is None and self.contiguous:
             raise PydanticCustomError("contiguous", 'contiguous goes with ports; name them, as ["http", "debug"]')
         for name in ("port", "hint"):

@@ -55,6 +55,8 @@ export interface ClaimOptions extends CallOptions {
   org: string;
   /** Which worker of this plugin and organisation; `"auto"`: the lowest that no lease has. @default 0 */
   instance?: number | "auto";
+  /** With `"auto"`: a name that gets the same instance again on this host. */
+  key?: string;
   /** The only port that will do. */
   port?: number;
   /** The port to prefer where nothing else decides. */
@@ -69,8 +71,7 @@ export interface ClaimOptions extends CallOptions {
   token?: string;
 }
 
-export interface PortsOptions extends Omit<ClaimOptions, "port" | "hint" | "instance"> {
-  instance?: number;
+export interface PortsOptions extends Omit<ClaimOptions, "port" | "hint"> {
   /** Whether the ports have to follow each other. */
   contiguous?: boolean;
 }

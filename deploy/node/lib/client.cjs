@@ -111,9 +111,9 @@ class Portlease {
   }
 
   async #claim(plugin, options) {
-    const { org, instance = 0, port, hint, ttlMs, waitMs = 0, pid, labels, host = this.host, token, names, contiguous, signal } = options;
+    const { org, instance = 0, key, port, hint, ttlMs, waitMs = 0, pid, labels, host = this.host, token, names, contiguous, signal } = options;
     const own = token ?? randomBytes(16).toString("hex"); // made here, so that a repeated request gets the same lease
-    const body = { plugin, org, instance, port, hint, host, pool: this.pool, pid, labels, ports: names, contiguous };
+    const body = { plugin, org, instance, key, port, hint, host, pool: this.pool, pid, labels, ports: names, contiguous };
     if (ttlMs != null) body.ttl_s = ttlMs / 1000;
     if (waitMs) body.wait_s = waitMs / 1000;
     const sentAt = performance.now();

@@ -68,6 +68,17 @@ def test_an_automatic_instance_is_the_lowest_free_one_and_the_same_again_for_its
     assert http.post("/v1/leases", json=auto).json()["instance"] == 1
 
 
+def test_a_key_has_its_instance_again_on_its_host(http: httpx.Client) -> None:
+    def instance(key: str, **words: object) -> int:
+        asked = {"plugin": "email", "org": "org-1", "instance": "auto", "key": key, **words}
+        lease = http.post("/v1/leases", json=asked, headers={"Allocator-Token": "cd" * 16}).json()
+        http.delete(f"/v1/leases/{lease['host']}/{lease['port']}", headers={"Allocator-Token": "cd" * 16})
+        return int(lease["instance"])
+
+    assert [instance("a"), instance("b"), instance("a"), instance("b", ports=["http", "debug"])] == [0, 1, 0, 1]
+    assert instance("a", host="web-2") == 2
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -81,6 +92,8 @@ def test_an_automatic_instance_is_the_lowest_free_one_and_the_same_again_for_its
         ({"ports": ["http", "debug"], "port": 5556}, "ports and port do not go together"),
         ({"ports": ["http", "debug"], "hint": 5556}, "ports and hint do not go together"),
         ({"contiguous": True}, "contiguous goes with ports"),
+        ({"key": "a"}, "key goes with the instance auto"),
+        ({"instance": "auto", "key": "a/b"}, "body.key"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_the_names_of_its_fields(
