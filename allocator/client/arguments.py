@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import TYPE_CHECKING, Any, NotRequired, ParamSpec, Required, TypedDict, TypeVar, Unpack
+from collections.abc import Mapping  # noqa: TC003  # read from the declaration at run time
+from functools import cache, wraps
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NotRequired,
+    ParamSpec,
+    Required,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    get_args,
+    get_type_hints,
+)
 
 from allocator.model.durations import Duration, seconds_of
 from allocator.model.errors import InvalidInputError
@@ -13,7 +26,7 @@ from allocator.operations.attempt import ClaimRequest
 from allocator.operations.steps import needed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from allocator.client.session import Session
 
@@ -41,52 +54,18 @@ class SeveralPorts(TypedDict, total=False):
     contiguous: bool
 
 
-class ClaimArguments(TypedDict):
-    """The arguments of a claim beside its plugin.
-
-    Attributes:
-        org: The organisation's id.
-        instance: Which worker of this plugin and organisation; 0 unless given.
-        port: The only port that will do.
-        hint: The port to prefer where nothing else decides (the environment's).
-        ttl: How long the lease lives without a heartbeat: seconds, or text such as `"30s"`.
-        labels: Up to 16 free words.
-        pid: The process that the lease is bound to, on this host.
-        holder_pid: The process that looks after it, on this host.
-        auto_instance: Whether the lowest free instance is taken.
-        priority: 0-9: who waits with a higher one comes first.
-        token: The token of a lease that may be held already: it is then returned, renewed.
-        pre_start: Whether the worker is not running now: when anybody listens on the port that it has, that is declined
-            and another one claimed.
-        supersede_fence: Fence of this worker's lease whose process is proven dead on this very host.
-    """
-
-    org: Required[str]
-    instance: NotRequired[int]
-    port: NotRequired[int | None]
-    hint: NotRequired[int | None]
-    ttl: NotRequired[Duration | None]
-    labels: NotRequired[Mapping[str, str] | None]
-    pid: NotRequired[int | None]
-    holder_pid: NotRequired[int | None]
-    auto_instance: NotRequired[bool]
-    priority: NotRequired[int]
-    token: NotRequired[str | None]
-    pre_start: NotRequired[bool]
-    supersede_fence: NotRequired[int | None]
-
-
 def checked(plugin: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a claim, each as it has to be; those that are None are left out.
 
     Raises:
         InvalidInputError: When one of them cannot be right, is missing, or is not an argument of a claim.
     """
-    if unknown := sorted(arguments.keys() - _CHECKS.keys()):
-        raise InvalidInputError(f"a claim has no argument {shown(unknown[0])}; it has {', '.join(_CHECKS)}")
+    checks = _checks()
+    if unknown := sorted(arguments.keys() - checks.keys()):
+        raise InvalidInputError(f"a claim has no argument {shown(unknown[0])}; it has {', '.join(checks)}")
     if arguments.get("org") is None:
         raise InvalidInputError("a claim needs org, the organisation's id; give for example org='org-123'")
-    given = {name: _CHECKS[name](name, value) for name, value in arguments.items() if value is not None}
+    given = {name: checks[name](name, value) for name, value in arguments.items() if value is not None}
     return {"plugin": check_text("plugin", plugin), **given}
 
 
@@ -223,21 +202,54 @@ def _check_port(name: str, value: object) -> int:
     raise InvalidInputError(f"{name}={literal(value)} is not a port; give a whole number")
 
 
-_CHECKS: dict[str, Callable[[str, Any], object]] = {
-    "org": check_text,
-    "instance": check_number,
-    "port": _check_port,
-    "hint": _check_port,
-    "ttl": check_ttl,
-    "labels": _check_labels,
-    "pid": check_number,
-    "holder_pid": check_number,
-    "auto_instance": check_flag,
-    "priority": lambda _, value: check_priority(value),
-    "token": lambda _, value: check_token(value),
-    "pre_start": check_flag,
-    "supersede_fence": check_number,
-}
+def _check_priority(_name: str, value: object) -> int:
+    return check_priority(value)
+
+
+def _check_token(_name: str, value: object) -> str:
+    return check_token(value)
+
+
+class ClaimArguments(TypedDict):
+    """The arguments of a claim beside its plugin, each with its type and with what checks it.
+
+    Attributes:
+        org: The organisation's id.
+        instance: Which worker of this plugin and organisation; 0 unless given.
+        port: The only port that will do.
+        hint: The port to prefer where nothing else decides (the environment's).
+        ttl: How long the lease lives without a heartbeat: seconds, or text such as `"30s"`.
+        labels: Up to 16 free words.
+        pid: The process that the lease is bound to, on this host.
+        holder_pid: The process that looks after it, on this host.
+        auto_instance: Whether the lowest free instance is taken.
+        priority: 0-9: who waits with a higher one comes first.
+        token: The token of a lease that may be held already: it is then returned, renewed.
+        pre_start: Whether the worker is not running now: when anybody listens on the port that it has, that is declined
+            and another one claimed.
+        supersede_fence: Fence of this worker's lease whose process is proven dead on this very host.
+    """
+
+    org: Required[Annotated[str, check_text]]
+    instance: NotRequired[Annotated[int, check_number]]
+    port: NotRequired[Annotated[int | None, _check_port]]
+    hint: NotRequired[Annotated[int | None, _check_port]]
+    ttl: NotRequired[Annotated[Duration | None, check_ttl]]
+    labels: NotRequired[Annotated[Mapping[str, str] | None, _check_labels]]
+    pid: NotRequired[Annotated[int | None, check_number]]
+    holder_pid: NotRequired[Annotated[int | None, check_number]]
+    auto_instance: NotRequired[Annotated[bool, check_flag]]
+    priority: NotRequired[Annotated[int, _check_priority]]
+    token: NotRequired[Annotated[str | None, _check_token]]
+    pre_start: NotRequired[Annotated[bool, check_flag]]
+    supersede_fence: NotRequired[Annotated[int | None, check_number]]
+
+
+@cache
+def _checks() -> dict[str, Callable[[str, Any], object]]:
+    """Return what checks each argument, as `ClaimArguments` declares it."""
+    hints = get_type_hints(ClaimArguments, include_extras=True)
+    return {name: get_args(get_args(hint)[0])[1] for name, hint in hints.items()}
 
 
 def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:

@@ -5,7 +5,7 @@ A token stands only in the holder's own copy: it is left out of `repr` and of ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +17,10 @@ if TYPE_CHECKING:
     from allocator.model.names import WorkerId
 
 
-HOLDER_WORDS = (
-    "pid",
-    "pid_started",
-    "holder_pid",
-    "holder_started",
-    "boot",
-    "namespaces",
-    "restarts",
-    "started_at",
-    "last_error",
-    "labels",
-)
-"""What a holder says of itself: the members of a lease that scripts carry and never read."""
-
-PROCESS_FIELDS = ("pid", "pid_started", "holder_pid", "holder_started", "boot", "namespaces")
-"""Of these, the ones that name processes."""
-
-NUMBER_WORDS = frozenset({"pid", "pid_started", "holder_pid", "holder_started", "restarts", "started_at"})
-TEXT_WORDS = frozenset({"boot", "namespaces", "last_error"})
-"""Of these, which are whole numbers and which are texts."""
-
 MAX_ERROR_LENGTH = 500
+_OF_THE_HOLDER: dict[str, bool] = {"process": False}
+_OF_A_PROCESS: dict[str, bool] = {"process": True}
+"""What marks the fields of a lease that its holder sets; some of them name processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,16 +63,16 @@ class Lease:
     ttl_ms: int
     granted_at: float
     expires_at: float
-    pid: int | None = None
-    pid_started: int | None = None
-    holder_pid: int | None = None
-    holder_started: int | None = None
-    boot: str | None = None
-    namespaces: str | None = None
-    restarts: int = 0
-    started_at: int | None = None
-    last_error: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
+    pid: int | None = field(default=None, metadata=_OF_A_PROCESS)
+    pid_started: int | None = field(default=None, metadata=_OF_A_PROCESS)
+    holder_pid: int | None = field(default=None, metadata=_OF_A_PROCESS)
+    holder_started: int | None = field(default=None, metadata=_OF_A_PROCESS)
+    boot: str | None = field(default=None, metadata=_OF_A_PROCESS)
+    namespaces: str | None = field(default=None, metadata=_OF_A_PROCESS)
+    restarts: int = field(default=0, metadata=_OF_THE_HOLDER)
+    started_at: int | None = field(default=None, metadata=_OF_THE_HOLDER)
+    last_error: str | None = field(default=None, metadata=_OF_THE_HOLDER)
+    labels: Mapping[str, str] = field(default_factory=dict, metadata=_OF_THE_HOLDER)
     token: str | None = field(default=None, repr=False, compare=False)
     deadline: float | None = field(default=None, repr=False, compare=False)
     process: int | None = field(default=None, repr=False, compare=False)
@@ -153,6 +135,18 @@ class Lease:
         if with_token:
             shown["token"] = self.token
         return shown
+
+
+_told = [one for one in fields(Lease) if one.metadata]
+HOLDER_WORDS = tuple(one.name for one in _told)
+"""What a holder says of itself: the members of a lease that scripts carry and never read."""
+
+PROCESS_FIELDS = tuple(one.name for one in _told if one.metadata["process"])
+"""Of these, the ones that name processes."""
+
+NUMBER_WORDS = frozenset(one.name for one in _told if str(one.type).startswith("int"))
+TEXT_WORDS = frozenset(one.name for one in _told if str(one.type).startswith("str"))
+"""Of these, which are whole numbers and which are texts."""
 
 
 def error_line(text: str) -> str:

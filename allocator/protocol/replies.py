@@ -50,16 +50,8 @@ class Reply(StrEnum):
     REMOVED = "removed"
 
 
-_CODES: dict[object, Reply] = {**{one.value: one for one in Reply}, **{one.value.encode(): one for one in Reply}}
-
-
-def reply_code(word: object) -> Reply:
-    """Return the first word of a reply.
-
-    Raises:
-        LookupError: When no script answers that.
-    """
-    return _CODES[word]
+CODES: dict[object, Reply] = {**{one.value: one for one in Reply}, **{one.value.encode(): one for one in Reply}}
+"""The first words of replies, as they are read and as they are sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.model.states import LeaseState
 from allocator.protocol import wire
-from allocator.protocol.replies import Reply, reply_code
-from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, Words
+from allocator.protocol.replies import CODES, Reply
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +53,7 @@ class ClaimCall(Call["ClaimReply"]):
     """
 
     script: ClassVar[str] = "claim"
+    may_end_early: ClassVar[bool] = True
 
     host: str
     ttl_ms: int
@@ -67,29 +68,6 @@ class ClaimCall(Call["ClaimReply"]):
     ticket: str = ""
     contiguous: bool = False
     look_from: int = 0
-
-    def arguments(self) -> Words:
-        """Return ARGV; what is empty or 0 at its end is left out."""
-        ports = [word for one in self.wanted for word in (one.worker, one.token, wire.extra_members(one.extra))]
-        args: list[str | int] = [
-            self.host,
-            self.ttl_ms,
-            self.state.value,
-            self.identity,
-            self.alive_ms,
-            len(self.wanted),
-            *ports,
-            wire.written_ports(self.strangers),
-            self.hint,
-            self.port,
-            self.superseded,
-            self.ticket,
-            int(self.contiguous),
-            self.look_from,
-        ]
-        while not args[-1]:
-            args.pop()
-        return tuple(args)
 
     def decode(
         self,
@@ -108,7 +86,7 @@ class ClaimCall(Call["ClaimReply"]):
         reply, copies = wire.words(raw), 0
         if self.replicas:
             reply, copies = wire.words(reply[0]), int(wire.number(reply[1]))
-        code = reply_code(reply[0])
+        code = CODES[reply[0]]
         if code is Reply.GRANTED:
             return Granted(leases=self._leases(reply, sent_at, process), copies=copies)
         if code is Reply.SAME:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.protocol import wire
-from allocator.protocol.replies import Reply, reply_code
+from allocator.protocol.replies import CODES, Reply
 from allocator.protocol.wire import Call, Words
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class EndCall(Call["tuple[Ending, ...]"]):
         return tuple(map(self._ending, reply[::2], reply[1::2]))
 
     def _ending(self, code: object, detail: object) -> Ending:
-        word = reply_code(code)
+        word = CODES[code]
         if word is Reply.RELEASED or word is Reply.DECLINED:
             return Ended(fence=int(wire.number(detail)))
         if word is Reply.ALREADY:
