@@ -68,6 +68,8 @@ MAX_ROUNDS = 300
 ORPHAN_WAIT_S = 2.0
 """How long a killed supervisor's guard may take to end the worker, whose port is still bound until then."""
 LOOK_S = 0.02
+MAX_LAPSES = 3
+"""How often a lease may run out while its row is written: a database that slow is not waited for."""
 
 
 def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
@@ -124,9 +126,7 @@ def _settled(
     if isinstance(reply, Same):
         leases = yield from _as_asked(context, pool, request, leases)
     if request.record:
-        if refused := (yield from _recorded(context, attempt, leases)):
-            return (), refused
-        leases = yield from _refreshed(context, leases)
+        return (yield from _with_rows(context, attempt, leases))
     return leases, None
 
 
@@ -398,6 +398,24 @@ def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) ->
     attempt = replace(attempt, waiting=waiting)
     waiting = yield from queue.wait_for_turn(context, waiting, error, deadline=attempt.deadline)
     return replace(attempt, waiting=waiting)
+
+
+def _with_rows(
+    context: Context, attempt: Attempt, leases: tuple[Lease, ...]
+) -> Operation[tuple[tuple[Lease, ...], AllocatorError | None]]:
+    """Return the leases, alive, each with a row of its own fence; or none, with the error of a row in the way.
+
+    Raises:
+        DatabaseUnavailableError: When each time the row took longer than the lease lives.
+    """
+    for _ in range(MAX_LAPSES):
+        if refused := (yield from _recorded(context, attempt, leases)):
+            return (), refused
+        alive = yield from _refreshed(context, leases)
+        if all(now.fence == before.fence for now, before in zip(alive, leases, strict=True)):
+            return alive, None
+        leases = alive  # re-asserted: their rows are of the fences before
+    raise refusals.row_too_slow(leases[0])
 
 
 def _recorded(context: Context, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[AllocatorError | None]:

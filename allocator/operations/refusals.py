@@ -14,6 +14,7 @@ from allocator.model.durations import format_duration
 from allocator.model.errors import (
     AllocatorError,
     CordonedError,
+    DatabaseUnavailableError,
     ExhaustedError,
     HeldError,
     HostConflictError,
@@ -182,6 +183,17 @@ def row_in_the_way(lease: Lease, standing: Standing) -> PortRefusedError:
         port=lease.port,
         worker=str(lease.worker),
         retry_after=0.0,
+    )
+
+
+def row_too_slow(lease: Lease) -> DatabaseUnavailableError:
+    """Return the error of a claim whose lease ran out each time before its row was written."""
+    return DatabaseUnavailableError(
+        f"the row of {lease.worker} took longer each time than its lease of port {lease.port} on {lease.host} lives "
+        f"({lease.ttl_ms / 1_000:g} s), which was given back; look what holds the database up, or give a longer --ttl",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
     )
 
 

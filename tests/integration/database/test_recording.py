@@ -187,28 +187,45 @@ def test_a_database_that_is_away_costs_no_lease_that_was_held_before(
 
 
 class Slow:
-    """A recorder whose database answers when the lease has run out."""
+    """A recorder whose database answers so often only when the lease has run out."""
 
-    def __init__(self, recorder: DatabaseRecorder, ports: PortAllocator, then: Callable[[Lease], object]) -> None:
-        self.recorder, self.ports, self.then = recorder, ports, then
+    def __init__(
+        self, recorder: DatabaseRecorder, ports: PortAllocator, then: Callable[[Lease], object], times: int
+    ) -> None:
+        self.recorder, self.ports, self.then, self.times = recorder, ports, then, times
 
     def check(self, pool: str, worker: WorkerId) -> None:
         self.recorder.check(pool, worker)
 
     def record(self, lease: Lease, *, over: Standing | None = None) -> Standing | None:
         standing = self.recorder.record(lease, over=over)
-        eventually(lambda: not self.ports.leases(), "the lease did not run out")
-        self.then(lease)
+        if self.times:
+            self.times -= 1
+            eventually(lambda: not self.ports.leases(), "the lease did not run out")
+            self.then(lease)
         return standing
 
 
-def test_a_claim_returns_a_living_lease_however_long_its_row_took(
-    ports: PortAllocator, recorder: DatabaseRecorder
+def test_a_claim_returns_a_living_lease_whose_row_has_its_fence_however_long_that_took(
+    ports: PortAllocator, recorder: DatabaseRecorder, table: Table
 ) -> None:
-    ports.recorder = Slow(recorder, ports, lambda _: None)
-    lease = ports.claim("email", org="org-1", ttl=1.0, record=True)
+    granted: list[Lease] = []
+    ports.recorder = Slow(recorder, ports, granted.append, times=1)
+    lease = ports.claim("email", org="org-1", ttl=3.0, record=True)
     assert [(one.port, one.fence) for one in ports.leases()] == [(lease.port, lease.fence)]
     assert lease.deadline > time.monotonic()
+    row = table.rows()["org-1/email#0"]
+    assert (row["port"], row["fence"]) == (lease.port, lease.fence)
+    assert len({lease.fence, *(one.fence for one in granted)}) == 2
+
+
+def test_a_database_that_is_slower_than_the_lease_each_time_is_an_error_and_leaves_no_lease(
+    ports: PortAllocator, recorder: DatabaseRecorder
+) -> None:
+    ports.recorder = Slow(recorder, ports, lambda _: None, times=100)
+    with pytest.raises(DatabaseUnavailableError, match=r"took longer each time .*; look what holds the database up"):
+        ports.claim("email", org="org-1", ttl=1.0, record=True)
+    assert ports.leases() == []
 
 
 def test_a_claim_whose_port_another_got_before_its_row_was_written_says_so(
@@ -217,7 +234,7 @@ def test_a_claim_whose_port_another_got_before_its_row_was_written_says_so(
     ports.apply_pool(replace(pool, grace_ms=0))
 
     async def scenario() -> None:
-        slow = Slow(recorder, ports, lambda lease: ports.claim("stripe", org="org-2", port=lease.port))
+        slow = Slow(recorder, ports, lambda lease: ports.claim("stripe", org="org-2", port=lease.port), 1)
         async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1", recorder=slow) as others:
             await others.claim("email", org="org-1", ttl=1.0, record=True)
 
