@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_name
-from allocator.model.reading import read_text
+from allocator.model.owned import found_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,7 +109,7 @@ class TokensFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp: tuple[int, int, int] | None = None
+        self._stamp: tuple[int, int, int, int] | None = None
         self._known: dict[str, _Credential] = {}
 
     def __repr__(self) -> str:
@@ -119,17 +119,23 @@ class TokensFile:
         """Read the file if it has changed; return how many credentials it names.
 
         Raises:
-            ConfigurationError: When it cannot be read or a line of it is wrong.
+            ConfigurationError: When it cannot be read, another user may change it, or a line of it is wrong.
         """
         try:
             about = self.path.stat()
-            stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
+            stamp = (about.st_ctime_ns, about.st_mtime_ns, about.st_size, about.st_ino)
             if stamp != self._stamp:
-                self._known = _parse(self.path, read_text(self.path))
+                text, why = found_text(self.path)
+                if why:
+                    raise ConfigurationError(
+                        f"the tokens file {self.path} is not obeyed: {why}; let only its owner write it, who is this "
+                        "user or root"
+                    )
+                self._known = _parse(self.path, text)
                 self._stamp = stamp
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
-            raise ConfigurationError(f"the tokens file {self.path} cannot be read ({why}); mend it") from None
+            raise ConfigurationError(f"the tokens file {self.path} cannot be read ({why}); fix it") from None
         return len(self._known)
 
     def caller(self, token: str) -> Caller | None:
