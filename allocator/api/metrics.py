@@ -23,7 +23,7 @@ from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
 from allocator.model.pools import FLEET_SPACE
-from allocator.model.states import LIVE_STATES
+from allocator.model.states import EVENT_TYPES, LIVE_STATES
 from allocator.operations import listing
 from allocator.protocol.wire import queue_key
 
@@ -38,11 +38,6 @@ router = APIRouter(tags=["health"])
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 SCRIPT_BUCKETS = (0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-EVENT_TYPES = (
-    *("granted", "released", "declined", "expired", "superseded", "reasserted", "restored", "changed", "failed"),
-    *("queued", "draining", "cordoned", "uncordoned", "registered", "forgotten", "recovering", "pool"),
-)
-"""What an event may be counted as; another type is counted as `other`, so that a stream cannot make new series."""
 
 
 class Metrics:
@@ -109,6 +104,7 @@ class Metrics:
 
     def count_event(self, pool: str, kind: str) -> None:
         """Count one event of a pool."""
+        # Another type is counted as `other`, so that a stream cannot make new series.
         self.events.labels(pool, kind if kind in EVENT_TYPES else "other").inc()
 
     def on_script(self, script: str, seconds: float, *, answered: bool) -> None:

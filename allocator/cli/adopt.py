@@ -36,15 +36,19 @@ def register(application: typer.Typer) -> None:
 
 def adopt(
     port: Annotated[
-        str | None, typer.Option("--port", help="By hand: a port that a worker of this host has bound.")
+        str | None, typer.Option("--port", metavar="PORT", help="By hand: a port that a worker of this host has bound.")
     ] = None,
-    org: Annotated[str | None, typer.Option("--org", help="By hand: the worker's organisation.")] = None,
-    plugin: Annotated[str | None, typer.Option("--plugin", help="By hand: the worker's plugin.")] = None,
-    instance: Annotated[str, typer.Option("--instance", help="By hand: which worker of them.")] = "0",
+    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="By hand: the worker's organisation.")] = None,
+    plugin: Annotated[
+        str | None, typer.Option("--plugin", metavar="PLUGIN", help="By hand: the worker's plugin.")
+    ] = None,
+    instance: Annotated[str, typer.Option("--instance", metavar="NUMBER", help="By hand: which worker of them.")] = "0",
     apply: Annotated[
         bool, typer.Option("--apply", help="Set rows of this host whose port is not bound to stopped.")
     ] = False,
-    ttl: Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", metavar="DURATION", help="Lifetime without a renewal: 30s, 10m, 1h.")
+    ] = None,
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,

@@ -41,17 +41,26 @@ def register(application: typer.Typer) -> None:
 
 def agent(
     socket_path: Annotated[
-        str | None, typer.Option("--socket", help="Serve the API there. [default: agent.sock in the state directory]")
+        str | None,
+        typer.Option(
+            "--socket", metavar="FILE", help="Serve the API there. [default: agent.sock in the state directory]"
+        ),
     ] = None,
     listen: Annotated[
-        str | None, typer.Option("--listen", help="Serve the API on loopback as well: 127.0.0.1:8578.")
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="Serve the API on loopback as well: 127.0.0.1:8578."),
     ] = None,
     leases: Annotated[
         list[str] | None,
-        typer.Option("--leases", help="Look after the lease files of this directory as well; may be repeated."),
+        typer.Option(
+            "--leases", metavar="DIR", help="Look after the lease files of this directory as well; may be repeated."
+        ),
     ] = None,
     metrics_listen: Annotated[
-        str | None, typer.Option("--metrics-listen", help="Serve the metrics of its leases at this HOST:PORT.")
+        str | None,
+        typer.Option(
+            "--metrics-listen", metavar="HOST:PORT", help="Serve the metrics of its leases at this HOST:PORT."
+        ),
     ] = None,
     pool: PoolOption = None,
     host: HostOption = None,

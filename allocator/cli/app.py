@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from allocator.cli.groups import MainGroup
 from allocator.model.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ _MODULES = {
     "release": "release",
     "run": "run",
     "agent": "agent",
-    "ls": "views",
+    "ls": "ls",
     "show": "views",
     "who": "views",
-    "events": "views",
+    "events": "events",
     "resolve": "services",
     "export": "export",
     "pool": "pool",
@@ -46,6 +47,7 @@ _MODULES = {
 def _application(names: Sequence[str]) -> typer.Typer:
     application = typer.Typer(
         name="allocator",
+        cls=MainGroup,
         help="Lease TCP ports to workers: claim one, keep it alive, give it back.",
         no_args_is_help=True,
         rich_markup_mode=None,

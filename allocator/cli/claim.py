@@ -37,9 +37,14 @@ if TYPE_CHECKING:
     from allocator.operations.steps import KeepLeases, KeepTokens, LeaseRecorder, Warn
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
-OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")]
+OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", metavar="ORG", help="The organisation's id.")]
 InstanceOption = Annotated[
-    str, typer.Option("--instance", help="Which worker of this plugin and organisation; auto: the lowest free number.")
+    str,
+    typer.Option(
+        "--instance",
+        metavar="NUMBER|auto",
+        help="Which worker of this plugin and organisation; auto: the lowest free number.",
+    ),
 ]
 KeyOption = Annotated[
     str | None,
@@ -47,22 +52,32 @@ KeyOption = Annotated[
         "--key", metavar="NAME", help="With --instance auto: the same instance for this host and key at every claim."
     ),
 ]
-PortOption = Annotated[str | None, typer.Option("--port", help="The only port that will do.")]
-PortsOption = Annotated[str | None, typer.Option("--ports", help="Several ports, all or none: http,debug,metrics.")]
+PortOption = Annotated[str | None, typer.Option("--port", metavar="PORT", help="The only port that will do.")]
+PortsOption = Annotated[
+    str | None, typer.Option("--ports", metavar="NAME,NAME", help="Several ports, all or none: http,debug,metrics.")
+]
 AdjacentOption = Annotated[
     bool,
     typer.Option(
         "--adjacent", help="With --ports: one after the other. Others may get ports before one who waits for these."
     ),
 ]
-TtlOption = Annotated[str | None, typer.Option("--ttl", help="Lifetime without a renewal: 30s, 10m, 1h.")]
-WaitOption = Annotated[str | None, typer.Option("--wait", help="How long to wait for a free port.")]
-PriorityOption = Annotated[str, typer.Option("--priority", help="With --wait: 0 to 9, the highest is served first.")]
+TtlOption = Annotated[
+    str | None, typer.Option("--ttl", metavar="DURATION", help="Lifetime without a renewal: 30s, 10m, 1h.")
+]
+WaitOption = Annotated[str | None, typer.Option("--wait", metavar="DURATION", help="How long to wait for a free port.")]
+PriorityOption = Annotated[
+    str, typer.Option("--priority", metavar="0-9", help="With --wait: 0 to 9, the highest is served first.")
+]
 LabelOption = Annotated[
-    list[str] | None, typer.Option("--label", help="A free word about the lease: name=value; may be repeated.")
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="A free word about the lease: name=value; may be repeated."),
 ]
 TokenOption = Annotated[
-    str | None, typer.Option("--token", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]")
+    str | None,
+    typer.Option(
+        "--token", metavar="TOKEN", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]"
+    ),
 ]
 
 
@@ -81,14 +96,17 @@ def claim(
     wait: WaitOption = None,
     priority: PriorityOption = "0",
     label: LabelOption = None,
-    pid: Annotated[str | None, typer.Option("--pid", help="The process that the lease is for.")] = None,
+    pid: Annotated[str | None, typer.Option("--pid", metavar="PID", help="The process that the lease is for.")] = None,
     token: TokenOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
     ports: PortsOption = None,
     adjacent: AdjacentOption = False,
     any_host: Annotated[bool, typer.Option("--any-host", help="On the host with most free ports.")] = False,
     spread: Annotated[
-        str | None, typer.Option("--spread", help="With --any-host: first where fewest of this org or plugin are.")
+        str | None,
+        typer.Option(
+            "--spread", metavar="org|plugin", help="With --any-host: first where fewest of this org or plugin are."
+        ),
     ] = None,
     pre_start: Annotated[
         bool,

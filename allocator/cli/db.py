@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.groups import CommandGroup
 from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, PoolOption, RowsFormat, read_settings, talk
 from allocator.cli.output import write_json
 from allocator.model.owned import private_folder
@@ -30,7 +31,9 @@ class DialectName(StrEnum):
 
 def register(application: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="The table of workers in SQL: make or adopt it, check it.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=CommandGroup, help="The table of workers in SQL: make or adopt it, check it.", no_args_is_help=True
+    )
     group.command("upgrade")(upgrade)
     group.command("check")(check)
     group.command("sql")(write_statements)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from allocator.cli.groups import CommandGroup
 from allocator.cli.options import ConfigOption, ListFormat, RowsFormat, read_settings, talk
 from allocator.cli.output import write_rows
 from allocator.model.durations import format_duration
@@ -14,7 +15,9 @@ NOT_RUNNING = 3
 
 def register(application: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="The embedded server that serves when no Redis is configured.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=CommandGroup, help="The embedded server that serves when no Redis is configured.", no_args_is_help=True
+    )
     group.command("status")(status)
     group.command("stop")(stop)
     application.add_typer(group, name="embedded")

@@ -38,9 +38,11 @@ def register(application: typer.Typer) -> None:
 
 def export(
     form: Annotated[ExportFormat, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(ExportFormat)}.")],
-    org: Annotated[str | None, typer.Option("--org", help="Only of this organisation.")] = None,
-    plugin: Annotated[str | None, typer.Option("--plugin", help="Only of this plugin.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="The file; standard output when left out.")] = None,
+    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="Only of this organisation.")] = None,
+    plugin: Annotated[str | None, typer.Option("--plugin", metavar="PLUGIN", help="Only of this plugin.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="The file; standard output when left out.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep the file current.")] = False,
     command: Annotated[
         str | None,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli import completion
 from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases
+from allocator.cli.groups import CommandGroup
 from allocator.cli.options import (
     AdvertiseOption,
     ConfigOption,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from allocator.cli.options import Desk
     from allocator.model.leases import Lease
 
-HostName = Annotated[str, typer.Argument(help="The host's name.")]
+HostName = Annotated[str, typer.Argument(help="The host's name.", autocompletion=completion.hosts)]
 _HEADINGS = ("HOST", "ADDRESS", "LEASES", "FREE", "STATE", "MACHINE")
 DRAIN_LOOK_S = 1.0
 """How often a drain looks again when no event comes: leases that run out send one late."""
@@ -36,7 +38,9 @@ DRAIN_LOOK_S = 1.0
 
 def register(application: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="The hosts of a pool, and whether they give out ports.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=CommandGroup, help="The hosts of a pool, and whether they give out ports.", no_args_is_help=True
+    )
     group.command("ls")(list_hosts)
     group.command("show")(show)
     group.command("register")(register_host)
@@ -146,7 +150,9 @@ def _set(name: str, pool: str | None, redis_url: str | None, config: str | None,
 
 def drain(
     name: HostName,
-    timeout: Annotated[str, typer.Option("--timeout", help="How long to wait until the host is empty.")] = "5m",
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="DURATION", help="How long to wait until the host is empty.")
+    ] = "5m",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the host is empty.")] = False,
     pool: PoolOption = None,
     redis_url: RedisOption = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from allocator.cli import completion
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError, printable
 from allocator.model.names import shown
@@ -18,7 +19,7 @@ from allocator.model.settings import SETTINGS, Settings, load_settings
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
     from allocator.store.embedded.server import EmbeddedStatus
 
 
+_COMPLETED = {"pool": completion.pools, "host": completion.hosts}
+
+
 def option(name: str) -> Any:  # noqa: ANN401  # what typer reads in an annotation
     """Return the option of a setting, as the setting is declared."""
     declared = SETTINGS[name]
-    return typer.Option(declared.flag, help=declared.help, metavar=declared.metavar)
+    return typer.Option(
+        declared.flag, help=declared.help, metavar=declared.metavar, autocompletion=_COMPLETED.get(name)
+    )
 
 
 PoolOption = Annotated[str | None, option("pool")]
@@ -141,6 +147,25 @@ def report_embedded(status: EmbeddedStatus) -> None:
 def seconds(text: str | None, what: str) -> float | None:
     """Return a duration of the command line in seconds, or None when it was not given."""
     return None if text is None else parse_duration_ms(text, what=what) / 1_000
+
+
+def words_of(text: str | None, option: str, known: Iterable[str], *, only_one: bool = False) -> frozenset[str]:
+    """Return the words of a list with commas; nothing for an option that was not given.
+
+    Args:
+        text: What was given.
+        option: The option's name.
+        known: The words that it may have.
+        only_one: Whether it is one of them and no list.
+
+    Raises:
+        InvalidInputError: When it has another word.
+    """
+    words = [] if text is None else [text] if only_one else text.split(",")
+    for word in words:
+        if word not in known:
+            raise InvalidInputError(f"{shown(word)} is not a value of {option}; choose {', '.join(sorted(known))}")
+    return frozenset(words)
 
 
 def living_process(text: str) -> int:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli import completion
 from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases, operator
+from allocator.cli.groups import CommandGroup
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 def register(application: typer.Typer) -> None:
     """Add the group."""
-    group = typer.Typer(help="Define and show pools: named port ranges with their policies.", no_args_is_help=True)
+    group = typer.Typer(
+        cls=CommandGroup, help="Define and show pools: named port ranges with their policies.", no_args_is_help=True
+    )
     group.command("apply")(apply)
     group.command("show")(show)
     group.command("ls")(list_pools)
@@ -92,7 +96,7 @@ def _foresee(at: Desk, pool: PoolSpec) -> None:
 
 
 def history(
-    name: Annotated[str, typer.Argument(help="The pool.")] = "sdk-v2",
+    name: Annotated[str, typer.Argument(help="The pool.", autocompletion=completion.pools)] = "sdk-v2",
     form: RowsFormat = ListFormat.TEXT,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
@@ -129,7 +133,7 @@ def history(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="The pool.")] = "sdk-v2",
+    name: Annotated[str, typer.Argument(help="The pool.", autocompletion=completion.pools)] = "sdk-v2",
     form: RowsFormat = ListFormat.TEXT,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
@@ -168,7 +172,7 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="The pool.")],
+    name: Annotated[str, typer.Argument(help="The pool.", autocompletion=completion.pools)],
     force: Annotated[bool, typer.Option("--force", help="End its live leases; their holders stop.")] = False,
     reason: ReasonOption = None,
     yes: YesOption = False,
@@ -199,7 +203,10 @@ def restore(
         bool, typer.Option("--from-database", help="From the live rows of the table of workers; nothing else can be.")
     ] = False,
     for_: Annotated[
-        str | None, typer.Option("--for", help="How long a port waits for its worker. [default: the pool's TTL]")
+        str | None,
+        typer.Option(
+            "--for", metavar="DURATION", help="How long a port waits for its worker. [default: the pool's TTL]"
+        ),
     ] = None,
     pool: PoolOption = None,
     redis_url: RedisOption = None,

@@ -43,9 +43,12 @@ def reconcile(
     watch: Annotated[bool, typer.Option("--watch", help="Go on until told to stop, woken by events.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Make one pass.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the differences, change nothing.")] = False,
-    every: Annotated[str, typer.Option("--every", help="With --watch: time between whole passes.")] = "30s",
+    every: Annotated[
+        str, typer.Option("--every", metavar="DURATION", help="With --watch: time between whole passes.")
+    ] = "30s",
     metrics_listen: Annotated[
-        str | None, typer.Option("--metrics-listen", help="With --watch: serve metrics at this HOST:PORT.")
+        str | None,
+        typer.Option("--metrics-listen", metavar="HOST:PORT", help="With --watch: serve metrics at this HOST:PORT."),
     ] = None,
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,

@@ -28,8 +28,12 @@ def renew(
     targets: Targets = None,
     every_one: AllOption = False,
     ttl: TtlOption = None,
-    every: Annotated[str | None, typer.Option("--every", help="Go on renewing, at this interval.")] = None,
-    pid: Annotated[str | None, typer.Option("--pid", help="With --every: until this process has ended.")] = None,
+    every: Annotated[
+        str | None, typer.Option("--every", metavar="DURATION", help="Go on renewing, at this interval.")
+    ] = None,
+    pid: Annotated[
+        str | None, typer.Option("--pid", metavar="PID", help="With --every: until this process has ended.")
+    ] = None,
     token: TokenOption = None,
     pool: PoolOption = None,
     host: HostOption = None,

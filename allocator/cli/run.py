@@ -39,7 +39,9 @@ def register(application: typer.Typer) -> None:
 def run(
     plugin: Annotated[str | None, typer.Argument(help="The worker's plugin, for example email.")] = None,
     command: Annotated[list[str] | None, typer.Argument(help="Its command; {port} becomes its port.")] = None,
-    org: Annotated[str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", help="The organisation's id.")] = None,
+    org: Annotated[
+        str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", metavar="ORG", help="The organisation's id.")
+    ] = None,
     instance: Annotated[
         str,
         typer.Option(
@@ -61,37 +63,58 @@ def run(
     wait: WaitOption = None,
     priority: PriorityOption = "0",
     label: LabelOption = None,
-    health: Annotated[str | None, typer.Option(help="Ask this path how it is. [default: only connect]")] = None,
-    health_interval: Annotated[str, typer.Option(help="How often, once it is ready.")] = "5s",
+    health: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Ask this path how it is. [default: only connect]")
+    ] = None,
+    health_interval: Annotated[str, typer.Option(metavar="DURATION", help="How often, once it is ready.")] = "5s",
     health_kill_after: Annotated[
-        str, typer.Option(help="Start it again after so long without a good answer; 0s for never.")
+        str, typer.Option(metavar="DURATION", help="Start it again after so long without a good answer; 0s for never.")
     ] = "60s",
     ready: Annotated[
-        str, typer.Option(help="When it is ready: it listens, or it has started (and run for a second).")
+        str,
+        typer.Option(
+            metavar="listens|started", help="When it is ready: it listens, or it has started (and run for a second)."
+        ),
     ] = "listens",
     start_timeout: Annotated[
-        str, typer.Option(help="Start it again when it does not listen within this time; 0s for never.")
+        str,
+        typer.Option(metavar="DURATION", help="Start it again when it does not listen within this time; 0s for never."),
     ] = "60s",
-    restart: Annotated[str, typer.Option(help="After which ends: never, on-failure or always.")] = "on-failure",
-    max_restarts: Annotated[str, typer.Option(help="In a row, without a healthy minute between.")] = "10",
-    max_declines: Annotated[str, typer.Option(help="How many ports may turn out to be in use.")] = "5",
+    restart: Annotated[
+        str, typer.Option(metavar="never|on-failure|always", help="After which ends: never, on-failure or always.")
+    ] = "on-failure",
+    max_restarts: Annotated[
+        str, typer.Option(metavar="COUNT", help="In a row, without a healthy minute between.")
+    ] = "10",
+    max_declines: Annotated[str, typer.Option(metavar="COUNT", help="How many ports may turn out to be in use.")] = "5",
     drain_delay: Annotated[
-        str, typer.Option(help="Time between the lease's state draining and the worker's end, for proxies to see it.")
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="Time between the lease's state draining and the worker's end, for proxies to see it.",
+        ),
     ] = "2s",
-    stop_timeout: Annotated[str, typer.Option(help="Time to end after SIGTERM, before SIGKILL.")] = "5s",
+    stop_timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="Time to end after SIGTERM, before SIGKILL.")
+    ] = "5s",
     stop_path: Annotated[
-        str | None, typer.Option(help="POST to this path before SIGTERM, for example /disable.")
+        str | None, typer.Option(metavar="PATH", help="POST to this path before SIGTERM, for example /disable.")
     ] = None,
-    orphan: Annotated[str, typer.Option(help="When the supervisor is killed: kill or keep the worker.")] = "kill",
+    orphan: Annotated[
+        str, typer.Option(metavar="kill|keep", help="When the supervisor is killed: kill or keep the worker.")
+    ] = "kill",
     on_lost: Annotated[
         str | None,
-        typer.Option(help="While Redis is gone: keep the worker, or stop it. [default: by the pool's scope]"),
+        typer.Option(
+            metavar="keep|stop", help="While Redis is gone: keep the worker, or stop it. [default: by the pool's scope]"
+        ),
     ] = None,
     env_file: Annotated[
-        list[str] | None, typer.Option(help="A file of NAME=value lines for its environment; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="A file of NAME=value lines for its environment; may be repeated."),
     ] = None,
     port_arg: Annotated[
-        str | None, typer.Option(help="Add this option to the command: --port becomes --port=5556.")
+        str | None, typer.Option(metavar="OPTION", help="Add this option to the command: --port becomes --port=5556.")
     ] = None,
     pass_token: Annotated[
         bool, typer.Option("--pass-token", help="Give it the lease's token: ALLOCATOR_TOKEN.")
@@ -101,11 +124,16 @@ def run(
         typer.Option("--no-output-in-events", help="Keep the worker's last line of output out of lease and events."),
     ] = False,
     listen_fd: Annotated[bool, typer.Option("--listen-fd", help="Bind the port here and pass the socket.")] = False,
-    replicas: Annotated[str, typer.Option(help="So many workers, with instances that follow each other.")] = "1",
+    replicas: Annotated[
+        str, typer.Option(metavar="COUNT", help="So many workers, with instances that follow each other.")
+    ] = "1",
     metrics_listen: Annotated[
-        str | None, typer.Option("--metrics-listen", help="Serve the metrics of its leases at this HOST:PORT.")
+        str | None,
+        typer.Option(
+            "--metrics-listen", metavar="HOST:PORT", help="Serve the metrics of its leases at this HOST:PORT."
+        ),
     ] = None,
-    procfile: Annotated[str | None, typer.Option(help="Run the workers of this TOML file.")] = None,
+    procfile: Annotated[str | None, typer.Option(metavar="FILE", help="Run the workers of this TOML file.")] = None,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,

@@ -51,7 +51,9 @@ def serve(
     tls_cert: Annotated[str | None, option("tls_cert")] = None,
     tls_key: Annotated[str | None, option("tls_key")] = None,
     database_url: DatabaseOption = None,
-    rate: Annotated[str, typer.Option("--rate", help="Requests a second of one caller; 0: no limit.")] = "500",
+    rate: Annotated[
+        str, typer.Option("--rate", metavar="NUMBER", help="Requests a second of one caller; 0: no limit.")
+    ] = "500",
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
@@ -216,13 +218,20 @@ def async_allocator(settings: Settings) -> AsyncPortAllocator:
 def token(
     name: Annotated[str, typer.Argument(help="Whose it is; it stands in the log.")],
     scope: Annotated[
-        str, typer.Option("--scope", help="read, lease, admin or force; each covers those before it.")
+        str,
+        typer.Option(
+            "--scope",
+            metavar="read|lease|admin|force",
+            help="read, lease, admin or force; each covers those before it.",
+        ),
     ] = "read",
     pools: Annotated[
         list[str] | None,
         typer.Option("--pool", metavar="NAME", help="A pool that it is for; may be given again. [default: all pools]"),
     ] = None,
-    file: Annotated[str | None, typer.Option("--file", help="Add its line to this tokens file.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="FILE", help="Add its line to this tokens file.")
+    ] = None,
 ) -> None:
     """Make a bearer token for 'serve' and print it once; the file gets its hash only.
 

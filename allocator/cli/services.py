@@ -36,7 +36,9 @@ def resolve(
     plugin: Annotated[str, typer.Argument(help="The service's plugin, for example email.")],
     org: OrgOption,
     every_one: Annotated[bool, typer.Option("--all", help="All ready workers, one a line.")] = False,
-    wait: Annotated[str | None, typer.Option("--wait", help="How long to wait for a ready worker.")] = None,
+    wait: Annotated[
+        str | None, typer.Option("--wait", metavar="DURATION", help="How long to wait for a ready worker.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="A line for each worker that comes up or goes down.")] = False,
     prefer_local: Annotated[bool, typer.Option("--prefer-local", help="Workers of this host first.")] = False,
     form: RowsFormat = ListFormat.TEXT,

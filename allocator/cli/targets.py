@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli import completion
 from allocator.cli.options import talk
 from allocator.client.arguments import check_token
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PORT|ORG/PLUGIN[#INSTANCE]]...", help="Ports, or workers."),
+    typer.Argument(
+        metavar="[PORT|ORG/PLUGIN[#INSTANCE]]...", help="Ports, or workers.", autocompletion=completion.targets
+    ),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Every lease that was claimed on this host by this user.")]
 

@@ -56,7 +56,7 @@ def register(application: typer.Typer) -> None:
 
 def top(
     once: Annotated[bool, typer.Option("--once", help="Print one picture and end, as into a pipe.")] = False,
-    every: Annotated[str, typer.Option("--every", help="Time between two pictures.")] = "2s",
+    every: Annotated[str, typer.Option("--every", metavar="DURATION", help="Time between two pictures.")] = "2s",
     pool: PoolOption = None,
     redis_url: RedisOption = None,
     config: ConfigOption = None,

@@ -1,23 +1,19 @@
-"""`ls`, `show`, `who`, `events`."""
+"""`show` and `who`: one port or one worker."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli import completion
 from allocator.cli.options import ConfigOption, Desk, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
-from allocator.cli.output import write_json, write_rows
+from allocator.cli.output import write_json
 from allocator.cli.targets import parse_target
-from allocator.model.durations import format_duration
-from allocator.model.errors import InvalidInputError, LeaseLostError, printable
-from allocator.model.names import check_name, check_plugin, check_port
-from allocator.operations.context import check_pool
-from allocator.protocol.wire import event_time
+from allocator.model.errors import LeaseLostError, printable
+from allocator.model.names import check_port
 
 if TYPE_CHECKING:
-    from allocator.model.leases import Lease
     from allocator.operations.listing import PortView
 
 MAX_EVENTS = 10_000
@@ -25,53 +21,18 @@ MAX_EVENTS = 10_000
 
 def register(application: typer.Typer) -> None:
     """Add the commands."""
-    application.command("ls")(list_leases)
     application.command()(show)
     application.command()(who)
-    application.command()(events)
-
-
-def list_leases(
-    org: Annotated[str | None, typer.Option("--org", help="Only of this organisation.")] = None,
-    plugin: Annotated[str | None, typer.Option("--plugin", help="Only of this plugin.")] = None,
-    form: RowsFormat = ListFormat.TEXT,
-    pool: PoolOption = None,
-    host: Annotated[str | None, typer.Option("--host", help="Only on this host. [default: all hosts]")] = None,
-    redis_url: RedisOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """List the live leases of the pool, on all hosts.
-
-    Example: allocator ls --org org-123 --format json
-    """
-    for kind, name in (("organisation", org), ("host", host)):
-        if name is not None:
-            check_name(kind, name)
-    if plugin is not None:
-        check_plugin(plugin)
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
-        leases = at.allocator.leases(org=org, plugin=plugin, host=host)
-        if not leases:
-            at.allocator.run(check_pool(at.pool))
-        now = at.allocator.store.server_time()
-        if form is ListFormat.JSON:
-            write_json([lease.as_json() for lease in leases])
-            return
-        rows = [_row(lease, now) for lease in leases]
-        write_rows(("HOST", "PORT", "ORG", "PLUGIN", "INSTANCE", "STATE", "PID", "ENDS IN", "FENCE"), rows, form)
-
-
-def _row(lease: Lease, now: float) -> tuple[object, ...]:
-    left = format_duration((lease.expires_at - now) * 1_000)
-    state = str(lease.state)
-    if lease.starts_since is not None:
-        state += f" for {format_duration(max(0.0, now - lease.starts_since) * 1_000)}"
-    return (lease.host, lease.port, lease.org, lease.plugin, lease.instance, state, lease.pid, left, lease.fence)
 
 
 def show(
     target: Annotated[
-        str, typer.Argument(metavar="PORT|ORG/PLUGIN[#INSTANCE]", help="A port of this host, or a worker.")
+        str,
+        typer.Argument(
+            metavar="PORT|ORG/PLUGIN[#INSTANCE]",
+            help="A port of this host, or a worker.",
+            autocompletion=completion.targets,
+        ),
     ],
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
@@ -125,7 +86,12 @@ def _fact(value: object) -> str:
 
 
 def who(
-    port: Annotated[str, typer.Argument(metavar="PORT", help="A port of this host, of the pool or not.")],
+    port: Annotated[
+        str,
+        typer.Argument(
+            metavar="PORT", help="A port of this host, of the pool or not.", autocompletion=completion.ports
+        ),
+    ],
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
@@ -171,51 +137,3 @@ def who(
             print(f"listener  {one.command or '?'} pid {one.pid or '?'} user {one.user or '?'} on {one.address}{whose}")
         if not listening:
             print("listener  nobody")
-
-
-def events(
-    count: Annotated[str, typer.Option("--count", help="How many of the last events.")] = "20",
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with those that come.")] = False,
-    form: RowsFormat = ListFormat.TEXT,
-    pool: PoolOption = None,
-    redis_url: RedisOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Print what happened in the pool, one event a line.
-
-    Example: allocator events --count 50 --follow
-    """
-    if not count.isascii() or not count.isdecimal() or not 1 <= int(count[:9]) <= MAX_EVENTS:
-        raise InvalidInputError(f"--count takes a whole number from 1 to {MAX_EVENTS}")
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
-        from allocator.protocol.wire import events_key
-
-        store, stream = at.allocator.store, events_key(at.pool)
-        batch = store.newest_events(stream, int(count))
-        if not batch:
-            at.allocator.run(check_pool(at.pool))
-        last = batch[-1][0] if batch else "0-0"
-        while True:
-            for identifier, fields in batch:
-                _write_event(identifier, fields, form)
-            if not follow:
-                return
-            batch = []
-            if store.wait_for_event(stream, last, 60.0):
-                batch = store.read_events(stream, last, 1_000)
-                last = batch[-1][0] if batch else last
-
-
-def _write_event(identifier: str, fields: dict[str, str], form: ListFormat) -> None:
-    moment = event_time(identifier)
-    if form is ListFormat.JSON:
-        from allocator.model.leases import written_time
-
-        write_json({**fields, "id": identifier, "at": written_time(moment)})
-        return
-    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-    rest = {name: value for name, value in fields.items() if name not in {"type", "host", "port", "worker"}}
-    tail = " ".join(f"{name}={value}" for name, value in rest.items())
-    place = f"{fields.get('host')}:{fields.get('port')}"
-    line = f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}"
-    print(printable(line), flush=True)

@@ -36,3 +36,9 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
 }
 """`ready`, `degraded` and `draining` go back to `starting` when a supervisor restarts the worker under the same lease;
 on a host that is drained `draining` stays, whatever its holder says."""
+
+EVENT_TYPES = (
+    *("granted", "released", "declined", "expired", "superseded", "reasserted", "restored", "changed", "failed"),
+    *("queued", "draining", "cordoned", "uncordoned", "registered", "forgotten", "recovering", "pool", "removed"),
+)
+"""What a pool's events can be: transitions of leases, then what is done with hosts, the queue and the pool."""

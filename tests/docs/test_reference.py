@@ -36,7 +36,7 @@ def test_every_command_has_an_example_and_explains_its_options(path: str, comman
 def test_the_written_help_is_what_is_printed(
     path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     assert run_command([*path.split()[1:], "--help"]) == 0
     page = (ROOT / "docs/reference/command-line.md").read_text()
@@ -46,7 +46,7 @@ def test_the_written_help_is_what_is_printed(
 def test_the_manual_is_well_formed() -> None:
     if shutil.which("mandoc") is None:
         pytest.skip("mandoc is not installed; the package mandoc of the distribution has it")
-    words = ["mandoc", "-T", "lint", "-W", "error", str(ROOT / "docs/reference/allocator.1")]
+    words = ["mandoc", "-T", "lint", "-W", "error", str(ROOT / "deploy/wheel/share/man/man1/allocator.1")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -64,3 +64,22 @@ def test_completion_knows_the_commands(shell: str) -> None:
     )
     for name in ("renew", "release", "resolve", "reconcile"):
         assert name in done.stdout, done.stdout + done.stderr
+
+
+def test_commands_stand_in_groups_and_no_sentence_is_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(["--help"]) == 0
+    text = capsys.readouterr().out
+    for heading in ("For workers:", "For looking:", "For operators:", "For setting up:"):
+        assert f"\n{heading}\n" in text
+    assert "\nCommands:\n" not in text
+    assert "..." not in text.replace("[ARGS]...", "")
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=one[0]) for one in REFERENCE["commands"]()])
+def test_every_option_shows_what_goes_there(path: str, command: object) -> None:
+    text = REFERENCE["help_of"](path, command)
+    bare = re.findall(r"^  (--\S+) TEXT\b", text, re.MULTILINE)
+    assert set(bare) <= {"--reason"}

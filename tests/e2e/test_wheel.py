@@ -36,6 +36,7 @@ def test_it_holds_every_script_and_every_file_of_the_page_and_nothing_of_the_tes
         for path in (ROOT / "allocator").glob(kind):
             assert str(path.relative_to(ROOT)) in names
     assert not any(name.startswith(("tests", "deploy", "docs")) for name in names)
+    assert any(name.endswith(".data/data/share/man/man1/allocator.1") for name in names)
 
 
 def test_it_works_alone_in_a_fresh_environment(uv: str, wheel: Path, redis_url: str, pool, tmp_path: Path) -> None:

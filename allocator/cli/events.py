@@ -1,0 +1,147 @@
+"""`events`: what happened in the pool."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from allocator.cli import completion
+from allocator.cli.options import (
+    ConfigOption,
+    ListFormat,
+    PoolOption,
+    RedisOption,
+    RowsFormat,
+    desk,
+    seconds,
+    words_of,
+)
+from allocator.cli.output import write_json
+from allocator.model.errors import InvalidInputError, printable
+from allocator.model.names import WorkerId, check_name, check_port
+from allocator.model.states import EVENT_TYPES
+from allocator.operations.context import check_pool
+from allocator.protocol.wire import event_time, events_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from allocator.cli.options import Desk
+
+MAX_EVENTS = 10_000
+COUNT = 20
+PAGE = 1_000
+
+
+def register(application: typer.Typer) -> None:
+    """Add the command."""
+    application.command()(events)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which events are wanted; None and an empty set are for all.
+
+    Attributes:
+        worker: Of this worker.
+        host: Of this host.
+        port: Of this port.
+        types: Of these types.
+    """
+
+    worker: WorkerId | None = None
+    host: str | None = None
+    port: int | None = None
+    types: frozenset[str] = frozenset()
+
+    def has(self, fields: dict[str, str]) -> bool:
+        """Return whether an event is one of them."""
+        return (
+            (self.worker is None or fields.get("worker") == str(self.worker))
+            and self.host in {None, fields.get("host")}
+            and (self.port is None or fields.get("port") == str(self.port))
+            and (not self.types or fields.get("type") in self.types)
+        )
+
+
+def events(
+    count: Annotated[
+        str | None,
+        typer.Option("--count", metavar="COUNT", help=f"How many of the last. [default: {COUNT}; all with --since]"),
+    ] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="DURATION", help="Only the last 10m, 1h, 2d.")] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            "--worker", metavar="ORG/PLUGIN[#INSTANCE]", help="Only of this worker.", autocompletion=completion.workers
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Only of this host.", autocompletion=completion.hosts)
+    ] = None,
+    port: Annotated[
+        str | None, typer.Option("--port", metavar="PORT", help="Only of this port.", autocompletion=completion.ports)
+    ] = None,
+    types: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE,TYPE", help="Only of these types, for example expired,failed.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with those that come.")] = False,
+    form: RowsFormat = ListFormat.TEXT,
+    pool: PoolOption = None,
+    redis_url: RedisOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print what happened in the pool, one event a line.
+
+    Example: allocator events --worker org-123/email --since 1h --follow
+    """
+    if count is not None and not (count.isascii() and count.isdecimal() and 1 <= int(count[:9]) <= MAX_EVENTS):
+        raise InvalidInputError(f"--count takes a whole number from 1 to {MAX_EVENTS}")
+    most = int(count) if count else COUNT if since is None else MAX_EVENTS
+    since_s = seconds(since, "time")
+    wanted = Wanted(
+        worker=None if worker is None else WorkerId.parse(worker),
+        host=None if host is None else check_name("host", host),
+        port=None if port is None else check_port(port),
+        types=words_of(types, "--type", EVENT_TYPES),
+    )
+    with desk(pool, None, redis_url, config, reads_only=True) as at:
+        store, stream = at.allocator.store, events_key(at.pool)
+        known = store.newest_events(stream, most if wanted == Wanted() and since_s is None else MAX_EVENTS)
+        if not known:
+            at.allocator.run(check_pool(at.pool))
+        after = 0.0 if since_s is None else store.server_time() - since_s
+        found = [(name, fields) for name, fields in known if event_time(name) >= after and wanted.has(fields)]
+        for name, fields in found[-most:]:
+            _write(name, fields, form)
+        if follow:
+            for name, fields in _coming(at, stream, known[-1][0] if known else "0-0"):
+                if wanted.has(fields):
+                    _write(name, fields, form)
+
+
+def _coming(at: Desk, stream: str, last: str) -> Iterator[tuple[str, dict[str, str]]]:
+    store = at.allocator.store
+    while True:
+        if store.wait_for_event(stream, last, 60.0):
+            for name, fields in store.read_events(stream, last, PAGE):
+                last = name
+                yield name, fields
+
+
+def _write(identifier: str, fields: dict[str, str], form: ListFormat) -> None:
+    moment = event_time(identifier)
+    if form is ListFormat.JSON:
+        from allocator.model.leases import written_time
+
+        write_json({**fields, "id": identifier, "at": written_time(moment)})
+        return
+    clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    rest = {name: value for name, value in fields.items() if name not in {"type", "host", "port", "worker"}}
+    tail = " ".join(f"{name}={value}" for name, value in rest.items())
+    place = f"{fields.get('host')}:{fields.get('port')}"
+    line = f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}"
+    print(printable(line), flush=True)
