@@ -33,6 +33,8 @@ from benchmarks.table import Row
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from allocator import Lease
+
 HOSTS, EVENTS_A_SECOND, SECONDS = 300, 100, 20
 POOL = PoolSpec(name="sdk-v2", first=5_556, last=5_599, ttl_ms=3_600_000, ttl_max_ms=3_600_000, cooldown_ms=0)
 EVERY_S = 1.0
@@ -120,13 +122,21 @@ class Fleet:
         session = make_session(POOL.name, "bench", "keep")
         return PortAllocator(self._store, session.as_host(host, f"{host} boot -"))
 
-    def change(self) -> tuple[str, int]:
-        """Make one lease degraded, and return which."""
-        ports, lease = self._leases[-1]
-        (self._leases[-1],) = [
-            (ports, one) for one in ports.renew(replace(lease, state=LeaseState.DEGRADED), rewrite=True)
-        ]
-        return lease.host, lease.port
+    def ports(self, number: int) -> PortAllocator:
+        """Return the allocator of a lease's host."""
+        return self._leases[number][0]
+
+    def set(self, number: int, **fields: Any) -> Lease:
+        """Give a lease other fields, and return it."""
+        ports, lease = self._leases[number]
+        (lease,) = ports.renew(replace(lease, **fields), rewrite=True)
+        self._leases[number] = ports, lease
+        return lease
+
+    def release(self, number: int) -> None:
+        """Release a lease."""
+        ports, lease = self._leases[number]
+        ports.release(lease)
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
@@ -236,11 +246,11 @@ async def _page(http: httpx.AsyncClient) -> None:
 def seconds_to_change(fleet: Fleet, url: str) -> float:
     """Return how long after an event `/v1/fleet` shows it."""
     with httpx.Client(base_url=url, timeout=60) as http:
-        host, port = fleet.change()
+        changed = fleet.set(-1, state=LeaseState.DEGRADED)
         began = time.perf_counter()
         while True:
             body = json.loads(http.get("/v1/fleet").content)
-            row = next(one for one in body["hosts"] if one["name"] == host)
-            if row["ports"][port - body["first"]] == "d":
+            row = next(one for one in body["hosts"] if one["name"] == changed.host)
+            if row["ports"][changed.port - body["first"]] == "d":
                 return time.perf_counter() - began
             time.sleep(0.02)

@@ -262,6 +262,13 @@ def test_dashboard_and_alerts_ask_only_for_metrics_that_exist() -> None:
     assert unknown == set()
 
 
+def test_the_dashboard_begins_with_the_charts_of_the_status_page() -> None:
+    page = (ROOT / "allocator/api/page/index.html").read_text()
+    board = json.loads((DEPLOY / "grafana/portlease.json").read_text())
+    charts = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert [panel["title"] for panel in board["panels"]][: len(charts)] == charts
+
+
 def test_what_every_server_shows_of_the_pool_is_not_counted_twice() -> None:
     from allocator.api.metrics import Metrics
 
