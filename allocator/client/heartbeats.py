@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Un
 
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.session import doubt_message
+from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
 from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.log import log
@@ -38,8 +39,8 @@ T1_SPREAD = 0.1
 """Holders that started together renew at 0.45-0.55 TTL, not all at once; `lib/recovery.lua` counts on no later."""
 T2 = 0.875
 """From this part of the TTL until its end a renewal is urgent."""
-RETRY_FIRST, RETRY_LONGEST = 0.02, 0.05
-"""A renewal that failed is tried again after up to this part of the TTL: doubling, or the first again when urgent."""
+RETRY = Backoff(first=0.02, longest=0.05, least=0.25)
+"""A renewal that failed is tried again after this part of the TTL: doubling, or the first again when urgent."""
 
 _KINDS: dict[str, type] = dict.fromkeys(NUMBER_WORDS, int) | dict.fromkeys(TEXT_WORDS, str)
 
@@ -320,9 +321,8 @@ class HeartbeatPlan(Generic[E_]):
         now = self._session.clock()
         times = [(held.lease.ttl_ms / 1_000, (held.lease.deadline or now) - now) for held in failed]
         is_urgent = any(0 < left_s <= ttl_s * (1 - T2) for ttl_s, left_s in times)
-        part = RETRY_FIRST if is_urgent else min(RETRY_FIRST * 2 ** min(failures - 1, 8), RETRY_LONGEST)
-        ceiling = part * min(ttl_s for ttl_s, _ in times)
-        again_at = now + self._session.rng.uniform(ceiling / 4, ceiling)
+        part = RETRY.pause(1 if is_urgent else failures, self._session.rng)
+        again_at = now + part * min(ttl_s for ttl_s, _ in times)
         self._due_at = again_at if self._due_at is None else min(self._due_at, again_at)
 
     def _lose(self, held: HeldLease[E_], error: LeaseLostError) -> None:

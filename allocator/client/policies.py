@@ -1,7 +1,4 @@
-"""When an attempt is made again that waits for events: an address that somebody looks for may come at any time.
-
-Source: "full jitter" is from M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-"""
+"""When an attempt is made again that waits for events: an address that somebody looks for may come at any time."""
 
 from __future__ import annotations
 

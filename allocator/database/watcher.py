@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from allocator.database.reconciler import Report
 from allocator.database.rows import DeposedError
+from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, DatabaseUnavailableError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.protocol.wire import events_key
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from allocator.database.reconciler import Reconciler
     from allocator.operations.lead import Leadership
 
-BACKOFF_FIRST_S = 0.1
-BACKOFF_MOST_S = 2.0
+BACKOFF = Backoff(first=0.2, longest=2.0, least=0.5)
 """A database that is back is noticed within two seconds, and one that is away is asked at most so often."""
 
 STAND_BY_S = 1.0
@@ -72,13 +71,7 @@ def patiently(make: Callable[[], Reconciler], say: Callable[[str], None]) -> Rec
             if failures == 0:
                 say(f"{error}; waiting for it")
             failures += 1
-            time.sleep(backoff_s(failures))
-
-
-def backoff_s(failures: int) -> float:
-    """Return for how many seconds to wait after that many failures in a row: growing, jittered, bounded."""
-    ceiling = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** min(failures, 10))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311  # jitter, not a secret
+            time.sleep(BACKOFF.pause(failures))
 
 
 @dataclass(slots=True)
@@ -125,7 +118,7 @@ class Watch:
             self.reconciler.leader.step_down()
             self._lead_no_more("another reconciler")
             self._failures += 1
-            time.sleep(backoff_s(self._failures))
+            time.sleep(BACKOFF.pause(self._failures))
         except (DatabaseUnavailableError, StoreUnavailableError) as error:
             self._wait_out(error)
 
@@ -212,4 +205,4 @@ class Watch:
             self.reconciler.leader.step_down()  # a stand-by may have a database that answers
         self._leads = False
         self._failures += 1
-        time.sleep(backoff_s(self._failures))
+        time.sleep(BACKOFF.pause(self._failures))

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
 from allocator.model.owned import replace_shared
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 PERIOD_S = 1.0
 """The shortest time between two replacements: a reload is dear, and changes come in bursts."""
-RETRY_FIRST_S = 1.0
-RETRY_LONGEST_S = 30.0
+RETRY = Backoff(first=1.0, longest=30.0, least=1.0)
+"""Without spread: one exporter writes a file, and says when it tries again."""
 COMMAND_TIMEOUT_S = 60.0
 POLL_S = 0.1
 """How soon a running command is ended when it has to be."""
@@ -214,7 +215,7 @@ class Exporter:
         if self._stopping:
             self._talk(str(error))
             return
-        pause_s = min(RETRY_FIRST_S * 2 ** min(self._failures, 8), RETRY_LONGEST_S)
+        pause_s = RETRY.pause(self._failures + 1)
         stays = "; the last file stays" if isinstance(error, StoreUnavailableError) else ""
         self._talk(f"{error}{stays}; trying again in {pause_s:g} s")
         self._failures += 1

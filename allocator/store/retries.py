@@ -1,16 +1,13 @@
-"""How a command that Redis did not answer is sent again: full-jitter back-off within the caller's time limit.
-
-Source: "full jitter" is from M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-"""
+"""How a command that Redis did not answer is sent again: with full jitter, within the caller's time limit."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from allocator.model.backoff import Backoff
 from allocator.store.translate import is_transient
 
-FIRST_S = 0.02
-LONGEST_S = 0.5
+BACKOFF = Backoff(first=0.02, longest=0.5)
 
 
 def transient_policy(timeout_s: float) -> dict[str, Any]:
@@ -20,11 +17,11 @@ def transient_policy(timeout_s: float) -> dict[str, Any]:
         timeout_s: For how many seconds, what the first attempt left of the caller's limit; one more silent attempt
             may use it up.
     """
-    from tenacity import retry_if_exception, stop_before_delay, wait_random_exponential
+    from tenacity import retry_if_exception, stop_before_delay
 
     return {
         "retry": retry_if_exception(is_transient),
-        "wait": wait_random_exponential(multiplier=FIRST_S, max=LONGEST_S),
+        "wait": lambda state: BACKOFF.pause(state.attempt_number),
         "stop": stop_before_delay(timeout_s),
         "reraise": True,
     }

@@ -1,7 +1,4 @@
-"""Whether and when a worker that ended is started again. No I/O, no clock: it is told what happened.
-
-Source: "full jitter" is from M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-"""
+"""Whether and when a worker that ended is started again. No I/O, no clock: it is told what happened."""
 
 from __future__ import annotations
 
@@ -9,11 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from allocator.model.backoff import Backoff
+
 if TYPE_CHECKING:
     import random
 
-FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+BACKOFF = Backoff(first=0.5, longest=LONGEST_PAUSE_S)
 
 
 class RestartMode(StrEnum):
@@ -54,6 +53,5 @@ class Restarts:
         wanted = self.mode is RestartMode.ALWAYS or (self.mode is RestartMode.ON_FAILURE and status != 0)
         if not wanted or self.in_a_row >= self.most:
             return None
-        ceiling = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self.in_a_row)
         self.in_a_row += 1
-        return self.rng.uniform(0.0, ceiling)
+        return BACKOFF.pause(self.in_a_row, self.rng)
