@@ -1,4 +1,4 @@
-"""What one open page, and fifty, cost `serve` in a large fleet: 300 hosts with 44 leases each, 100 events a second.
+"""What one open page, and fifty, cost `serve` in a large fleet: 44 leases a host, 100 events a second.
 
 The server is the command, a process of its own, over a real Redis; events and pages share another. A page here does
 what the real one does: it follows the events, and reads `/v1/fleet` and `/v1/problems` again at most once a second.
@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,15 +36,21 @@ if TYPE_CHECKING:
 
     from allocator import Lease
 
-HOSTS, EVENTS_A_SECOND, SECONDS = 300, 100, 20
+SIZES, EVENTS_A_SECOND, SECONDS = (300, 1_000), 100, 20
 POOL = PoolSpec(name="sdk-v2", first=5_556, last=5_599, ttl_ms=3_600_000, ttl_max_ms=3_600_000, cooldown_ms=0)
 EVERY_S = 1.0
+ROUNDS = 5
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return what the answers take, and what processor and memory `serve` takes with one page and with fifty."""
-    hosts, seconds = (30, 4) if quick else (HOSTS, SECONDS)
+    sizes = [(30, 4)] if quick else [(hosts, SECONDS) for hosts in SIZES]
+    return {"fleets": [figures_of(binary, hosts, seconds) for hosts, seconds in sizes]}
+
+
+def figures_of(binary: str | None, hosts: int, seconds: float) -> dict[str, Any]:
+    """Return the figures of a fleet of so many hosts."""
     found: dict[str, Any] = {"hosts": hosts}
     with server(binary) as place, Fleet(place["unix"], hosts) as fleet, serving(place["unix"]) as (url, pid, began):
         found["leases"] = fleet.count
@@ -57,29 +64,44 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
             found["one"] = share_of_core(pid, seconds, 1, url)
             found["fifty"] = share_of_core(pid, seconds, 50, url)
             found["change_s"] = seconds_to_change(fleet, url)
+            found |= in_chromium(fleet, url)
         found["memory_mb"] = memory_mb(pid)
     return found
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
     """Return the lines of the table."""
-    factor = 1 if found["hosts"] <= HOSTS else 4
+    return [row for one in found["fleets"] for row in rows_of(one)]
 
-    def line(what: str, value: float, target: float, unit: str, digits: int = 0) -> Row:
-        return Row(what, f"{value:.{digits}f} {unit}", "", f"≤ {target * factor:g} {unit}", value <= target * factor)
 
-    what = f"{found['hosts']} hosts, {found['leases']:,} leases: "
+def rows_of(found: dict[str, Any]) -> list[Row]:
+    """Return the lines of one fleet."""
+    factor = 1 if found["hosts"] <= SIZES[0] else 4
+    hosts = f"{found['hosts']:,} hosts: "
+
+    def line(what: str, value: float | None, target: float, unit: str, digits: int = 0) -> Row:
+        if value is None:
+            return Row(hosts + what, "", "no Chromium here", f"≤ {target * factor:g} {unit}", None)
+        return Row(
+            hosts + what, f"{value:.{digits}f} {unit}", "", f"≤ {target * factor:g} {unit}", value <= target * factor
+        )
+
+    plain = {
+        "`GET /v1/problems`": f"{found['problems_ms']:.0f} ms",
+        "`GET /v1/services`": f"{found['services_ms']:.0f} ms",
+        "`GET /v1/search`": f"{found['search_ms']:.0f} ms",
+        "`GET /v1/hosts/{host}`": f"{found['hosts_ms']:.0f} ms",
+        f"`serve` with {EVENTS_A_SECOND} events a second and no page": f"{found['idle']:.1f} % of a core",
+    }
     return [
-        line(f"{what}first `GET /v1/fleet` after the start", found["first_s"], 3, "s", 2),
+        line(f"first `GET /v1/fleet` after the start, {found['leases']:,} leases", found["first_s"], 3, "s", 2),
         line("`GET /v1/fleet`", found["fleet_ms"], 300, "ms"),
-        Row("`GET /v1/problems`", f"{found['problems_ms']:.0f} ms", ""),
-        Row("`GET /v1/services`", f"{found['services_ms']:.0f} ms", ""),
-        Row("`GET /v1/search`", f"{found['search_ms']:.0f} ms", ""),
-        Row("`GET /v1/hosts/{host}`", f"{found['hosts_ms']:.0f} ms", ""),
+        *(Row(hosts + what, value, "") for what, value in plain.items()),
         line("from an event to `/v1/fleet`", found["change_s"], 1, "s", 2),
-        Row(f"`serve` with {EVENTS_A_SECOND} events a second and no page", f"{found['idle']:.1f} % of a core", ""),
-        line("the same with one page open", found["one"], 3, "% of a core", 1),
-        line("the same with fifty", found["fifty"], 20, "% of a core", 1),
+        line("Chromium: from opening the page to its first data", found["page_first_s"], 1, "s", 2),
+        line("Chromium: from an event to the screen", found["page_change_s"], 1, "s", 2),
+        line("`serve` with one page open", found["one"], 3, "% of a core", 1),
+        line("`serve` with fifty", found["fifty"], 20, "% of a core", 1),
         line("memory of `serve`", found["memory_mb"], 150, "MB"),
     ]
 
@@ -254,3 +276,31 @@ def seconds_to_change(fleet: Fleet, url: str) -> float:
             if row["ports"][changed.port - body["first"]] == "d":
                 return time.perf_counter() - began
             time.sleep(0.02)
+
+
+def in_chromium(fleet: Fleet, url: str) -> dict[str, float | None]:
+    """Return how long the page takes to its first data, and to show a change: medians; None without Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        return {"page_first_s": None, "page_change_s": None}
+    from playwright.sync_api import sync_playwright
+
+    first, change = [], []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for _ in range(ROUNDS):
+            page = browser.new_page()
+            began = time.perf_counter()
+            page.goto(url)
+            page.locator(".host .port[data-status]").first.wait_for()
+            first.append(time.perf_counter() - began)
+            fleet.set(-1, state=LeaseState.READY)
+            page.wait_for_timeout(1_500)
+            changed = fleet.set(-1, state=LeaseState.DEGRADED)  # so that its host is drawn, for it is the worst
+            began = time.perf_counter()
+            cell = f'.port[data-host="{changed.host}"][data-port="{changed.port}"]'
+            page.locator(f'{cell}[data-status="degraded"]').wait_for()
+            change.append(time.perf_counter() - began)
+            page.close()
+        browser.close()
+    return {"page_first_s": statistics.median(first), "page_change_s": statistics.median(change)}

@@ -338,6 +338,47 @@ def test_a_search_as_one_types_finds_workers_that_are_not_on_the_screen(look, wo
     viewer.page.locator("#detail-title", has_text=f"Port {mine['port']} on web-1").wait_for()
 
 
+def test_a_phone_shows_problems_and_search_first_and_the_panel_over_all(look, worker, http) -> None:
+    failing = worker.claim("email", "org-17")
+    http.patch(worker.path(failing), json={"state": "degraded", "last_error": "503"}, headers=worker.proof(failing))
+    viewer = look(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    first = viewer.page.locator("#problems-list li").first
+    first.wait_for()
+    assert first.bounding_box()["y"] + first.bounding_box()["height"] < 844
+    viewer.page.locator("#search").fill("org-17")
+    viewer.page.locator("#found-list li[data-lease] a").tap()
+    viewer.page.locator('#facts dd[data-fact="Worker"]').wait_for()
+    panel = viewer.page.locator("#detail").bounding_box()
+    assert (panel["x"], panel["y"], panel["width"], panel["height"]) == (0, 0, 390, 844)
+    viewer.page.locator("#detail-close").tap()
+    viewer.page.locator("#detail").wait_for(state="hidden")
+    viewer.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_very_many_events_leave_the_page_small_and_answering(look, redis_url: str, worker, pool: PoolSpec) -> None:
+    lease = worker.claim("email", "org-1")
+    viewer = look().live()
+    viewer.page.get_by_role("link", name="Events").click()
+    client = redis.Redis.from_url(redis_url)
+    fields = {
+        "type": "changed",
+        "host": "web-1",
+        "port": lease["port"],
+        "worker": "org-1/email#0",
+        "fence": lease["fence"],
+    }
+    with client.pipeline(transaction=False) as pipeline:
+        for number in range(20_000):
+            state = "ready" if number % 2 else "degraded"
+            pipeline.xadd(f"alloc:{{{pool.name}}}:events", fields | {"state": state, "error": f"<b>{number}</b>"})
+        pipeline.execute()
+    viewer.page.locator("#events li", has_text="<b>19999</b>").wait_for()
+    assert viewer.page.locator("#events li").count() <= 300
+    assert viewer.page.locator("#events b").count() == 0
+    viewer.page.get_by_role("link", name="Hosts").click()
+    viewer.port(lease["port"]).wait_for()
+
+
 def test_services_are_a_view_of_their_own(look, worker) -> None:
     lease = worker.claim("email", "org-1")
     viewer = look()
