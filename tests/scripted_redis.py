@@ -31,6 +31,7 @@ from allocator.operations.steps import (
     KeepLeases,
     KeepTokens,
     ProvePorts,
+    ReadClosing,
     ReadListeners,
     Verdict,
 )
@@ -150,6 +151,8 @@ class ScriptedRedis:
             return True
         if isinstance(step, JudgeHolder):
             return Judgement(Verdict.ALIVE)
+        if isinstance(step, ReadClosing):
+            return frozenset()
         assert isinstance(step, DescribeListener)
         return "node (pid 4242)"
 

@@ -15,6 +15,7 @@ from allocator.operations.steps import (
     KeepLeases,
     KeepTokens,
     ProvePorts,
+    ReadClosing,
     ReadListeners,
     Step,
     Warn,
@@ -63,6 +64,12 @@ class Answers:
             who += f", which an earlier start of {step.lease.worker} left behind" if started_as(step.lease) else ""
         return who
 
+    def read_closing(self, step: ReadClosing) -> frozenset[int]:
+        """Return the ports that only connections without a process have."""
+        from allocator.kernel.socket_tables import closing_ports
+
+        return closing_ports(step.ports)
+
     def judge_holder(self, step: JudgeHolder) -> Judgement:
         """Return what is known of the processes of a lease that is in the way."""
         from allocator.kernel.holders import judge
@@ -93,6 +100,7 @@ _METHODS: dict[type, str] = {
     ReadListeners: "read_listeners",
     ProvePorts: "prove_ports",
     DescribeListener: "describe_listener",
+    ReadClosing: "read_closing",
     JudgeHolder: "judge_holder",
     KeepTokens: "keep_tokens",
     KeepLeases: "keep_leases",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 PROC = Path("/proc")
 
@@ -135,6 +135,25 @@ def read_proc(root: Path = PROC) -> Iterator[ListeningSocket]:
             packed = b"".join(struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8))
             family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
             yield ListeningSocket(int(port, 16), family, packed, int(uid), int(inode))
+
+
+_ROW_OF_A_PORT = (
+    rb"(?m)^ *[0-9]+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} [0-9A-F]{2}"
+    rb" \S+ \S+ \S+ +[0-9]+ +[0-9]+ ([0-9]+) "  # queues, timer, retransmits, uid, timeout, inode
+)
+
+
+def closing_ports(ports: Iterable[int], root: Path = PROC) -> frozenset[int]:
+    """Return those ports that only connections without a process have: in TIME_WAIT, or about to be.
+
+    They keep a port from being bound for up to a minute where their server had not set SO_REUSEADDR.
+    """
+    owned: dict[int, bool] = {}
+    for name in ("tcp", "tcp6"):
+        for port, inode in re.findall(_ROW_OF_A_PORT, _table(root / "net" / name) or b""):
+            number = int(port, 16)
+            owned[number] = owned.get(number, False) or inode != b"0"
+    return frozenset(port for port in ports if owned.get(port) is False)
 
 
 def _table(path: Path) -> bytes | None:

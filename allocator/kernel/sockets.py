@@ -68,8 +68,8 @@ def prove_port(port: int) -> bool:
     Binds and listens on IPv4 and on IPv6 with SO_REUSEADDR, as most servers do, and lets go at once. Listening is
     part of the proof: with SO_REUSEADDR two sockets may be bound to one port as long as neither listens; such a
     stranger, bound and silent, does not keep a worker from listening and is not in the way here either. Connections
-    of a former worker in TIME_WAIT do not matter. On Linux one socket of both families meets whatever either of the two
-    would meet, so that one does for both.
+    in TIME_WAIT do not matter where their server had set SO_REUSEADDR (`closing_ports` finds the others). On Linux one
+    socket of both families meets whatever either of the two would meet, so that one does for both.
 
     Raises:
         ConfigurationError: When this user may not bind the port, or the kernel refuses for a reason of its own

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.digests import sha256
-from allocator.model.errors import AllocatorError, CordonedError, ExhaustedError, HeldError, InvalidInputError
+from allocator.model.errors import (
+    AllocatorError,
+    CordonedError,
+    ExhaustedError,
+    HeldError,
+    InvalidInputError,
+    PortRefusedError,
+)
 from allocator.model.names import WorkerId, check_name, port_variable, shown
 from allocator.model.states import LeaseState
 
@@ -123,6 +130,7 @@ class Attempt:
         superseded: Fence of the worker's lease whose processes are proven dead, or 0.
         has_seen_orphan: Whether a dead supervisor's worker was given the time to end.
         declines: How many ports were declined.
+        refused: The ports that were refused, which are not tried again.
         own_holders: How many leases of the workers themselves stood in the way.
         waiting: The waiter, once the queue was joined.
     """
@@ -136,6 +144,7 @@ class Attempt:
     superseded: int = 0
     has_seen_orphan: bool = False
     declines: int = 0
+    refused: frozenset[int] = frozenset()
     own_holders: int = 0
     waiting: Waiting | None = None
 
@@ -173,7 +182,9 @@ class Attempt:
         """Claim another port after one that the kernel, or another worker's row, refused; `error` past the limit."""
         if self.request.port is not None or self.declines >= MAX_DECLINES:
             raise error
-        return replace(self, declines=self.declines + 1, is_new=True)
+        declines = self.declines + isinstance(error, PortRefusedError)  # not where connections are closing
+        refused = self.refused | {error.port or 0}
+        return replace(self, declines=declines, refused=refused, is_new=True)
 
     def after_own(self, holder: Lease, token: str, error: HeldError) -> Attempt:
         """Claim with the token of a lease that one of the workers has; `error` when that goes on and on."""

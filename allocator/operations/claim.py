@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import (
     AllocatorError,
     ConfigurationError,
+    ExhaustedError,
     HeldError,
     InvalidInputError,
+    PortRefusedError,
     StoreUnavailableError,
 )
 from allocator.model.leases import PROCESS_FIELDS
@@ -36,6 +38,7 @@ from allocator.operations.steps import (
     Operation,
     Pause,
     ProvePorts,
+    ReadClosing,
     ReadListeners,
     Standing,
     Verdict,
@@ -45,6 +48,7 @@ from allocator.operations.steps import (
 from allocator.protocol.signatures.claim import (
     Again,
     ClaimCall,
+    Exhausted,
     Granted,
     Held,
     NoneFree,
@@ -99,7 +103,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
                 case Granted(leases=leases) | Same(leases=leases):
                     leases, refused = yield from _settled(context, pool, attempt, reply)
                     if refused:
-                        attempt = attempt.after_refusal(refused)
+                        attempt = yield from _after_refused(context, attempt, refused)
                     elif (yield from _is_kept(context, pool, attempt, leases)):
                         return leases
                     else:  # another claim with these tokens was undone
@@ -107,8 +111,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
                 case Held():
                     attempt = yield from _after_held(context, attempt, reply)
                 case _:
-                    error = yield from refusals.refusal(context, pool, request, reply, waits=bool(attempt.ticket))
-                    attempt = yield from _after_waiting(context, attempt, error)
+                    attempt = yield from _after_none_free(context, pool, attempt, reply)
     except GeneratorExit:  # nobody drives it any more
         raise
     except BaseException as error:
@@ -215,7 +218,7 @@ def _call(
                 for worker, token in zip(attempt.workers, attempt.tokens, strict=True)
             ]
         ),
-        strangers=listening,
+        strangers=listening | attempt.refused,
         hint=request.hint or 0,
         port=request.port or 0,
         superseded=attempt.superseded,
@@ -246,6 +249,11 @@ def _refused(
         return None
     lost = [lease for lease in leases if lease.port in refused]
     who: str | None = yield DescribeListener(lost[0].port)
+    if who is None:
+        closing: frozenset[int] = yield ReadClosing(tuple(refused))
+        if lost[0].port in closing:
+            yield from _end_apart(context, leases, [lease for lease in lost if lease.port not in closing])
+            return refusals.closing(lost[0])
     yield from _end_apart(context, leases, lost)
     return refusals.refused(lost[0], who, several=len(leases) > 1)
 
@@ -416,6 +424,26 @@ def _with_rows(
             return alive, None
         leases = alive  # re-asserted: their rows are of the fences before
     raise refusals.row_too_slow(leases[0])
+
+
+def _after_refused(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
+    """Return how to go on after a port that was refused: with another, or once the connections on it have closed."""
+    if attempt.request.port is None or isinstance(error, PortRefusedError):
+        return attempt.after_refusal(error)
+    return (yield from _after_waiting(context, attempt, error))
+
+
+def _after_none_free(
+    context: Context, pool: PoolSpec, attempt: Attempt, reply: NoneFree | Refused
+) -> Operation[Attempt]:
+    """Return the attempt when it is its turn; otherwise the error counts what is in the way."""
+    error = yield from refusals.refusal(context, pool, attempt.request, reply, waits=bool(attempt.ticket))
+    try:
+        return (yield from _after_waiting(context, attempt, error))
+    except ExhaustedError as late:
+        if isinstance(reply, Exhausted):
+            raise (yield from refusals.counted(context, pool, attempt, reply, late)) from None
+        raise
 
 
 def _recorded(context: Context, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[AllocatorError | None]:

@@ -6,6 +6,7 @@ help.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from allocator.model.errors import (
     RecoveringError,
     StoreUnavailableError,
 )
-from allocator.operations.steps import DescribeListener
+from allocator.operations.steps import DescribeListener, ReadListeners
 from allocator.protocol.signatures.claim import (
     Cordoned,
     Exhausted,
@@ -39,10 +40,22 @@ from allocator.protocol.signatures.claim import (
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
-    from allocator.operations.attempt import ClaimRequest
+    from allocator.operations.attempt import Attempt, ClaimRequest
     from allocator.operations.context import Context
     from allocator.operations.steps import Operation, Standing
     from allocator.protocol.signatures.claim import Held, Refused
+
+IN_THE_WAY = {
+    "leased": "leased",
+    "cooling": "cooling down",
+    "quarantined": "in quarantine",
+    "listening": "listened on by other programs",
+    "closing": "with connections in TIME_WAIT",
+    "reserved": "reserved for other plugins",
+    "scattered": "free but not contiguous",
+    "free": "free since a moment ago",
+}
+"""What keeps a port from being claimed, as an error counts it."""
 
 BOUND_RETRY_S = 1.0
 """How often somebody who waits for a port looks whether the program that listens on it has ended."""
@@ -65,7 +78,7 @@ def refusal(
         case Taken():
             return (yield from _taken(context, pool, request, reply, data, waits=waits))
         case Exhausted():
-            return (yield from _exhausted(context, pool, reply, data))
+            return _exhausted(context, pool, reply, data)
         case NoneFree():
             return _none_free(context, pool, request, reply, data)
         case Cordoned():
@@ -137,6 +150,18 @@ def refused(lease: Lease, who: str | None, *, several: bool) -> PortRefusedError
         port=lease.port,
         worker=str(lease.worker),
         retry_after=0.0,
+    )
+
+
+def closing(lease: Lease) -> HeldError:
+    """Return the error for a port that only connections without a process keep from being bound."""
+    return HeldError(
+        f"port {lease.port} on {lease.host} has closed connections in TIME_WAIT, for up to a minute, of a server that "
+        "does not set SO_REUSEADDR; wait with --wait 60s or omit --port",
+        host=lease.host,
+        port=lease.port,
+        worker=str(lease.worker),
+        retry_after=BOUND_RETRY_S,
     )
 
 
@@ -245,18 +270,47 @@ def _limited(pool: PoolSpec, request: ClaimRequest, reply: Limited, data: dict[s
     )
 
 
-def _exhausted(context: Context, pool: PoolSpec, reply: Exhausted, data: dict[str, Any]) -> Operation[ExhaustedError]:
-    yield from ()
-    free_ms = reply.free_ms
-    when = (
-        "other programs have the ports that are not leased"
-        if free_ms is None
-        else f"the next can free up in {format_duration(free_ms)}"
-    )
+def _exhausted(context: Context, pool: PoolSpec, reply: Exhausted, data: dict[str, Any]) -> ExhaustedError:
     return ExhaustedError(
-        f"no port of pool {pool.name} ({pool.first}-{pool.last}) is free on {context.host}; {when}: "
-        f"wait with --wait {format_wait(free_ms or 0)}, or see who has them with 'allocator ls'",
-        **data | {"retry_after": None if free_ms is None else free_ms / 1_000},
+        _none_is_free(context, pool, reply, ""),
+        **data | {"retry_after": None if reply.free_ms is None else reply.free_ms / 1_000},
+    )
+
+
+def counted(
+    context: Context, pool: PoolSpec, attempt: Attempt, reply: Exhausted, error: AllocatorError
+) -> Operation[AllocatorError]:
+    """Return the error of a claim that ends without a port, with a count of what is in the way."""
+    from allocator.operations import listing
+
+    try:
+        views = yield from listing.ports(pool.name, pool.space_of(context.host), quarantine=True)
+    except AllocatorError:  # it may not read that, or Redis does not answer any more
+        return error
+    why = {one.port: one.why for one in views if one.why != "free"}
+    if not context.elsewhere:
+        listening: frozenset[int] = yield ReadListeners(pool.first, pool.last, fresh=True)
+        why = dict.fromkeys(attempt.refused, "closing") | dict.fromkeys(listening, "listening") | why
+    rest = "scattered" if attempt.request.contiguous else "reserved" if pool.bands or not pool.spill else "free"
+    counts = Counter(why.get(port, rest) for port in range(pool.first, pool.last + 1))
+    parts = ", ".join(f"{counts[word]} {name}" for word, name in IN_THE_WAY.items() if counts[word])
+    return ExhaustedError(
+        _none_is_free(context, pool, reply, parts),
+        host=context.host,
+        worker=str(attempt.request.worker),
+        retry_after=error.retry_after,
+    )
+
+
+def _none_is_free(context: Context, pool: PoolSpec, reply: Exhausted, parts: str) -> str:
+    free_ms = reply.free_ms
+    sentence = f"no port of pool {pool.name} ({pool.first}-{pool.last}) is free on {context.host}"
+    sentence += f": {parts}; " if parts else "; "
+    if free_ms is None:
+        return f"{sentence}none frees up by itself: end a program that 'allocator doctor' names, or enlarge the pool"
+    return sentence + (
+        f"the next can free up in {format_duration(free_ms)}: wait with --wait {format_wait(free_ms)}, "
+        "or see who has them with 'allocator ls'"
     )
 
 

@@ -145,6 +145,17 @@ class CheckRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadClosing:
+    """Say which of these ports no process has, only connections that are closing; answered with a frozenset of them.
+
+    Attributes:
+        ports: Ports that could not be bound.
+    """
+
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class KeepTokens:
     """Write down the tokens of a claim before Redis is asked; answered with the tokens to claim with, in this order.
 
@@ -248,12 +259,13 @@ Step: TypeAlias = (
     | ReadListeners
     | ProvePorts
     | DescribeListener
+    | ReadClosing
     | KeepTokens
     | KeepLeases
     | JudgeHolder
     | Warn
 )
-HOST_STEPS = (ReadListeners, ProvePorts, DescribeListener, KeepTokens, KeepLeases, JudgeHolder, Warn)
+HOST_STEPS = (ReadListeners, ProvePorts, DescribeListener, ReadClosing, KeepTokens, KeepLeases, JudgeHolder, Warn)
 """What this host answers at once."""
 Operation: TypeAlias = Generator[Step, Any, T]
 

@@ -17,6 +17,7 @@ from allocator.client.health import Health, Verdict
 from allocator.kernel.port_watch import Owner, PortWatch, described
 from allocator.kernel.probes import Answer, Probe
 from allocator.kernel.processes import command_name
+from allocator.kernel.socket_tables import closing_ports
 from allocator.kernel.sockets import listeners
 from allocator.model.states import LeaseState
 from allocator.supervisor.children import MARK
@@ -420,13 +421,24 @@ class WorkerStart:
             return None
         ports = list(self._held.ports.values())
         said = [port for port in ports if says_in_use(self._output.last_errors, port)]
+        if (not said and status != SERVER_FAILED) or self._is_closing(said):
+            return None
         if len(said) == 1:
             return said[0]
-        if not said and status != SERVER_FAILED:
-            return None
         # It did not say which of several, or only by its status that it could not listen: the kernel knows.
         taken = (port for port in ports if PortWatch(port, self.group.members).look().owner is Owner.STRANGER)
         return next(taken, said[0] if said else None)
+
+    def _is_closing(self, refused: list[int]) -> bool:
+        """Return whether nobody but closing connections has the port that it could not have: it starts there again."""
+        closing = closing_ports(refused)
+        if closing:
+            self._talk(
+                f"{self._held.worker}: port {min(closing)} has connections of its former start in TIME_WAIT, for up to "
+                "a minute; let the worker set SO_REUSEADDR",
+                self._held.own.lease,
+            )
+        return bool(closing)
 
     def _with_last_words(self, how: str) -> str:
         words = last_words(self._output.last_errors) if self._spec.output_in_events else ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from allocator.kernel.answers import describe_listener
 from allocator.kernel.processes import start_time_of
+from allocator.kernel.socket_tables import closing_ports
 from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.names import WorkerId
@@ -246,7 +247,7 @@ class Worker:
                 if outcome is not None:
                     return outcome
                 for port in () if listening else held.ports.values():
-                    if not prove_port(port):
+                    if not prove_port(port) and not closing_ports([port]):
                         return _Outcome(declined=port, in_use=True)
 
     def _outcome(self, held: HeldPorts, ended: Ended) -> _Outcome | None:
