@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,13 +15,19 @@ import httpx
 import pytest
 import redis
 from api_server import served
+from runners_table import Table
 from supervised import eventually
 
-from allocator import AsyncPortAllocator
+from allocator import AsyncPortAllocator, PortAllocator
 from allocator.api.application import create_app
+from allocator.database.connection import Database
+from allocator.database.leader import Leader
+from allocator.database.reconciler import Reconciler, Report
+from allocator.database.upgrade import open_layout, upgrade
+from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from allocator import PoolSpec
 
@@ -108,9 +115,9 @@ def test_the_checkers_of_packages_find_nothing(words: list[str], tmp_path: Path)
 
 ORCHESTRATOR = """
 import fs from "node:fs/promises";
-import { Orchestrator } from "portlease/examples/orchestrator.mjs";
+import { Orchestrator } from "./orchestrator.mjs";
 
-const [directory, url, count] = process.argv.slice(2);
+const [directory, url, count, shared] = process.argv.slice(2);
 const orchestrator = new Orchestrator({ directory, url });
 const found = await orchestrator.recover();
 const worker = `
@@ -119,7 +126,8 @@ const worker = `
 `;
 for (let number = found.length; number < Number(count); number += 1) {
   await orchestrator.start(process.execPath, ["-e", worker, "{port}"], {
-    plugin: "@hay/plugin-email", org: `org-${number}`, labels: { number: String(number) }, stdio: "ignore", ttlMs: 4000,
+    plugin: "@hay/plugin-email", labels: { number: String(number) }, stdio: "ignore", ttlMs: 10_000,
+    ...(shared ? { org: shared, instance: "auto" } : { org: `org-${number}` }),
   });
 }
 console.log(JSON.stringify(found.map((lease) => lease.port)));
@@ -133,37 +141,60 @@ process.on("SIGTERM", async () => {
 """
 
 
-def test_a_killed_orchestrator_finds_its_workers_again_after_redis_lost_everything(
-    project: Path, url: str, redis_url: str, pool: PoolSpec, tmp_path: Path
-) -> None:
-    shutil.copytree(PACKAGE / "examples", project / "node_modules/portlease/examples", dirs_exist_ok=True)
-    program_file = project / "orchestrator.mjs"
-    program_file.write_text(ORCHESTRATOR.replace("portlease/examples", "./node_modules/portlease/examples"))
-    words = [program("node"), str(program_file), str(tmp_path), url, str(WORKERS)]
+@pytest.fixture
+def orchestrator(project: Path) -> list[str]:
+    """The command of an orchestrator that has copied the example of the package."""
+    shutil.copy(project / "node_modules/portlease/examples/orchestrator.mjs", project)
+    (project / "program.mjs").write_text(ORCHESTRATOR)
+    return [program("node"), str(project / "program.mjs")]
 
-    def start() -> tuple[subprocess.Popen, list[int]]:
-        process = subprocess.Popen(words, cwd=project, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        return process, json.loads(process.stdout.readline())
+
+def started(words: list[str]) -> tuple[subprocess.Popen, list[int]]:
+    """Start an orchestrator; return it, once its workers listen, with the ports of those that it found again."""
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def forget_leases(redis_url: str, pool: PoolSpec) -> None:
+    with redis.Redis.from_url(redis_url) as server:
+        for key in server.scan_iter(f"alloc:{{{pool.name}}}:*", count=1_000):
+            if b":lease:" in key or b":tokens:" in key or b":worker:" in key or b":ports:" in key:
+                server.delete(key)
+
+
+def kill_groups(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def test_a_killed_orchestrator_finds_its_workers_again_after_redis_lost_everything(
+    orchestrator: list[str], url: str, redis_url: str, pool: PoolSpec, tmp_path: Path
+) -> None:
+    words = [*orchestrator, str(tmp_path), url, str(WORKERS)]
 
     def leases() -> dict[int, tuple]:
         shown = httpx.get(f"{url}/v1/leases", params={"limit": 100}).json()["leases"]
         return {one["port"]: (one["pid"], one["state"], one["labels"]["number"], one["org"]) for one in shown}
 
-    first, found = start()
+    first, found = started(words)
     try:
         assert found == []
         before = leases()
         assert len(before) == WORKERS
         assert {state for _, state, _, _ in before.values()} == {"ready"}
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
-        with redis.Redis.from_url(redis_url) as server:
-            for key in server.scan_iter(f"alloc:{{{pool.name}}}:*", count=1_000):
-                if b":lease:" in key or b":tokens:" in key or b":worker:" in key or b":ports:" in key:
-                    server.delete(key)
+        kill(first)
+        forget_leases(redis_url, pool)
         assert leases() == {}
-        second, found = start()
+        second, found = started(words)
         try:
             assert sorted(found) == sorted(before)
             assert leases() == before
@@ -172,11 +203,52 @@ def test_a_killed_orchestrator_finds_its_workers_again_after_redis_lost_everythi
                 assert before[response.json()["port"]][2] == str(number)
         finally:
             second.send_signal(signal.SIGTERM)
-            assert second.wait(60) == 0
+            second.communicate(timeout=60)
+        assert second.returncode == 0
         eventually(lambda: leases() == {})
     finally:
-        for pid, *_ in before.values():
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill_groups(pid for pid, *_ in before.values())
+
+
+def test_two_orchestrators_on_two_hosts_share_a_pool_and_a_table(
+    orchestrator: list[str], redis_url: str, pool: PoolSpec, tmp_path: Path
+) -> None:
+    hosts = ("web-1", "web-2")
+    with contextlib.ExitStack() as stack:
+        urls = {
+            host: stack.enter_context(
+                served(create_app(AsyncPortAllocator.from_url(redis_url, pool=pool.name, host=host)))
+            )
+            for host in hosts
+        }
+        database = stack.enter_context(contextlib.closing(Database.open(f"sqlite:///{tmp_path}/workers.sqlite3")))
+        ports = stack.enter_context(PortAllocator.from_url(redis_url, pool=pool.name, host="db-1"))
+        upgrade(database, TableNames(), pool.name)
+        table, leader = Table(database, pool.name), Leader(ports)
+
+        def rows() -> set[tuple]:
+            Reconciler(ports, database, open_layout(database, TableNames()), leader=leader).run(Report())
+            leader.step_down()
+            found = table.run("SELECT host, port, instance, pid FROM plugin_runners WHERE runtime_state = 'ready'")
+            return {tuple(row.values()) for row in found}
+
+        def start() -> dict[str, list[int]]:
+            found = {}
+            for host, url in urls.items():
+                process, found[host] = started([*orchestrator, str(tmp_path / host), url, "4", "org-1"])
+                stack.callback(kill, process)
+                running.append(process)
+            return found
+
+        running: list[subprocess.Popen] = []
+        assert start() == {"web-1": [], "web-2": []}
+        before = rows()
+        stack.callback(kill_groups, [pid for *_, pid in before])
+        assert sorted(host for host, *_ in before) == ["web-1"] * 4 + ["web-2"] * 4
+        assert sorted(instance for _, _, instance, _ in before) == list(range(8))
+        for process in running:
+            kill(process)
+        forget_leases(redis_url, pool)
+        found = start()
+        assert {(host, port) for host in hosts for port in found[host]} == {(host, port) for host, port, *_ in before}
+        assert rows() == before
