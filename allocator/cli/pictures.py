@@ -162,13 +162,21 @@ def problem_rows(found: Iterable[Problem], look: Look) -> list[Row]:
     return rows
 
 
+def condition_of(entry: HostEntry) -> str:
+    """Return `drained` or `cordoned`, or an empty string for a host that gives out ports."""
+    known = entry.known
+    return "drained" if known and known.draining else "cordoned" if known and known.cordoned else ""
+
+
 def host_row(index: FleetIndex, entry: HostEntry, look: Look, names: int) -> Row:
     """Return a host's line: a cell for each port, or counts where these do not fit."""
     worst = max((int(one.severity) for one in index.problems_of(entry, look.now)), default=0)
     table = SEVERITIES[worst]
-    known = entry.known
-    condition = " (drained)" if known and known.draining else " (cordoned)" if known and known.cordoned else ""
-    head = (f"{look.sign(table)} {padded(entry.name + condition, names)} ", table[3])
+    condition = condition_of(entry)
+    head = (
+        f"{look.sign(table)} {padded(f'{entry.name} ({condition})' if condition else entry.name, names)} ",
+        table[3],
+    )
     size = index.rules.size
     if size <= look.columns - names - 5:
         ports = range(index.rules.first, index.rules.last + 1)
@@ -206,7 +214,11 @@ def pool_rows(index: FleetIndex, look: Look, words: list[str], most_problems: in
         rows.append(row(f"Workers ({count:,})", "1"))
         rows += [port_row(index.hosts[one.host].cells[one.port], one.host, one.port, look) for one in leases]
         rows.append(row(""))
-    hosts = [one for one in sorted_hosts(index, look.now) if all(word in one.name.lower() for word in words)]
+    hosts = [
+        one
+        for one in sorted_hosts(index, look.now)
+        if all(word in f"{one.name} {condition_of(one)}".lower() for word in words)
+    ]
     rows.append(row(f"Hosts, worst first ({len(hosts):,})", "1"))
     names = min(max((len(one.name) for one in hosts), default=4) + 11, max(12, look.columns // 3))
     return rows + [host_row(index, one, look, names) for one in hosts]
@@ -231,12 +243,10 @@ def host_rows(index: FleetIndex, name: str, look: Look) -> list[Row]:
     entry = index.hosts.get(name)
     if entry is None:
         return [row(f"Host {name} is not known in this pool any more.")]
-    known = entry.known
-    condition = "gives out ports"
-    if known and known.draining:
-        condition = "drained: gives out no new ports, its workers are stopped"
-    elif known and known.cordoned:
-        condition = "cordoned: gives out no new ports"
+    condition = {
+        "drained": "drained: gives out no new ports, its workers are stopped",
+        "cordoned": "cordoned: gives out no new ports",
+    }.get(condition_of(entry), "gives out ports")
     counts = {**entry.counts(), "free": index.free_of(entry)}
     rows = [
         row(f"Host {name}", "1"),

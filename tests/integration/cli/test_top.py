@@ -20,6 +20,7 @@ import pytest
 from servers import Server
 
 from allocator.model.states import LeaseState
+from allocator.operations import hosts
 
 Steps = list[tuple[bytes, Callable[[int], object]]]
 
@@ -172,6 +173,22 @@ def test_no_colour_is_written_where_none_is_wanted(allocator, ports) -> None:
     coloured, _ = screen_of(allocator, 80, 24, [(b"Problems (1)", pressing(b"q"))])
     assert re.findall(r"\x1b\[3\dm", plain) == []
     assert "\x1b[31m" in coloured
+
+
+def test_a_filter_finds_drained_hosts(allocator, ports, pool) -> None:
+    ports.claim("email", org="org-1")
+    ports.run(hosts.drain(pool.name, "web-1"))
+    steps = [(b"is draining", pressing(b"/drained\r")), (b"worst first (1)", pressing(b"qq"))]
+    written, status = screen_of(allocator, 80, 24, steps)
+    assert status == 0
+    assert "web-1 (drained)" in "".join(last_frame(written))
+
+
+def test_a_signal_that_ends_it_gives_the_terminal_back(allocator, ports) -> None:
+    steps = [(b"Nothing is wrong.", lambda terminal: os.kill(os.tcgetpgrp(terminal), signal.SIGTERM))]
+    written, status = screen_of(allocator, 80, 24, steps)
+    assert status == 128 + signal.SIGTERM
+    assert written.rstrip().endswith("\x1b[?25h\x1b[?1049l")
 
 
 def test_what_happens_is_seen_and_ended_leases_go(allocator, ports) -> None:
