@@ -120,9 +120,9 @@ def client_of(store: Store) -> redis.Redis:
     return _clients[address.shown]
 
 
-def wait_until(condition, what: str) -> None:
+def wait_until(condition, what: str, for_s: float = START_S) -> None:
     """Wait until `condition()` is true; a server that is not there yet counts as not."""
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + for_s
     while time.monotonic() < deadline:
         with contextlib.suppress(redis.RedisError, OSError):
             if condition():

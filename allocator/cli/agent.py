@@ -18,6 +18,7 @@ import typer
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
 from allocator.cli.serve import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, InvalidInputError
+from allocator.model.log import ERROR
 from allocator.model.names import shown
 from allocator.model.owned import private_file, user_name
 
@@ -221,14 +222,14 @@ class _Custody:
                 return
             self._files.save(lease)
         except AllocatorError as error:
-            talk(str(error))
+            talk(str(error), level=ERROR)
         self._core.look()
 
     def forget(self, lease: Lease) -> None:
         try:
             self._files.remove(lease)
         except AllocatorError as error:
-            talk(str(error))
+            talk(str(error), level=ERROR)
         self._core.look()
 
 

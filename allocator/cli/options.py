@@ -14,6 +14,7 @@ import typer
 from allocator.cli import completion
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError, printable
+from allocator.model.log import INFO
 from allocator.model.names import shown
 from allocator.model.settings import SETTINGS, Settings, load_settings
 
@@ -190,16 +191,17 @@ class Voice:
 
     log: logging.Logger | None = None
 
-    def __call__(self, line: str, lease: Lease | None = None) -> None:
+    def __call__(self, line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
         """Say it.
 
         Args:
             line: The sentence, which may have a name of anybody's in it.
             lease: What it is about, or None.
+            level: How bad it is, for the log: one of the levels of `logging`.
         """
         line = printable(line)
         if self.log is not None:
-            self.log.info("%s", line, extra={"lease": lease})
+            self.log.log(level, "%s", line, extra={"lease": lease})
             return
         from allocator.kernel.outlets import PATIENCE_S, select_room
 

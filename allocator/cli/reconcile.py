@@ -23,6 +23,7 @@ from allocator.cli.options import (
 from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError, InvalidInputError
+from allocator.model.log import ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +134,7 @@ def _once(at: Desk, database: Database, form: ListFormat) -> None:
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no drift"
         print(f"pool {at.pool}: {report.leases} leases, {told}; {report.written} rows written")
     for worker, why in report.refused.items():
-        talk(f"the database refuses the row of {worker}: {why}")
+        talk(f"the database refuses the row of {worker}: {why}", level=ERROR)
     if report.refused:
         raise typer.Exit(FOUND)
 

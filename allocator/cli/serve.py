@@ -22,6 +22,7 @@ from allocator.cli.options import (
     talk,
 )
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
+from allocator.model.log import WARNING
 from allocator.model.names import shown
 from allocator.model.owned import appendable
 
@@ -146,9 +147,15 @@ def _warn(settings: Settings, access: Access, address: str) -> None:
     if access.tokens is None:
         return
     if access.tokens.load() == 0:
-        talk(f"the tokens file {access.tokens.path} names no credential yet: every request is refused until it does")
+        talk(
+            f"the tokens file {access.tokens.path} names no credential yet: every request is refused until it does",
+            level=WARNING,
+        )
     if not is_loopback(address) and settings.tls_cert is None:
-        talk("bearer tokens travel in clear text here; give --tls-cert and --tls-key unless a proxy does TLS")
+        talk(
+            "bearer tokens travel in clear text here; give --tls-cert and --tls-key unless a proxy does TLS",
+            level=WARNING,
+        )
 
 
 def _tls_files(settings: Settings) -> tuple[Path, Path] | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
+from allocator.model.log import ERROR, WARNING
 from allocator.model.owned import replace_shared
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Exporter:
         *,
         command: str | None = None,
         timeout_s: float = COMMAND_TIMEOUT_S,
-        talk: Callable[[str], None] = lambda _line: None,
+        talk: Callable[..., None] = lambda _line, **_level: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
@@ -213,11 +214,11 @@ class Exporter:
 
     def _failed(self, error: AllocatorError) -> None:
         if self._stopping:
-            self._talk(str(error))
+            self._talk(str(error), level=ERROR)
             return
         pause_s = RETRY.pause(self._failures + 1)
         stays = "; the last file stays" if isinstance(error, StoreUnavailableError) else ""
-        self._talk(f"{error}{stays}; trying again in {pause_s:g} s")
+        self._talk(f"{error}{stays}; trying again in {pause_s:g} s", level=WARNING)
         self._failures += 1
         self._pause(pause_s)
 

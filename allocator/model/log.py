@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     import logging
 
 
+INFO, WARNING, ERROR = 20, 30, 40
+"""The levels of `logging` by their numbers."""
+
+
 class LateLog:
     """The logger `allocator`, looked up when it is first used."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from allocator.kernel.outlets import flush_outlets
 from allocator.model.errors import AllocatorError
+from allocator.model.log import ERROR, WARNING
 from allocator.supervisor.children import Children, give_back_memory
 from allocator.supervisor.signals import STOP_SIGNALS, Signals
 from allocator.supervisor.spec import Talk, say_nothing
@@ -148,7 +149,7 @@ class _Crew:
             self._statuses[at] = worker.run()
         except AllocatorError as error:
             if self._supervision.together:
-                self._supervision.talk(f"{worker.id}: {error}")
+                self._supervision.talk(f"{worker.id}: {error}", level=ERROR)
                 self._statuses[at] = getattr(error, "status", error.exit_code)
             else:
                 self._error = error
@@ -228,14 +229,14 @@ class _Crew:
 
     def _leave(self) -> None:
         """End without the threads that hang: the guard kills what is left, and the leases end by their TTL."""
-        self._supervision.talk("ended at once; leases that could not be released end by their TTL")
+        self._supervision.talk("ended at once; leases that could not be released end by their TTL", level=ERROR)
         flush_outlets()
         os._exit(128 + signal.SIGKILL)
 
     def _roll(self) -> None:
         """Restart the workers one after the other, each once the one before is ready."""
         if not self._rolling.acquire(blocking=False):
-            self._supervision.talk("a rolling restart is under way already")
+            self._supervision.talk("a rolling restart is under way already", level=WARNING)
             return
         try:
             for worker in self._workers:
@@ -243,7 +244,9 @@ class _Crew:
                     continue
                 worker.restart()
                 if not _becomes_ready(worker):
-                    self._supervision.talk(f"{worker.id} is not ready again; the rolling restart stops here")
+                    self._supervision.talk(
+                        f"{worker.id} is not ready again; the rolling restart stops here", level=ERROR
+                    )
                     return
                 worker.over.wait(worker.seen_after_s)
             self._supervision.talk("the rolling restart is complete")

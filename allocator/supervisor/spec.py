@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from allocator.model.errors import InvalidInputError
+from allocator.model.log import INFO
 from allocator.model.names import shown
 from allocator.operations.attempt import MAX_DECLINES
 from allocator.supervisor.groups import CommandError
@@ -34,12 +35,12 @@ LONGEST_SHEBANG = 256
 class Talk(Protocol):
     """Says one line to the person who watches."""
 
-    def __call__(self, line: str, lease: Lease | None = None) -> None:
-        """Say it; `lease` is what it is about."""
+    def __call__(self, line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
+        """Report it; `lease` is what it is about, `level` one of the levels of `logging`."""
         ...
 
 
-def say_nothing(line: str, lease: Lease | None = None) -> None:
+def say_nothing(line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
     """Say it to nobody."""
 
 

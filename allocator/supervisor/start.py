@@ -19,6 +19,7 @@ from allocator.kernel.probes import Answer, Probe
 from allocator.kernel.processes import command_name
 from allocator.kernel.socket_tables import closing_ports
 from allocator.kernel.sockets import listeners
+from allocator.model.log import WARNING
 from allocator.model.states import LeaseState
 from allocator.supervisor.children import MARK
 from allocator.supervisor.groups import StartOrder, WorkerGroup
@@ -214,6 +215,7 @@ class WorkerStart:
             f"({command_name(pid or 0) or '?'}), which {doing} in the background; it is ended too: let the command "
             "stay in the foreground (without its daemon option, with exec in a script)",
             self._held.own.lease,
+            level=WARNING,
         )
 
     def _obey(self, order: Order) -> None:
@@ -306,7 +308,7 @@ class WorkerStart:
             strangers = strangers or watch.look().strangers
         was, self._health.shared = self._health.shared, described(strangers)
         if self._health.shared and not was:
-            self._talk(f"{self._held.worker}: {self._health.shared}", self._held.own.lease)
+            self._talk(f"{self._held.worker}: {self._health.shared}", self._held.own.lease, level=WARNING)
             self._held.record(self._health.shared)
         elif was and not self._health.shared:
             self._talk(f"{self._held.worker} has port {self._held.port} for itself again", self._held.own.lease)

@@ -19,6 +19,7 @@ from allocator.kernel.processes import start_time_of
 from allocator.kernel.socket_tables import closing_ports
 from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
+from allocator.model.log import ERROR, WARNING
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.supervisor.claim import claim_ports
@@ -256,6 +257,7 @@ class Worker:
             self._talk(
                 f"{held.worker}: process {ended.left[0]} cannot be ended; port {held.port} is quarantined",
                 held.own.lease,
+                level=ERROR,
             )
             return _Outcome(declined=held.port)
         if ended.lost:
@@ -311,13 +313,17 @@ class Worker:
                 if self._restarts.in_a_row:
                     times = self._restarts.in_a_row + 1
                     self._talk(
-                        f"{held.worker} failed {times} times in a row and is given up: {ended.how}", held.own.lease
+                        f"{held.worker} failed {times} times in a row and is given up: {ended.how}",
+                        held.own.lease,
+                        level=ERROR,
                     )
             return False
         if not self._says_it_starts(held):
             return False
         self._talk(
-            f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s", held.own.lease
+            f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s",
+            held.own.lease,
+            level=WARNING,
         )
         return not self._told_to_stop(pause_s)
 
@@ -348,7 +354,7 @@ class Worker:
                 port=port,
                 worker=str(held.worker),
             )
-        self._talk(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease)
+        self._talk(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease, level=WARNING)
 
     def _told_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
         """Wait for orders while no process runs; return whether it was told to stop."""

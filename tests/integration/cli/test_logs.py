@@ -102,3 +102,11 @@ def test_an_agent_and_a_server_name_the_lease_of_each_event(allocator, ports: Po
         line = line_about(process, "claimed")
         assert {name: line[name] for name in ABOUT} == {name: lease[name] for name in ABOUT}
         assert line["caller"] == "local"
+
+
+def test_a_worker_that_fails_is_a_warning_and_one_that_is_given_up_an_error(allocator) -> None:
+    words = ["run", "email", "--org", "org-1", "--max-restarts", "1", "--", "false"]
+    with started(allocator, *words) as process:
+        assert line_about(process, "runs on")["level"] == "info"
+        assert line_about(process, "starting it again")["level"] == "warning"
+        assert line_about(process, "is given up")["level"] == "error"

@@ -66,9 +66,10 @@ class Fleet:
         url: The Redis.
         pool: The pool, which is there.
         directory: Where files are made.
+        delay_s: How long a worker drains, and how long the next one waits: all readers have seen it by then.
     """
 
-    def __init__(self, url: str, pool: str, directory: Path) -> None:
+    def __init__(self, url: str, pool: str, directory: Path, *, delay_s: float = 2) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
         self._environment = kept | {
             "XDG_STATE_HOME": str(directory / "state"),
@@ -78,6 +79,7 @@ class Fleet:
             "ALLOCATOR_HOST": "web-1",
             "ALLOCATOR_ADVERTISE": "127.0.0.1",
         }
+        self.delay_s = delay_s
         self._url, self._pool, self._running = url, pool, list[subprocess.Popen[bytes]]()
         self._ports = PortAllocator.from_url(url, pool=pool, host="web-1")
         self.directory = directory
@@ -91,7 +93,7 @@ class Fleet:
         return process
 
     def run(self, number: int) -> subprocess.Popen[bytes]:
-        delay = ["--drain-delay", "2s"] if has_drain_delay() else []
+        delay = ["--drain-delay", f"{self.delay_s}s"] if has_drain_delay() else []
         command = ["--", sys.executable, str(self.worker), "{port}"]
         return self.start("run", "email", "--org", "org-123", "--instance", str(number), *delay, *command)
 
@@ -184,7 +186,7 @@ def rolling_restart(fleet: Fleet, way: str, *, requests: int = 0) -> tuple[int, 
     """
     assert fleet.start("host", "register").wait(60) == 0
     workers = [fleet.run(number) for number in range(WORKERS)]
-    wait_until(lambda: len(fleet.ready()) == WORKERS, "the workers did not become ready")
+    wait_until(lambda: len(fleet.ready()) == WORKERS, "the workers did not become ready", 60)
     with fleet.load(way) as load:
         wait_until(lambda: load.answered > 50, f"nothing is answered: {load.failures[:3]}")
         while True:
@@ -201,11 +203,11 @@ def restart(fleet: Fleet, workers: list[subprocess.Popen[bytes]], number: int) -
     """Stop one worker and start it again; the next one's turn comes when every reader has had time to see it."""
     workers[number].terminate()
     workers[number].wait(60)
-    wait_until(lambda: number not in fleet.ready(), "the worker did not end")
+    wait_until(lambda: number not in fleet.ready(), "the worker did not end", 60)
     workers[number] = fleet.run(number)
-    wait_until(lambda: number in fleet.ready(), "the new worker did not become ready")
+    wait_until(lambda: number in fleet.ready(), "the new worker did not become ready", 60)
     if has_drain_delay():
-        time.sleep(2)
+        time.sleep(fleet.delay_s)
 
 
 def main() -> None:
