@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_arguments
+from allocator.client.arguments import ClaimArguments, check_flag, naming_arguments, wrong_arguments
 from allocator.client.base import AllocatorBase, LeaseOperations
 from allocator.client.runners_aio import HeartbeatTask
+from allocator.model.states import LeaseState
 from allocator.operations.steps import (
     HOST_STEPS,
     AwaitEvent,
@@ -116,11 +117,24 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
     @naming_arguments
     @asynccontextmanager
     async def hold(
-        self, plugin: str, *, wait: Duration | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
+        self,
+        plugin: str,
+        *,
+        ready: bool = False,
+        wait: Duration | None = None,
+        record: bool = False,
+        **arguments: Unpack[ClaimArguments],
     ) -> AsyncIterator[HeldLease[asyncio.Event]]:
-        """Claim a port, renew its lease by heartbeats, and release it at the end of the block; otherwise as `claim`."""
+        """Claim a port, renew its lease by heartbeats, and release it at the end of the block; otherwise as `claim`.
+
+        With `ready` the lease is in state ready at once, for a worker that listens already; otherwise
+        `update(lease, state=LeaseState.READY)` makes it so, and from then on it is sent requests.
+        """
+        check_flag("ready", ready)
         held = self.keep(await self.claim(plugin, wait=wait, record=record, **arguments))
         try:
+            if ready:
+                self.update(held, state=LeaseState.READY)
             yield held
         finally:
             await self.let_go(held)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, naming_arguments, wrong_arguments
+from allocator.client.arguments import ClaimArguments, check_flag, naming_arguments, wrong_arguments
 from allocator.client.base import AllocatorBase, LeaseOperations
 from allocator.client.runners import HeartbeatThread
 from allocator.client.session import library_settings, open_store, session_of
+from allocator.model.states import LeaseState
 from allocator.operations.steps import (
     HOST_STEPS,
     AwaitEvent,
@@ -127,11 +128,24 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
     @naming_arguments
     @contextmanager
     def hold(
-        self, plugin: str, *, wait: Duration | None = None, record: bool = False, **arguments: Unpack[ClaimArguments]
+        self,
+        plugin: str,
+        *,
+        ready: bool = False,
+        wait: Duration | None = None,
+        record: bool = False,
+        **arguments: Unpack[ClaimArguments],
     ) -> Iterator[HeldLease[threading.Event]]:
-        """Claim a port, renew its lease by heartbeats, and release it at the end of the block; otherwise as `claim`."""
+        """Claim a port, renew its lease by heartbeats, and release it at the end of the block; otherwise as `claim`.
+
+        With `ready` the lease is in state ready at once, for a worker that listens already; otherwise
+        `update(lease, state=LeaseState.READY)` makes it so, and from then on it is sent requests.
+        """
+        check_flag("ready", ready)
         held = self.keep(self.claim(plugin, wait=wait, record=record, **arguments))
         try:
+            if ready:
+                self.update(held, state=LeaseState.READY)
             yield held
         finally:
             self.let_go(held)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from servers import wait_until
 
 from allocator import (
     AsyncPortAllocator,
@@ -277,3 +278,24 @@ def test_errors_go_from_process_to_process() -> None:
     error = LimitError("full", kind="org", holders=("a/b#0",), host="web-1", retry_after=1.5)
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.kind, copied.holders, copied.retry_after) == ("full", "org", ("a/b#0",), 1.5)
+
+
+def test_a_held_lease_is_ready_at_once_for_a_worker_that_listens_already(redis_url: str, pool: PoolSpec) -> None:
+    def ready(plugin: str) -> list[int]:
+        with PortAllocator.from_url(redis_url, pool=pool.name) as others:
+            return [one.port for one in others.endpoints(plugin, org="org-1")]
+
+    async def hold() -> None:
+        async with (
+            AsyncPortAllocator.from_url(redis_url, pool=pool.name) as ports,
+            ports.hold("slack", org="org-1", ready=True) as lease,
+        ):
+            await asyncio.to_thread(wait_until, lambda: ready("slack") == [lease.port], "it does not become ready")
+
+    with PortAllocator.from_url(redis_url, pool=pool.name) as ports:
+        with ports.hold("email", org="org-1", ready=True) as lease:
+            wait_until(lambda: ready("email") == [lease.port], "it does not become ready")
+        with pytest.raises(InvalidInputError, match="ready"), ports.hold("email", org="org-1", ready="yes"):
+            pass
+        assert ports.leases() == []
+    asyncio.run(hold())
