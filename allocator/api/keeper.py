@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from allocator.api.background import end_tasks
 from allocator.api.index import FleetIndex
 from allocator.kernel.sockets import listening_ports
-from allocator.model.errors import AllocatorError
+from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.pools import FLEET_SPACE
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
@@ -88,8 +88,8 @@ class Keeper:
             except TimeoutError:
                 pass
         if self.index is None:
-            raise self.failure or AllocatorError(
-                f"pool {self._at.session.pool} takes long to be read for the first time; try again"
+            raise self.failure or StoreUnavailableError(
+                f"pool {self._at.session.pool} is still being read for the first time; try again in a few seconds"
             )
         return self.index
 
