@@ -13,22 +13,18 @@ from typing import (
     Required,
     TypedDict,
     TypeVar,
-    Unpack,
     get_args,
     get_type_hints,
 )
 
 from allocator.model.durations import Duration, seconds_of
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import WorkerId, check_labels, check_port, literal, shown
+from allocator.model.names import check_labels, check_port, literal, shown
 from allocator.model.pools import MAX_DURATION_MS
-from allocator.operations.attempt import ClaimRequest
-from allocator.operations.steps import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from allocator.client.session import Session
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,46 +63,6 @@ def checked(plugin: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInputError("a claim needs org, the organisation's id; give for example org='org-123'")
     given = {name: checks[name](name, value) for name, value in arguments.items() if value is not None}
     return {"plugin": check_text("plugin", plugin), **given}
-
-
-def claim_request(
-    session: Session,
-    plugin: str,
-    arguments: ClaimArguments,
-    *,
-    wait: Duration | None = None,
-    record: bool = False,
-    **several: Unpack[SeveralPorts],
-) -> ClaimRequest:
-    """Return the request that a caller's arguments make.
-
-    Args:
-        session: Who claims.
-        plugin: The worker's plugin.
-        arguments: See `ClaimArguments`.
-        wait: Time to wait for a port, or None.
-        record: Whether the worker's row is written.
-        **several: The names of several ports, and whether they follow each other.
-
-    Raises:
-        InvalidInputError: When one of them cannot be right.
-        ConfigurationError: When rows are to be written and there is no recorder.
-    """
-    given = checked(plugin, arguments)
-    ttl = given.pop("ttl", None)
-    if check_flag("record", record):
-        needed(session.recorder)
-    holder = session.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None))
-    return ClaimRequest(
-        pool=session.pool,
-        worker=WorkerId(given.pop("org"), given.pop("plugin"), given.pop("instance", 0)),
-        ttl_ms=None if ttl is None else ttl_in_ms(ttl),
-        holder={**holder, "labels": given.pop("labels", {})},
-        wait_s=0.0 if wait is None else seconds_of(wait, "wait"),
-        record=record,
-        **several,
-        **given,
-    )
 
 
 def check_text(name: str, value: object) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, claim_request, naming_arguments
+from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
 from allocator.client.heartbeats import E_, HeldLease, about
 from allocator.client.policies import until_ready
 from allocator.client.session import library_settings, open_store, session_of
@@ -76,7 +76,7 @@ class LeaseOperations(Generic[E_]):
             ConfigurationError: When Redis or the database cannot be used as it is, or `record` has no recorder.
             PoolMissingError: When the pool is neither defined nor built in.
         """
-        (lease,) = yield from self._claimed(claim_request(self.session, plugin, arguments, wait=wait, record=record))
+        (lease,) = yield from self._claimed(self.session.request(plugin, arguments, wait=wait, record=record))
         return lease
 
     def _claimed(self, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
@@ -114,7 +114,7 @@ class LeaseOperations(Generic[E_]):
         check_flag("adjacent", adjacent)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise InvalidInputError(f"names={names!r} is not a list of texts; give for example ['http', 'debug']")
-        request = claim_request(self.session, plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
+        request = self.session.request(plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
         if not names:
             named_workers(request.worker, names)
         leases = yield from self._claimed(replace(request, port=None, hint=None))
@@ -140,7 +140,7 @@ class LeaseOperations(Generic[E_]):
         with self.session.span("renew", *leases) as span:
             outcomes = yield from renew.renew(self.session.context, leases, rewrite=rewrite)
             span.renewed(outcomes)
-        return list(claim.renewed(outcomes))
+        return list(renew.renewed(outcomes))
 
     def release(self, lease: Lease) -> Operation[bool]:
         """End a lease; return False when it had ended already.

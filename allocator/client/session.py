@@ -12,27 +12,28 @@ import random
 import time
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, Unpack
 
-from allocator.client.arguments import check_text
+from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, ttl_in_ms
 from allocator.kernel.answers import Answers
 from allocator.kernel.identity import default_address, default_host, host_identity, running_s
 from allocator.kernel.processes import boot_id, identify, namespaces
 from allocator.model.durations import Duration, format_duration, seconds_of
 from allocator.model.errors import ConfigurationError, InvalidInputError, StoreUnavailableError
 from allocator.model.log import log
-from allocator.model.names import check_address, check_name
+from allocator.model.names import WorkerId, check_address, check_name
 from allocator.model.pools import SDK_V2
 from allocator.model.settings import load_settings
+from allocator.operations.attempt import ClaimRequest
 from allocator.operations.context import Context
+from allocator.operations.steps import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from allocator.client.arguments import ProcessWords
+    from allocator.client.arguments import ProcessWords, SeveralPorts
     from allocator.model.leases import Lease
-    from allocator.model.names import WorkerId
     from allocator.model.settings import Settings
     from allocator.operations.renew import RenewOutcome
     from allocator.operations.steps import LeaseRecorder
@@ -50,7 +51,7 @@ def new_token() -> str:
     return os.urandom(TOKEN_BYTES).hex()  # what `secrets` does, which loads OpenSSL
 
 
-class Span:
+class Span(Protocol):
     """One thing that is done with leases, from entering to leaving; this one tells nobody."""
 
     def __enter__(self) -> Self:
@@ -60,6 +61,7 @@ class Span:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End it; an error is its outcome."""
+        return
 
     def granted(self, lease: Lease) -> Lease:
         """Take in the lease that a claim got; return it."""
@@ -75,7 +77,11 @@ class Span:
         return done
 
 
-OFF = Span()
+class _Unseen(Span):
+    """A span that nobody is told of."""
+
+
+OFF = _Unseen()
 
 
 class Tracer(Protocol):
@@ -166,6 +172,44 @@ class Session:
         if self.tracer is None:
             return OFF
         return self.tracer.span(name, leases[0].pool if leases else self.pool, worker, leases)
+
+    def request(
+        self,
+        plugin: str,
+        arguments: ClaimArguments,
+        *,
+        wait: Duration | None = None,
+        record: bool = False,
+        **several: Unpack[SeveralPorts],
+    ) -> ClaimRequest:
+        """Return the request that a caller's arguments make.
+
+        Args:
+            plugin: The worker's plugin.
+            arguments: See `ClaimArguments`.
+            wait: Time to wait for a port, or None.
+            record: Whether the worker's row is written.
+            **several: The names of several ports, and whether they follow each other.
+
+        Raises:
+            InvalidInputError: When one of them cannot be right.
+            ConfigurationError: When rows are to be written and there is no recorder.
+        """
+        given = checked(plugin, arguments)
+        ttl = given.pop("ttl", None)
+        if check_flag("record", record):
+            needed(self.recorder)
+        holder = self.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None))
+        return ClaimRequest(
+            pool=self.pool,
+            worker=WorkerId(given.pop("org"), given.pop("plugin"), given.pop("instance", 0)),
+            ttl_ms=None if ttl is None else ttl_in_ms(ttl),
+            holder={**holder, "labels": given.pop("labels", {})},
+            wait_s=0.0 if wait is None else seconds_of(wait, "wait"),
+            record=record,
+            **several,
+            **given,
+        )
 
     def process_words(self, **pids: int | None) -> ProcessWords:
         """Return what a lease says of the processes of this host that it is tied to.

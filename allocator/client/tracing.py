@@ -7,18 +7,20 @@ of it what it likes. `OpenTelemetryTracer` makes spans. No attribute holds a tok
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from allocator.client.session import Span
 from allocator.model.errors import AllocatorError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from allocator.client.session import Outcomes
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
+    from allocator.operations.renew import RenewOutcome
+
+
+Outcomes = TypeVar("Outcomes", bound="Sequence[RenewOutcome]")
 
 
 class OpenTelemetryTracer:
@@ -46,7 +48,7 @@ class OpenTelemetryTracer:
     def __repr__(self) -> str:
         return f"<OpenTelemetryTracer to {type(self._tracer).__name__}>"
 
-    def span(self, name: str, pool: str, worker: WorkerId | None, leases: Sequence[Lease]) -> Span:
+    def span(self, name: str, pool: str, worker: WorkerId | None, leases: Sequence[Lease]) -> OpenTelemetrySpan:
         """Return the span of something that is about to be done; see `Tracer`."""
         from opentelemetry.trace import SpanKind
 
@@ -64,10 +66,12 @@ class OpenTelemetryTracer:
             record_exception=False,
             set_status_on_exception=False,
         )
-        return _OpenTelemetrySpan(context)
+        return OpenTelemetrySpan(context)
 
 
-class _OpenTelemetrySpan(Span):
+class OpenTelemetrySpan:
+    """A span of OpenTelemetry, as `Session.span` gives it."""
+
     def __init__(self, context: Any) -> None:  # noqa: ANN401  # as above
         self._context = context
         self._span: Any = None
@@ -88,10 +92,12 @@ class _OpenTelemetrySpan(Span):
         self._context.__exit__(kind, error, trace)
 
     def granted(self, lease: Lease) -> Lease:
+        """Write down the lease that a claim got."""
         self._span.set_attributes(_of_lease(lease) | {"allocator.outcome": "granted"})
         return lease
 
     def renewed(self, outcomes: Outcomes) -> Outcomes:
+        """Write down what a renewal came to."""
         words = [outcome.word for outcome in outcomes]
         if len(outcomes) == 1:
             self._span.set_attributes(_of_lease(outcomes[0].lease) | {"allocator.outcome": words[0]})
@@ -103,6 +109,7 @@ class _OpenTelemetrySpan(Span):
         return outcomes
 
     def ended(self, outcome: str, *, done: bool) -> bool:
+        """Write down whether this call ended a lease."""
         self._span.set_attribute("allocator.outcome", outcome if done else "already")
         return done
 

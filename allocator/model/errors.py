@@ -6,10 +6,7 @@ Exit codes follow sysexits.h where it has a code for the case.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from allocator.model.leases import Lease
+from typing import Any, ClassVar, Protocol
 
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69
@@ -91,6 +88,30 @@ class DatabaseUnavailableError(AllocatorError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class LeaseInTheWay(Protocol):
+    """What a `HeldError` shows of a lease: a `Lease` has all of it, and this module must not know that one."""
+
+    @property
+    def worker(self) -> Any:  # noqa: ANN401  # a WorkerId, of a module that raises these errors
+        """Who has it."""
+
+    @property
+    def host(self) -> str:
+        """On which host."""
+
+    @property
+    def port(self) -> int:
+        """Which port."""
+
+    @property
+    def fence(self) -> int:
+        """Its fencing token."""
+
+    @property
+    def expires_at(self) -> float:
+        """When it ends without a renewal, in Unix seconds."""
+
+
 class HeldError(AllocatorError):
     """The port, the worker or the host name is held by someone else.
 
@@ -100,7 +121,7 @@ class HeldError(AllocatorError):
 
     exit_code = EXIT_HELD
 
-    def __init__(self, message: str, *, holder: Lease | None = None, **data: object) -> None:
+    def __init__(self, message: str, *, holder: LeaseInTheWay | None = None, **data: object) -> None:
         super().__init__(message, **data)  # type: ignore[arg-type]  # the base's keywords, passed through
         self.holder = holder
 

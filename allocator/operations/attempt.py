@@ -16,6 +16,7 @@ from allocator.model.errors import (
     ExhaustedError,
     HeldError,
     InvalidInputError,
+    LimitError,
     PortRefusedError,
 )
 from allocator.model.names import WorkerId, check_name, port_variable, shown
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from allocator.model.leases import Lease
     from allocator.operations.context import Context
-    from allocator.operations.queue import Waiting
+    from allocator.protocol.signatures.queue import Position
 
 MAX_PORTS = 16
 MAX_DECLINES = 5
@@ -114,6 +115,55 @@ def named_workers(worker: WorkerId, names: Sequence[str]) -> tuple[WorkerId, ...
 def _further_token(token: str, name: str) -> str:
     """Return the token of a further port: always the same for a token, so that a claim sent again has the same ones."""
     return sha256(f"{token} {name}".encode())[: len(token)]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A waiter, between two claims.
+
+    Attributes:
+        request: What it asks for.
+        ticket: Whose position it is.
+        condition: What it waits for, or what holds it back (see `JoinCall`).
+        position: Where it stands, or None before it has joined.
+        woken: Whether it was woken, by a push to its key, since it claimed last.
+    """
+
+    request: ClaimRequest
+    ticket: str
+    condition: str
+    position: Position | None = None
+    woken: bool = True
+
+    @classmethod
+    def of(cls, request: ClaimRequest, ticket: str) -> Waiting:
+        """Return a waiter that has not joined yet."""
+        return cls(request, ticket, wanted_condition(request))
+
+    @property
+    def behind(self) -> int:
+        """How far it is from the front of the queue that it waits in, whichever that is."""
+        return max(self.position.ahead, self.position.held) if self.position else 1
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether it is its turn, as far as it knows."""
+        place = self.position
+        return place is not None and place.ahead == 0 and (self.woken or place.held == 0)
+
+    def condition_after(self, error: AllocatorError) -> str:
+        """Return what it waits for after a claim that failed: something other than a port keeps nobody from one."""
+        if isinstance(error, LimitError):
+            return error.kind
+        is_own = isinstance(error, HeldError) and error.holder and error.holder.worker == self.request.worker
+        if is_own or (isinstance(error, HeldError) and self.request.port is None):
+            return "worker"
+        return wanted_condition(self.request)
+
+
+def wanted_condition(request: ClaimRequest) -> str:
+    """Return what a claim waits for, in the word of the queue."""
+    return "block" if request.contiguous else "one" if request.port else "any"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

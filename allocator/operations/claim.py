@@ -17,17 +17,15 @@ from allocator.model.errors import (
     ConfigurationError,
     ExhaustedError,
     HeldError,
-    InvalidInputError,
     PortRefusedError,
     StoreUnavailableError,
 )
 from allocator.model.leases import PROCESS_FIELDS
-from allocator.model.names import WorkerId
 from allocator.operations import end, refusals
-from allocator.operations.attempt import Attempt, ClaimRequest
+from allocator.operations.attempt import Attempt, ClaimRequest, Waiting
 from allocator.operations.context import pool_rules
 from allocator.operations.find import find, is_here
-from allocator.operations.renew import renew
+from allocator.operations.renew import renew, renewed
 from allocator.operations.steps import (
     CheckRow,
     DescribeListener,
@@ -40,10 +38,8 @@ from allocator.operations.steps import (
     ProvePorts,
     ReadClosing,
     ReadListeners,
-    Standing,
     Verdict,
     Warn,
-    WriteRow,
 )
 from allocator.protocol.signatures.claim import (
     Again,
@@ -62,9 +58,9 @@ from allocator.protocol.wire import WRONG_SHAPES, ask, unreadable
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
+    from allocator.model.names import WorkerId
     from allocator.model.pools import PoolSpec
     from allocator.operations.context import Context
-    from allocator.operations.renew import RenewOutcome
     from allocator.protocol.signatures.claim import Refused
 
 MAX_ROUNDS = 300
@@ -72,8 +68,6 @@ MAX_ROUNDS = 300
 ORPHAN_WAIT_S = 2.0
 """How long a killed supervisor's guard may take to end the worker, whose port is still bound until then."""
 LOOK_S = 0.02
-MAX_LAPSES = 3
-"""How often a lease may run out while its row is written: a database that slow is not waited for."""
 
 
 def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...]]:
@@ -129,7 +123,9 @@ def _settled(
     if isinstance(reply, Same):
         leases = yield from _as_asked(context, pool, request, leases)
     if request.record:
-        return (yield from _with_rows(context, attempt, leases))
+        from allocator.operations import record
+
+        return (yield from record.with_rows(context, attempt, leases))
     return leases, None
 
 
@@ -252,9 +248,9 @@ def _refused(
     if who is None:
         closing: frozenset[int] = yield ReadClosing(tuple(refused))
         if lost[0].port in closing:
-            yield from _end_apart(context, leases, [lease for lease in lost if lease.port not in closing])
+            yield from end.end_apart(context, leases, [lease for lease in lost if lease.port not in closing])
             return refusals.closing(lost[0])
-    yield from _end_apart(context, leases, lost)
+    yield from end.end_apart(context, leases, lost)
     return refusals.refused(lost[0], who, several=len(leases) > 1)
 
 
@@ -272,20 +268,13 @@ def _listened_on(
             continue
         who: str | None = yield DescribeListener(lease.port, lease)
         if request.pre_start:
-            yield from _end_apart(context, leases, [lease])
+            yield from end.end_apart(context, leases, [lease])
             error = refusals.in_the_way(lease, who)
             yield Warn(str(error))
             return error
         if not request.holder.get("pid"):  # a claim for a process is made by one that runs
             yield Warn(refusals.listened_on(lease, who))
     return None
-
-
-def _end_apart(context: Context, leases: tuple[Lease, ...], declined: list[Lease]) -> Operation[None]:
-    """Decline those leases whose ports were refused, and release the others that were granted with them."""
-    yield from end.decline(context, declined)
-    if others := [lease for lease in leases if lease not in declined]:
-        yield from end.release(context, others)
 
 
 def _as_asked(
@@ -402,28 +391,10 @@ def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) ->
         raise error
     from allocator.operations import queue
 
-    waiting = attempt.waiting or queue.Waiting.of(attempt.request, attempt.ticket or context.new_token()[:16])
+    waiting = attempt.waiting or Waiting.of(attempt.request, attempt.ticket or context.new_token()[:16])
     attempt = replace(attempt, waiting=waiting)
     waiting = yield from queue.wait_for_turn(context, waiting, error, deadline=attempt.deadline)
     return replace(attempt, waiting=waiting)
-
-
-def _with_rows(
-    context: Context, attempt: Attempt, leases: tuple[Lease, ...]
-) -> Operation[tuple[tuple[Lease, ...], AllocatorError | None]]:
-    """Return the leases, alive, each with a row of its own fence; or none, with the error of a row in the way.
-
-    Raises:
-        DatabaseUnavailableError: When each time the row took longer than the lease lives.
-    """
-    for _ in range(MAX_LAPSES):
-        if refused := (yield from _recorded(context, attempt, leases)):
-            return (), refused
-        alive = yield from _refreshed(context, leases)
-        if all(now.fence == before.fence for now, before in zip(alive, leases, strict=True)):
-            return alive, None
-        leases = alive  # re-asserted: their rows are of the fences before
-    raise refusals.row_too_slow(leases[0])
 
 
 def _after_refused(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
@@ -444,62 +415,6 @@ def _after_none_free(
         if isinstance(reply, Exhausted):
             raise (yield from refusals.counted(context, pool, attempt, reply, late)) from None
         raise
-
-
-def _recorded(context: Context, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[AllocatorError | None]:
-    """Write the rows of leases; where a live row of another worker is in the way, end them and return the error.
-
-    Raises:
-        HeldError: When the lease whose place another row has was not granted by this claim.
-        DatabaseUnavailableError: When the database does not answer.
-    """
-    for lease in leases:
-        standing: Standing | None = yield WriteRow(lease)
-        if standing and (yield from _has_ended(context, lease, standing)):
-            standing = yield WriteRow(lease, standing)
-        if standing is None:
-            continue
-        error = refusals.row_in_the_way(lease, standing)
-        if not attempt.is_new:
-            raise HeldError(str(error), host=lease.host, port=lease.port)
-        yield from _end_apart(context, leases, [lease])
-        return error
-    return None
-
-
-def _refreshed(context: Context, leases: tuple[Lease, ...]) -> Operation[tuple[Lease, ...]]:
-    """Renew leases whose rows took longer than half of their TTL to be written.
-
-    Raises:
-        LeaseLostError: When one ran out meanwhile and somebody else has the port.
-    """
-    now = context.clock()
-    if all(lease.deadline is not None and now < lease.deadline - lease.ttl_ms / 2_000 for lease in leases):
-        return leases
-    return renewed((yield from renew(context, leases)))
-
-
-def renewed(outcomes: list[RenewOutcome]) -> tuple[Lease, ...]:
-    """Return the leases that were renewed.
-
-    Raises:
-        LeaseLostError: When one of them is lost.
-    """
-    for outcome in outcomes:
-        if outcome.lost:
-            raise outcome.lost
-    return tuple(outcome.lease for outcome in outcomes)
-
-
-def _has_ended(context: Context, lease: Lease, standing: Standing) -> Operation[bool]:
-    """Return whether Redis knows that the lease of a row in the way has ended."""
-    try:
-        worker = WorkerId.parse(standing.worker)
-    except InvalidInputError:
-        return False
-    pool = yield from pool_rules(context, lease.pool)
-    (known,) = yield from find(pool, [worker])
-    return known.explains_end_of(standing.fence)
 
 
 def _are_live(pool: PoolSpec, leases: tuple[Lease, ...]) -> Operation[bool]:

@@ -139,3 +139,10 @@ def _not_yours(lease: Lease, holder: Lease) -> HeldError:
         worker=str(lease.worker),
         holder=replace(holder, expires_at=lease.expires_at),
     )
+
+
+def end_apart(context: Context, leases: tuple[Lease, ...], declined: list[Lease]) -> Operation[None]:
+    """Decline those leases whose ports were refused, and release the others that were granted with them."""
+    yield from decline(context, declined)
+    if others := [lease for lease in leases if lease not in declined]:
+        yield from release(context, others)

@@ -6,10 +6,10 @@ position only when it is near the front, or now and then: a thousand waiters cos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from allocator.model.errors import AllocatorError, HeldError, LimitError
+from allocator.operations.attempt import Waiting, wanted_condition
 from allocator.operations.context import pool_rules
 from allocator.operations.steps import AwaitTurn, Operation
 from allocator.protocol.replies import NoPool
@@ -19,6 +19,7 @@ from allocator.protocol.wire import ask, waiter_keys
 if TYPE_CHECKING:
     import random
 
+    from allocator.model.errors import AllocatorError
     from allocator.operations.attempt import ClaimRequest
     from allocator.operations.context import Context
 
@@ -36,58 +37,9 @@ SOON = Position(position="", ahead=1, look_ms=None, held=0)
 """The position of a waiter whose pool vanished: it asks again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A waiter, between two claims.
-
-    Attributes:
-        request: What it asks for.
-        ticket: Whose position it is.
-        condition: What it waits for, or what holds it back (see `JoinCall`).
-        position: Where it stands, or None before it has joined.
-        woken: Whether it was woken, by a push to its key, since it claimed last.
-    """
-
-    request: ClaimRequest
-    ticket: str
-    condition: str
-    position: Position | None = None
-    woken: bool = True
-
-    @classmethod
-    def of(cls, request: ClaimRequest, ticket: str) -> Waiting:
-        """Return a waiter that has not joined yet."""
-        return cls(request, ticket, wanted_condition(request))
-
-    @property
-    def behind(self) -> int:
-        """How far it is from the front of the queue that it waits in, whichever that is."""
-        return max(self.position.ahead, self.position.held) if self.position else 1
-
-    @property
-    def may_claim(self) -> bool:
-        """Whether it is its turn, as far as it knows."""
-        place = self.position
-        return place is not None and place.ahead == 0 and (self.woken or place.held == 0)
-
-    def condition_after(self, error: AllocatorError) -> str:
-        """Return what it waits for after a claim that failed: something other than a port keeps nobody from one."""
-        if isinstance(error, LimitError):
-            return error.kind
-        is_own = isinstance(error, HeldError) and error.holder and error.holder.worker == self.request.worker
-        if is_own or (isinstance(error, HeldError) and self.request.port is None):
-            return "worker"
-        return wanted_condition(self.request)
-
-
 def wanted_port(request: ClaimRequest) -> int:
     """Return the only port that will do; 0 for any, -1 for a block of contiguous ones."""
     return BLOCK if request.contiguous else request.port or 0
-
-
-def wanted_condition(request: ClaimRequest) -> str:
-    """Return what a claim waits for, in the word of the queue."""
-    return "block" if request.contiguous else "one" if request.port else "any"
 
 
 def join(context: Context, waiting: Waiting) -> Operation[Waiting]:

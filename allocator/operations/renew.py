@@ -284,3 +284,15 @@ def _lost(lease: Lease, lost: Lost) -> LeaseLostError:
     else:
         sentence = f"{where} has ended; claim again"
     return LeaseLostError(sentence, host=lease.host, port=lease.port, worker=str(lease.worker), holder=lost.holder)
+
+
+def renewed(outcomes: list[RenewOutcome]) -> tuple[Lease, ...]:
+    """Return the leases that were renewed.
+
+    Raises:
+        LeaseLostError: When one of them is lost.
+    """
+    for outcome in outcomes:
+        if outcome.lost:
+            raise outcome.lost
+    return tuple(outcome.lease for outcome in outcomes)

@@ -25,7 +25,7 @@ from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations import find, hosts, lead, listing, queue, renew, resolve
-from allocator.operations.attempt import ClaimRequest
+from allocator.operations.attempt import ClaimRequest, Waiting
 from allocator.operations.context import check_pool, read_pool
 from allocator.operations.end import decline, fail, release
 from allocator.operations.pools import apply_pool
@@ -101,7 +101,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "restore": lambda: lead.restore(POOL, [lead.Remembered(WORKER, "web-1", 110, 1)], 1_000),
     "resolve": lambda: resolve.resolve(make_context(), "p", "email", "org-1"),
     "endpoints": lambda: resolve.endpoints("p", "email", "org-1"),
-    "join": lambda: queue.join(known_context(), queue.Waiting.of(REQUEST, "ticket")),
+    "join": lambda: queue.join(known_context(), Waiting.of(REQUEST, "ticket")),
 }  # fmt: skip
 
 

@@ -302,7 +302,7 @@ def test_a_row_in_the_way_declines_the_port_and_claims_another(monkeypatch: pyte
         monkeypatch, (CheckRow, None), GRANTED, (WriteRow, other), (EndCall, ENDED),
         (ClaimCall, Granted(leases=(lease(7002),))), (WriteRow, None),
     )  # fmt: skip
-    monkeypatch.setattr("allocator.operations.claim._has_ended", _never)
+    monkeypatch.setattr("allocator.operations.record._has_ended", _never)
     assert road.drive(make_context(), replace(REQUEST, record=True)) == (lease(7002),)
 
 

@@ -10,11 +10,11 @@ from scripted_redis import MINUTE, claim, claim_several, error_of, make_context
 from allocator.model.errors import ExhaustedError, HeldError, LimitError
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
-from allocator.operations.attempt import ClaimRequest
+from allocator.operations.attempt import ClaimRequest, Waiting
 from allocator.operations.end import decline, release
 from allocator.operations.listing import reap
 from allocator.operations.pools import apply_pool
-from allocator.operations.queue import Waiting, join, leave
+from allocator.operations.queue import join, leave
 from allocator.protocol.wire import waiter_keys
 
 POOL = "p"
