@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from allocator import AsyncPortAllocator, InvalidInputError, PortAllocator
-from allocator.client.arguments import _CHECKS, ClaimArguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +114,3 @@ def test_both_faces_have_the_same_methods_with_the_same_arguments_and_docstrings
         blocking, awaited = getattr(PortAllocator, name), getattr(AsyncPortAllocator, name)
         assert inspect.getdoc(blocking) == inspect.getdoc(awaited) != None  # noqa: E711
         assert inspect.signature(blocking) == inspect.signature(awaited)
-
-
-def test_each_argument_of_a_claim_is_checked() -> None:
-    assert set(ClaimArguments.__annotations__) == set(_CHECKS)
