@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from allocator.agent.checks import Check, asks_for_checks
@@ -25,6 +24,7 @@ from allocator.kernel.holders import is_of_this_kernel
 from allocator.kernel.processes import boot_id
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, StoreUnavailableError
 from allocator.model.states import LeaseState
+from allocator.model.values import replace
 from allocator.operations import listing
 from allocator.operations import renew as renewing
 from allocator.operations.claim import end_the_dead

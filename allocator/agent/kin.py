@@ -7,14 +7,13 @@ process of its group or session; that one may live on when the wrapper has died,
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from allocator.kernel.processes import ProcessIdentity, identify, process_table, with_descendants
 from allocator.kernel.sockets import listeners
+from allocator.model.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Kin:
+class Kin(Value):
     """A process with its group and session, as they were when it lived.
 
     Attributes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.kernel.processes import ProcessIdentity, boot_id, identify, namespaces
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from allocator.agent.checks import Check
@@ -18,8 +18,7 @@ RENEW_AFTER = 0.45
 """After so much of its TTL a lease is renewed: before T1 of other holders, so that a missed call is made up for."""
 
 
-@dataclass(slots=True)
-class TiedLease:
+class TiedLease(Value, frozen=False):
     """A lease under the agent's care.
 
     Attributes:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.client.heartbeats import about
 from allocator.model.errors import AllocatorError, StoreUnavailableError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -26,8 +26,7 @@ LOG_EVERY_S = 60.0
 log = logging.getLogger("allocator.agent")
 
 
-@dataclass(slots=True)
-class _Trouble:
+class _Trouble(Value, frozen=False):
     text: str = ""
     count: int = 0
     again_at: float = 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +22,7 @@ from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError, printable
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.states import EVENT_TYPES
+from allocator.model.values import Value
 from allocator.operations.context import check_pool
 from allocator.protocol.wire import event_time, events_key
 
@@ -41,8 +41,7 @@ def register(application: typer.Typer) -> None:
     application.command()(events)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Value):
     """Which events are wanted; None and an empty set are for all.
 
     Attributes:

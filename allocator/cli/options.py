@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from allocator.model.errors import InvalidInputError, printable
 from allocator.model.log import INFO
 from allocator.model.names import shown
 from allocator.model.settings import SETTINGS, Settings, load_settings
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     import logging
@@ -67,8 +67,7 @@ LeaseFormat = Annotated[Format, typer.Option("--format", help="How to write the 
 RowsFormat = Annotated[ListFormat, typer.Option("--format", help="How to write the rows.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Desk:
+class Desk(Value):
     """What a command works with.
 
     Attributes:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.model.durations import format_duration
 from allocator.model.errors import printable
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -49,8 +49,7 @@ HEALTH = {
 MOST_FOUND = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Value):
     """A line that can be chosen.
 
     Attributes:
@@ -76,8 +75,7 @@ def row(text: str, colour: str = "0", **more: str | int | None) -> Row:
     return Row(((printable(text), colour),), **more)  # type: ignore[arg-type]  # by the callers' names
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Value):
     """How a terminal wants it.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from allocator.cli.claim import TokenOption, TtlOption  # noqa: TC001  # Typer r
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, living_process, seconds, talk
 from allocator.cli.targets import AllOption, Targets, chosen
 from allocator.model.errors import InvalidInputError, StoreUnavailableError
+from allocator.model.values import replace
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +24,7 @@ from allocator.cli.claim import (
 from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, shown
+from allocator.model.values import replace
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk

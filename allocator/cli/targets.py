@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ from allocator.cli.options import talk
 from allocator.client.arguments import check_token
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port, shown
+from allocator.model.values import replace
 from allocator.operations.context import pool_rules
 from allocator.operations.find import find, is_here
 from allocator.operations.listing import port_view

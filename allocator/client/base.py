@@ -7,7 +7,6 @@ does: a command pays for all that it loads.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
@@ -18,6 +17,7 @@ from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
 from allocator.model.names import WorkerId, check_name
+from allocator.model.values import replace
 from allocator.operations import claim, end, renew
 from allocator.operations.attempt import named_workers
 from allocator.operations.context import pool_rules

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port, shown
+from allocator.model.values import Value, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -24,8 +24,7 @@ OUTCOMES = ("renewed", "reasserted", "lost", "unanswered")
 """What a lease's renewal comes to; `unanswered` is one that Redis did not answer, and that is tried again."""
 
 
-@dataclass(slots=True)
-class HolderCounts:
+class HolderCounts(Value, frozen=False):
     """What a process holds of one pool, and what its renewals came to.
 
     Attributes:

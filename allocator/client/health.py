@@ -5,10 +5,10 @@ It is told what each check found and says what follows; when the next check is d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 
 FIRST_CHECK_S = 0.1
 """The shortest time between two checks that found something wrong."""
@@ -36,8 +36,7 @@ class Verdict(Enum):
     GIVE_UP = "give up"
 
 
-@dataclass(slots=True)
-class Health:
+class Health(Value, frozen=False):
     """The health of one start of a worker.
 
     Attributes:

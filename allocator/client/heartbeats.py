@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
 from allocator.client.counting import HolderCounts, with_held
@@ -21,6 +20,7 @@ from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
+from allocator.model.values import replace
 from allocator.operations import renew
 from allocator.operations.renew import of_the_parent
 

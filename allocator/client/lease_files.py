@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from allocator.kernel.answers import Answers
@@ -24,6 +23,7 @@ from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.owned import foreign_folder, private_folder
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 from allocator.operations.steps import Judgement, Verdict
 from allocator.protocol.wire import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
 
@@ -44,8 +44,7 @@ MAX_FILES = 4_096
 _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseFiles:
+class LeaseFiles(Value):
     """The lease files of one user on this host.
 
     Attributes:

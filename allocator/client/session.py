@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import time
-from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, Unpack
 
@@ -24,6 +23,7 @@ from allocator.model.log import log
 from allocator.model.names import WorkerId, check_address, check_name
 from allocator.model.pools import SDK_V2
 from allocator.model.settings import load_settings
+from allocator.model.values import Value, field, replace
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.context import Context
 from allocator.operations.steps import needed
@@ -99,8 +99,7 @@ class Tracer(Protocol):
         ...
 
 
-@dataclass(slots=True, kw_only=True)
-class Session:
+class Session(Value, frozen=False, kw_only=True):
     """The settings of one allocator.
 
     Attributes:

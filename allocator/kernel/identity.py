@@ -6,21 +6,20 @@ import os
 import re
 import socket
 import time
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from allocator.kernel.processes import boot_id, start_time_of
 from allocator.model.digests import sha256
 from allocator.model.names import MAX_NAME_LENGTH, check_name
+from allocator.model.values import Value
 
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _SALT = b"portlease host identity 1"
 """machine-id(5) asks that the id is not shown as it is, but hashed with a key of the application."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostIdentity:
+class HostIdentity(Value):
     """One port namespace; each word is without spaces, `-` where the system does not tell.
 
     Attributes:

@@ -7,12 +7,12 @@ The kernel then gives the stranger a part of the connections.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from allocator.kernel.socket_tables import listening_sockets
 from allocator.kernel.sockets import listener_of, socket_inodes
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,8 +28,7 @@ class Owner(Enum):
     STRANGER = "stranger"
 
 
-@dataclass(frozen=True, slots=True)
-class PortState:
+class PortState(Value):
     """What was seen of a port.
 
     Attributes:
@@ -73,7 +72,7 @@ class PortWatch:
         return PortState(Owner.WORKER, _reached_at(min(own)), tuple(sorted(strangers)))
 
     def _rows(self) -> frozenset[ListeningSocket]:
-        return frozenset(row for row in listening_sockets() if row.port == self._port)
+        return frozenset(listening_sockets(self._port, self._port))
 
     def _own_rows(self, rows: frozenset[ListeningSocket]) -> frozenset[ListeningSocket]:
         pids = self._members()

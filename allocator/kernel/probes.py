@@ -10,14 +10,14 @@ import os
 import re
 import select
 import socket
-from dataclasses import dataclass
+
+from allocator.model.values import Value
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LONGEST_STATUS_LINE = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Value):
     """What came of a probe.
 
     Attributes:

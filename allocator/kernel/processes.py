@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value
 
 PROC = Path("/proc")
 _DEAD_STATES = frozenset("ZXx")
@@ -25,8 +25,7 @@ _LONGEST_POLL_MS = 2**31 - 1
 """What poll(2) can wait at most: 24 days; a longer wait ends early and says so by its result."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
+class ProcessIdentity(Value):
     """One process, for ever.
 
     Attributes:

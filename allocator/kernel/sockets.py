@@ -11,12 +11,12 @@ import os
 import pwd
 import socket
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.kernel.processes import all_pids, command_name
 from allocator.kernel.socket_tables import PROC, ListeningSocket, listening_sockets
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,8 +38,7 @@ beside a listener on one address when SO_REUSEADDR is set, so that the loopback 
 are tried as well."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(Value):
     """A listening socket and its process.
 
     Attributes:
@@ -59,7 +58,7 @@ class Listener:
 
 def listening_ports(first: int = 1, last: int = 65_535) -> frozenset[int]:
     """Return the ports from `first` to `last` that a TCP socket listens on, on any address, IPv4 or IPv6."""
-    return frozenset(row.port for row in listening_sockets() if first <= row.port <= last)
+    return frozenset([row.port for row in listening_sockets(first, last)])
 
 
 def prove_port(port: int) -> bool:
@@ -119,7 +118,7 @@ def _can_listen(family: int, address: str, port: int, *, both: bool = False) -> 
 
 def listeners(first: int = 1, last: int = 65_535) -> list[Listener]:
     """Return the listening sockets of a range with their processes, by port and address."""
-    rows = [row for row in listening_sockets() if first <= row.port <= last]
+    rows = listening_sockets(first, last)
     owners = _owners({row.inode for row in rows if row.inode}) if rows else {}
     found = {_listener(row, owners) for row in rows}
     return sorted(found, key=lambda one: (one.port, one.address, one.pid or 0))

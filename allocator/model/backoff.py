@@ -6,14 +6,14 @@ Source: "full jitter" is from M. Brooker, "Exponential Backoff And Jitter", AWS 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+
+from allocator.model.values import Value
 
 MOST_DOUBLINGS = 30
 _rng = random.Random()  # noqa: S311  # jitter, not a secret
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Value):
     """Pauses that double with each failure in a row, up to a longest one, spread at random.
 
     Attributes:

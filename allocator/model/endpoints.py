@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Endpoint:
+class Endpoint(Value, order=True):
     """The address of a ready worker.
 
     Attributes:
@@ -50,8 +50,7 @@ class Endpoint:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Value):
     """A worker's address as one reading of Redis shows it, with the lease that it rests on.
 
     Attributes:

@@ -5,11 +5,11 @@ A token stands only in the holder's own copy: it is left out of `repr` and of ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.states import LeaseState
+from allocator.model.values import Value, declared_fields, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +23,7 @@ _OF_A_PROCESS: dict[str, bool] = {"process": True}
 """What marks the fields of a lease that its holder sets; some of them name processes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+class Lease(Value, kw_only=True):
     """The right of a worker to a host:port until a time.
 
     Attributes:
@@ -137,7 +136,7 @@ class Lease:
         return shown
 
 
-_told = [one for one in fields(Lease) if one.metadata]
+_told = [one for one in declared_fields(Lease) if one.metadata]
 HOLDER_WORDS = tuple(one.name for one in _told)
 """What a holder says of itself: the members of a lease that scripts carry and never read."""
 

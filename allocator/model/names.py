@@ -8,11 +8,11 @@ an npm package, with a `@` and a `/`: what has no room for those takes it throug
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,8 +158,7 @@ def check_labels(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class WorkerId:
+class WorkerId(Value, order=True):
     """Who a lease is for: one instance of a plugin for an organisation, unique over the whole pool.
 
     Attributes:

@@ -12,12 +12,12 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError
 from allocator.model.reading import MAX_FILE_BYTES
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +28,7 @@ _FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFolder:
+class OpenFolder(Value):
     """A folder by its descriptor.
 
     Attributes:

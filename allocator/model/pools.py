@@ -6,12 +6,12 @@ A pool is data in Redis, so that all hosts agree. Its hash has one field per pol
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from allocator.model.durations import written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import PORT_MAX, PORT_MIN, check_name, check_plugin_name
+from allocator.model.values import Value, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +40,7 @@ _LIMITS = ("max_per_org", "max_per_plugin", "max_instances")
 _NUMBERS = ("first", "last", "ttl_ms", "ttl_min_ms", "ttl_max_ms", "grace_ms", "cooldown_ms")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSpec:
+class PoolSpec(Value, kw_only=True):
     """The rules of a pool.
 
     Attributes:

@@ -8,12 +8,12 @@ quoted, for they come from Redis.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from allocator.model.leases import written_time
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -34,8 +34,7 @@ class Severity(IntEnum):
     CRITICAL = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(Value, kw_only=True):
     """Something that is wrong, and what to do about it.
 
     Attributes:

@@ -10,7 +10,6 @@ specification asks, its variables count only when they hold absolute paths.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from allocator.model.owned import found_text, why_not_trusted
 from allocator.model.pools import SDK_V2
 from allocator.model.reading import read_text
 from allocator.model.tables import TableNames
+from allocator.model.values import Value, declared_fields, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,8 +46,7 @@ class Secret(Enum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(Value, kw_only=True):
     """One setting, as it is declared.
 
     Attributes:
@@ -113,8 +112,7 @@ def _yes_or_no(text: str) -> bool:
     return text == "1"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Value, kw_only=True):
     """The settings of a command, or of an allocator of the library; what each is stands in its declaration.
 
     Attributes:
@@ -222,7 +220,7 @@ class Settings:
 
 
 _ATTRIBUTES: dict[str, Setting] = {
-    one.name: one.metadata["setting"] for one in fields(Settings) if "setting" in one.metadata
+    one.name: one.metadata["setting"] for one in declared_fields(Settings) if "setting" in one.metadata
 }
 SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _ATTRIBUTES.values()} | {
     declared.name: declared
@@ -358,8 +356,7 @@ def _xdg_directory(environ: Mapping[str, str], variable: str, in_home: str) -> P
     return home / in_home
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(Value):
     """The settings that one or several files give.
 
     Attributes:

@@ -7,12 +7,12 @@ a statement's text at all.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import shown
 from allocator.model.states import LIVE_STATES, LeaseState
+from allocator.model.values import Value, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,8 +53,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,54}", re.ASCII)
 _WORD_LENGTH = 50
 
 
-@dataclass(frozen=True, slots=True)
-class NameTable:
+class NameTable(Value):
     """Where names are found when a column of the table of workers is a foreign key.
 
     Attributes:
@@ -71,8 +70,7 @@ class NameTable:
         return f"{self.table}.{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class TableNames:
+class TableNames(Value):
     """What a table of workers and its columns are called.
 
     Attributes:

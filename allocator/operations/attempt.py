@@ -6,7 +6,6 @@ the library's `ClaimArguments`, the options of `allocator claim`, the body of `P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.digests import sha256
@@ -21,6 +20,7 @@ from allocator.model.errors import (
 )
 from allocator.model.names import WorkerId, check_name, port_variable, shown
 from allocator.model.states import LeaseState
+from allocator.model.values import Value, field, replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +36,7 @@ MAX_OWN_HOLDERS = 20
 """How often one claim may meet a lease of its own worker: other claims of it end within milliseconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRequest:
+class ClaimRequest(Value, kw_only=True):
     """What a worker asks for.
 
     Attributes:
@@ -117,8 +116,7 @@ def _further_token(token: str, name: str) -> str:
     return sha256(f"{token} {name}".encode())[: len(token)]
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Value):
     """A waiter, between two claims.
 
     Attributes:
@@ -166,8 +164,7 @@ def wanted_condition(request: ClaimRequest) -> str:
     return "block" if request.contiguous else "one" if request.port else "any"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(Value, kw_only=True):
     """How far a claim has come; each `after_…` returns the next attempt, or raises when there is none.
 
     Attributes:

@@ -9,7 +9,6 @@ they end by their TTL.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import (
@@ -21,6 +20,8 @@ from allocator.model.errors import (
     StoreUnavailableError,
 )
 from allocator.model.leases import PROCESS_FIELDS
+from allocator.model.names import WorkerId
+from allocator.model.values import replace
 from allocator.operations import end, refusals
 from allocator.operations.attempt import Attempt, ClaimRequest, Waiting
 from allocator.operations.context import pool_rules

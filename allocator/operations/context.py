@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import HeldError, PoolMissingError
 from allocator.model.pools import BUILT_IN, PoolSpec
+from allocator.model.values import Value, field
 from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.pool import ApplyCall, InspectPoolCall, PoolField, ScopeFixed
 from allocator.protocol.wire import UNKNOWN_AGE_MS, ask
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from allocator.operations.steps import Operation
 
 
-@dataclass(slots=True)
-class Context:
+class Context(Value, frozen=False):
     """The caller of operations: one host, one clock.
 
     Attributes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
+from allocator.model.values import Value, replace
 from allocator.operations.context import pool_rules, read_pool
 from allocator.operations.renew import BATCH, places_by_host, renew, token_of
 from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, Ending, How, NotYours
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from allocator.operations.steps import Operation
 
 
-@dataclass(frozen=True, slots=True)
-class Forced:
+class Forced(Value):
     """Who ends leases that others hold, and why; both stand in the events.
 
     Attributes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import ExhaustedError, HeldError, HostConflictError, InvalidInputError
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 from allocator.operations import listing
 from allocator.operations.context import missing, pool_rules, read_pool
 from allocator.operations.end import force
@@ -30,8 +30,7 @@ MAX_PASSES = 1_000
 """Bounds the passes of a drain, a forget and a removal: each one that is not the last has changed something."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Value):
     """A host that a worker may be placed on.
 
     Attributes:

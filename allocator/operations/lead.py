@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from allocator.model.values import Value
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.lead import LeadCall, Leads, RememberedLease, ResignCall, RestoreCall
 from allocator.protocol.wire import ask
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 RESTORE_BATCH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Leadership:
+class Leadership(Value):
     """Who leads.
 
     Attributes:
@@ -55,8 +54,7 @@ def give_up_leadership(pool: str, token: str) -> Operation[bool]:
     return (yield from ask(ResignCall(pool=pool, token=token)))
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(Value):
     """A lease that a database remembers."""
 
     worker: WorkerId

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import is_name
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 from allocator.operations.context import read_pool
 from allocator.protocol.replies import Reply
 from allocator.protocol.signatures.host import CordonCall
@@ -37,8 +37,7 @@ REAP_BATCH, REAP_CALLS = 16, 4
 """Ends told in one call of a visit, and its calls: Redis is not held up for long, and a storm is told in its time."""
 
 
-@dataclass(frozen=True, slots=True)
-class PortView:
+class PortView(Value):
     """What Redis says of one port of a space.
 
     Attributes:
@@ -63,8 +62,7 @@ class PortView:
         return "quarantined" if self.in_quarantine else "cooling"
 
 
-@dataclass(frozen=True, slots=True)
-class HostView:
+class HostView(Value):
     """What Redis knows of a host of a pool.
 
     Attributes:
@@ -91,8 +89,7 @@ class HostView:
         return "cordoned" if self.cordoned else "open"
 
 
-@dataclass(frozen=True, slots=True)
-class Reaped:
+class Reaped(Value):
     """What a visit of the reaper came to.
 
     Attributes:

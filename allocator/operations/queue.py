@@ -6,9 +6,10 @@ position only when it is near the front, or now and then: a thousand waiters cos
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from allocator.model.errors import AllocatorError
+from allocator.model.values import replace
 from allocator.operations.attempt import Waiting, wanted_condition
 from allocator.operations.context import pool_rules
 from allocator.operations.steps import AwaitTurn, Operation

@@ -7,7 +7,6 @@ help.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from allocator.model.errors import (
     RecoveringError,
     StoreUnavailableError,
 )
+from allocator.model.values import replace
 from allocator.operations.steps import DescribeListener, ReadListeners
 from allocator.protocol.signatures.claim import (
     Cordoned,

@@ -6,7 +6,6 @@ that were not extended is `renew` asked, with all that it takes to decide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import (
@@ -17,6 +16,7 @@ from allocator.model.errors import (
     PoolMissingError,
     StoreUnavailableError,
 )
+from allocator.model.values import Value, replace
 from allocator.operations.context import pool_rules
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.renew import (
@@ -43,8 +43,7 @@ BATCH = 256
 """Leases in one call: under 1 ms of server time, so that no claim waits behind a longer script."""
 
 
-@dataclass(frozen=True, slots=True)
-class RenewOutcome:
+class RenewOutcome(Value):
     """What became of one lease.
 
     Attributes:

@@ -7,11 +7,11 @@ its driver (`allocator/client`), so that the same operation runs blocking, async
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value, field
 from allocator.protocol.wire import ScriptCall
 
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ReadListeners:
+class ReadListeners(Value):
     """See which ports of a range a TCP socket listens on here; answered with their `frozenset`.
 
     Attributes:
@@ -36,8 +35,7 @@ class ReadListeners:
     fresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ProvePorts:
+class ProvePorts(Value):
     """Bind ports the way a worker will, and let them go; answered with the `frozenset` of those that were refused.
 
     Attributes:
@@ -47,8 +45,7 @@ class ProvePorts:
     ports: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DescribeListener:
+class DescribeListener(Value):
     """Name who listens on a port here; answered with words such as `node (pid 4242)`, or None when nobody is seen.
 
     Attributes:
@@ -60,8 +57,7 @@ class DescribeListener:
     lease: Lease | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AwaitTurn:
+class AwaitTurn(Value):
     """Say that a waiter is there, then wait until it is told to look; answered with whether it was told.
 
     Attributes:
@@ -79,8 +75,7 @@ class AwaitTurn:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class AwaitEvent:
+class AwaitEvent(Value):
     """Wait until a stream has an event after one that is known; answered with the newest id that was seen, or None.
 
     Attributes:
@@ -94,8 +89,7 @@ class AwaitEvent:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Value):
     """Do nothing for some seconds.
 
     Attributes:
@@ -105,8 +99,7 @@ class Pause:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Value):
     """A live row in the database that has the host and port of a lease.
 
     Attributes:
@@ -118,8 +111,7 @@ class Standing:
     fence: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class WriteRow:
+class WriteRow(Value):
     """Write the row of a lease into the database; answered with None, or with the `Standing` row that is in the way.
 
     Attributes:
@@ -131,8 +123,7 @@ class WriteRow:
     over: Standing | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRow:
+class CheckRow(Value):
     """Make sure, before there is a lease, that a worker can have a row in the database; answered with None.
 
     Attributes:
@@ -144,8 +135,7 @@ class CheckRow:
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
-class ReadClosing:
+class ReadClosing(Value):
     """Say which of these ports no process has, only connections that are closing; answered with a frozenset of them.
 
     Attributes:
@@ -155,8 +145,7 @@ class ReadClosing:
     ports: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class KeepTokens:
+class KeepTokens(Value):
     """Write down the tokens of a claim before Redis is asked; answered with the tokens to claim with, in this order.
 
     They are other ones where a claim of the same worker was never finished: that one is taken up again.
@@ -174,8 +163,7 @@ class KeepTokens:
     tokens: tuple[str, ...] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class KeepLeases:
+class KeepLeases(Value):
     """Write down the leases that a claim ends with, or that it ends with none; answered with whether it was its to end.
 
     It was not where another claim of the same worker, with the same tokens, came to its end first.
@@ -208,8 +196,7 @@ class Verdict(Enum):
     """The caller has the lease's token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(Value):
     """The answer to `JudgeHolder`.
 
     Attributes:
@@ -225,8 +212,7 @@ class Judgement:
     is_spare: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeHolder:
+class JudgeHolder(Value):
     """Say what is known of the processes of a lease that stands in the way; answered with a `Judgement`.
 
     Attributes:
@@ -238,8 +224,7 @@ class JudgeHolder:
     host: str
 
 
-@dataclass(frozen=True, slots=True)
-class Warn:
+class Warn(Value):
     """Show the caller a sentence about something that does not end the operation.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from allocator.model.values import Value
 
 
 class Reply(StrEnum):
@@ -54,6 +55,5 @@ CODES: dict[object, Reply] = {**{one.value: one for one in Reply}, **{one.value.
 """The first words of replies, as they are read and as they are sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoPool:
+class NoPool(Value):
     """The pool is not defined in this Redis: read its rules again, which defines it where it is known."""

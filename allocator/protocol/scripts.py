@@ -8,11 +8,11 @@ costs an allocation at every run.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from allocator.model.digests import sha1
+from allocator.model.values import Value
 
 _LUA = Path(__file__).parent / "lua"
 _INCLUDE = re.compile(r"^([ \t]*)--@include (\w+)\n", re.MULTILINE)
@@ -20,8 +20,7 @@ _CONSTANTS = re.compile(r"^[ \t]*local ([A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)*) =
 _WHOLE_LINE_COMMENT = re.compile(r"^[ \t]*--.*\n", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(Value):
     """One script.
 
     Attributes:

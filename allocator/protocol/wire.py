@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, fields
 from enum import EnumType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -18,6 +17,7 @@ from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease
 from allocator.model.names import WorkerId, check_address, check_name, check_port, shown
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import STATES
+from allocator.model.values import Value, declared_fields, field
 from allocator.protocol.scripts import script
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ UNKNOWN_AGE_MS = 10**12
 """For how long a host has run of which nobody knows: 31 years, so that it takes no name over from a live one."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScriptCall:
+class ScriptCall(Value):
     """Run a script; answered with its reply (nested lists of `bytes`, `str` and `int`).
 
     Attributes:
@@ -120,8 +119,7 @@ class ScriptCall:
         return "EVALSHA", one.sha1, len(keys), *keys, *self.args
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call(Generic[R]):
+class Call(Value, Generic[R], kw_only=True):
     """The arguments of a script; a subclass adds its own, in the order of ARGV.
 
     A whole number and a text are one argument, a set of ports one with ranges, a mapping one with the members that it
@@ -175,8 +173,8 @@ def _writer(kind: type) -> Callable[[Any], list[str | int]]:
     """
     if (known := _WRITERS.get(kind)) is not None:
         return known
-    before = len(fields(Call)) if issubclass(kind, Call) else 0
-    own = fields(kind)[before:]
+    before = len(declared_fields(Call)) if issubclass(kind, Call) else 0
+    own = declared_fields(kind)[before:]
     home = vars(sys.modules[kind.__module__])
     names: dict[str, Any] = {"written_ports": written_ports, "extra_members": extra_members}
     parts = []

@@ -10,12 +10,12 @@ than RESP a `ForeignReplyError`, and everything else that goes wrong an `OSError
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from hiredis import Reader, pack_command
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     import ssl
@@ -66,8 +66,7 @@ class ForeignReplyError(Exception):
     """An answer that is not RESP, as a web server gives."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionOptions:
+class ConnectionOptions(Value):
     """A way to one server.
 
     Attributes:
@@ -159,8 +158,7 @@ def first_error(replies: Iterable[Any]) -> ReplyError | None:
     return next((reply for reply in replies if type(reply) is ReplyError), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerInfo:
+class ServerInfo(Value, kw_only=True):
     """What a server says of itself; empty words where it does not tell.
 
     Attributes:

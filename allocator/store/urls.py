@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,8 +62,7 @@ _SCHEMES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreAddress:
+class StoreAddress(Value, kw_only=True):
     """Where a store is and how to get in.
 
     Attributes:

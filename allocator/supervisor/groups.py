@@ -15,13 +15,13 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from allocator.kernel.processes import is_stopped, process_table
 from allocator.model.errors import AllocatorError
 from allocator.model.names import shown
+from allocator.model.values import Value, field
 from allocator.supervisor.terminal import reset_in_child, start_sentry
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class CommandError(AllocatorError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartOrder:
+class StartOrder(Value, kw_only=True):
     """How a worker is started.
 
     Attributes:

@@ -6,9 +6,10 @@ import contextlib
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from typing import Self
+
+from allocator.model.values import Value
 
 
 class Command(Enum):
@@ -30,8 +31,7 @@ STOPS = frozenset({Command.STOP, Command.QUIT, Command.KILL, Command.LEAVE})
 """After these a worker is not started again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Value):
     """A signal to be passed on.
 
     Attributes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
+from allocator.model.values import replace
 from allocator.supervisor.output import can_stand_still
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from allocator.model.backoff import Backoff
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     import random
@@ -23,8 +23,7 @@ class RestartMode(StrEnum):
     ALWAYS = "always"
 
 
-@dataclass(slots=True)
-class Restarts:
+class Restarts(Value, frozen=False):
     """The restarts of one worker.
 
     Attributes:

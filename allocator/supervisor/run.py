@@ -10,12 +10,12 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.kernel.outlets import flush_outlets
 from allocator.model.errors import AllocatorError
 from allocator.model.log import ERROR, WARNING
+from allocator.model.values import Value
 from allocator.supervisor.children import Children, give_back_memory
 from allocator.supervisor.signals import STOP_SIGNALS, Signals
 from allocator.supervisor.spec import Talk, say_nothing
@@ -39,8 +39,7 @@ ROLL_TIMEOUT_S = 60.0
 """How long a rolling restart waits for a worker to be ready before it stops."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Supervision:
+class Supervision(Value, kw_only=True):
     """How workers are run together.
 
     Attributes:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from allocator.model.errors import InvalidInputError
 from allocator.model.log import INFO
 from allocator.model.names import shown
+from allocator.model.values import Value, field
 from allocator.operations.attempt import MAX_DECLINES
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.restarts import RestartMode
@@ -51,8 +51,7 @@ class ReadyWhen(StrEnum):
     STARTED = "started"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerSpec:
+class WorkerSpec(Value, kw_only=True):
     """One worker.
 
     Attributes:

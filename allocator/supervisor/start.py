@@ -10,7 +10,6 @@ import contextlib
 import select
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.client.health import Health, Verdict
@@ -21,6 +20,7 @@ from allocator.kernel.socket_tables import closing_ports
 from allocator.kernel.sockets import listeners
 from allocator.model.log import WARNING
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 from allocator.supervisor.children import MARK
 from allocator.supervisor.groups import StartOrder, WorkerGroup
 from allocator.supervisor.mailbox import STOPS, Command, Passed
@@ -58,8 +58,7 @@ KILL_WAIT_S = 5.0
 OUTPUT_WAIT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(Value, kw_only=True):
     """How one start of a worker ended.
 
     Attributes:

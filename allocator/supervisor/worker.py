@@ -11,7 +11,6 @@ import select
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.kernel.answers import describe_listener
@@ -22,6 +21,7 @@ from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.log import ERROR, WARNING
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
+from allocator.model.values import Value
 from allocator.supervisor.claim import claim_ports
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts
@@ -44,8 +44,7 @@ STOPPED_BEFORE_START = 143
 """What a worker that was stopped before it had a port exits with, unless a signal says otherwise: that of SIGTERM."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(Value):
     """What becomes of the ports once their worker does not run on them any more.
 
     Attributes:

@@ -25,6 +25,7 @@ from benchmarks.leases import BARE_GIVE, BARE_TAKE, RETURNING, SMALL, Bench
 from benchmarks.servers import server
 from benchmarks.table import Row, at_least, plain
 from benchmarks.timing import Spread, ratios, seconds_for, take_turns
+from benchmarks.wire import Template, end_call, port_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ HOST = "bench"
 WAYS = {
     "socket": "bare pair, a socket with hiredis' packer and reader",
     "ours": "bare pair, `ConnectionPool`",
+    "scripts": "our two scripts, `ConnectionPool`",
     "redis_py": "bare pair, redis-py's client",
     "ours_async": "bare pair, `AsyncConnectionPool`",
     "redis_py_async": "bare pair, `redis.asyncio`'s client",
@@ -57,6 +59,7 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     return found | {
         "allocator": ratios(times["redis_py"], times["allocator"]),
         "allocator_async": ratios(times["redis_py_async"], times["allocator_async"]),
+        "scripts": ratios(times["ours"], times["scripts"]),
         "ours": ratios(times["redis_py"], times["ours"]),
         "ours_async": ratios(times["redis_py_async"], times["ours_async"]),
     }
@@ -84,6 +87,7 @@ def _cases(place: dict[str, str], bench: Bench, runner: asyncio.Runner) -> dict[
     return {
         "socket": _pairs(_over_a_socket(place["path"])),
         "ours": _pairs(pool.execute),
+        "scripts": lambda count: _script_pairs(pool.execute, bench, count),
         "redis_py": _pairs(bench.redis.execute_command),
         "ours_async": lambda count: runner.run(_async_pairs(async_pool.execute, count)),
         "redis_py_async": lambda count: runner.run(_async_pairs(client.execute_command, count)),
@@ -100,6 +104,15 @@ def _pairs(execute: Callable[..., Any]) -> Callable[[int], None]:
             execute("EVALSHA", GIVE, 1, key, token)
 
     return run
+
+
+def _script_pairs(execute: Callable[..., Any], bench: Bench, count: int) -> None:
+    take = Template(bench.claim_call(SMALL, "WORKER", "TOKEN"), "WORKER", "TOKEN")
+    give = Template(end_call(SMALL.name, HOST, 65_536, "TOKEN"), 65_536, "TOKEN")
+    for at in range(count):
+        token = secrets.token_hex(16)
+        reply = execute("EVALSHA", *take.filled(f"org-{at % RETURNING}/email#0", token))
+        execute("EVALSHA", *give.filled(port_of(reply), token))
 
 
 async def _async_pairs(execute: Callable[..., Awaitable[Any]], count: int) -> None:
@@ -126,6 +139,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
     lines = [plain(what, found[f"{way}_us"], " µs") for way, what in WAYS.items()]
     return [
         *lines,
+        at_least("our two scripts: rate beside a bare pair over the same `ConnectionPool`", found["scripts"], 0.55),
         at_least("`PortAllocator` claim + release: rate beside redis-py's bare pair", found["allocator"], 0.9),
         at_least("`AsyncPortAllocator`: rate beside `redis.asyncio`'s bare pair", found["allocator_async"], 1.0),
     ]

@@ -240,14 +240,14 @@ def rows(found: dict[str, Any]) -> list[Row]:
 
     cpu = "processor time for an idle worker, health checked every 5 s"
     return [
-        number("`run`: resident memory, one worker", found["rss_of_1_mib"], 40, " MiB", 1),
-        Row(f"`run`: resident memory, {REPLICAS} workers", f"{found[f'rss_of_{REPLICAS}_mib']:.1f} MiB", ""),
-        number(f"`run`: {cpu}, one alone", found["cpu_of_1"], 0.2, " %", 3),
-        number(f"`run`: {cpu}, one of {REPLICAS}", found[f"cpu_of_{REPLICAS}"], 0.2, " %", 3),
-        at_most("`run`: a worker listens later than started directly, by", found["start_ms"], 250, " ms", 0),
+        number("`run`: resident memory, one worker", found["rss_of_1_mib"], 20, " MiB", 1),
+        number(f"`run`: resident memory, {REPLICAS} workers", found[f"rss_of_{REPLICAS}_mib"], 26, " MiB", 1),
+        number(f"`run`: {cpu}, one alone", found["cpu_of_1"], 0.1, " %", 3),
+        number(f"`run`: {cpu}, one of {REPLICAS}", found[f"cpu_of_{REPLICAS}"], 0.1, " %", 3),
+        at_most("`run`: a worker listens later than started directly, by", found["start_ms"], 100, " ms", 0),
         at_most("`run`: SIGTERM until nothing is left of a worker that ignores it", found["stop_s"], 6, " s", 2),
         at_most("`run`: from EADDRINUSE to the start on another port", found["refused_ms"], 1_000, " ms", 0),
-        number(f"`agent`: processor time to renew {TIED:,} leases", found["agent_cpu"], 1, " %", 2),
+        number(f"`agent`: processor time to renew {TIED:,} leases", found["agent_cpu"], 0.5, " %", 2),
         Row(f"`agent`: resident memory, {TIED:,} leases", f"{found['agent_rss_mib']:.1f} MiB", ""),
         at_most("`agent`: from a process's end to the release", found["agent_release_ms"], 1_000, " ms", 0),
     ]

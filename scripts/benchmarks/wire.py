@@ -59,11 +59,15 @@ class Template:
         self.words: list[str | int] = [script(one.script).sha1, len(one.keys), *one.keys, *one.args]
         self.places = [self.words.index(blank) for blank in blanks]
 
-    def send(self, redis: Any, *words: str | int | bytes) -> Any:  # as above
-        """Send the call with these words in the places of the blanks."""
+    def filled(self, *words: str | int | bytes) -> list[str | int]:
+        """Return what follows `EVALSHA`, with these words in the places of the blanks."""
         for place, word in zip(self.places, words, strict=True):
             self.words[place] = word  # type: ignore[call-overload]  # a port as the server wrote it
-        return redis.evalsha(*self.words)
+        return self.words
+
+    def send(self, redis: Any, *words: str | int | bytes) -> Any:  # as above
+        """Send the call with these words in the places of the blanks."""
+        return redis.evalsha(*self.filled(*words))
 
 
 def load(redis: Any) -> None:  # a client

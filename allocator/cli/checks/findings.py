@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import AllocatorError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from allocator.model.problems import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Value):
     """Something that is wrong or risky.
 
     Attributes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.kernel.processes import all_pids, command_words
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 LONG_RUNNING = ("serve", "agent", "reconcile", "run")
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(Value):
     """A command that runs.
 
     Attributes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from allocator.model.states import LeaseState
+from allocator.model.values import Value, field
 from allocator.protocol import wire
 from allocator.protocol.replies import CODES, Reply
 from allocator.protocol.wire import UNKNOWN_AGE_MS, Call
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantedPort:
+class WantedPort(Value, kw_only=True):
     """One port that is asked for.
 
     Attributes:
@@ -31,8 +30,7 @@ class WantedPort:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimCall(Call["ClaimReply"]):
+class ClaimCall(Call["ClaimReply"], kw_only=True):
     """What `claim` is sent.
 
     Attributes:
@@ -144,8 +142,7 @@ def known_ms(word: object) -> float | None:
     return found if found >= 0 else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Granted(Value, kw_only=True):
     """The leases are the caller's.
 
     Attributes:
@@ -157,8 +154,7 @@ class Granted:
     copies: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Same:
+class Same(Value, kw_only=True):
     """These tokens had the leases already; nothing was changed.
 
     Attributes:
@@ -168,8 +164,7 @@ class Same:
     leases: tuple[Lease, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class Held(Value, kw_only=True):
     """One of the workers has a live lease under another token, or elsewhere.
 
     Attributes:
@@ -183,8 +178,7 @@ class Held:
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
+class Taken(Value, kw_only=True):
     """The only port that would do cannot be had.
 
     Attributes:
@@ -208,8 +202,7 @@ class NoneFree:
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exhausted(NoneFree):
+class Exhausted(Value, NoneFree, kw_only=True):
     """Every port is leased, rests or is bound.
 
     Attributes:
@@ -219,8 +212,7 @@ class Exhausted(NoneFree):
     free_ms: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Queued(NoneFree):
+class Queued(Value, NoneFree, kw_only=True):
     """Others wait and come first.
 
     Attributes:
@@ -230,8 +222,7 @@ class Queued(NoneFree):
     ahead: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limited(NoneFree):
+class Limited(Value, NoneFree, kw_only=True):
     """A limit of the pool is reached.
 
     Attributes:
@@ -249,8 +240,7 @@ class Limited(NoneFree):
     waiting: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovering(NoneFree):
+class Recovering(Value, NoneFree, kw_only=True):
     """A fleet-wide pool grants nothing yet: its server may have lost leases.
 
     Attributes:
@@ -260,13 +250,11 @@ class Recovering(NoneFree):
     left_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cordoned:
+class Cordoned(Value, kw_only=True):
     """The host gives out no new ports."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostConflict:
+class HostConflict(Value, kw_only=True):
     """Another machine goes by the host's name.
 
     Attributes:
@@ -276,18 +264,15 @@ class HostConflict:
     machine: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stale:
+class Stale(Value, kw_only=True):
     """The pool is not there, or its rules are not those that the caller read: read them again, and ask again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecoverFirst:
+class RecoverFirst(Value, kw_only=True):
     """A recovery has to begin (`RecoverCall`) before the pool grants anything; then ask again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Again:
+class Again(Value, kw_only=True):
     """Nothing was found within the bounds of one call, but it went forward: ask again.
 
     Attributes:

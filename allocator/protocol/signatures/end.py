@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+from allocator.model.values import Value, field
 from allocator.protocol import wire
 from allocator.protocol.replies import CODES, Reply
 from allocator.protocol.wire import Call, Words
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 How: TypeAlias = Literal["released", "declined", "forced"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedLease:
+class EndedLease(Value, kw_only=True):
     """A lease that is to end.
 
     Attributes:
@@ -29,8 +28,7 @@ class EndedLease:
     token: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndCall(Call["tuple[Ending, ...]"]):
+class EndCall(Call["tuple[Ending, ...]"], kw_only=True):
     """What ends leases.
 
     Attributes:
@@ -71,8 +69,7 @@ class EndCall(Call["tuple[Ending, ...]"]):
         raise wire.unreadable("the end of a lease")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class Ended(Value, kw_only=True):
     """This call ended the lease.
 
     Attributes:
@@ -82,13 +79,11 @@ class Ended:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Already:
+class Already(Value, kw_only=True):
     """The lease had ended before."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NotYours:
+class NotYours(Value, kw_only=True):
     """The port is held under another token; nothing was changed.
 
     Attributes:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import Reply
 from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, Words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterCall(Call[Reply]):
+class RegisterCall(Call[Reply], kw_only=True):
     """What makes a host known.
 
     Attributes:
@@ -32,8 +31,7 @@ class RegisterCall(Call[Reply]):
         return Reply(wire.text(wire.words(raw)[0]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CordonCall(Call[Reply]):
+class CordonCall(Call[Reply], kw_only=True):
     """What makes a host give out no new ports, or give them out again.
 
     Attributes:
@@ -53,8 +51,7 @@ class CordonCall(Call[Reply]):
         return Reply(wire.text(wire.words(raw)[0]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainCall(Call["int | None"]):
+class DrainCall(Call["int | None"], kw_only=True):
     """What empties a host.
 
     Attributes:
@@ -74,8 +71,7 @@ class DrainCall(Call["int | None"]):
         return None if wire.text(reply[0]) == Reply.UNKNOWN else int(wire.number(reply[1]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForgetCall(Call[Reply]):
+class ForgetCall(Call[Reply], kw_only=True):
     """What removes a host from the pool.
 
     Attributes:
@@ -92,8 +88,7 @@ class ForgetCall(Call[Reply]):
         return Reply(wire.text(wire.words(raw)[0]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaceCall(Call["tuple[Room, ...] | None"]):
+class PlaceCall(Call["tuple[Room, ...] | None"], kw_only=True):
     """What asks for the room that hosts have.
 
     Attributes:
@@ -125,8 +120,7 @@ class PlaceCall(Call["tuple[Room, ...] | None"]):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Room(Value, kw_only=True):
     """What a host has.
 
     Attributes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port
+from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import Reply
 from allocator.protocol.wire import Call, Words, lease_key
@@ -19,8 +19,7 @@ _ADVERTISED = re.compile(r"\S+ \S+ \S+ !?")
 _STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectHostsCall(Call["tuple[str, ...]"]):
+class InspectHostsCall(Call["tuple[str, ...]"], kw_only=True):
     """What asks for a page of the namespaces of ports that a pool has: its hosts, and `*` in fleet scope.
 
     Attributes:
@@ -39,8 +38,7 @@ class InspectHostsCall(Call["tuple[str, ...]"]):
         return tuple(wire.text(name) for name in wire.words(raw)[::2])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectHostCall(Call["KnownHost"]):
+class InspectHostCall(Call["KnownHost"], kw_only=True):
     """What asks for a host's hash; the host is the call's `space`."""
 
     script: ClassVar[str] = "inspect"
@@ -60,8 +58,7 @@ class InspectHostCall(Call["KnownHost"]):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownHost:
+class KnownHost(Value, kw_only=True):
     """What Redis knows of a host.
 
     Attributes:
@@ -79,8 +76,7 @@ class KnownHost:
     quarantines: dict[int, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectMembersCall(Call["tuple[tuple[str, str], ...]"]):
+class InspectMembersCall(Call["tuple[tuple[str, str], ...]"], kw_only=True):
     """What asks for a page of the members of a sorted set, whatever another program put there.
 
     Attributes:
@@ -102,8 +98,7 @@ class InspectMembersCall(Call["tuple[tuple[str, str], ...]"]):
         return tuple(zip(words[::2], words[1::2], strict=True))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownPorts:
+class KnownPorts(Value, kw_only=True):
     """A page of ports.
 
     Attributes:
@@ -119,8 +114,7 @@ class KnownPorts:
     strange: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectPortsCall(Call["KnownPorts"]):
+class InspectPortsCall(Call["KnownPorts"], kw_only=True):
     """What asks for a page of the ports that are not claimable now, lowest score first.
 
     Attributes:
@@ -153,8 +147,7 @@ class InspectPortsCall(Call["KnownPorts"]):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectPortCall(Call["KnownPort"]):
+class InspectPortCall(Call["KnownPort"], kw_only=True):
     """What asks for one port.
 
     Attributes:
@@ -172,8 +165,7 @@ class InspectPortCall(Call["KnownPort"]):
         return _port(self, reply[1:], wire.number(reply[0]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnownPort:
+class KnownPort(Value, kw_only=True):
     """What Redis knows of a port.
 
     Attributes:
@@ -204,8 +196,7 @@ def _port(call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: floa
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewestEventCall(Call[str]):
+class NewestEventCall(Call[str], kw_only=True):
     """What asks for the id of the pool's last event."""
 
     script: ClassVar[str] = "inspect"
@@ -216,8 +207,7 @@ class NewestEventCall(Call[str]):
         return wire.text(wire.words(raw)[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FindCall(Call["tuple[Whereabouts, ...]"]):
+class FindCall(Call["tuple[Whereabouts, ...]"], kw_only=True):
     """What asks where workers are, or how their last lease ended.
 
     Attributes:
@@ -245,8 +235,7 @@ class FindCall(Call["tuple[Whereabouts, ...]"]):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Whereabouts:
+class Whereabouts(Value):
     """What Redis knows of a worker.
 
     Attributes:

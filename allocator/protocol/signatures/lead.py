@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from allocator.model.values import Value, field
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
 from allocator.protocol.wire import Call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeadCall(Call["Leads | LedByOther"]):
+class LeadCall(Call["Leads | LedByOther"], kw_only=True):
     """What takes the leadership, or keeps it.
 
     Attributes:
@@ -38,8 +37,7 @@ class LeadCall(Call["Leads | LedByOther"]):
         return Leads(fence=int(wire.number(reply[1])))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leads:
+class Leads(Value, kw_only=True):
     """The caller leads.
 
     Attributes:
@@ -49,8 +47,7 @@ class Leads:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedByOther:
+class LedByOther(Value, kw_only=True):
     """Somebody else leads.
 
     Attributes:
@@ -62,8 +59,7 @@ class LedByOther:
     remaining_ms: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResignCall(Call[bool]):
+class ResignCall(Call[bool], kw_only=True):
     """What gives up the leadership.
 
     Attributes:
@@ -84,8 +80,7 @@ class ResignCall(Call[bool]):
         return wire.text(wire.words(raw)[0]) == Reply.RELEASED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RememberedLease:
+class RememberedLease(Value, kw_only=True):
     """A lease that a database remembers."""
 
     host: str
@@ -94,8 +89,7 @@ class RememberedLease:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreCall(Call["tuple[bool, ...] | NoPool"]):
+class RestoreCall(Call["tuple[bool, ...] | NoPool"], kw_only=True):
     """What keeps the ports of remembered leases for their own workers.
 
     Attributes:

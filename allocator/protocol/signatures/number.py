@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from allocator.protocol import wire
@@ -10,8 +9,7 @@ from allocator.protocol.replies import NoPool, Reply
 from allocator.protocol.wire import Call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NumberCall(Call["int | NoPool"]):
+class NumberCall(Call["int | NoPool"], kw_only=True):
     """What asks for it.
 
     Attributes:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
 from allocator.protocol.wire import Call, Words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectPoolCall(Call["dict[str, str]"]):
+class InspectPoolCall(Call["dict[str, str]"], kw_only=True):
     """What asks for a pool's hash."""
 
     script: ClassVar[str] = "inspect"
@@ -22,16 +21,14 @@ class InspectPoolCall(Call["dict[str, str]"]):
         return wire.fields_of(raw)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolField:
+class PoolField(Value, kw_only=True):
     """A field of a pool's hash."""
 
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplyCall(Call["Applied | ScopeFixed"]):
+class ApplyCall(Call["Applied | ScopeFixed"], kw_only=True):
     """What defines a pool or changes its rules.
 
     Attributes:
@@ -55,8 +52,7 @@ class ApplyCall(Call["Applied | ScopeFixed"]):
         return Applied(code=code)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class Applied(Value, kw_only=True):
     """The pool has these rules.
 
     Attributes:
@@ -66,8 +62,7 @@ class Applied:
     code: Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScopeFixed:
+class ScopeFixed(Value, kw_only=True):
     """The scope cannot change: hosts use the pool.
 
     Attributes:
@@ -77,8 +72,7 @@ class ScopeFixed:
     scope: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexCall(Call[int]):
+class IndexCall(Call[int], kw_only=True):
     """What enters live leases into the indexes that limits are counted by.
 
     Attributes:
@@ -96,8 +90,7 @@ class IndexCall(Call[int]):
         return int(wire.number(wire.words(raw)[1]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecoverCall(Call["float | NoPool"]):
+class RecoverCall(Call["float | NoPool"], kw_only=True):
     """What begins the recovery of a fleet-wide pool, or finds that none is needed."""
 
     script: ClassVar[str] = "recover"
@@ -108,8 +101,7 @@ class RecoverCall(Call["float | NoPool"]):
         return NoPool() if wire.text(reply[0]) == Reply.NO_POOL else wire.number(reply[1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReapCall(Call["Visit"]):
+class ReapCall(Call["Visit"], kw_only=True):
     """What makes ends known that nobody has met.
 
     Attributes:
@@ -131,8 +123,7 @@ class ReapCall(Call["Visit"]):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visit:
+class Visit(Value, kw_only=True):
     """What a visit of the reaper came to.
 
     Attributes:
@@ -146,8 +137,7 @@ class Visit:
     spaces: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoveCall(Call[Reply]):
+class RemoveCall(Call[Reply], kw_only=True):
     """What removes a pool without hosts.
 
     Attributes:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
 from allocator.protocol.wire import Call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinCall(Call["Position | NoPool"]):
+class JoinCall(Call["Position | NoPool"], kw_only=True):
     """What takes a position in the queue, or keeps it.
 
     Attributes:
@@ -48,8 +47,7 @@ class JoinCall(Call["Position | NoPool"]):
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaveCall(Call[None]):
+class LeaveCall(Call[None], kw_only=True):
     """What gives up a position in the queue.
 
     Attributes:
@@ -71,8 +69,7 @@ class LeaveCall(Call[None]):
         wire.words(raw)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
+class Position(Value, kw_only=True):
     """A position in the queue.
 
     Attributes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from allocator.model.states import LeaseState
+from allocator.model.values import Value, field, replace
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
 from allocator.protocol.wire import Call, Words
@@ -17,8 +17,7 @@ PROOF_LENGTH = 50
 """Characters of a fence and a token with a blank after each; what has other lengths is for `renew` to decide."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenewedLease:
+class RenewedLease(Value, kw_only=True):
     """A lease as its holder has it.
 
     Attributes:
@@ -44,8 +43,7 @@ class RenewedLease:
     failed: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenewCall(Call["Renewals | NoPool"]):
+class RenewCall(Call["Renewals | NoPool"], kw_only=True):
     """What `renew` is sent.
 
     Attributes:
@@ -83,8 +81,7 @@ class RenewCall(Call["Renewals | NoPool"]):
         return Lost(why="held", holder=replace(holder, expires_at=(now_ms + holder.ttl_ms) / 1_000))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renewals:
+class Renewals(Value, kw_only=True):
     """What became of a batch of leases.
 
     Attributes:
@@ -98,8 +95,7 @@ class Renewals:
     draining: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renewed:
+class Renewed(Value, kw_only=True):
     """The lease lives on.
 
     Attributes:
@@ -109,8 +105,7 @@ class Renewed:
     fence: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reasserted:
+class Reasserted(Value, kw_only=True):
     """Redis had lost the lease and has it again.
 
     Attributes:
@@ -120,8 +115,7 @@ class Reasserted:
     fence: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class Lost(Value, kw_only=True):
     """The lease is not the caller's any more.
 
     Attributes:
@@ -136,8 +130,7 @@ class Lost:
 Outcome: TypeAlias = Renewed | Reasserted | Lost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class Proof(Value, kw_only=True):
     """What proves a lease, in the fewest words.
 
     Attributes:
@@ -156,8 +149,7 @@ class Proof:
         return f"{self.fence} {self.token} "
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeepCall(Call["Kept | NoPool"]):
+class KeepCall(Call["Kept | NoPool"], kw_only=True):
     """What `keep` is sent.
 
     Attributes:
@@ -186,8 +178,7 @@ class KeepCall(Call["Kept | NoPool"]):
         return Kept(now_ms=now_ms, draining=draining > 0, reap_due=reap_due > 0, left={int(at) - 1 for at in left})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class Kept(Value, kw_only=True):
     """What became of a batch of leases.
 
     Attributes:

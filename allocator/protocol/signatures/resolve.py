@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from allocator.model.endpoints import Sighting
+from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import Reply
 from allocator.protocol.wire import Call
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundWorkers:
+class FoundWorkers(Value, kw_only=True):
     """The next ready worker of a service, or all its workers in whatever state.
 
     Attributes:
@@ -24,8 +23,7 @@ class FoundWorkers:
     next_offset: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoneReady:
+class NoneReady(Value, kw_only=True):
     """No worker of the service is ready.
 
     Attributes:
@@ -39,8 +37,7 @@ class NoneReady:
     draining: int
 
 
-@dataclass(frozen=True, slots=True)
-class NoTurn:
+class NoTurn(Value):
     """The turn of a worker could not be written: the caller may only read, or Redis is full."""
 
 
@@ -61,8 +58,7 @@ def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
     return FoundWorkers(workers=workers, next_offset=offset if offset >= 0 else None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"]):
+class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"], kw_only=True):
     """What asks for the next ready worker, strictly in turn.
 
     Attributes:
@@ -86,8 +82,7 @@ class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"]):
         return _found(self.pool, raw)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveAllCall(Call["FoundWorkers | NoneReady"]):
+class ResolveAllCall(Call["FoundWorkers | NoneReady"], kw_only=True):
     """What asks for all workers in whatever state, page by page.
 
     Attributes:

@@ -11,13 +11,13 @@ import socket
 import stat
 import sys
 import time
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from allocator.model.digests import sha256
 from allocator.model.errors import ConfigurationError, StoreUnavailableError
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,8 +38,7 @@ class Reach(Enum):
     ABSENT = "absent"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerFiles:
+class ServerFiles(Value):
     """Where an embedded server is.
 
     Attributes:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.values import Value
 from allocator.store.connection import fields_of
 from allocator.store.embedded.reach import (
     Conversation,
@@ -39,8 +39,7 @@ BUSY_PAUSE_S = 0.05
 """Between two questions to a server that reads its data."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddedStatus:
+class EmbeddedStatus(Value, kw_only=True):
     """What the running embedded server says of itself.
 
     Attributes:

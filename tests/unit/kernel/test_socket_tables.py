@@ -75,7 +75,7 @@ def test_a_cut_or_garbled_row_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_without_netlink_the_tables_under_proc_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(*_ports: int) -> None:
         raise OSError("Protocol not supported")
 
     monkeypatch.setattr(socket_tables, "read_netlink", refuse)
@@ -84,7 +84,7 @@ def test_without_netlink_the_tables_under_proc_answer(monkeypatch: pytest.Monkey
 
 
 def test_without_netlink_and_proc_psutil_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(*_ports: int) -> None:
         raise FileNotFoundError
 
     monkeypatch.setattr(socket_tables, "read_netlink", refuse)
@@ -94,6 +94,14 @@ def test_without_netlink_and_proc_psutil_answers(monkeypatch: pytest.MonkeyPatch
         (row,) = [row for row in listening_sockets() if row.port == port]
     assert (row.family, socket.inet_ntop(row.family, row.packed)) == (socket.AF_INET, "127.0.0.1")
     assert row.pid is not None
+
+
+def test_the_kernel_leaves_out_other_ports() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = sorted(server.getsockname()[1] for server in (one, other))
+        assert [row.port for row in read_netlink(ports[0], ports[0])] == ports[:1]
+        assert {row.port for row in read_netlink(*ports)} >= set(ports)
+        assert not {row.port for row in read_netlink(ports[0] + 1, ports[1] - 1)} & set(ports)
 
 
 class Netlink:
