@@ -97,8 +97,18 @@ async function readAll() {
     await Promise.all([panel.refresh(fleet, where()), state.view === "services" ? readServices() : null, readSlow()]);
     setText(byId("read-at"), new Date().toLocaleTimeString());
   } catch (error) {
+    if (error.status === 403 && !state.pool && await choosesAnother()) { again = true; return; }
     fail(error);
   }
+}
+
+// A token may be for other pools than the server's own: the first of them is shown.
+async function choosesAnother() {
+  if (!state.pools.length) await readPools().catch(() => {});
+  if (!state.pools.length) return false;
+  choosePool(state.pools[0].name);
+  route();
+  return true;
 }
 
 async function readPools() {

@@ -455,6 +455,29 @@ def test_a_server_with_credentials_asks_for_a_token_and_keeps_it_out_of_addresse
         viewer.context.close()
 
 
+def test_a_token_for_another_pool_shows_that_one_alone(
+    browser, redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path
+) -> None:
+    other = replace(pool, name=f"{pool.name}-b", first=pool.first + 2_000, last=pool.last + 2_000)
+    ports.apply_pool(other)
+    ports.claim("email", org="org-secret")
+    with PortAllocator.from_url(redis_url, pool=other.name, host="web-2") as theirs:
+        theirs.claim("email", org="org-theirs")
+    token = new_api_token()
+    (tmp_path / "tokens").write_text(tokens_line("b", Scope.READ, token, [other.name]) + "\n")
+    allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
+    with served(create_app(allocator, access=Access(TokensFile(tmp_path / "tokens")))) as url:
+        viewer = Viewer(browser, url)
+        viewer.page.locator("#token").fill(token)
+        viewer.page.keyboard.press("Enter")
+        viewer.page.locator('.host[data-host="web-2"]').wait_for()
+        assert viewer.page.locator("#pool option").all_inner_texts() == [other.name]
+        viewer.page.locator("#search").fill("org-")
+        viewer.until_there_are(1, "#found-list li[data-lease]")
+        assert "org-secret" not in viewer.page.content()
+        viewer.context.close()
+
+
 def test_it_shows_the_drift_that_the_reconciler_would_mend(
     browser, axe: str, redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path
 ) -> None:
