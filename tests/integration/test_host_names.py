@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,3 +146,16 @@ def test_who_took_the_name_over_too_early_loses_it_to_the_one_that_still_renews(
             assert {lease.plugin for lease in ports.leases(host=HOST)} == {"email", "stripe"}
             assert first.ask("claim", "slack").startswith("port ")
             assert second.ask("claim", "discord").startswith("HostConflictError ")
+
+
+def test_what_starts_again_has_the_ports_that_were_left_behind_for_any_of_its_workers(
+    redis_url: str, pool: PoolSpec, ports: PortAllocator, other_boot: Path | None
+) -> None:
+    ports.apply_pool(replace(pool, last=pool.first + 1))
+    with container(redis_url, pool) as first:
+        assert first.ask("claim").startswith("port ")
+        assert first.ask("claim", "stripe").startswith("port ")
+        assert first.ask("claim", "slack").startswith("ExhaustedError ")
+    with container(redis_url, pool, other_boot) as again:
+        assert again.ask("claim", "slack").startswith("port ")
+        assert [lease.plugin for lease in ports.leases(host=HOST)] == ["slack"]

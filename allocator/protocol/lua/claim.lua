@@ -309,6 +309,16 @@ local function run(read, call, try)
       complete = false
     end
 
+    -- A port of a lease that was left behind: its time has not passed, and nobody holds it any more.
+    local function freed_port()
+      for _, one in ipairs(left_behind or {}) do
+        local port = tonumber(one[1])
+        if within(dynamic, port) and claimable(port) then
+          return port
+        end
+      end
+    end
+
     -- How many ms until as many ports more as are missing may be claimable, as text (-1: unknown).
     local function ms_until(missing)
       for offset = 0, MAX_CONVENTIONAL, PAGE do
@@ -407,7 +417,7 @@ local function run(read, call, try)
       end
       for i = 1, needed do
         local port = chosen[i] or i == 1 and (explicit > 0 and explicit or hint > 0 and claimable(hint) and hint
-          or first_claimable(own)) or never_used() or free_longest() or first_claimable(others)
+          or first_claimable(own)) or never_used() or free_longest() or freed_port() or first_claimable(others)
         if not port and complete then
           return { EXHAUSTED, ms_until(needed - i + 1) }
         elseif not port then

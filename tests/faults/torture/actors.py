@@ -38,6 +38,7 @@ class Part:
         kind: `holder`, `keeper`, `waiter`; and those of `commands`.
         database: The URL of the table of workers, or nothing.
         timeout_s: For how long Redis may be silent.
+        unread: Whether its output is a pipe that is full and that nobody reads.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Part:
     ttl_s: float
     database: str = ""
     timeout_s: float = 0.8
+    unread: bool = False
 
 
 @dataclass(slots=True)

@@ -38,6 +38,7 @@ class Cast:
         self._lock = threading.Lock()
         self._players: dict[int, Player] = {}
         self._number = 0
+        self._unread: set[int] = set()
         self._closed = False
         self.somebody_died = False
 
@@ -54,14 +55,15 @@ class Cast:
                 return
             for place, kind in enumerate(WITH_DATABASE if self._arena.table else KINDS):
                 if place not in self._players:
-                    self._players[place] = self._start(kind)
+                    self._players[place] = self._start(kind, unread=place in self._unread)
+                    self._unread.discard(place)
 
     def close(self) -> None:
         """Start nobody any more."""
         with self._lock:
             self._closed = True
 
-    def _start(self, kind: str) -> Player:
+    def _start(self, kind: str, *, unread: bool) -> Player:
         self._number += 1
         arena = self._arena
         part = Part(
@@ -73,6 +75,7 @@ class Cast:
             seed=arena.seed * 10_007 + self._number,
             ttl_s=arena.pool.ttl_ms / 1_000,
             database=arena.table.url if arena.table else "",
+            unread=unread,
         )
         return Player(part, self._nursery.start(part))
 
@@ -93,6 +96,18 @@ class Cast:
             place = self._any_place(rng)
             kind = self._players[place].part.kind
             self._kill(place)
+            return kind
+
+    def kill_command(self, rng: random.Random) -> str:
+        """Kill a command, whose successor has nobody who reads its output; return of which kind."""
+        with self._lock:
+            places = [place for place, player in self._players.items() if player.part.kind in COMMANDS]
+            if not places:
+                raise NothingToDoError
+            place = rng.choice(sorted(places))
+            kind = self._players[place].part.kind
+            self._kill(place)
+            self._unread.add(place)
             return kind
 
     def kill_all(self) -> None:

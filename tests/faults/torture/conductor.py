@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from torture import settling
 from torture.arena import Arena, Setting
 from torture.checker import check
-from torture.faults import NothingToDoError, database, groups, machine, network, processes, server
+from torture.faults import NothingToDoError, database, groups, hosts, machine, network, processes, server
 from torture.history import read_history
 from torture.observer import Observer
 from torture.schedule import plan
@@ -38,6 +38,7 @@ FAULTS: list[type[Fault]] = [
     *server.FAULTS,
     *network.FAULTS,
     *machine.FAULTS,
+    *hosts.FAULTS,
     *database.FAULTS,
     *groups.FAULTS,
 ]

@@ -8,6 +8,8 @@
   confirmation and the grant are added up; up to the grace they excuse nothing but that the grace itself was shorter.
 - *A clock that goes back* lengthens leases by as much. With data lost before the clock has caught up, the last fence is
   forgotten and the floor under the next one, the server's time, is below it.
+- *A host's next start.* A container that starts again under its name ends at once what its dead processes held. Where
+  the clock went ahead meanwhile it may take the living for dead: what they renewed seems older than its own begin.
 - *Late arrival.* What was sent before a holder's death, and held back by a stopped server or on its way, takes effect
   when that ends; a claim that was sent twice may be carried out again after it was given back.
 """
@@ -16,6 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from torture.history import SUCCESSOR
 
 if TYPE_CHECKING:
     from torture.history import Fault, History
@@ -32,6 +36,7 @@ class Excuses:
     jumps: tuple[Fault, ...]
     holding: tuple[Fault, ...]
     repeating: tuple[Fault, ...]
+    successors: tuple[Fault, ...]
     grace_s: float
     in_cluster: bool
 
@@ -43,6 +48,7 @@ class Excuses:
             tuple(fault for fault in faults if fault.jump_s),
             tuple(fault for fault in faults if fault.holds_back),
             tuple(fault for fault in faults if fault.repeats),
+            tuple(fault for fault in faults if fault.name == SUCCESSOR),
             history.grace_s,
             history.kind_of_redis == "cluster",
         )
@@ -70,7 +76,13 @@ class Excuses:
 
     def ends_early(self, since: float, until: float) -> bool:
         """Return whether a lease confirmed at `since` may have run out, grace and all, by `until` for the server."""
-        return self.went_ahead_s(since, until) > self.grace_s
+        ahead_s = self.went_ahead_s(since, until)
+        return ahead_s > self.grace_s or (ahead_s > 0 and any(_meets(one, since, until) for one in self.successors))
+
+    def left_behind_at(self, died: float, before: float) -> float | None:
+        """Return from when on what somebody held who died then may have been ended by its host's next start."""
+        begins = (max(died, one.began) for one in self.successors if one.ended >= died)
+        return min((at for at in begins if at <= before), default=None)
 
     def fence_may_shrink(self, since: float, until: float) -> bool:
         """Return whether data was lost between two times while the clock was behind where it had been before."""

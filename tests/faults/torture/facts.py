@@ -130,10 +130,15 @@ class Facts:
             if ending.over > one.began:
                 one.until = min(one.until, ending.began)
         one.until = min(one.until, self.superseded.get(one.fence, one.until))
+        one.until = min(one.until, self._left_behind_at(one, one.until) or one.until)
+
+    def _left_behind_at(self, one: Confirmation, before: float) -> float | None:
+        death = self.history.deaths.get(one.actor)
+        return None if death is None else self.excuses.left_behind_at(death[0], before)
 
     def was_given_back(self, one: Confirmation, before: float) -> bool:
         """Return whether the holder, or the worker's next process, had begun to end a lease before a time."""
-        if self.superseded.get(one.fence, before + 1) <= before:
+        if self.superseded.get(one.fence, before + 1) <= before or self._left_behind_at(one, before):
             return True
         return any(ending.began <= before and ending.over >= one.began for ending in self.endings.get(one.token, ()))
 

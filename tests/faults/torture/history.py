@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OK, REFUSED, UNKNOWN = "ok", "refused", "unknown"
+SUCCESSOR = "container restart"
+"""The fault after which what the dead held under the host's name is ended at once."""
 
 
 class Book:

@@ -76,13 +76,26 @@ def _start(words: dict[str, Any]) -> int:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         log = os.open(Path(words["directory"]) / f"log-{words['name']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        output = _full_pipe() if words["unread"] else log
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         from torture.actors import Part, play
 
         status = play(Part(**words))
     finally:
         os._exit(status)
+
+
+def _full_pipe() -> int:
+    """Return the end for writing of a pipe without room; the other end stays open, and nobody reads it."""
+    _, output = os.pipe()
+    os.set_blocking(output, False)
+    for size in (4_096, 1):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(output, b"." * size)
+    os.set_blocking(output, True)
+    return output
 
 
 def _serve() -> None:
