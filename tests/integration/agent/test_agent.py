@@ -371,3 +371,27 @@ def test_an_agent_whose_messages_nobody_reads_renews_and_ends(fleet: Fleet, proc
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_a_stranger_on_the_port_of_a_bound_process_is_named_until_it_is_gone(fleet: Fleet) -> None:
+    agent(fleet)
+    listener = (
+        "import socket, sys\n"
+        "port = int(sys.stdin.readline())\n"
+        "with socket.create_server(('127.0.0.1', port)) as one:\n"
+        "    while True: one.accept()[0].close()"
+    )
+    words = [sys.executable, "-S", "-c", listener]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, text=True, start_new_session=True) as worker:
+        try:
+            port = claim(fleet, worker.pid)
+            worker.stdin.write(f"{port}\n")
+            worker.stdin.flush()
+            fleet.lease("ready")
+            with socket.create_server(("127.0.0.2", port)):
+                shared = fleet.lease("degraded")
+                assert f"process {os.getpid()} " in shared.last_error
+                assert f"listens on port {port} as well, on 127.0.0.2" in shared.last_error
+            assert fleet.lease("ready").pid == worker.pid
+        finally:
+            worker.kill()
