@@ -185,6 +185,6 @@ def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
 
 
 def _left_unheard(arena: Arena) -> bool:
-    """Return whether a waiter left its line and got no answer."""
-    calls = read_history(arena.directory).calls
-    return any(call.op == "wait" and call.outcome == UNKNOWN and call.items[0]["mode"] == "leave" for call in calls)
+    """Return whether a waiter left the queue and got no answer, or gave up because Redis answered no more."""
+    unheard = [call for call in read_history(arena.directory).calls if call.outcome == UNKNOWN]
+    return any(call.op == "present" or (call.op == "wait" and call.items[0]["mode"] == "leave") for call in unheard)
