@@ -34,6 +34,7 @@ from allocator.database.leader import Leader
 from allocator.operations import end, find, listing
 from allocator.operations import hosts as host_operations
 from allocator.operations.lead import Remembered, restore
+from allocator.operations.numbers import number_of
 from allocator.protocol.scripts import script, script_names
 from allocator.protocol.wire import ScriptCall, script_keys
 
@@ -307,9 +308,13 @@ USES: dict[str, Use] = {
     "inspect": lambda ports, _: ports.leases(),
     "keep": lambda ports, lease: ports.renew(lease),
     "lead": lambda ports, _: Leader(ports).take(),
+    "number": lambda ports, _: ports.run(number_of(ports.session.context, SPEC.name, "org-2", "stripe", "a")),
     "place": lambda ports, _: ports.run(host_operations.place(SPEC.name, SOMEBODY)),
     "reap": lambda ports, _: ports.run(listing.reap(SPEC.name)),
     "recover": recover,
+    "remove": lambda ports, _: ports.run(
+        host_operations.remove_pool(SPEC.name, by="ann", forced=end.Forced("ann", "not used"))
+    ),
     "host register": lambda ports, _: ports.register(),
     "end released": lambda ports, lease: ports.release(lease),
     "renew": lambda ports, lease: ports.renew(lease, rewrite=True),
