@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,10 +24,12 @@ from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError
 from allocator.model.names import WorkerId, check_port, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from allocator.cli.options import Desk
     from allocator.database.adoption import Candidate
     from allocator.database.connection import Database
-    from allocator.database.rows import Rows
+    from allocator.database.rows import Row, RowKey, Rows
 
 
 def register(application: typer.Typer) -> None:
@@ -104,39 +107,65 @@ def _by_hand(at: Desk, worker: WorkerId, port: int, ttl_ms: int | None, form: Li
 _HEADINGS = ("HOST", "PORT", "WORKER", "WHAT WAS DONE", "DETAIL")
 
 
+MOST_LISTED = 1_000
+"""Rows that are listed where nobody listens: a table may have a million that nobody set to stopped."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What was done with rows, by lines, and how many were not taken over."""
+
+    lines: list[tuple[object, ...]] = field(default_factory=list)
+    unbound: int = 0
+    left: int = 0
+
+    def add_unbound(self, rows: list[Row], kept: Mapping[RowKey, str] | None) -> None:
+        """Add rows where nobody listens; `kept` are those that could not be stopped and why, None: none was to be."""
+        self.unbound += len(rows)
+        self.left += len(kept or ())
+        for row in rows[: max(0, MOST_LISTED - len(self.lines))]:
+            done = "nothing" if kept is None or row.key in kept else "set to stopped"
+            why_not = f", but nothing was written: {kept[row.key]}" if kept and row.key in kept else ""
+            self.lines.append((row.host, row.port, str(row.key), done, f"nobody listens on its port here{why_not}"))
+
+
 def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -> None:
-    from allocator.database.adoption import manual_rows, stop_unbound, unexplained_rows
+    from allocator.database.adoption import in_batches, manual_rows, stop_unbound, unexplained_rows
     from allocator.database.rows import Rows
     from allocator.database.upgrade import open_layout
 
     with database_of(at.settings) as database:
         rows = Rows(open_layout(database, at.settings.table), at.pool)
         talk(in_use(at.settings, database))
-        told: list[tuple[object, ...]] = []
-        unbound = []
-        for one in manual_rows(at.allocator, database, rows):
-            if one.listener is None and one.why_not is not None and one.row.key.worker is not None:
-                unbound.append(one.row)
-            else:
-                told.append((at.host, one.row.port, str(one.row.key), *_adopted(at, database, rows, one, ttl_ms)))
-        unbound += unexplained_rows(at.allocator, database, rows)
-        if not told and not unbound:
+        bound, told = Told(), Told()
+
+        def unbound() -> Iterator[Row]:
+            """Adopt what runs, on the way; yield what does not."""
+            for one in manual_rows(at.allocator, database, rows):
+                if one.listener is None and one.why_not is not None and one.row.key.worker is not None:
+                    yield one.row
+                    continue
+                done, why = _adopted(at, database, rows, one, ttl_ms)
+                bound.lines.append((at.host, one.row.port, str(one.row.key), done, why))
+                bound.left += done == "nothing" or "not written" in why
+            yield from unexplained_rows(at.allocator, database, rows)
+
+        for some in in_batches(unbound()):
+            told.add_unbound(some, stop_unbound(at.allocator, database, rows, some) if apply else None)
+        if not bound.lines and not told.lines:
             _name_other_pools(at, database, rows)
-        kept = stop_unbound(at.allocator, database, rows, unbound) if apply else {}
-        for row in unbound:
-            done = "set to stopped" if apply and row.key not in kept else "nothing"
-            why = "nobody listens on its port here"
-            why += f", but nothing was written: {kept[row.key]}" if row.key in kept else ""
-            told.append((row.host, row.port, str(row.key), done, why))
-    write_rows(_HEADINGS, told, form)
-    if unbound and not apply:
-        talk(f"{len(unbound)} rows say that a worker runs where nobody listens; --apply sets them to stopped")
-    left = sum(what == "nothing" or "not written" in str(why) for *_, what, why in told) - (
-        0 if apply else len(unbound)
-    )
-    if left:
+    write_rows(_HEADINGS, [*_by_port(bound), *_by_port(told)], form)
+    if more := told.unbound - len(told.lines):
+        talk(f"{more} more rows where nobody listens are not listed")
+    if told.unbound and not apply:
+        talk(f"{told.unbound} rows say that a worker runs where nobody listens; --apply sets them to stopped")
+    if left := bound.left + told.left:
         talk(f"{left} rows were not taken over")
         raise typer.Exit(FOUND)
+
+
+def _by_port(told: Told) -> list[tuple[object, ...]]:
+    return sorted(told.lines, key=lambda line: (line[1] is None, line[1], line[2]))
 
 
 def _name_other_pools(at: Desk, database: Database, rows: Rows) -> None:

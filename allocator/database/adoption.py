@@ -7,7 +7,9 @@ fence was a lease once: its holder re-asserts it, and to claim its port in its p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from allocator.client.lease_files import FileAnswers
@@ -23,7 +25,7 @@ from allocator.operations.claim import claim
 from allocator.operations.find import find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
     from allocator.protocol.signatures.inspect import Whereabouts
+
+BATCH = 256
+"""Rows in one call of `find`, or in one transaction."""
 
 ADOPTED_STATES = frozenset({LeaseState.STARTING, LeaseState.READY})
 
@@ -57,28 +62,53 @@ def is_manual(row: Row, host: str) -> bool:
     return row.state in ADOPTED_STATES and row.fence is None and row.host in {None, host} and row.port is not None
 
 
-def candidates(rows: Iterable[Row], listening: Iterable[Listener], host: str) -> list[Candidate]:
-    """Return what is to be reported of each manual row.
+@dataclass(slots=True)
+class Rivals:
+    """The manual rows of one bound port: how many there are, and whom the command line of its process names."""
 
-    Args:
-        rows: Live rows of the pool.
-        listening: The listeners of this host whose ports are not leased.
-        host: This host.
-    """
-    by_port: dict[int, Listener] = {}
-    for one in listening:
-        if one.port not in by_port or by_port[one.port].pid is None:
-            by_port[one.port] = one
-    manual = [row for row in rows if is_manual(row, host)]
-    found = []
-    for row in manual:
-        listener = by_port.get(row.port or 0)
-        rivals = [other for other in manual if other.port == row.port]
-        found.append(Candidate(row, listener, _why_not(row, rivals, listener)))
+    count: int = 0
+    meant: list[RowKey] = field(default_factory=list)
+
+
+def rivals_by_port(rows: Iterable[Row], listening: Mapping[int, Listener], host: str) -> dict[int, Rivals]:
+    """Return what is to be known of the manual rows of each port that is bound here; the others are not kept."""
+    found: dict[int, Rivals] = {}
+    words: dict[int, list[str]] = {}
+    for row in rows:
+        listener = listening.get(row.port or 0)
+        if listener is None or not is_manual(row, host):
+            continue
+        rivals = found.setdefault(listener.port, Rivals())
+        rivals.count += 1
+        if listener.pid is not None and listener.port not in words:
+            words[listener.port] = list(command_words(listener.pid))
+        if len(rivals.meant) < 2 and any(_names(word, row.key.org) for word in words.get(listener.port, ())):
+            rivals.meant.append(row.key)
     return found
 
 
-def _why_not(row: Row, rivals: list[Row], listener: Listener | None) -> str | None:  # noqa: PLR0911  # a case a line
+def by_port(listening: Iterable[Listener]) -> dict[int, Listener]:
+    """Return one listener for each port, one whose process is seen where there is one."""
+    found: dict[int, Listener] = {}
+    for one in listening:
+        if one.port not in found or found[one.port].pid is None:
+            found[one.port] = one
+    return found
+
+
+def candidate(row: Row, rivals: Mapping[int, Rivals], listening: Mapping[int, Listener]) -> Candidate:
+    """Return what is to be said of a manual row.
+
+    Args:
+        row: The row.
+        rivals: The manual rows of each port.
+        listening: The listeners of this host whose ports are not leased.
+    """
+    listener = listening.get(row.port or 0)
+    return Candidate(row, listener, _why_not(row, rivals.get(row.port or 0, Rivals()), listener))
+
+
+def _why_not(row: Row, rivals: Rivals, listener: Listener | None) -> str | None:  # noqa: PLR0911  # a case a line
     if row.key.instance == NO_INSTANCE:
         return "its instance is NULL, so that it is no worker's row; give it one"
     if row.key.worker is None:
@@ -87,24 +117,22 @@ def _why_not(row: Row, rivals: list[Row], listener: Listener | None) -> str | No
         return "nobody listens on its port here"
     if listener.pid is None:
         return "the process that listens on its port cannot be seen by this user; run as its user"
-    if len(rivals) == 1:
+    if rivals.count == 1 or rivals.meant == [row.key]:
         return None
-    words = command_words(listener.pid)
-    meant = [other for other in rivals if any(_names(word, other.key.org) for word in words)]
-    if meant == [row]:
-        return None
-    if len(meant) == 1:
-        return f"the process on its port is of {meant[0].key}"
-    return f"{len(rivals)} rows have its port and no host; adopt the right one with --port, --org and --plugin"
+    if len(rivals.meant) == 1:
+        return f"the process on its port is of {rivals.meant[0]}"
+    return f"{rivals.count} rows have its port and no host; adopt the right one with --port, --org and --plugin"
 
 
 def _names(word: str, org: str) -> bool:
     return word == org or word.endswith(f"={org}")
 
 
-def adoptable(rows: Iterable[Row], listening: Iterable[Listener], host: str) -> dict[RowKey, Listener]:
-    """Return the rows that are adopted on this host, each with its listener."""
-    found = candidates(rows, listening, host)
+def adoptable(rows: Callable[[], Iterable[Row]], listening: Iterable[Listener], host: str) -> dict[RowKey, Listener]:
+    """Return the rows that are adopted on this host, each with its listener; they are read twice."""
+    bound = by_port(listening)
+    rivals = rivals_by_port(rows(), bound, host) if bound else {}
+    found = (candidate(row, rivals, bound) for row in (rows() if rivals else ()) if is_manual(row, host))
     return {one.row.key: one.listener for one in found if one.listener and one.why_not is None}
 
 
@@ -146,15 +174,33 @@ def adopt(
     return lease
 
 
-def manual_rows(allocator: PortAllocator, database: Database, rows: Rows) -> list[Candidate]:
-    """Return the rows of the manual days that may be of this host, each with who listens on its port."""
+def manual_rows(allocator: PortAllocator, database: Database, rows: Rows) -> Iterator[Candidate]:
+    """Yield the rows of the manual days that may be of this host, each with who listens on its port.
+
+    They are read a few thousand at a time, and twice: first those whose ports are bound here, to see which are rivals.
+    """
     pool, host = allocator.pool(), allocator.session.host
-    with database.reading() as connection:
-        found = rows.unclaimed(connection)
     leased = {lease.port for lease in allocator.leases(host=host)}
-    listening = [one for one in listeners(pool.first, pool.last) if one.port not in leased]
-    known = _whereabouts(allocator, found)
-    return candidates([row for row in found if not (one := known.get(row.key)) or one.lease is None], listening, host)
+    bound = by_port(one for one in listeners(pool.first, pool.last) if one.port not in leased)
+    here = (row for row in rows.unclaimed(database) if row.port in bound)
+    rivals = rivals_by_port(_without_lease(allocator, here), bound, host) if bound else {}
+    manual = (row for row in rows.unclaimed(database) if is_manual(row, host))
+    for row in _without_lease(allocator, manual):
+        yield candidate(row, rivals, bound)
+
+
+def _without_lease(allocator: PortAllocator, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield the rows whose workers have no lease."""
+    for some in in_batches(rows):
+        known = _whereabouts(allocator, some)
+        yield from (row for row in some if not (one := known.get(row.key)) or one.lease is None)
+
+
+def in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Yield rows in lists that fit into one call of `find`, or into one transaction."""
+    remaining = iter(rows)
+    while some := list(islice(remaining, BATCH)):
+        yield some
 
 
 def unexplained_rows(allocator: PortAllocator, database: Database, rows: Rows) -> list[Row]:
@@ -181,15 +227,18 @@ def _whereabouts(allocator: PortAllocator, rows: Iterable[Row]) -> dict[RowKey, 
     return dict(zip(workers, found, strict=True))
 
 
-def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: Iterable[Row]) -> dict[RowKey, str]:
-    """Set rows to stopped of which a person states that nothing runs there; return those that were not, and why."""
+def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: list[Row]) -> dict[RowKey, str]:
+    """Set rows to stopped of which a person says that nothing runs there; return those that were not, and why.
+
+    All of them in one transaction; where that does not stop each, one by one.
+    """
     now = allocator.store.server_time()
-    kept = {}
-    for row in unbound:
-        why_not = _stop(database, rows, Stop(row.key, row.fence, STOPPED, "nobody listened on its port"), now)
-        if why_not is not None:
-            kept[row.key] = why_not
-    return kept
+    stops = [Stop(row.key, row.fence, STOPPED, "nobody listened on its port") for row in unbound]
+    with contextlib.suppress(RowRefusedError), database.writing() as connection:
+        if rows.stop(connection, stops, now) == len(stops):
+            return {}
+    tried = {stop.key: _stop(database, rows, stop, now) for stop in stops}
+    return {key: why_not for key, why_not in tried.items() if why_not is not None}
 
 
 def _stop(database: Database, rows: Rows, stop: Stop, now: float) -> str | None:

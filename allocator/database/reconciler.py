@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from allocator.database.adoption import adoptable
+from allocator.database.adoption import adoptable, in_batches
 from allocator.database.drift import Action, Difference, Kind, of_lease, of_row, said_by_lease
 from allocator.database.errors import DatabaseBusyError, RowRefusedError
 from allocator.database.rows import Rows
@@ -73,11 +73,14 @@ class Report:
 
     def add(self, difference: Difference) -> None:
         """Count a difference; one that is shown stands for its worker or place once."""
+        self.counts[difference.kind] += 1
         if self.kept is None:
-            self.counts[difference.kind] += 1
             return
-        self.kept[difference.key or (difference.worker, difference.host, difference.port)] = difference
-        self.counts = Counter(one.kind for one in self.kept.values())
+        key = difference.key or (difference.worker, difference.host, difference.port)
+        if before := self.kept.get(key):
+            self.counts[before.kind] -= 1
+            self.counts += Counter()  # leaves no kind of which there is none
+        self.kept[key] = difference
 
 
 def differences(
@@ -218,31 +221,33 @@ class Reconciler:
 
     def _strangers(self, report: Report, here: set[int]) -> None:
         """Look at the rows that were written by hand, and at this host's listeners that have no lease."""
-        with self.database.reading() as connection:
-            rows = self.rows.unclaimed(connection)
-        known = self._find([row.key.worker for row in rows])
         pool = self.allocator.session.context.rules[self.rows.pool]
         host = self.allocator.session.host
         listening = [one for one in listeners(pool.first, pool.last) if one.port not in here]
-        adopted = adoptable(rows, listening, host)
-        for row in rows:
-            whereabouts = known.get(row.key.worker) if row.key.worker else None
-            if (whereabouts is not None and whereabouts.lease is not None) or row.key in (report.kept or {}):
-                continue  # settled already: by its worker's lease, or by that of its port
-            difference = of_row(row, whereabouts, None)
-            if difference is None:
-                continue
-            if row.key in adopted:
-                listener = adopted[row.key]
-                words = f"{difference.detail}; {described(listener)} listens on its port"
-                difference = Difference(
-                    Kind.UNKNOWN_ROW, Action.ADOPT, difference.worker, host, row.port, words, key=row.key
-                )
-            report.add(difference)
+        adopted = adoptable(lambda: self.rows.unclaimed(self.database), listening, host)
+        for rows in in_batches(self.rows.unclaimed(self.database)):
+            known = self._find([row.key.worker for row in rows])
+            for row in rows:
+                self._unclaimed(row, known, adopted.get(row.key), report)
         theirs = {one.port for one in adopted.values()}
         for port, listener in {one.port: one for one in listening if one.port not in theirs}.items():
             words = f"{described(listener)} listens without a lease"
             report.add(Difference(Kind.UNKNOWN_LISTENER, Action.NONE, None, host, port, words))
+
+    def _unclaimed(
+        self, row: Row, known: dict[WorkerId, Whereabouts], listener: Listener | None, report: Report
+    ) -> None:
+        """Report a row that was written by hand, with who listens on its port where it is adopted."""
+        whereabouts = known.get(row.key.worker) if row.key.worker else None
+        if (whereabouts is not None and whereabouts.lease is not None) or row.key in (report.kept or {}):
+            return  # settled already: by its worker's lease, or by that of its port
+        difference = of_row(row, whereabouts, None)
+        if difference is not None and listener is not None:
+            words = f"{difference.detail}; {described(listener)} listens on its port"
+            place = (self.allocator.session.host, row.port)
+            difference = Difference(Kind.UNKNOWN_ROW, Action.ADOPT, difference.worker, *place, words, key=row.key)
+        if difference is not None:
+            report.add(difference)
 
     # -- settling --
 

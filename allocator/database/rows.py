@@ -167,40 +167,45 @@ class Rows:
         A few thousand are read at a time, in a transaction of its own that has ended when they are given out: whoever
         walks may take as long as it likes, and write. So a row that moves meanwhile may be missed or come twice.
         """
-        after: sa.Row[Any] | None = None
+        host, port = self.layout.column("host"), self.layout.column("port")
+        by_bytes = sa.collate(host, "BINARY" if database.is_sqlite else "C")  # as Python sorts
+        query = self._select.where(self._is_live, host.is_not(None), port.is_not(None))
+        order = {"host": by_bytes, "port": port} | self._worker_order
+        return (row for row in self._pages(database, query, order) if row.host is not None and row.port is not None)
+
+    @property
+    def _worker_order(self) -> dict[str, sa.ColumnElement[Any]]:
+        return {name: self.layout.column(name) for name in WORKER_COLUMNS[1:]}
+
+    def _pages(
+        self, database: Database, query: sa.Select[Any], order: dict[str, sa.ColumnElement[Any]]
+    ) -> Iterator[Row]:
+        """Yield the rows of a query in an order in which none is NULL, each page from where the last one ended."""
+        keys = list(order.values())
+        page = query.order_by(*keys).limit(READ_AT_ONCE)
         while True:
             with database.reading() as connection, reading_rows(self.layout.names):
-                page = connection.execute(self._page(after, is_sqlite=database.is_sqlite)).all()
-            for found in page:
-                row = self._row(found)
-                if row.host is not None and row.port is not None:
-                    yield row
-            if len(page) < READ_AT_ONCE:
+                found = connection.execute(page).all()
+            for one in found:
+                yield self._row(one)
+            if len(found) < READ_AT_ONCE:
                 return
-            after = page[-1]
+            last = [sa.literal(found[-1][_READ.index(name)], key.type) for name, key in order.items()]
+            page = query.where(sa.tuple_(*keys) > sa.tuple_(*last)).order_by(*keys).limit(READ_AT_ONCE)
 
-    def _page(self, after: sa.Row[Any] | None, *, is_sqlite: bool) -> sa.Select[Any]:
-        """Return the query for the next rows; by bytes, as Python sorts, and in one order for rows of one place."""
-        host, port = self.layout.column("host"), self.layout.column("port")
-        order = [sa.collate(host, "BINARY" if is_sqlite else "C"), port, *self.layout.worker_key[1:]]
-        query = self._select.where(self._is_live, host.is_not(None), port.is_not(None)).order_by(*order)
-        if after is not None:
-            values = [after[_READ.index(name)] for name in ("host", "port", *WORKER_COLUMNS[1:])]
-            query = query.where(
-                sa.tuple_(*order)
-                > sa.tuple_(*(sa.literal(value, column.type) for value, column in zip(values, order, strict=True)))
-            )
-        return query.limit(READ_AT_ONCE)
-
-    def unclaimed(self, connection: Connection) -> list[Row]:
-        """Return the live rows that lack a host, a port or a fence, so that they were written by hand, by port."""
+    def unclaimed(self, database: Database) -> Iterator[Row]:
+        """Yield the live rows that lack a host, a port or a fence, so that they were written by hand; as `in_order`."""
         host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
         by_hand = sa.or_(host.is_(None), port.is_(None), fence.is_(None))
-        if connection.dialect.name == "sqlite":  # whose columns hold what they are given
+        if database.is_sqlite:  # whose columns hold what they are given
             types = ((host, "text"), (port, "integer"), (fence, "integer"))
             by_hand = sa.or_(by_hand, *(sa.func.typeof(column) != kind for column, kind in types))
-        query = self._select.where(self._is_live, by_hand).order_by(port)
-        return list(self._read(connection, query))
+        query = self._select.where(self._is_live, by_hand)
+        has_key = sa.and_(*(column.is_not(None) for column in self._worker_order.values()))
+        yield from self._pages(database, query.where(has_key), self._worker_order)
+        with database.reading() as connection:
+            without_key = list(self._read(connection, query.where(sa.not_(has_key))))
+        yield from without_key
 
     def other_pools(self, connection: Connection) -> dict[str, int]:
         """Return how many live rows each other pool has."""
@@ -381,9 +386,9 @@ class Rows:
         unknown = self.unknown_names(connection, [key for key, _ in leases if key not in ids])
         for why in unknown.values():
             raise RowRefusedError(why)
-        return self._changed(connection, entry, [self._values(ids[key], lease, now) for key, lease in leases])
+        return self._changed(connection, entry, [self.values(ids[key], lease, now) for key, lease in leases])
 
-    def _values(self, ids: tuple[Any, Any], lease: Lease, now: float) -> dict[str, Any]:
+    def values(self, ids: tuple[Any, Any], lease: Lease, now: float) -> dict[str, Any]:
         """Return the values of a live lease's row, by column."""
         org, plugin = ids
         values = {

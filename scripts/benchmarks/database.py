@@ -124,7 +124,7 @@ class Fleet:
             with cursor.copy(f"COPY plugin_runners ({', '.join(columns)}) FROM STDIN") as copy:
                 for host in self.run(listing.spaces(FLEET.name)):
                     for view in self.run(listing.ports(FLEET.name, host)):
-                        values = rows.values(rows.key_of(view.lease.worker), view.lease, time.time())
+                        values = rows.values((view.lease.org, view.lease.plugin), view.lease, time.time())
                         copy.write_row([moment(name, values[name]) for name in columns])
                         count += 1
             cursor.execute("ANALYZE plugin_runners")

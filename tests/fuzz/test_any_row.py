@@ -120,7 +120,7 @@ def test_a_pass_over_any_rows_ends_in_order_and_names_no_other(
     accepted(lambda: drift(reconciler))
     accepted(lambda: reconciler.run(Report(kept={})))
     accepted(lambda: reconciler.run(Report()))
-    accepted(lambda: manual_rows(ports, database, reconciler.rows))
+    accepted(lambda: list(manual_rows(ports, database, reconciler.rows)))
     accepted(lambda: unexplained_rows(ports, database, reconciler.rows))
     accepted(lambda: check(database, NAMES))
     accepted(lambda: restore_from_rows(ports, database, reconciler.rows.layout, 1_000))

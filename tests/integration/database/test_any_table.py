@@ -84,7 +84,7 @@ def test_their_table_is_adopted_recorded_reconciled_and_restored(
         assert not has & {"pid", "last_error", "lease_expires_at", "restart_count", "stopped_at", "updatedAt"}
         layout, leader = open_layout(theirs, NAMES), Leader(ports)
         rows = Rows(layout, pool.name)
-        found = manual_rows(ports, theirs, rows)
+        found = list(manual_rows(ports, theirs, rows))
         assert [one.why_not for one in found] == [None] * 20
         files = LeaseFiles(tmp_path / "leases")
         leases = [adopt_row(ports, files, one.row, one.listener) for one in found if one.listener]

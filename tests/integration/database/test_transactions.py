@@ -126,7 +126,7 @@ def test_a_role_with_one_connection_can_do_everything(
         ports.claim("stripe", org="org-2")
         report = Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
         assert report.written == 1
-        assert manual_rows(ports, database, rows) == []
+        assert list(manual_rows(ports, database, rows)) == []
         assert unexplained_rows(ports, database, rows) == []
         assert restore_from_rows(ports, database, layout).known == 1
     with DatabaseRecorder.open(one_connection) as recorder:
