@@ -281,10 +281,8 @@ def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
     with subprocess.Popen(
         words, env=allocator.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
     ) as waiting:
-        client = client_of(ports.store)
-        while not any(one["cmd"] in {"blpop", "xread"} for one in client.client_list()):
-            assert waiting.poll() is None
-            os.sched_yield()
+        line = f"alloc:{{{pool.name}}}:waiters:web-1"
+        wait_until(lambda: client_of(ports.store).zcard(line), "nobody waits")
         waiting.send_signal(signal.SIGINT)
         out, err = waiting.communicate(timeout=20)
     assert (waiting.returncode, out, err) == (130, b"", b"")

@@ -228,6 +228,26 @@ def test_a_passed_socket_is_listened_on_before_the_worker_starts(fleet: Fleet) -
     assert fleet.listener(lease.port) == listener, "the supervisor's own socket was never closed"
 
 
+def test_a_passed_socket_lets_nobody_in_once_the_worker_has_closed_its_own(fleet: Fleet) -> None:
+    closes = (
+        "import signal, socket, time\n"
+        "passed = socket.socket(fileno=3)\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (passed.close(), print('closed', flush=True)))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(600)"
+    )
+    process = fleet.run("--listen-fd", "--stop-timeout", "60s", command=[sys.executable, "-S", "-c", closes])
+    assert process.stdout.readline() == "up\n"
+    lease = fleet.lease()
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "closed\n"
+    assert is_running(lease.pid)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", lease.port))
+    os.kill(lease.pid, signal.SIGKILL)
+    finish(process)
+
+
 @needs_node
 def test_node_takes_a_passed_socket(fleet: Fleet) -> None:
     command = ["node", *WORKERS[1].values[0][1:], "--listen-fd=3"]
