@@ -21,6 +21,7 @@ from allocator.api.access import ReaderOfAny
 from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
+from allocator.kernel.sockets import listening_ports
 from allocator.model.errors import AllocatorError
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import EVENT_TYPES, LIVE_STATES
@@ -92,6 +93,12 @@ class Metrics:
         self.resting = Gauge(
             "allocator_pool_resting_ports", "Ports that rest.", ["pool", "host", "reason"], registry=here
         )
+        self.strange = Gauge(
+            "allocator_pool_stranger_ports",
+            "Ports of this server's host without a lease that a program listens on.",
+            ["pool", "host"],
+            registry=here,
+        )
         self.restarts = Gauge(
             "allocator_worker_restarts", "Restarts of the live workers.", ["pool", "plugin"], registry=here
         )
@@ -115,7 +122,7 @@ class Metrics:
 
     async def look(self, claims: Claims) -> None:
         """Set what is read from Redis, for the pools that this server serves."""
-        for gauge in (self.ports, self.leased, self.free, self.resting, self.restarts, self.waiters):
+        for gauge in (self.ports, self.leased, self.free, self.resting, self.strange, self.restarts, self.waiters):
             gauge.clear()
         try:
             for name in await claims.allocator.store.pool_names():
@@ -139,6 +146,9 @@ class Metrics:
             self.free.labels(name, space).set(max(0, rules.size - len(views)))
             for reason in ("quarantined", "cooling"):
                 self.resting.labels(name, space, reason).set(0)
+            if space in {claims.host, FLEET_SPACE}:
+                leased = {view.port for view in views if view.lease and view.lease.host == claims.host}
+                self.strange.labels(name, claims.host).set(len(listening_ports(rules.first, rules.last) - leased))
             for view in views:
                 if view.lease:
                     self.leased.labels(name, view.lease.host, view.lease.state).inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ def test_each_port_is_counted_once(worker: Worker, http: httpx.Client, pool: Poo
     assert values("allocator_leases") == {"web-1": 2, "web-2": 1}
     assert values("allocator_pool_ports") == {"*": 4}
     assert values("allocator_pool_free_ports") == {"*": 1}
+    before = sum(values("allocator_pool_stranger_ports").values())
+    with socket.create_server(("127.0.0.1", pool.first + 3)):
+        assert sum(values("allocator_pool_stranger_ports").values()) == before + 1
     hosts = {one["name"]: (one["leases"], one["free"]) for one in http.get("/v1/hosts").json()}
     assert hosts == {"web-1": (2, 1), "web-2": (1, 1)}
     assert http.get("/v1/hosts/web-2").json()["free"] == 1
