@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from servers import Server
 
@@ -48,9 +50,17 @@ COMMANDS = {
     "host drain": ("host", "drain", "web-7"),
     "host forget": ("host", "forget", "web-7"),
     "reconcile": ("reconcile", "--once"),
+    "top": ("top", "--once"),
+    "pool restore": ("pool", "restore", "--from-database"),
+    "adopt": ("adopt", "--port", "24470", "--org", "org-3", "--plugin", "crm"),
+    "agent": ("agent",),
+    "serve": ("serve", "--listen", "127.0.0.1:0"),
     "pool rm": ("pool", "rm", "rights", "--force", "--reason", "x"),
 }
-"""Every command that speaks to Redis and ends by itself; `top`, `serve`, `agent` and `adopt` do what these do."""
+"""Every command that speaks to Redis."""
+RUNNING = ("agent", "serve")
+"""Those that do not end by themselves."""
+ON = re.compile(r" on (?:unix:([^\s;\"]+)|(http[^\s;\"]+))")
 REFUSED = re.compile(r"ACL|permission", re.IGNORECASE)
 
 
@@ -69,6 +79,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.fixture
+def adoptable() -> Iterator[None]:
+    """A worker of the days before there were leases listens on the port that `adopt` takes over."""
+    with socket.create_server(("127.0.0.1", 24_470)):
+        yield
+
+
 def documented() -> dict[str, dict[str, bool]]:
     """Return the table of the document: for each command which roles can use it."""
     text = (ROOT / "docs/explanation/security.md").read_text()
@@ -80,12 +97,40 @@ def documented() -> dict[str, dict[str, bool]]:
     }
 
 
+def reported_by(name: str, command: list[str], **surroundings: Any) -> str:
+    """Return what a server or an agent reports until it runs or is refused, and then what its API answers."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **surroundings) as one:
+        text = ""
+        try:
+            for line in one.stderr:
+                text += line
+                if REFUSED.search(line):
+                    break
+                if found := ON.search(line):
+                    text += answer_of(name, *found.groups())
+                    break
+        finally:
+            one.terminate()
+            one.stderr.read()
+    return text
+
+
+def answer_of(name: str, socket_path: str | None, url: str | None) -> str:
+    """Return what an agent answers to a claim, and `serve` to a question."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=socket_path), base_url=url or "http://localhost") as http:
+        if name == "serve":
+            return http.get("/v1/leases", timeout=60).text
+        return http.post("/v1/leases", json={"plugin": "zoom", "org": "org-4"}, timeout=60).text
+
+
 def test_the_table_has_every_command() -> None:
     assert documented().keys() == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_can_do_what_the_table_says_and_no_more(role: str, guarded: Server, tmp_path: Path) -> None:
+def test_each_role_can_do_what_the_table_says_and_no_more(
+    role: str, guarded: Server, tmp_path: Path, adoptable: None
+) -> None:
     guarded.client(username="admin", password="x").flushall()
     with PortAllocator.from_url(f"redis://admin:x@127.0.0.1:{guarded.port}", pool="rights", host="web-1") as ports:
         ports.apply_pool(SPEC)
@@ -104,10 +149,17 @@ def test_each_role_can_do_what_the_table_says_and_no_more(role: str, guarded: Se
             "ALLOCATOR_HOST": "web-2" if role == "operator" else "web-1",
             "ALLOCATOR_DATABASE_URL": f"sqlite:///{tmp_path}/workers.sqlite3",
         }
-        subprocess.run([sys.executable, "-m", "allocator", "db", "upgrade"], env=environment, check=True)
+        admin = environment | {"ALLOCATOR_REDIS_URL": f"redis://admin:x@127.0.0.1:{guarded.port}"}
+        for words in (("db", "upgrade"), ("reconcile", "--once")):  # a row that `pool restore` reads
+            subprocess.run([sys.executable, "-m", "allocator", *words], env=admin, check=True)
         can = {}
         for name, words in COMMANDS.items():
             command = [sys.executable, "-m", "allocator", *words]
+            if name in RUNNING:
+                text = reported_by(name, command, env=environment, cwd=tmp_path)
+                assert "Traceback" not in text, text
+                can[name] = not REFUSED.search(text)
+                continue
             done = subprocess.run(
                 command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
             )
