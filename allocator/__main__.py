@@ -59,7 +59,7 @@ def open_closed_streams() -> None:
     """Open the null device in place of standard streams that the caller closed (`2>&-`).
 
     Otherwise the socket to Redis would take their number, and talk would go where data goes: `print` writes to
-    standard output when it is told that standard error is None.
+    standard output when standard error is None.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -102,7 +102,7 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
         _discard_output()
         what = os.fsdecode(error.filename) if error.filename else "standard output or a file of this command"
         return _say(
-            f"{what} could not be used ({error.strerror or error}); make room or mend its rights", EXIT_CONFIGURATION
+            f"{what} could not be used ({error.strerror or error}); make room or fix its rights", EXIT_CONFIGURATION
         )
     return status
 

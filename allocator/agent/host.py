@@ -94,7 +94,7 @@ class HostAgent:
         return f"<HostAgent {self._allocator.session.host} with {len(self._tied)} leases>"
 
     def take_over(self) -> int:
-        """Read all lease files once; return how many leases are tied to a process of this host."""
+        """Read all lease files once; return how many leases are bound to a process of this host."""
         self._scan(self._clock())
         return len(self._tied)
 
@@ -312,7 +312,7 @@ class HostAgent:
         return lease.host == self._allocator.session.host and bool(boot_id()) and lease.boot not in {None, boot_id()}
 
     def _has_a_new_process(self, tied: TiedLease) -> bool:
-        """Return whether the worker has claimed again meanwhile: the same lease, tied to its new process."""
+        """Return whether the worker has claimed again meanwhile: the same lease, bound to its new process."""
         lease = tied.lease
         known = tied.files.read(tied.name)
         if known is not None and (known.token != lease.token or _process(known) != _process(lease)):

@@ -1,4 +1,4 @@
-"""One lease that is tied to a process: whose it is, and when it has to be renewed."""
+"""One lease that is bound to a process: whose it is, and when it has to be renewed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TiedLease(Value, frozen=False):
         name: The file's name.
         renew_at: When it is to be renewed, by the agent's clock.
         ended: Whether its process has ended, so that it is to be released.
-        changed: Whether it says something that Redis does not have yet.
+        changed: Whether it shows something that Redis does not have yet.
         doubtful: Whether its deadline passed without an answer of Redis.
         check: Its health checks, or None.
         draining: Whether its host is to be emptied, as Redis reported last.
@@ -58,7 +58,7 @@ class TiedLease(Value, frozen=False):
 
 
 def process_of(lease: Lease) -> ProcessIdentity | None:
-    """Return the process that a lease is tied to, or None when it has surely ended.
+    """Return the process that a lease is bound to, or None when it has surely ended.
 
     Raises:
         ConfigurationError: When this process cannot tell: the other runs in a pid namespace of its own, or is hidden.
@@ -69,7 +69,7 @@ def process_of(lease: Lease) -> ProcessIdentity | None:
     ours = namespaces().partition("-")[0]
     if lease.namespaces is not None and lease.namespaces.partition("-")[0] != ours:
         raise ConfigurationError(
-            f"the lease of {lease.worker} on {lease.address} is tied to process {lease.pid} of another pid namespace; "
+            f"the lease of {lease.worker} on {lease.address} is bound to process {lease.pid} of another pid namespace; "
             "run an agent there"
         )
     if lease.pid_started is not None:

@@ -90,14 +90,14 @@ class Access:
         return found
 
     def _unreadable(self, error: ConfigurationError) -> ProblemError:
-        """Return what a caller is told while nobody can be known; where the file lies and what it lacks the log has.
+        """Return what a caller gets while nobody can be identified; where the file lies and what it lacks the log has.
 
         It is logged once for each reason, or every stranger could fill the log.
         """
         if str(error) != self._complaint:
             self._complaint = str(error)
             log.error("%s; until then every caller with a token is refused", error, extra={"error": error})
-        detail = "this server cannot read its credentials; its log says why, its administrator has to mend them"
+        detail = "this server cannot read its credentials; its log has the reason, its administrator has to fix them"
         return ProblemError(KINDS[ConfigurationError], detail)
 
     def _secret_of_user(self, request: Request) -> bytes | None:

@@ -65,7 +65,7 @@ class Caller:
         return self.pools is None or pool in self.pools
 
     def token_for(self, *words: str) -> str:
-        """Return the lease token that these words always give for this caller, as 32 hexadecimal digits.
+        """Return the lease token that these values always give for this caller, as 32 hexadecimal digits.
 
         Raises:
             InvalidInputError: When the server cannot tell who the caller is.
@@ -164,7 +164,7 @@ def _parse(path: Path, text: str) -> dict[str, _Credential]:
         pools = _pools(words[3:])
         if len(words) < 3 or words[1] not in set(Scope) or not _HASH.fullmatch(words[2]) or pools == frozenset():
             raise ConfigurationError(
-                f"{path}: line {number} is no credential; write 'name read|lease|admin|force hash', "
+                f"{path}: line {number} is not a credential; write 'name read|lease|admin|force hash', "
                 "as 'allocator token' prints it, and 'pools=NAME,NAME' behind it for some pools only"
             )
         known[words[2]] = _Credential(words[0], Scope(words[1]), pools)

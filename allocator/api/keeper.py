@@ -2,7 +2,7 @@
 
 The rules of this file: all of a pool is read at the start, after a gap in its events or a Redis that was away, and
 every minute, host by host with pauses, so that neither Redis nor a request waits behind it. Between these the events
-are applied in batches, and what they do not say of a new lease is read afterwards, a few a second.
+are applied in batches, and what they do not state of a new lease is read afterwards, a few a second.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Keeper:
         await self._hub.wait(1.0)  # until Redis is back, then all over again
 
     async def _catch_up(self) -> None:
-        """Read what events did not say, and see whose rest is over."""
+        """Read what events did not contain, and see whose rest is over."""
         index = self.index
         assert index is not None  # noqa: S101  # as above
         rules = index.rules

@@ -65,7 +65,7 @@ class LimitMiddleware:
             return
         wait_s = self._seconds_to_wait(scope)
         if wait_s > 0:
-            detail = f"more than {self._limits.requests_per_s:g} requests a second; wait as Retry-After says"
+            detail = f"more than {self._limits.requests_per_s:g} requests a second; wait for the time in Retry-After"
             refusal = problem(TOO_MANY, detail, headers={"Retry-After": str(math.ceil(wait_s))})
             await refusal(scope, receive, send)
             return

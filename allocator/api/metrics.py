@@ -103,7 +103,7 @@ class Metrics:
             "allocator_worker_restarts", "Restarts of the live workers.", ["pool", "plugin"], registry=here
         )
         self.waiters = Gauge(
-            "allocator_waiters", "Claims that wait in line for a port.", ["pool", "host"], registry=here
+            "allocator_waiters", "Claims that wait in the queue for a port.", ["pool", "host"], registry=here
         )
         self.in_progress = Gauge(
             "allocator_claims_in_progress", "Claims that are made or wait in this server.", ["pool"], registry=here
@@ -250,7 +250,7 @@ _METHODS = {"GET", "HEAD", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"}
 async def metrics(request: Request, caller: ReaderOfAny) -> Response:
     """Return the metrics in the text format of Prometheus; `allocator_redis_up` is 0 while Redis is away."""
     found: Metrics = request.app.state.metrics
-    with contextlib.suppress(AllocatorError):  # what was counted is told all the same, and allocator_redis_up is 0
+    with contextlib.suppress(AllocatorError):  # what was counted is shown all the same, and allocator_redis_up is 0
         await found.look(claims_of(request))
     found.streams.set(request.app.state.hubs.listeners)
     shown = found.registry if caller.pools is None else _OfPools(found.registry, caller)

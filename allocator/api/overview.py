@@ -249,7 +249,7 @@ def _problem(one: Problem) -> dict[str, Any]:
 async def search(
     request: Request,
     _caller: Reader,
-    q: Annotated[str, Query(min_length=1, max_length=200, description="Words that all have to be found.")],
+    q: Annotated[str, Query(min_length=1, max_length=200, description="What to find: all of its terms.")],
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     pool: PoolName = None,
 ) -> SearchBody:

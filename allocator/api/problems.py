@@ -50,17 +50,19 @@ KINDS: Mapping[type[errors.AllocatorError], Kind] = {
     errors.NoWorkerError: Kind(409, "none-ready", "No worker of the service is ready"),
     errors.DatabaseUnavailableError: Kind(503, "database-unavailable", "The database did not answer in time"),
     errors.PoolMissingError: Kind(404, "pool-missing", "The pool is not defined"),
-    errors.ConfigurationError: Kind(500, "configuration", "An administrator has to mend something"),
+    errors.ConfigurationError: Kind(500, "configuration", "An administrator has to fix something"),
     errors.StoreUnavailableError: Kind(503, "store-unavailable", "Redis did not answer in time"),
     errors.LeaseLostError: Kind(409, "lease-lost", "The lease is no longer this holder's"),
     errors.PortRefusedError: Kind(409, "port-refused", "The kernel refused the port"),
     errors.HostConflictError: Kind(409, "host-conflict", "Another machine uses this host's name"),
     errors.HeldError: Kind(409, "held", "Held by someone else"),
     errors.CordonedError: Kind(409, "cordoned", "The host gives out no new ports"),
-    errors.RecoveringError: Kind(409, "recovering", "Redis may have forgotten grants; holders get the time to say so"),
+    errors.RecoveringError: Kind(
+        409, "recovering", "Redis may have forgotten grants; holders get the time to report them"
+    ),
     errors.LimitError: Kind(409, "limit", "A limit of the pool is reached"),
     errors.ExhaustedError: Kind(409, "exhausted", "No port is free now"),
-    errors.AllocatorError: Kind(500, "unexpected", "The server met an error that it has no words for"),
+    errors.AllocatorError: Kind(500, "unexpected", "The server met an error that it does not know"),
 }
 """The most special class of an error decides. Exhaustion is a 409 with `Retry-After`: 5xx means that we are broken."""
 
@@ -227,4 +229,4 @@ def _is_routed(request: Request, method: str) -> bool:
 
 
 def _unexpected(_request: Request, _error: Exception) -> JSONResponse:
-    return problem(UNEXPECTED, "the server met an error that it has no words for; its log has more")
+    return problem(UNEXPECTED, "the server met an error that it does not know; its log has more")

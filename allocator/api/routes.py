@@ -42,7 +42,7 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=255,
-        description="Any words that mean this very claim: the same caller sending them again gets the same lease.",
+        description="Any text that identifies this claim: the same caller sending it again gets the same lease.",
     ),
 ]
 
@@ -51,13 +51,13 @@ _PROBLEMS: dict[int, str] = {
     401: "A valid bearer token is needed.",
     403: "The credentials do not cover this.",
     404: "There is no such thing.",
-    409: "Held by someone else, lost, or exhausted; `type` says which, `Retry-After` when to try again.",
+    409: "Held by someone else, lost, or exhausted; `type` shows which, `Retry-After` when to try again.",
     413: "The request is too large.",
     415: "The header Content-Type has to be application/json.",
     421: "The request was made for another host name.",
     422: "The request cannot be right.",
-    429: "Too many requests; `Retry-After` says when to try again.",
-    500: "An administrator has to mend something.",
+    429: "Too many requests; `Retry-After` shows when to try again.",
+    500: "An administrator has to fix something.",
     503: "Redis did not answer in time.",
 }
 _ALWAYS = (400, 401, 403, 413, 415, 421, 422, 429, 500, 503)

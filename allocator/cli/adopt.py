@@ -59,7 +59,7 @@ def adopt(
     database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make leases of workers that run on this host without one, tied to the processes that listen.
+    """Make leases of workers that run on this host without one, bound to the processes that listen.
 
     Without --port: the rows of the table of workers that were written by hand. Their leases have to be renewed: by
     the agent of this host, or with 'allocator renew PORT --every 10s --pid PID'.
@@ -158,7 +158,7 @@ def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -
     if more := told.unbound - len(told.lines):
         talk(f"{more} more rows where nobody listens are not listed")
     if told.unbound and not apply:
-        talk(f"{told.unbound} rows say that a worker runs where nobody listens; --apply sets them to stopped")
+        talk(f"{told.unbound} rows show a worker where nobody listens; --apply sets them to stopped")
     if left := bound.left + told.left:
         talk(f"{left} rows were not taken over")
         raise typer.Exit(FOUND)

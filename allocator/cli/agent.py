@@ -1,4 +1,4 @@
-"""`agent`: looks after this host's leases that are tied to processes, and serves the API to them."""
+"""`agent`: looks after this host's leases that are bound to processes, and serves the API to them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def agent(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Renew every lease that is tied to a process of this host, and release it when the process has ended.
+    """Renew every lease that is bound to a process of this host, and release it when the process has ended.
 
     Claim with --pid to bind a lease to a process. It is ready when its port is listened on, or with --label
     health=/health when that path answers.

@@ -76,11 +76,25 @@ def _nothing(
     """Lease TCP ports to workers: claim one, keep it alive, give it back."""
 
 
+OLD_OPTIONS = {"--adjacent": "--contiguous", "--procfile": "--workers"}
+"""Options by their old names, which work until version 0.3; `docs/reference/commands.md` lists them."""
+
+
+def with_new_names(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the present names of options, up to a worker's command."""
+    own = arguments.index("--") if "--" in arguments else len(arguments)
+    renamed = []
+    for argument in arguments[:own]:
+        name, equals, value = argument.partition("=")
+        renamed.append(f"{OLD_OPTIONS.get(name, name)}{equals}{value}")
+    return [*renamed, *arguments[own:]]
+
+
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        arguments: The words after `allocator`.
+        arguments: The arguments after `allocator`.
 
     Returns:
         Its exit status.
@@ -92,7 +106,7 @@ def run_command(arguments: Sequence[str]) -> int:
     names = [wanted] if wanted in _MODULES and not completing else list(_MODULES)
     command = get_command(_application([name for name in names if name]))
     assert isinstance(command, TyperGroup)  # noqa: S101  # a callback makes it one
-    return _invoke(command, list(arguments))
+    return _invoke(command, with_new_names(arguments))
 
 
 def _invoke(command: TyperGroup, arguments: list[str]) -> int:
@@ -124,7 +138,7 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
 
 
 def forgotten_dashes(arguments: Sequence[str]) -> str:
-    """Return what to say when the options of a worker's command were taken for those of `run`, or an empty text."""
+    """Return what to print when the options of a worker's command were taken for those of `run`, or an empty text."""
     before = ["", *arguments]
     words = [  # but not what may be an option's value
         word

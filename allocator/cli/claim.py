@@ -59,7 +59,7 @@ PortsOption = Annotated[
 AdjacentOption = Annotated[
     bool,
     typer.Option(
-        "--adjacent", help="With --ports: one after the other. Others may get ports before one who waits for these."
+        "--contiguous", help="With --ports: one after the other. Others may get ports before one who waits for these."
     ),
 ]
 TtlOption = Annotated[
@@ -71,7 +71,7 @@ PriorityOption = Annotated[
 ]
 LabelOption = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="NAME=VALUE", help="A free word about the lease: name=value; may be repeated."),
+    typer.Option("--label", metavar="NAME=VALUE", help="A label of the lease: name=value; may be repeated."),
 ]
 TokenOption = Annotated[
     str | None,
@@ -232,7 +232,7 @@ def check_several(ports: str | None, *, adjacent: bool, others: Mapping[str, obj
     """
     if ports is None:
         if adjacent:
-            raise InvalidInputError("--adjacent goes with --ports; name them, for example --ports http,debug")
+            raise InvalidInputError("--contiguous goes with --ports; name them, for example --ports http,debug")
         return
     for name, value in others.items():
         if value is not None:
@@ -240,7 +240,7 @@ def check_several(ports: str | None, *, adjacent: bool, others: Mapping[str, obj
 
 
 def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str | None]) -> None:
-    """Check that a claim does not say both where and anywhere.
+    """Check that a claim does not state both where and anywhere.
 
     Raises:
         InvalidInputError: When it does.
@@ -302,7 +302,7 @@ def claim_arguments(
     labels: list[str] | None,
     priority: str = "0",
 ) -> ClaimArguments:
-    """Return the words of a command line as the arguments of a claim.
+    """Return the options of a command line as the arguments of a claim.
 
     Raises:
         InvalidInputError: When one of them cannot be right.

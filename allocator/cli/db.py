@@ -59,7 +59,7 @@ def upgrade(pool: PoolOption = None, database_url: DatabaseOption = None, config
 
 
 def check(form: RowsFormat = ListFormat.TEXT, database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
-    """Say what the table of workers lacks, and change nothing; exit 1 when something does.
+    """Report what the table of workers lacks, and change nothing; exit 1 when something does.
 
     Example: allocator db check
     """
@@ -123,7 +123,7 @@ def database_of(settings: Settings, *, make: bool = True) -> Iterator[Database]:
 
     Args:
         settings: What the command goes by.
-        make: Whether the SQLite file that serves when none is configured is made, with its table, and that said.
+        make: Whether the SQLite file that serves when none is configured is made, with its table, and that printed.
     """
     from allocator.database.configured import open_database
 

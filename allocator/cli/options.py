@@ -150,16 +150,16 @@ def seconds(text: str | None, what: str) -> float | None:
 
 
 def words_of(text: str | None, option: str, known: Iterable[str], *, only_one: bool = False) -> frozenset[str]:
-    """Return the words of a list with commas; nothing for an option that was not given.
+    """Return the items of a list with commas; nothing for an option that was not given.
 
     Args:
         text: What was given.
         option: The option's name.
-        known: The words that it may have.
+        known: The items that it may have.
         only_one: Whether it is one of them and no list.
 
     Raises:
-        InvalidInputError: When it has another word.
+        InvalidInputError: When it has another item.
     """
     words = [] if text is None else [text] if only_one else text.split(",")
     for word in words:
@@ -172,7 +172,7 @@ def living_process(text: str) -> int:
     """Return the pid of a process that lives.
 
     Raises:
-        InvalidInputError: When the text is no pid or no such process lives.
+        InvalidInputError: When the text is not a pid or no such process lives.
     """
     from allocator.kernel.processes import identify
 
@@ -182,16 +182,16 @@ def living_process(text: str) -> int:
 
 
 class Voice:
-    """Says one line to the person who watches; that nobody does stops no command.
+    """Prints one line for the person who watches; that nobody does stops no command.
 
     Attributes:
-        log: Where a long-running command says it instead, once it has begun to log.
+        log: Where a long-running command writes it instead, once it has begun to log.
     """
 
     log: logging.Logger | None = None
 
     def __call__(self, line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
-        """Say it.
+        """Print it.
 
         Args:
             line: The sentence, which may have a name of anybody's in it.

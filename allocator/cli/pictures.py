@@ -1,4 +1,4 @@
-"""What `top` shows, as lines of text: the order and the words of the status page. Draws nothing itself, reads nothing.
+"""What `top` shows, as lines of text: the order and the terms of the status page. Draws nothing itself, reads nothing.
 
 A row is text with a colour and what `enter` opens; whoever draws it cuts it to the width and paints it.
 """
@@ -32,7 +32,7 @@ SIGNS = {
     "quarantined": ("✕", "q", "quarantined", "31"),
     "stranger": ("!", "x", "stranger", "31"),
 }
-"""Sign, sign of a terminal without Unicode, word, and colour of each status."""
+"""Sign, sign of a terminal without Unicode, name, and colour of each status."""
 SEVERITIES = {
     3: ("✕", "X", "critical", "31"),
     2: ("!", "!", "warning", "33"),
@@ -66,7 +66,7 @@ class Row(Value):
 
     @property
     def text(self) -> str:
-        """What it says, without colours."""
+        """What it shows, without colours."""
         return "".join(text for text, _ in self.parts)
 
 
@@ -108,7 +108,7 @@ def width_of(text: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """Return a text that takes so many columns at most."""
+    """Return a text of at most this number of columns."""
     if width_of(text) <= columns:
         return text
     while width_of(text) > columns - 1:
@@ -117,7 +117,7 @@ def cut(text: str, columns: int) -> str:
 
 
 def padded(text: str, columns: int) -> str:
-    """Return a text that takes just so many columns."""
+    """Return a text of exactly this number of columns."""
     text = cut(text, columns)
     return text + " " * (columns - width_of(text))
 

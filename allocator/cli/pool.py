@@ -47,7 +47,7 @@ def register(application: typer.Typer) -> None:
 
 def apply(
     file: Annotated[str, typer.Argument(help="A pool file in TOML; - for standard input.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would change.")] = False,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -225,7 +225,7 @@ def restore(
     from allocator.model.durations import parse_duration_ms
 
     if not from_database:
-        raise InvalidInputError("say from where the claims are restored: --from-database")
+        raise InvalidInputError("name what the claims are restored from: --from-database")
     wait_ms = None if for_ is None else parse_duration_ms(for_, what="time")
     if wait_ms == 0:
         raise InvalidInputError("ports that wait for 0 s wait for nobody; give for example --for 5m")

@@ -41,7 +41,7 @@ def register(application: typer.Typer) -> None:
 
 
 def reconcile(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until told to stop, woken by events.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until stopped, woken by events.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Make one pass.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the differences, change nothing.")] = False,
     every: Annotated[
@@ -63,7 +63,7 @@ def reconcile(
     Example: allocator reconcile --watch --database-url postgresql://app@db/app
     """
     if watch + once + dry_run != 1:
-        raise InvalidInputError("say what to do: --once, --watch or --dry-run")
+        raise InvalidInputError("choose what to do: --once, --watch or --dry-run")
     every_s = parse_duration_ms(every, what="time between passes") / 1_000
     if every_s < SHORTEST_S:
         raise InvalidInputError("passes less than 100ms apart only burden the database; give for example --every 30s")

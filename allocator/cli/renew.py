@@ -99,7 +99,7 @@ class Renewals:
         """Renew all leases and bring their lease files up to date.
 
         Raises:
-            StoreUnavailableError: When Redis has never answered yet; later on that is told, and the leases are kept.
+            StoreUnavailableError: When Redis has never answered yet; later on that is logged, and the leases are kept.
         """
         try:
             self._renew()

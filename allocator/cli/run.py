@@ -125,7 +125,7 @@ def run(
     ] = False,
     listen_fd: Annotated[bool, typer.Option("--listen-fd", help="Bind the port here and pass the socket.")] = False,
     replicas: Annotated[
-        str, typer.Option(metavar="COUNT", help="So many workers, with instances that follow each other.")
+        str, typer.Option(metavar="COUNT", help="Number of workers, with consecutive instances.")
     ] = "1",
     metrics_listen: Annotated[
         str | None,
@@ -133,7 +133,9 @@ def run(
             "--metrics-listen", metavar="HOST:PORT", help="Serve the metrics of its leases at this HOST:PORT."
         ),
     ] = None,
-    procfile: Annotated[str | None, typer.Option(metavar="FILE", help="Run the workers of this TOML file.")] = None,
+    procfile: Annotated[
+        str | None, typer.Option("--workers", metavar="FILE", help="Run the workers of this TOML file.")
+    ] = None,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
@@ -142,7 +144,7 @@ def run(
     """Run a worker on a leased port; give the port back when the worker has ended; exit as it did.
 
     Its environment has PORT, <PLUGIN>_PLUGIN_PORT, HAY_WORKER_PORT, ALLOCATOR_HOST and ALLOCATOR_FENCE.
-    {port}, {host}, {org}, {plugin} and {instance} in its words are filled in; write a literal brace twice.
+    {port}, {host}, {org}, {plugin} and {instance} in its arguments are filled in; write a literal brace twice.
     With --ports http,debug it has PORT_HTTP and PORT_DEBUG too, and {port.http} and {port.debug}.
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
@@ -180,7 +182,7 @@ def run(
     check_key(key, instance)
     by_key = instance == "auto"
     if by_key and (replicas != "1" or procfile):
-        raise InvalidInputError("--instance auto is of one worker; leave --replicas and --procfile out")
+        raise InvalidInputError("--instance auto is of one worker; leave --replicas and --workers out")
     own = {"plugin": plugin, "command": command, "port": port}
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
     policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
@@ -222,12 +224,12 @@ def _specs(
     count = convert("replicas", replicas)
     if procfile is not None:
         if any(own.values()) or count > 1:
-            raise InvalidInputError("--procfile says what to run; omit the plugin, its command, --port and --replicas")
+            raise InvalidInputError("--workers has what to run; omit the plugin, its command, --port and --replicas")
         from allocator.supervisor.procfile import read_procfile
 
         return talking_together(read_procfile(Path(procfile), values, os.environ), orphans_end=orphans_end)
     if not own["plugin"]:
-        raise InvalidInputError("there is no plugin; name one, or --procfile FILE")
+        raise InvalidInputError("there is no plugin; name one, or --workers FILE")
     if "org" not in values:
         raise InvalidInputError("there is no organisation; give its id with --org")
     if not own["command"]:

@@ -60,7 +60,7 @@ def serve(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve the HTTP API, the status page and the metrics, until it is told to end.
+    """Serve the HTTP API, the status page and the metrics, until it is stopped.
 
     With a database, the page shows where the table of workers and the leases differ.
 
@@ -174,7 +174,7 @@ def _tls_files(settings: Settings) -> tuple[Path, Path] | None:
     except (ssl.SSLError, OSError) as error:
         why = getattr(error, "reason", None) or error.strerror or "it cannot be read"
         raise ConfigurationError(
-            f"{files[0]} and {files[1]} are no certificate and key ({why}); correct them"
+            f"{files[0]} and {files[1]} are not a certificate and its key ({why}); correct them"
         ) from None
     return files
 
@@ -190,7 +190,7 @@ def tcp_listener(address: str, port: int) -> socket.socket:
     try:
         return socket.create_server((address, port), family=family, backlog=BACKLOG)
     except UnicodeError:
-        raise ConfigurationError(f"{shown(address)} is no address and no host name; correct --listen") from None
+        raise ConfigurationError(f"{shown(address)} is neither an address nor a host name; correct --listen") from None
     except OSError as error:
         from allocator.kernel.answers import describe_listener
 
@@ -271,4 +271,4 @@ def _append(path: Path, line: str) -> None:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written ({error.strerror}); name another --file") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is no tokens file; name another --file") from None
+        raise ConfigurationError(f"{path} is not a tokens file; name another --file") from None

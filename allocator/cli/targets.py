@@ -31,7 +31,7 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every lease that was cla
 
 
 def parse_target(target: str) -> WorkerId | int:
-    """Return the worker or the port that a word names.
+    """Return the worker or the port that an argument names.
 
     Raises:
         InvalidInputError: When it names neither.

@@ -1,4 +1,4 @@
-"""`top`: the pool in a terminal, live, in the order and the words of the status page.
+"""`top`: the pool in a terminal, live, in the order and the terms of the status page.
 
 It draws with nothing but the terminal's own sequences, so that it works over any ssh. Into a pipe, on a dumb terminal
 or with `--once` it prints one picture and ends. May not live here: anything that changes a lease.

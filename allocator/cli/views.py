@@ -98,7 +98,7 @@ def who(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Say who has a port: its lease, and who listens on it.
+    """Report who has a port: its lease, and who listens on it.
 
     Example: allocator who 5556
     """

@@ -33,7 +33,7 @@ TOKEN_LENGTH = 32
 
 
 class ProcessWords(TypedDict, total=False):
-    """What a lease says of the processes that it is bound to; see `Lease`."""
+    """What a lease shows of the processes that it is bound to; see `Lease`."""
 
     pid: int
     pid_started: int
@@ -175,7 +175,7 @@ class ClaimArguments(TypedDict):
         port: The only port that will do.
         hint: The port to prefer where nothing else decides (the environment's).
         ttl: How long the lease lives without a heartbeat: seconds, or text such as `"30s"`.
-        labels: Up to 16 free words.
+        labels: Up to 16 `name=value` pairs.
         pid: The process that the lease is bound to, on this host.
         holder_pid: The process that looks after it, on this host.
         auto_instance: Whether the lowest free instance is taken.
@@ -209,7 +209,7 @@ def _checks() -> dict[str, Callable[[str, Any], object]]:
 
 
 def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that is called with other arguments than it has say so with an InvalidInputError."""
+    """Let a function that is called with other arguments than it has report it with an InvalidInputError."""
 
     @wraps(function)
     def checking(*arguments: P.args, **named: P.kwargs) -> T:

@@ -101,8 +101,8 @@ class LeaseOperations(Generic[E_]):
             names: What the ports are called; the first is the worker's own, the others' leases are those of
                 `org/plugin+name#instance`. Give them back with one `release_all`.
             adjacent: Whether the ports have to follow each other.
-            wait: Time to wait in the queue; None for not at all. Who waits for a block of adjacent ports stands behind
-                those who wait for one before it, and holds back nobody else.
+            wait: Time to wait in the queue; None for not at all. Who waits for a block of contiguous ports stands
+                behind those who wait for one before it, and holds back nobody else.
             **arguments: See `ClaimArguments`; no port or hint. A token is that of the first port.
 
         Returns:

@@ -1,6 +1,6 @@
-"""How a worker fares, as a small state machine without I/O: starting, ready, degraded, and when it is given up.
+"""The health of a worker, as a small state machine without I/O: starting, ready, degraded, and when it is given up.
 
-It is told what each check found and says what follows; when the next check is due it says too.
+It gets the result of each check and returns what follows, and when the next check is due.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Health(Value, frozen=False):
         ready_at: When it was ready first, or None.
         next_at: When the next check is due.
         why: What was wrong last.
-        shared: Who else listens on its port, in words: with it a good answer may be another program's. Empty: nobody.
+        shared: Who else listens on its port, as text: with it a good answer may be another program's. Empty: nobody.
         slowest_look_s: How often it is looked at while it starts; less often by who looks after many.
     """
 

@@ -3,7 +3,7 @@
 The rules: renewal starts at T1 (0.5 TTL, give or take 0.05, so that holders spread out), and all leases of a process go
 along in one call. A failed renewal is tried again until it succeeds, more often from T2 (0.875 TTL) on; a lease whose
 deadline passed unconfirmed is doubtful, not lost: with `keep` its holder goes on and re-asserts it, with `stop` it is
-told that it lost it. Only an answer of Redis that says so makes a lease lost under `keep`.
+notified that it lost it. Only an answer of Redis that reports it makes a lease lost under `keep`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ E_ = TypeVar("E_", bound=Signal)
 
 
 class HolderWords(TypedDict, total=False):
-    """What a holder may say of itself in its lease; see `Lease`."""
+    """What a holder may report of itself in its lease; see `Lease`."""
 
     pid: int | None
     pid_started: int | None
@@ -81,7 +81,7 @@ class HeldLease(Generic[E_]):
     Attributes:
         lease: The lease as last confirmed; a new value after each renewal.
         draining: An event that is set when the host is to be emptied: stop the worker and release the lease.
-        lost: An event that is set when the lease is lost; `error` then says to whom.
+        lost: An event that is set when the lease is lost; `error` then states to whom.
         error: Why it is lost, or None.
         doubtful: Whether its deadline passed without Redis confirming it.
     """
@@ -119,7 +119,7 @@ class HeldLease(Generic[E_]):
         return self.lease.fence
 
     def set(self, *, state: LeaseState | None = None, **words: Unpack[HolderWords]) -> None:
-        """Change what the lease says of its worker; the next heartbeat, which is due at once, writes it.
+        """Change what the lease shows of its worker; the next heartbeat, which is due at once, writes it.
 
         Args:
             state: Where it is in its life; a live state, for a lease is ended by releasing or declining it.
@@ -127,7 +127,7 @@ class HeldLease(Generic[E_]):
 
         Raises:
             ValueError: When the state is an ended one, or cannot follow the present one.
-            InvalidInputError: When a word is of another type, or labels are not valid.
+            InvalidInputError: When a field is of another type, or labels are not valid.
         """
         if state is not None and state not in LIVE_STATES:
             raise ValueError(f"a lease that is held cannot be {state}; release or decline it")
@@ -276,7 +276,7 @@ class HeartbeatPlan(Generic[E_]):
             self.touch()
 
     def fail(self, error: Exception) -> None:
-        """Take in that a renewal got no answer: try again soon, and say which leases are doubtful."""
+        """Take in that a renewal got no answer: try again soon, and state which leases are doubtful."""
         if not isinstance(error, AllocatorError):
             log.error("a heartbeat failed; it is tried again", exc_info=error)
         self._failures += 1

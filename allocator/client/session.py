@@ -1,4 +1,4 @@
-"""What an allocator is made of: who this host is, where Redis is, and who is told of what is done with leases.
+"""What an allocator is made of: who this host is, where Redis is, and who traces what is done with leases.
 
 Every face comes here with its settings: both allocators of the library, `Service` and the transports, and through them
 commands, API and agent. The embedded server serves only where no setting names a Redis; whoever only reads never
@@ -78,7 +78,7 @@ class Span(Protocol):
 
 
 class _Unseen(Span):
-    """A span that nobody is told of."""
+    """A span that nobody records."""
 
 
 OFF = _Unseen()
@@ -112,7 +112,7 @@ class Session(Value, frozen=False, kw_only=True):
         clock: The monotonic clock, in seconds.
         rng: The source of jitter.
         identity: Which machine, boot and network namespace `host` is; None for those of this process.
-        tracer: Is told what is done with leases, or None.
+        tracer: Gets a span of each action on leases, or None.
         recorder: Writes the rows of leases that are claimed with `record`, or None.
     """
 
@@ -164,7 +164,7 @@ class Session(Value, frozen=False, kw_only=True):
         """Return the span of what is about to be done: `claim`, `renew`, `release` or `decline`.
 
         Args:
-            name: That word.
+            name: That name.
             *leases: What is renewed or ended.
             worker: Who claims.
         """
@@ -211,7 +211,7 @@ class Session(Value, frozen=False, kw_only=True):
         )
 
     def process_words(self, **pids: int | None) -> ProcessWords:
-        """Return what a lease says of the processes of this host that it is tied to.
+        """Return what a lease shows of the processes of this host that it is bound to.
 
         Args:
             **pids: `pid` and `holder_pid`; those that are None are left out.
@@ -382,5 +382,5 @@ def make_session(
 
 
 def doubt_message(where: str, overdue_s: float) -> str:
-    """Return the words for a lease whose deadline passed unconfirmed."""
+    """Return the text for a lease whose deadline passed unconfirmed."""
     return f"{where} could not be renewed and its time passed {format_duration(overdue_s * 1_000)} ago"

@@ -97,7 +97,7 @@ def by_port(listening: Iterable[Listener]) -> dict[int, Listener]:
 
 
 def candidate(row: Row, rivals: Mapping[int, Rivals], listening: Mapping[int, Listener]) -> Candidate:
-    """Return what is to be said of a manual row.
+    """Return what is to be reported of a manual row.
 
     Args:
         row: The row.
@@ -110,7 +110,7 @@ def candidate(row: Row, rivals: Mapping[int, Rivals], listening: Mapping[int, Li
 
 def _why_not(row: Row, rivals: Rivals, listener: Listener | None) -> str | None:  # noqa: PLR0911  # a case a line
     if row.key.instance == NO_INSTANCE:
-        return "its instance is NULL, so that it is no worker's row; give it one"
+        return "its instance is NULL, so that it belongs to no worker; give it one"
     if row.key.worker is None:
         return "its names cannot be those of a lease"
     if listener is None:
@@ -228,7 +228,7 @@ def _whereabouts(allocator: PortAllocator, rows: Iterable[Row]) -> dict[RowKey, 
 
 
 def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: list[Row]) -> dict[RowKey, str]:
-    """Set rows to stopped of which a person says that nothing runs there; return those that were not, and why.
+    """Set rows to stopped of which a person states that nothing runs there; return those that were not, and why.
 
     All of them in one transaction; where that does not stop each, one by one.
     """
@@ -253,7 +253,7 @@ def _stop(database: Database, rows: Rows, stop: Stop, now: float) -> str | None:
         return f"its {rows.layout.column('instance').name} is NULL, so that no statement finds it"
     if row is None or not row.is_live or row.fence != stop.fence:
         return "it was changed meanwhile"
-    return "the table drops the change without a word; mend its triggers and rules"
+    return "the table drops the change without an error; fix its triggers and rules"
 
 
 def write_adopted(database: Database, rows: Rows, key: RowKey, lease: Lease) -> str | None:
@@ -264,7 +264,7 @@ def write_adopted(database: Database, rows: Rows, key: RowKey, lease: Lease) -> 
             written = rows.upsert(connection, [(key, lease)], now, same_fence=False)
     except RowRefusedError as error:
         return error.why
-    return None if written else "it was changed meanwhile, or the table drops the change without a word"
+    return None if written else "it was changed meanwhile, or the table drops the change without an error"
 
 
 def adopt_row(

@@ -122,7 +122,7 @@ def of_lease(lease: Lease, key: RowKey | None, row: Row | None, why_not: str | N
     """
     place = {"worker": str(lease.worker), "host": lease.host, "port": lease.port, "lease": lease, "key": key}
     if key is None:
-        words = f"organisation {lease.org} is no uuid, which is what the column holds"
+        words = f"organisation {lease.org} is not a uuid, which is what the column holds"
         return Difference(Kind.MISSING_ROW, Action.NONE, detail=words, **place)  # type: ignore[arg-type]  # as above
     if why_not is not None:
         return Difference(Kind.MISSING_ROW, Action.NONE, detail=why_not, **place)  # type: ignore[arg-type]  # as above

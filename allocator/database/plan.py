@@ -251,7 +251,7 @@ class Planner:
                 yield Finding(f"{count} workers of {self._names} have several rows; delete all but one of each", True)
             else:
                 yield Finding(
-                    f"{count} rows of {self._names} contradict {rule}, so that it is not added; mend them and run "
+                    f"{count} rows of {self._names} contradict {rule}, so that it is not added; fix them and run "
                     "'allocator db upgrade' again",
                     False,
                 )

@@ -20,7 +20,7 @@ _SALT = b"portlease host identity 1"
 
 
 class HostIdentity(Value):
-    """One port namespace; each word is without spaces, `-` where the system does not tell.
+    """One port namespace; each field is without spaces, `-` where the system does not tell.
 
     Attributes:
         machine: A hash of the machine's id.

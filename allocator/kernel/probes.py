@@ -22,7 +22,7 @@ class Answer(Value):
 
     Attributes:
         healthy: Whether the worker answered as it should.
-        why: What was wrong, in words; empty when nothing was.
+        why: What was wrong, as text; empty when nothing was.
     """
 
     healthy: bool
@@ -78,7 +78,7 @@ class Probe:
         return Answer(False, f"{self._asked()}: no answer in time")
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
     def _advance(self) -> Answer | None:

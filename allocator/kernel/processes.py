@@ -1,4 +1,4 @@
-"""Processes of this host, told apart by pid and start time, so that a pid used again is not taken for the old one.
+"""Processes of this host, distinguished by pid and start time, so that a pid used again is not taken for the old one.
 
 The rule of this file: when the kernel will not tell whether a process lives, it lives. Taking a running worker for
 dead gives its port away; taking a dead one for alive costs a TTL.
@@ -22,7 +22,7 @@ _POLL_S = 0.1
 """How often a kernel without pidfd is asked whether a process still lives."""
 
 _LONGEST_POLL_MS = 2**31 - 1
-"""What poll(2) can wait at most: 24 days; a longer wait ends early and says so by its result."""
+"""What poll(2) can wait at most: 24 days; a longer wait ends early and reports it by its result."""
 
 
 class ProcessIdentity(Value):
@@ -68,7 +68,7 @@ def boot_id() -> str:
 def namespaces() -> str:
     """Return this process's pid and network namespaces as `<pid>-<net>`, or an empty string where there are none.
 
-    A pid says nothing to a process of another pid namespace, which may not see the one that it names.
+    A pid means nothing to a process of another pid namespace, which may not see the one that it names.
     """
     try:
         pid, net = ((PROC / "self/ns" / name).stat().st_ino for name in ("pid", "net"))
@@ -258,7 +258,7 @@ def command_name(pid: int) -> str | None:
     except OSError:
         return _printable(own)
     # A process may rename its main thread (newer versions of Node call it MainThread): such a name is nothing that was
-    # started. Scripts have the name of their file, which is the second word after the interpreter.
+    # started. Scripts have the name of their file, which is the second argument after the interpreter.
     if any(Path(word).name.startswith(own) for word in (program, *words)):
         return _printable(own)
     return _printable(program.removesuffix(" (deleted)"))
@@ -293,7 +293,7 @@ def facts_of(identity: ProcessIdentity) -> ProcessFacts | None:
 
 
 def command_words(pid: int) -> list[str]:
-    """Return the words that a process was started with, none when they may not be seen.
+    """Return the arguments that a process was started with, none when they may not be seen.
 
     To be compared, never shown: they may hold secrets.
     """

@@ -64,7 +64,7 @@ def listening_ports(first: int = 1, last: int = 65_535) -> frozenset[int]:
 def prove_port(port: int) -> bool:
     """Return whether a worker could listen on `port` of all addresses just now.
 
-    Binds and listens on IPv4 and on IPv6 with SO_REUSEADDR, as most servers do, and lets go at once. Listening is
+    Binds and listens on IPv4 and on IPv6 with SO_REUSEADDR, as most servers do, and closes at once. Listening is
     part of the proof: with SO_REUSEADDR two sockets may be bound to one port as long as neither listens; such a
     stranger, bound and silent, does not keep a worker from listening and is not in the way here either. Connections
     in TIME_WAIT do not matter where their server had set SO_REUSEADDR (`closing_ports` finds the others). On Linux one
@@ -86,7 +86,7 @@ def prove_port(port: int) -> bool:
     except OSError as error:
         raise ConfigurationError(
             f"port {port} could not be tried on this host ({error.strerror or error}); "
-            "mend that (see 'ulimit -n' for descriptors) and claim again",
+            "fix that (see 'ulimit -n' for descriptors) and claim again",
             port=port,
         ) from error
 

@@ -36,7 +36,7 @@ class Lease(Value, kw_only=True):
         ttl_ms: How long the lease lives without a heartbeat, in milliseconds.
         granted_at: When it was granted, in Unix seconds by the server's clock.
         expires_at: When it ends without a renewal, in Unix seconds by the server's clock.
-        pid: The process that it is tied to (the worker), or None.
+        pid: The process that it is bound to (the worker), or None.
         pid_started: When that process started, in clock ticks since boot, or None when it was not seen.
         holder_pid: The process that looks after the worker (its supervisor), or None.
         holder_started: When that one started.
@@ -45,7 +45,7 @@ class Lease(Value, kw_only=True):
         restarts: How often the worker was started again under this lease.
         started_at: When the worker was started last, in whole Unix seconds by its supervisor's clock, or None.
         last_error: Why the worker ended or failed last, in one line of at most 500 characters, or None.
-        labels: Free words of the holder.
+        labels: `name=value` pairs of the holder.
         token: The proof of holding (32 hexadecimal digits), or None in a reader's copy.
         deadline: Until when the holder may be sure of it, in seconds of its own monotonic clock, counted from
             before the last confirmed request was sent; None in a reader's copy.
@@ -104,7 +104,7 @@ class Lease(Value, kw_only=True):
         return f"{self.host}:{self.port}"
 
     def holder_words(self) -> dict[str, Any]:
-        """Return what the holder says of itself, by name (`HOLDER_WORDS`)."""
+        """Return what the holder states of itself, by name (`HOLDER_WORDS`)."""
         return {name: getattr(self, name) for name in HOLDER_WORDS}
 
     def as_json(self, *, with_token: bool = False) -> dict[str, object]:
@@ -138,7 +138,7 @@ class Lease(Value, kw_only=True):
 
 _told = [one for one in declared_fields(Lease) if one.metadata]
 HOLDER_WORDS = tuple(one.name for one in _told)
-"""What a holder says of itself: the members of a lease that scripts carry and never read."""
+"""What a holder states of itself: the members of a lease that scripts carry and never read."""
 
 PROCESS_FIELDS = tuple(one.name for one in _told if one.metadata["process"])
 """Of these, the ones that name processes."""

@@ -1,7 +1,7 @@
 """What is wrong with a pool, a host or a lease, as rules: `doctor` and the API's `/v1/problems` share them.
 
 The rule of this file: a function is given what was read and returns a `Problem` or None; it reads nothing itself. Each
-sentence says what is wrong with what, each command is what to do about it, to be copied into a shell: names in it are
+sentence states what is wrong with what, each command is what to do about it, to be copied into a shell: names in it are
 quoted, for they come from Redis.
 """
 
@@ -38,7 +38,7 @@ class Problem(Value, kw_only=True):
     """Something that is wrong, and what to do about it.
 
     Attributes:
-        check: What was looked at, one word.
+        check: What was looked at.
         severity: How bad it is.
         what: What is wrong, with what.
         command: What to do about it: a command wherever there is one.
@@ -59,7 +59,7 @@ class Problem(Value, kw_only=True):
 
 
 def command(*words: str | int, host: str | None = None, pool: str | None = None) -> str:
-    """Return a command line of ours, its words quoted.
+    """Return a command line of ours, its arguments quoted.
 
     Args:
         *words: What stands behind `allocator`.
@@ -191,7 +191,7 @@ def of_lateness(host: str, leases: list[Lease], now: float, pool: str | None = N
 
 
 def of_lost_workers(host: str, workers: list[str], since: float, pool: str | None = None) -> Problem:
-    """Return that workers of a host ended without a word and run nowhere since."""
+    """Return that workers of a host ended silently and run nowhere since."""
     one = len(workers) == 1
     return Problem(
         check="lost",

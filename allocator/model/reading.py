@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_FILE_BYTES = 4_194_304
-"""Far more than any settings, pool, procfile or lease file has; `/dev/zero` has more."""
+"""Far more than any settings, pool, workers or lease file has; `/dev/zero` has more."""
 
 
 def read_text(path: Path, *, only_regular: bool = False) -> str:

@@ -138,7 +138,7 @@ class Settings(Value, kw_only=True):
     )
     host: str | None = _declared(
         "host",
-        "Name of this port namespace",
+        "This host's name; ports are unique per host",
         metavar="HOST",
         default="host name",
         read=lambda text: check_name("host", text),
@@ -204,13 +204,13 @@ class Settings(Value, kw_only=True):
         """Where lease files and the embedded server live.
 
         Raises:
-            ConfigurationError: When nothing says where; only who keeps state needs to know.
+            ConfigurationError: When nothing states where; only who keeps state needs to know.
         """
         return state_directory(self.environ)
 
     @property
     def agent_socket(self) -> Path:
-        """Where the agent of this state directory serves the API, unless it is told otherwise."""
+        """Where the agent of this state directory serves the API, unless configured otherwise."""
         return self.state_dir / "agent.sock"
 
     @property
@@ -332,7 +332,7 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     """Return where this user's state lives: `$XDG_STATE_HOME/allocator`, by default `~/.local/state/allocator`.
 
     Raises:
-        ConfigurationError: When nothing says where.
+        ConfigurationError: When nothing states where.
     """
     if named := environ.get(SETTINGS["state_dir"].variable):
         return Path(os.path.abspath(named))  # noqa: PTH100  # not resolved: a link stays the user's choice

@@ -35,7 +35,7 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
     LeaseState.EXPIRED: frozenset(),
 }
 """`ready`, `degraded` and `draining` go back to `starting` when a supervisor restarts the worker under the same lease;
-on a host that is drained `draining` stays, whatever its holder says."""
+on a host that is drained `draining` stays, whatever its holder writes."""
 
 EVENT_TYPES = (
     *("granted", "released", "declined", "expired", "superseded", "reasserted", "restored", "changed", "failed"),

@@ -77,7 +77,7 @@ class TableNames(Value):
         table: The table.
         schema: The schema it is in, or None for the connection's own.
         columns: The names of columns that are called otherwise than in the documents, by the documents' names.
-        states: The words of states that are called otherwise, by the documents' words.
+        states: The names of states that are called otherwise, by the documents' names.
         plugin: Where plugins' names are found when `plugin_id` is a foreign key, or None.
         organization: Likewise for `organization_id`.
     """
@@ -130,20 +130,20 @@ class TableNames(Value):
             if state not in ROW_STATES:
                 raise InvalidInputError(f"{shown(state)} is not a state of a row; use one of {', '.join(ROW_STATES)}")
             if not word.isprintable() or not 0 < len(word) <= _WORD_LENGTH:
-                raise InvalidInputError(f"{shown(word)} is not a word for a state; use 1-{_WORD_LENGTH} characters")
+                raise InvalidInputError(f"{shown(word)} is not a name for a state; use 1-{_WORD_LENGTH} characters")
         ended = {self.word(STOPPED), self.word(ERROR)}
         for state in LIVE_ROW_STATES:
             if self.word(state) in ended:
                 raise InvalidInputError(
-                    f"the states {state} and stopped or error have one word in [database.states]; give each its own"
+                    f"the states {state} and stopped or error have one name in [database.states]; give each its own"
                 )
 
     def word(self, state: str) -> str:
-        """Return the table's word for a state."""
+        """Return the table's name for a state."""
         return self.states.get(state, state)
 
     def states_of(self, word: str) -> tuple[str, ...]:
-        """Return the states that a word of the table stands for; a word of its owner alone stands for itself."""
+        """Return the states that a value of the table stands for; a value of its owner alone stands for itself."""
         return tuple(state for state in ROW_STATES if self.word(state) == word) or (
             (word,) if word not in ROW_STATES else (f"{word!r}",)
         )

@@ -55,7 +55,7 @@ class Field:
 
 
 def field(**declared: Any) -> Any:  # noqa: ANN401  # a field's type is its annotation's
-    """Return what a class says of a field; see `Field`."""
+    """Return what a class states of a field; see `Field`."""
     return Field(**declared)
 
 
@@ -173,7 +173,7 @@ class _DataclassFields:
 
 
 class Value(metaclass=_Kind):
-    """A value with named fields, which are the annotations of its class; frozen unless that says otherwise."""
+    """A value with named fields, which are the annotations of its class; frozen unless that shows otherwise."""
 
     __parts__: ClassVar[dict[str, Field]]
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_PORTS = 16
 MAX_DECLINES = 5
-"""Five strangers in a row on ports that looked free are no race but a misconfigured host."""
+"""Five strangers in a row on ports that looked free are not a race but a misconfigured host."""
 MAX_OWN_HOLDERS = 20
 """How often one claim may meet a lease of its own worker: other claims of it end within milliseconds."""
 
@@ -160,7 +160,7 @@ class Waiting(Value):
 
 
 def wanted_condition(request: ClaimRequest) -> str:
-    """Return what a claim waits for, in the word of the queue."""
+    """Return what a claim waits for, as the queue names it."""
     return "block" if request.contiguous else "one" if request.port else "any"
 
 

@@ -78,7 +78,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
         The leases, with their tokens and deadlines, in the order of `request.workers`.
 
     Raises:
-        ExhaustedError: When no port was free in time (`retry_after` says when the next may be); CordonedError on a
+        ExhaustedError: When no port was free in time (`retry_after` states when the next may be); CordonedError on a
             cordoned host.
         HeldError: When the explicit port or the worker is held by someone else.
         PortRefusedError: When the kernel, or another worker's row, refused the only port or too many.

@@ -27,7 +27,7 @@ class Context(Value, frozen=False):
 
     Attributes:
         host: The name of this port namespace.
-        identity: What proves that it is the same one as before: machine, boot and network namespace, a word each.
+        identity: What proves that it is the same one as before: machine, boot and network namespace, one field each.
         clock: The monotonic clock, in seconds.
         new_token: Makes 128 random bits as 32 hexadecimal digits.
         address: The address under which others reach this host; after a `!` when somebody chose it, so that one that

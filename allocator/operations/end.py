@@ -62,7 +62,7 @@ def decline(context: Context, leases: Sequence[Lease]) -> Operation[list[bool]]:
 
 
 def force(leases: Sequence[Lease], forced: Forced) -> Operation[list[bool]]:
-    """End leases that somebody else holds, because an operator says so.
+    """End leases that somebody else holds, because an operator asks for it.
 
     A holder that lives after all learns it at its next renewal, and stops.
 

@@ -62,12 +62,12 @@ def strange_entries(pool: str, names: Iterable[str]) -> Operation[list[str]]:
     for key in [name for name in names if name.startswith(prefix)][:MAX_SETS]:
         for member, score in (yield from _members(pool, key.removeprefix(base))):
             if not _MEMBER.fullmatch(member):
-                found.append(f"key {key} has the member {shown(member)}, which is no host:port")
+                found.append(f"key {key} has the member {shown(member)}, which is not host:port")
             elif float(score) >= IMPOSSIBLE:
-                found.append(f"key {key} gives {member} the score {score}, which is no turn")
+                found.append(f"key {key} gives {member} the score {score}, which is not a turn")
     for host, _ in (yield from _members(pool, ":hosts")):
         if host != "*" and not is_name(host):
-            found.append(f"key {base}:hosts has the member {shown(host)}, which is no host")
+            found.append(f"key {base}:hosts has the member {shown(host)}, which is not a host")
     rules = yield from read_pool(pool)
     for space in (yield from port_spaces(rules)) if rules else []:
         found += yield from _in_space(pool, space)
@@ -78,16 +78,16 @@ def _in_space(pool: str, space: str) -> Operation[list[str]]:
     known = yield from ask(InspectHostCall(pool=pool, space=space))
     found = []
     if known.address == "" and len(words := known.identity.split(" ")) > 3:
-        found.append(f"key {pool_key(pool)}:host:{space} advertises {shown(words[3])}, which is no address")
+        found.append(f"key {pool_key(pool)}:host:{space} advertises {shown(words[3])}, which is not an address")
     key = f"{pool_key(pool)}:ports:{space}"
     for member, _ in (yield from _members(pool, f":ports:{space}")):
         try:
             check_port(member)
         except InvalidInputError:
-            found.append(f"key {key} has the member {shown(member)}, which is no port")
+            found.append(f"key {key} has the member {shown(member)}, which is not a port")
     strange: list[str] = []
     yield from ports(pool, space, strange=strange)
-    return found + [error.partition(";")[0] for error in strange if "no lease" in error]
+    return found + [error.partition(";")[0] for error in strange if "not a lease" in error]
 
 
 def _members(pool: str, suffix: str) -> Operation[list[tuple[str, str]]]:

@@ -24,7 +24,7 @@ class Leadership(Value):
 
     Attributes:
         fence: The fence of the caller's leadership, or None when another leads.
-        holder: Who leads, in words.
+        holder: Who leads, as text.
         remaining_ms: How long the other may still lead without a sign of life.
     """
 
@@ -40,7 +40,7 @@ def take_leadership(pool: str, *, token: str, ttl_ms: int, holder: str, known_fe
         pool: The pool.
         token: The caller's proof.
         ttl_ms: How long the leadership lives without being taken again.
-        holder: Who the caller is, in words without quotes.
+        holder: Who the caller is, as text without quotes.
         known_fence: The highest fence of a leader that the caller has seen; its own will be higher.
     """
     found = yield from ask(LeadCall(pool=pool, token=token, ttl_ms=ttl_ms, holder=holder, known_fence=known_fence))

@@ -34,11 +34,12 @@ MAX_HOST_PAGES = 1_000
 MAX_PAGES = 100_000
 """Bounds a listing of ports that are renewed (and so move ahead) while it goes on."""
 REAP_BATCH, REAP_CALLS = 16, 4
-"""Ends told in one call of a visit, and its calls: Redis is not held up for long, and a storm is told in its time."""
+"""Ends reported in one call of a visit, and its calls: Redis is not blocked for long, and a storm is reported in its
+time."""
 
 
 class PortView(Value):
-    """What Redis says of one port of a space.
+    """What Redis reports of one port of a space.
 
     Attributes:
         port: 1-65535.
@@ -67,7 +68,7 @@ class HostView(Value):
 
     Attributes:
         name: The host.
-        machine: Its machine's identity (a hash), or an empty string when no claim has told it yet.
+        machine: Its machine's identity (a hash), or an empty string when no claim has reported it yet.
         cordoned: Whether it gives out no new ports.
         leases: How many leases are live on it.
         address: The address that it advertises, or an empty string.
@@ -154,7 +155,7 @@ def known_ports(pool: str, space: str, *, strange: list[str] | None = None) -> O
 
 
 def port_view(pool: str, space: str, port: int) -> Operation[PortView]:
-    """Return what Redis says of one port of a space."""
+    """Return what Redis reports of one port of a space."""
     known = yield from ask(InspectPortCall(pool=pool, space=space, port=port))
     return PortView(known.port, known.claimable_in_ms, known.lease)
 

@@ -1,6 +1,6 @@
 """What a claim's refusals mean: the sentence and the data of each error, and nothing that decides.
 
-An error says what happened, to which host:port and worker, and what to do; `retry_after` says when trying again may
+An error states what happened, to which host:port and worker, and what to do; `retry_after` states when trying again may
 help.
 """
 
@@ -105,14 +105,14 @@ def _none_free(
         case Recovering(left_ms=left_ms):
             return RecoveringError(
                 f"pool {pool.name} grants no port for another {format_duration(left_ms)}: Redis was restarted or "
-                "replaced, and holders of ports that it may have forgotten are given the time to say so; "
+                "replaced, and holders of ports that it may have forgotten are given the time to report them; "
                 f"wait with --wait {format_wait(left_ms)}",
                 **data | {"retry_after": left_ms / 1_000},
             )
         case Queued(ahead=ahead):
             return ExhaustedError(
                 f"{ahead} {'other waits' if ahead == 1 else 'others wait'} for a port of pool {pool.name} on "
-                f"{context.host}; join the line with --wait 30s",
+                f"{context.host}; wait in the queue with --wait 30s",
                 **data,
             )
     raise TypeError(f"{type(reply).__name__} is not a reply of a claim")
@@ -237,7 +237,7 @@ def not_contiguous(leases: tuple[Lease, ...]) -> HeldError:
     """Return the error for a worker that has ports which do not follow each other, where that is asked for."""
     numbers = ", ".join(str(lease.port) for lease in leases)
     return HeldError(
-        f"{leases[0].worker} has ports {numbers} on {leases[0].host}, which are not adjacent; release it, "
+        f"{leases[0].worker} has ports {numbers} on {leases[0].host}, which are not contiguous; release it, "
         "then claim again",
         host=leases[0].host,
         worker=str(leases[0].worker),

@@ -1,6 +1,6 @@
-"""Renew: extend leases in batches, say what changed about them, re-assert those that Redis lost.
+"""Renew: extend leases in batches, state what changed about them, re-assert those that Redis lost.
 
-A heartbeat that has nothing new to say asks `keep`, which is told no more than what proves the leases; only about those
+A heartbeat that has nothing new to report calls `keep`, which gets only what proves the leases; only about those
 that were not extended is `renew` asked, with all that it takes to decide.
 """
 
@@ -64,7 +64,7 @@ class RenewOutcome(Value):
 
     @property
     def word(self) -> str:
-        """What became of it, in a word: `renewed`, `reasserted`, `lost` or `unanswered`."""
+        """What became of it: `renewed`, `reasserted`, `lost` or `unanswered`."""
         if self.failed:
             return "unanswered"
         return "lost" if self.lost else "reasserted" if self.reasserted else "renewed"
@@ -78,7 +78,7 @@ def renew(
     Args:
         context: Who calls.
         leases: The holder's copies, with their tokens, as they should be.
-        rewrite: Whether state, TTL and the holder's words in Redis are replaced by those of `leases`.
+        rewrite: Whether state, TTL and the holder's fields in Redis are replaced by those of `leases`.
         failed: Why the worker failed, in one line, to be written down in the events; empty when it did not.
 
     Returns:

@@ -1,6 +1,6 @@
 """What an operation asks of whoever drives it. Each step is a value; its answer goes back into the generator.
 
-The rule of this file: a step says what is wanted, never how. A step that waits, connects or sleeps does so in
+The rule of this file: a step states what is wanted, never how. A step that waits, connects or sleeps does so in
 its driver (`allocator/client`), so that the same operation runs blocking, async and under a test's hand.
 """
 
@@ -46,7 +46,7 @@ class ProvePorts(Value):
 
 
 class DescribeListener(Value):
-    """Name who listens on a port here; answered with words such as `node (pid 4242)`, or None when nobody is seen.
+    """Name who listens on a port here; answered with a text such as `node (pid 4242)`, or None when nobody is seen.
 
     Attributes:
         port: 1-65535.
@@ -58,12 +58,12 @@ class DescribeListener(Value):
 
 
 class AwaitTurn(Value):
-    """Say that a waiter is there, then wait until it is told to look; answered with whether it was told.
+    """Report that a waiter is there, then wait until it is woken; answered with whether it was woken.
 
     Attributes:
-        waiter: The key that says that it is there.
-        said: What that key holds.
-        turn: The key through which it is told.
+        waiter: The key that shows that it is there.
+        reported: What that key holds.
+        turn: The key through which it is woken.
         alive_ms: How long the first key lives.
         seconds: For how long to wait at most.
     """
@@ -136,7 +136,7 @@ class CheckRow(Value):
 
 
 class ReadClosing(Value):
-    """Say which of these ports no process has, only connections that are closing; answered with a frozenset of them.
+    """Report which of these ports no process has, only connections that are closing; answered with a frozenset of them.
 
     Attributes:
         ports: Ports that could not be bound.
@@ -213,7 +213,7 @@ class Judgement(Value):
 
 
 class JudgeHolder(Value):
-    """Say what is known of the processes of a lease that stands in the way; answered with a `Judgement`.
+    """Report what is known of the processes of a lease that stands in the way; answered with a `Judgement`.
 
     Attributes:
         holder: The lease, without its token.

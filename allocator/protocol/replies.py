@@ -1,4 +1,4 @@
-"""The reply codes of the scripts, the same words as in `lua/lib/replies.lua`."""
+"""The reply codes of the scripts, the same as in `lua/lib/replies.lua`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from allocator.model.values import Value
 
 
 class Reply(StrEnum):
-    """The first word of what a script answers."""
+    """The reply code of a script."""
 
     GRANTED = "granted"
     SAME = "same"
@@ -52,7 +52,7 @@ class Reply(StrEnum):
 
 
 CODES: dict[object, Reply] = {**{one.value: one for one in Reply}, **{one.value.encode(): one for one in Reply}}
-"""The first words of replies, as they are read and as they are sent."""
+"""The codes of replies, as they are read and as they are sent."""
 
 
 class NoPool(Value):

@@ -55,17 +55,17 @@ def history_key(pool: str) -> str:
 
 
 def leader_key(pool: str) -> str:
-    """Return the key that says who leads the reconcilers of a pool."""
+    """Return the key that shows who leads the reconcilers of a pool."""
     return f"{pool_key(pool)}:leader"
 
 
 def queue_key(pool: str, space: str) -> str:
-    """Return the key of those who wait in line in a space of a pool, first come first."""
+    """Return the key of those who wait in the queue of a space of a pool, first come first."""
     return f"{pool_key(pool)}:waiters:{space}"
 
 
 def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
-    """Return the key that says that a waiter is there, and the one through which it is told to look."""
+    """Return the key that shows that a waiter is there, and the one through which it is woken."""
     base = pool_key(pool)
     return f"{base}:waiter:{ticket}", f"{base}:turn:{ticket}"
 
@@ -132,7 +132,7 @@ class Call(Value, Generic[R], kw_only=True):
         may_end_early: Whether arguments at the end that are empty or 0 are left out, of the class.
         pool: The pool that it is about.
         space: Where a port number is unique: a host, or `*` for the whole fleet.
-        replicas: How many replicas have to have what it wrote; the reply then says how many had it in time.
+        replicas: How many replicas have to have what it wrote; the reply then states how many had it in time.
     """
 
     script: ClassVar[str]
@@ -226,12 +226,12 @@ _compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def text(value: object) -> str:
-    """Return one word of a reply as text."""
+    """Return one field of a reply as text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def number(value: object) -> float:
-    """Return one word of a reply as a number (a score may be `inf`).
+    """Return one field of a reply as a number (a score may be `inf`).
 
     Raises:
         ConfigurationError: When it is none.
@@ -245,7 +245,7 @@ def number(value: object) -> float:
 
 
 def time_ms(value: object) -> float:
-    """Return one word of a reply as a time of the server, in milliseconds.
+    """Return one field of a reply as a time of the server, in milliseconds.
 
     Raises:
         ConfigurationError: When it is none, or lies beyond the year 3000.
@@ -257,7 +257,7 @@ def time_ms(value: object) -> float:
 
 
 def address(value: object) -> str:
-    """Return the address that a host advertises; an empty text for what is no address, whoever wrote it there."""
+    """Return the address that a host advertises; an empty text for what is not an address, whoever wrote it there."""
     found = text(value)
     try:
         return check_address(found) if found else ""
@@ -323,7 +323,7 @@ def lease(
         process: See `Lease`, for its holder's copy.
 
     Raises:
-        ConfigurationError: When the text is no lease.
+        ConfigurationError: When the text is not a lease.
     """
     raw = text(value)
     try:
@@ -347,7 +347,7 @@ def lease(
         )
     except (*WRONG_SHAPES, InvalidInputError):
         raise ConfigurationError(
-            f"{f'key {key}' if key else f'a lease key of {pool_key(pool)}'} holds {shown(raw)}, which is no lease; "
+            f"{f'key {key}' if key else f'a lease key of {pool_key(pool)}'} holds {shown(raw)}, which is not a lease; "
             "another program wrote it: move or delete that key"
         ) from None
 
@@ -365,7 +365,7 @@ def bounded(value: float | str, most: int = MAX_NUMBER) -> int:
 
 
 def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a holder says of itself in a lease as JSON, as arguments of `Lease`; what it leaves out is left out.
+    """Return what a holder reports of itself in a lease as JSON, as arguments of `Lease`, without what is missing.
 
     Raises:
         ValueError: When a member has another form; TypeError and AttributeError alike.

@@ -50,7 +50,7 @@ class ReplyError(Exception):
     """An error that the server answered.
 
     Attributes:
-        code: Its first word, `NOSCRIPT` or `ERR`; empty where it is not a code.
+        code: Its code, `NOSCRIPT` or `ERR`; empty where it is not a code.
     """
 
     def __init__(self, text: str) -> None:
@@ -137,7 +137,7 @@ def packed(commands: Iterable[Words]) -> bytes:
     """Return commands as they are sent.
 
     Raises:
-        UnicodeEncodeError: When a word is not text that UTF-8 can have.
+        UnicodeEncodeError: When an argument is not text that UTF-8 can have.
     """
     return b"".join([pack_command(words) for words in commands])  # type: ignore[arg-type]  # its stub means tuples of one
 
@@ -159,12 +159,12 @@ def first_error(replies: Iterable[Any]) -> ReplyError | None:
 
 
 class ServerInfo(Value, kw_only=True):
-    """What a server says of itself; empty words where it does not tell.
+    """What a server reports of itself; empty where it does not report it.
 
     Attributes:
         kind: `redis` or `valkey`.
         version: Its version.
-        role: `master` or `slave`, in the server's own words.
+        role: `master` or `slave`, as the server reports it.
         eviction: Its `maxmemory-policy`.
         append_only: Whether it keeps an append-only file.
     """
@@ -177,7 +177,7 @@ class ServerInfo(Value, kw_only=True):
 
     @classmethod
     def read(cls, reply: bytes | Mapping[str, Any]) -> ServerInfo:
-        """Return what the reply to `INFO` says: of one server, or of the first of a Cluster's."""
+        """Return what the reply to `INFO` states: of one server, or of the first of a Cluster's."""
         info: Mapping[str, Any] = fields_of(reply) if isinstance(reply, bytes) else reply
         first = next(iter(info.values()), None)
         if isinstance(first, dict) and "redis_version" in first:

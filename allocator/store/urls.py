@@ -112,7 +112,7 @@ def parse_store_url(url: str, *, password: str | None = None, environ: Mapping[s
 
     Args:
         url: A URL in one of the forms at the top of this module.
-        password: The password, when it is not in the URL; "" says that there is none, whatever the environment says.
+        password: The password, when it is not in the URL; "" states that there is none, whatever the environment has.
         environ: Where `ALLOCATOR_REDIS_PASSWORD` is looked for when neither has one; default: this process's.
 
     Raises:

@@ -32,7 +32,7 @@ def claim_ports(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | 
         allocator: Claims them.
         spec: The worker.
         files: Where a hook of this user leaves its leases, or None to look nowhere.
-        talk: Says one line to the person who watches.
+        talk: Prints one line for the person who watches.
 
     Raises:
         HeldError: When somebody else holds or uses one of them.
@@ -51,7 +51,7 @@ class HookAnswers(Answers):
 
     Args:
         files: The lease files.
-        talk: Says one line to the person who watches.
+        talk: Prints one line for the person who watches.
     """
 
     def __init__(self, files: LeaseFiles, talk: Talk) -> None:
@@ -87,7 +87,7 @@ def _in_use(lease: Lease, host: str) -> str:
     if _lives(lease, host, lease.holder_pid, lease.holder_started, ours):
         return f"looked after by {_named(lease.holder_pid)}; end that supervisor"
     if _lives(lease, host, lease.pid, lease.pid_started, ours):
-        return f"tied to {_named(lease.pid)}; end that process, or claim without --pid and leave the port to 'run'"
+        return f"bound to {_named(lease.pid)}; end that process, or claim without --pid and leave the port to 'run'"
     who = describe_listener(lease.port)
     return f"and {who} listens there; end that process" if who else ""
 

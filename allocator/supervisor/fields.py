@@ -1,7 +1,7 @@
 """The fields of a worker, by name: on the command line and in a workers file, read by the same functions.
 
-A value is text from the command line and text, a number or a table in a procfile. Every mistake is found here, before
-anything is claimed.
+A value is text from the command line and text, a number or a table in a workers file. Every mistake is found here,
+before anything is claimed.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _command(value: object) -> list[str]:
         except ValueError as error:
             raise InvalidInputError(f"{shown(str(value))} is not a command ({error}); close its quotes") from None
     if not words:
-        raise InvalidInputError("the command is empty; give the words of a command")
+        raise InvalidInputError("the command is empty; give the parts of a command")
     if any("\0" in word for word in words):
         raise InvalidInputError(f"{shown(str(value))} holds a null character, which no command can be given; delete it")
     return words
@@ -256,7 +256,7 @@ def read_env_file(path: Path) -> dict[str, str]:
                 "correct that line"
             )
         if entry.value is None or not _VARIABLE.fullmatch(entry.key or "") or "\0" in entry.value:
-            raise ConfigurationError(f"{where}: {shown(_before_value(line))} is no NAME=value; correct that line")
+            raise ConfigurationError(f"{where}: {shown(_before_value(line))} is not NAME=value; correct that line")
         found[entry.key or ""] = entry.value
     return found
 

@@ -37,7 +37,7 @@ LOOK_S, STANDS_STILL_S = 0.01, 0.3
 """How long a program has to tidy up after Ctrl-Z before it stands still."""
 
 FIRST_PASSED_SOCKET = 3
-"""Where sd_listen_fds(3) says that passed sockets begin."""
+"""Where sd_listen_fds(3) states that passed sockets begin."""
 
 
 class CommandError(AllocatorError):
@@ -56,7 +56,7 @@ class StartOrder(Value, kw_only=True):
     """How a worker is started.
 
     Attributes:
-        command: The words of its command.
+        command: The arguments of its command.
         environment: Its whole environment.
         marker: A variable of that environment and its value, which only this worker's processes have.
         directory: Where it runs, or None for the supervisor's directory.
@@ -232,7 +232,7 @@ class WorkerGroup:
                     os.kill(pid, number)
 
     def terminate(self) -> None:
-        """Ask every process to end; one that is stopped is let go on, so that it can."""
+        """Ask every process to end; one that is stopped is continued, so that it can."""
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
 
@@ -267,7 +267,7 @@ def _prepared(*steps: Callable[[], None]) -> Callable[[], None]:
 def _keep_from_child(first: int) -> None:
     """Let no descriptor from `first` on reach the command: whoever started the supervisor may have left some open.
 
-    They are not closed: by one of them the parent is told when the command cannot be started.
+    They are not closed: through one of them the parent learns when the command cannot be started.
     """
     try:
         numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]

@@ -1,4 +1,4 @@
-"""What a worker's thread is told by others, in a form that it can wait for together with its sockets."""
+"""Messages to a worker's thread, in a form that it can wait for together with its sockets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from allocator.model.values import Value
 
 
 class Command(Enum):
-    """What a worker can be told."""
+    """The messages to a worker."""
 
     STOP = "stop"
     QUIT = "quit"
-    """As STOP, without the delay in which others let go of the worker: somebody waits for the end."""
+    """As STOP, without the delay in which others drop the worker: somebody waits for the end."""
     KILL = "kill"
     RESTART = "restart"
     LOOK = "look"
     LEAVE = "leave"
-    """As STOP, for a worker that a terminal has told to end already."""
+    """As STOP, for a worker that a terminal has ended already."""
     SUSPEND = "suspend"
     RESUME = "resume"
 

@@ -1,4 +1,4 @@
-"""A procfile: many different workers in one TOML file. A mistake is one line: file, line, field, what.
+"""A workers file: many different workers in one TOML file. A mistake is one line: file, line, field, what.
 
 ```toml
 [[worker]]
@@ -42,7 +42,7 @@ _NEEDED = ("plugin", "org", "command")
 
 
 def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
-    """Return the workers of a procfile.
+    """Return the workers of a workers file.
 
     Args:
         path: The file.
@@ -111,10 +111,10 @@ def _tables(path: Path) -> tuple[str, list[dict[str, Any]]]:
     try:
         text = read_text(path)
     except FileNotFoundError:
-        raise ConfigurationError(f"the procfile {path} does not exist; correct --procfile") from None
+        raise ConfigurationError(f"the workers file {path} does not exist; correct --workers") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigurationError(f"the procfile {path} cannot be read ({why})") from None
+        raise ConfigurationError(f"the workers file {path} cannot be read ({why})") from None
     content = toml_of(path, text)
     other = next((key for key in content if key != "worker"), None)
     if other is not None:

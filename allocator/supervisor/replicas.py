@@ -19,7 +19,7 @@ def replicated(spec: WorkerSpec, count: int) -> list[WorkerSpec]:
     """Return `count` workers like this one; the first has its instance, each further one the next.
 
     Raises:
-        InvalidInputError: When they were to share one port, or there are not so many instances.
+        InvalidInputError: When they were to share one port, or there are too few instances.
     """
     if count > 1 and spec.explicit_port:
         raise InvalidInputError(f"{count} replicas cannot share port {spec.claim.get('port')}; omit the port")

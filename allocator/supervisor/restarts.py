@@ -1,4 +1,4 @@
-"""Whether and when a worker that ended is started again. No I/O, no clock: it is told what happened."""
+"""Whether and when a worker that ended is started again. No I/O, no clock: it is given what happened."""
 
 from __future__ import annotations
 

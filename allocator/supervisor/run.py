@@ -45,7 +45,7 @@ class Supervision(Value, kw_only=True):
     Attributes:
         together: Whether they are several: their lines carry their names, and SIGHUP restarts them one by one.
         orphans_end: Whether they are ended when the supervisor is killed.
-        talk: Says one line to the person who watches.
+        talk: Prints one line for the person who watches.
         files: Where a hook of this user leaves its leases, to be taken over.
     """
 
@@ -67,7 +67,7 @@ def run_workers(allocator: PortAllocator, specs: Sequence[WorkerSpec], supervisi
         What the only worker exited with; of several, the first status that is not 0, else 0.
 
     Raises:
-        AllocatorError: What ended the only worker; of several it is said, and its exit code counts as a status.
+        AllocatorError: What ended the only worker; of several it is printed, and its exit code counts as a status.
     """
     of_one = len(specs) == 1
     with contextlib.ExitStack() as stack:

@@ -33,7 +33,7 @@ LONGEST_SHEBANG = 256
 
 
 class Talk(Protocol):
-    """Says one line to the person who watches."""
+    """Prints one line for the person who watches."""
 
     def __call__(self, line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
         """Report it; `lease` is what it is about, `level` one of the levels of `logging`."""
@@ -41,7 +41,7 @@ class Talk(Protocol):
 
 
 def say_nothing(line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
-    """Say it to nobody."""
+    """Print it to nobody."""
 
 
 class ReadyWhen(StrEnum):
@@ -58,7 +58,7 @@ class WorkerSpec(Value, kw_only=True):
         plugin: The worker's plugin.
         claim: What its port is claimed with.
         wait_s: For how long to wait for a port when none is free, in seconds.
-        command: The words of its command, templates included.
+        command: The arguments of its command, templates included.
         environment: What its environment starts from.
         ports: The names of its ports when it has several, its own first; empty for one.
         adjacent: Whether they have to follow each other.
@@ -70,7 +70,7 @@ class WorkerSpec(Value, kw_only=True):
         drain_delay_s: How long its lease is `draining` before it is stopped, so that nobody is sent to it any more.
         stop_timeout_s: How long the worker has to end by itself, in seconds.
         stop_path: Where it is asked to end by `POST` first, or None.
-        health_path: The path that says how it is, or None to be content with a connection.
+        health_path: The path that shows how it is, or None to be content with a connection.
         health_interval_s: How often it is asked once it is ready.
         give_up_after_s: After how long without a good answer it is started again; None for never.
         ready: When it is ready: it listens and answers, or it has run for a second.
@@ -140,7 +140,7 @@ def _check_ports(spec: WorkerSpec) -> None:
 
 def _check_adjacent(spec: WorkerSpec) -> None:
     if spec.adjacent and not spec.ports:
-        raise InvalidInputError("only several ports can be adjacent; name them, for example http,debug")
+        raise InvalidInputError("only several ports can be contiguous; name them, for example http,debug")
 
 
 def _check_health(spec: WorkerSpec) -> None:

@@ -64,13 +64,13 @@ class Ended(Value, kw_only=True):
     Attributes:
         status: What it exited with, 128 + n for signal n.
         refused: The port that the kernel refused it, or None.
-        asked: What it was told to do when it ended, or None when it ended by itself or was given up.
+        asked: What it was asked to do when it ended, or None when it ended by itself or was given up.
         lost: Why one of its leases was lost, or None.
         was_well: Whether it had been healthy for a minute.
         given_up: Whether it was ended because it was not healthy.
         left: The processes that could not be ended.
         had_terminal: Whether it had the terminal when it ended.
-        how: In a few words.
+        how: In short.
         why: The same with its last line, for `last_error`.
     """
 
@@ -98,11 +98,11 @@ class WorkerStart:
         held: Its leases.
         spec: What to start.
         children: The supervisor's processes.
-        mailbox: What the worker is told.
+        mailbox: Messages to the worker.
         listening: The sockets to pass, one for each port, or none.
         prefix: What stands before each line of its output, or None.
         on_ready: Called once it is ready.
-        talk: Says one line to the person who watches.
+        talk: Prints one line for the person who watches.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class WorkerStart:
         self._leaves_at = 0.0
         self._given_up = ""
         self.suspended = threading.Event()
-        """Set when it stands still because it was told to."""
+        """Set when it stands still because it was asked to."""
 
     def __repr__(self) -> str:
         return f"<WorkerStart {self._held.worker} on {self._held.where}, {self._health.state}>"
@@ -200,7 +200,7 @@ class WorkerStart:
                 self._check(time.monotonic())
 
     def _explain_background(self) -> None:
-        """Say what is wrong with a command that ended well and left its server in the background."""
+        """Report what is wrong with a command that ended well and left its server in the background."""
         if self._asked or self._given_up or self._held.lost or self.group.status() != 0:
             return
         left = self.group.members()
@@ -357,7 +357,7 @@ class WorkerStart:
                 passed.close()
         timeout_s = 0.0 if self._asked is Command.KILL else self._spec.stop_timeout_s
         ends_at = time.monotonic() + timeout_s
-        if self._asked is Command.LEAVE:  # it was told already: a second signal means "at once" to many programs
+        if self._asked is Command.LEAVE:  # it got one already: a second signal means "at once" to many programs
             self._until_empty(time.monotonic() + timeout_s / 2)
         elif timeout_s and self._spec.stop_path and not self.group.has_ended():
             self._ask_to_stop(ends_at)
@@ -426,7 +426,7 @@ class WorkerStart:
             return None
         if len(said) == 1:
             return said[0]
-        # It did not say which of several, or only by its status that it could not listen: the kernel knows.
+        # It did not state which of several, or only by its status that it could not listen: the kernel knows.
         taken = (port for port in ports if PortWatch(port, self.group.members).look().owner is Owner.STRANGER)
         return next(taken, said[0] if said else None)
 

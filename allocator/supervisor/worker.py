@@ -1,7 +1,7 @@
 """The life of one worker: a port claimed, the command started on it, started again when it fails, the port given back.
 
 The lease is kept over a restart, so the port stays the same. A worker that the kernel refused its port (EADDRINUSE)
-gets another one. Each worker lives in a thread of its own; it is told things through its mailbox.
+gets another one. Each worker lives in a thread of its own; it gets messages through its mailbox.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from allocator.supervisor.start import Ended
 
 STOPPED_BEFORE_START = 143
-"""What a worker that was stopped before it had a port exits with, unless a signal says otherwise: that of SIGTERM."""
+"""What a worker that was stopped before it had a port exits with, unless a signal decides otherwise: that of
+SIGTERM."""
 
 
 class _Outcome(Value):
@@ -70,7 +71,7 @@ class Worker:
         allocator: Claims and keeps its lease.
         spec: What to run.
         children: The supervisor's processes.
-        talk: Says one line to the person who watches.
+        talk: Prints one line for the person who watches.
         files: Where a hook of this user leaves its leases.
         prefix: What stands before each line of its output, or None.
     """
@@ -104,7 +105,7 @@ class Worker:
     # -- what others tell it --
 
     def stop(self, *, at_once: bool = False, told: bool = False, number: int = signal.SIGTERM) -> None:
-        """Let it end, gracefully or at once; by SIGTERM only after the delay in which others let go of it.
+        """Let it end, gracefully or at once; by SIGTERM only after the delay in which others drop it.
 
         Args:
             at_once: Whether it has no time to tidy up.
@@ -117,7 +118,7 @@ class Worker:
         self._mailbox.send(Command.KILL if at_once else Command.LEAVE if told else gracefully)
 
     def restart(self) -> None:
-        """Let it end gracefully and start again on its port; that is no failure."""
+        """Let it end gracefully and start again on its port; that is not a failure."""
         self.ready.clear()
         self._mailbox.send(Command.RESTART)
 
@@ -189,7 +190,7 @@ class Worker:
         )
 
     def _claim(self) -> dict[str, Lease] | None:
-        """Claim its ports; None when it was told to stop meanwhile."""
+        """Claim its ports; None when a stop was requested meanwhile."""
         found: list[dict[str, Lease]] = []
         errors: list[BaseException] = []
 
@@ -300,7 +301,7 @@ class Worker:
             self._running = None
 
     def _is_to_start_again(self, held: HeldPorts, ended: Ended) -> bool:
-        """Say how it ended, and wait until it is to be started again; return False when it is not."""
+        """Report how it ended, and wait until it is to be started again; return False when it is not."""
         if ended.asked is Command.RESTART:
             return self._says_it_starts(held)
         pause_s = self._restarts.pause_s(self._status, was_well=ended.was_well)
@@ -327,7 +328,7 @@ class Worker:
         return not self._told_to_stop(pause_s)
 
     def _says_it_starts(self, held: HeldPorts) -> bool:
-        """Let the leases say that the worker is started again; return False when the host is drained meanwhile."""
+        """Let the leases state that the worker is started again; return False when the host is drained meanwhile."""
         if held.draining:
             return False
         try:
@@ -356,7 +357,7 @@ class Worker:
         self._talk(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease, level=WARNING)
 
     def _told_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
-        """Wait for orders while no process runs; return whether it was told to stop."""
+        """Wait for orders while no process runs; return whether it was asked to stop."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         poller = select.poll()
         poller.register(self._mailbox.descriptor, select.POLLIN)

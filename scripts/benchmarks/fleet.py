@@ -300,7 +300,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         _claims("half of the hosts' leases run out at once: claims, 99th percentile", gone["claims_ms"]),
         _slow("half of the hosts' leases run out at once: calls over 5 ms", gone["slow"]),
         Row(
-            "half of the hosts' leases run out at once: all of these ends are told after",
+            "half of the hosts' leases run out at once: all of these ends are reported after",
             f"{gone['told_s']:.1f} s",
             f"{gone['told']:,} of {gone['gone']:,}",
             "",

@@ -226,7 +226,7 @@ WORDS = {
     "ports": "ports in a pool that is half full",
     "hosts": "hosts in the pool",
     "leases": "live leases in the pool, 1,000 on a host",
-    "waiters": "waiters in line: a release, and the claim of the first of them",
+    "waiters": "waiters in the queue: a release, and the claim of the first of them",
 }
 
 

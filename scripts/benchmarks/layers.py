@@ -168,7 +168,7 @@ the place of their names; the rules are one field; what few pools have is read o
         "redis-py with hiredis: packing, reading, errors, timeouts",
         """\
 a connection stays with the store between calls in place of going through the driver's pool, which took 25 µs a call
-more; hiredis gets the words at once; no retry policy is entered where a call succeeds""",
+more; hiredis gets the arguments at once; no retry policy is entered where a call succeeds""",
     ),
     "listeners": (
         "which ports strangers listen on",

@@ -118,7 +118,7 @@ one client as fast or faster, because it does not hand out again what has expire
         "Growth",
         """\
 One client, for workers that never claimed before; all points of a curve in one server, taking turns. Where workers
-wait, the claim is that of the first in line after the release that woke it, and what it costs more is the waking.
+wait, the claim is that of the first in the queue after the release that woke it, and what it costs more is the waking.
 
 ![Cost by size](images/growth.svg)""",
         growth.figures,

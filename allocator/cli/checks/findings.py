@@ -17,9 +17,9 @@ class Finding(Value):
     """Something that is wrong or risky.
 
     Attributes:
-        check: What was looked at, one word.
+        check: What was looked at.
         what: What is wrong, with what.
-        mend: What mends it: a command wherever there is one.
+        mend: What fixes it: a command wherever there is one.
     """
 
     check: str
@@ -33,16 +33,16 @@ def finding_of_problem(problem: Problem) -> Finding:
 
 
 def finding_of(check: str, error: AllocatorError) -> Finding:
-    """Return the finding that an error is: what it says is wrong, and what it says to do."""
+    """Return the finding that an error is: what it shows is wrong, and what it shows to do."""
     what, _, mend = str(error).rpartition("; ")
-    return Finding(check, what, mend) if what else Finding(check, mend, "mend that, then again: allocator doctor")
+    return Finding(check, what, mend) if what else Finding(check, mend, "fix that, then run again: allocator doctor")
 
 
 def patiently(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     """Yield what a check finds; an error that ends it is its last finding.
 
     Args:
-        check: What is looked at, one word.
+        check: What is looked at.
         look: Makes the check.
     """
     try:

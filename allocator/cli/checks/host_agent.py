@@ -56,7 +56,7 @@ def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterato
         live = leases.get(saved.port)
         if saved.pid is None or live is None or live.worker != saved.worker or _is_renewed(live, now):
             continue
-        about = f"port {saved.port} of {saved.worker} is tied to process {saved.pid}"
+        about = f"port {saved.port} of {saved.worker} is bound to process {saved.pid}"
         if _has_ended(saved):
             yield Finding("agent", f"{about}, which has ended", f"allocator release {saved.port}")
         else:

@@ -16,7 +16,7 @@
 -- Replies
 --       now_ms, then for each lease a code and its detail:
 --       renewed '' (or the fence, when it is not the one that was sent)  ·  reasserted <new fence>  ·  lost <the lease in
---       the way, or a word: released, replaced, forced (an operator ended it)>
+--       the way, or a code: released, replaced, forced (an operator ended it)>
 --       last, draining where the host is to be emptied: its holders stop their workers and release
 --       no_pool, alone, when the pool is not defined
 -- Events  reasserted, before it superseded or expired for the older lease; changed (when the state is another); failed,

@@ -22,7 +22,7 @@ class WantedPort(Value, kw_only=True):
     Attributes:
         worker: Who it is for: `org/plugin#instance`, or `org/plugin#auto` for the lowest free instance.
         token: 32 hexadecimal digits; the same ones claiming again get the same lease.
-        extra: What the holder says of itself, by name (`HOLDER_WORDS`); what is empty is left out.
+        extra: What the holder reports of itself, by name (`HOLDER_WORDS`); what is empty is left out.
     """
 
     worker: str
@@ -137,7 +137,7 @@ def _recovering(_call: ClaimCall, reply: list[Any]) -> Recovering | RecoverFirst
 
 
 def known_ms(word: object) -> float | None:
-    """Return a number of milliseconds of a reply, or None where it says that it is not known (-1)."""
+    """Return a number of milliseconds of a reply, or None where it shows that it is not known (-1)."""
     found = wire.number(word)
     return found if found >= 0 else None
 

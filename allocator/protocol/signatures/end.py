@@ -33,7 +33,7 @@ class EndCall(Call["tuple[Ending, ...]"], kw_only=True):
 
     Attributes:
         how: `released` (the ports rest for the pool's cooldown), `declined` (the kernel refused them: quarantine), or
-            `forced` (an operator says so).
+            `forced` (an operator asked for it).
         leases: At most 256, of one host or namespace of ports.
         by: Who forces it; sent with `forced` only.
         reason: Why.

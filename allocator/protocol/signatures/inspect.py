@@ -63,7 +63,7 @@ class KnownHost(Value, kw_only=True):
 
     Attributes:
         identity: Machine, boot, network namespace, perhaps its address; an empty text for nothing.
-        address: The address that it advertises; an empty text for none, and for what is no address.
+        address: The address that it advertises; an empty text for none, and for what is not an address.
         cordoned: Whether it gives out no new ports.
         draining: Whether its workers are asked to stop.
         quarantines: Until when ports were last put into quarantine, in milliseconds of the server's clock.
@@ -105,7 +105,7 @@ class KnownPorts(Value, kw_only=True):
         ports: Those that are ours.
         rows: How many rows the page has.
         reached_ms: The score of the last one.
-        strange: What stands where a port or a lease belongs, as the error would say it.
+        strange: What stands where a port or a lease belongs, as the error would state it.
     """
 
     ports: tuple[KnownPort, ...]

@@ -17,7 +17,7 @@ class LeadCall(Call["Leads | LedByOther"], kw_only=True):
         mode: What is done.
         token: The caller's proof.
         ttl_ms: How long it lives without being taken again.
-        holder: Who the caller is, in words without quotes.
+        holder: Who the caller is, as text without quotes.
         known_fence: The highest fence of a leader that the caller has seen.
     """
 
@@ -51,7 +51,7 @@ class LedByOther(Value, kw_only=True):
     """Somebody else leads.
 
     Attributes:
-        holder: Who, in words.
+        holder: Who, as text.
         remaining_ms: How long it may still lead without a sign of life.
     """
 

@@ -65,7 +65,7 @@ class LeaveCall(Call[None], kw_only=True):
     worker: str
 
     def decode(self, raw: Any) -> None:  # noqa: ANN401  # as `Call.decode`
-        """Read the answer, which says nothing."""
+        """Read the answer, which is empty."""
         wire.words(raw)
 
 

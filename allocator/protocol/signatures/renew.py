@@ -1,4 +1,4 @@
-"""The signatures of `renew`, and of `keep`: the same for heartbeats that have nothing new to say."""
+"""The signatures of `renew`, and of `keep`: the same for heartbeats that have nothing new to report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RenewedLease(Value, kw_only=True):
         worker: Who it is for.
         mode: `set` writes what follows, `keep` leaves it as it is.
         state: Its state.
-        extra: What the holder says of itself, by name.
+        extra: What the holder reports of itself, by name.
         failed: Why its worker failed, in one line, to be written down in the events; an empty text when it did not.
     """
 
@@ -131,7 +131,7 @@ Outcome: TypeAlias = Renewed | Reasserted | Lost
 
 
 class Proof(Value, kw_only=True):
-    """What proves a lease, in the fewest words.
+    """What proves a lease, in the fewest bytes.
 
     Attributes:
         port: Its port.

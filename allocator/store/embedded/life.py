@@ -68,7 +68,7 @@ def stop_once(server: ServerFiles, deadline: float) -> bool:
                     if not stopped:
                         process.end_cut_off_server(alive.path, server.socket)
                         stopped = True
-                    _wait_for(alive.take, server, deadline, "it was told to stop and still runs")
+                    _wait_for(alive.take, server, deadline, "it was asked to stop and still runs")
                 _remove_socket(server)
     return stopped
 
@@ -132,7 +132,7 @@ def _shut_down(server: ServerFiles, deadline: float) -> bool:
             if reply:
                 raise StoreUnavailableError(
                     f"the embedded server could not save its data in {server.data_dir} and goes on ({words_of(reply)}; "
-                    f"{log.last_line(server.log)}); mend that and stop it again"
+                    f"{log.last_line(server.log)}); fix that and stop it again"
                 )
             process.wait_for_exit(watch, deadline)
     except TimeoutError:

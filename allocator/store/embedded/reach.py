@@ -134,13 +134,16 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
 
     Raises:
         ConfigurationError: It cannot write its data.
-        StoreUnavailableError: It took the connection and said nothing, or something that is no answer.
+        StoreUnavailableError: It took the connection and sent nothing, or something that is not an answer.
     """
     if not is_private(path.parent):
         return Reach.ABSENT
     try:
         server = Conversation(path, deadline)
-    except (TimeoutError, BlockingIOError):  # no time left, which whoever waits has better words for, or a full backlog
+    except (
+        TimeoutError,
+        BlockingIOError,
+    ):  # no time left, for which the caller has a better message, or a full backlog
         return Reach.BUSY
     except OSError:  # no socket, or nobody behind it
         return Reach.ABSENT
@@ -155,7 +158,7 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
 
 
 def _meaning(reply: bytes, path: Path, log: Path) -> Reach:
-    """Return what a server's answer to PING says about it."""
+    """Return what a server's answer to PING states about it."""
     if reply == b"+PONG":
         return Reach.READY
     if not reply:  # it hung up: about to end
@@ -164,21 +167,21 @@ def _meaning(reply: bytes, path: Path, log: Path) -> Reach:
         return Reach.BUSY
     if reply.startswith(b"-MISCONF"):
         raise ConfigurationError(
-            f"the embedded server cannot write its data to {log.parent} ({words_of(reply)}); free some space or mend "
+            f"the embedded server cannot write its data to {log.parent} ({words_of(reply)}); free some space or fix "
             "that disk: the server goes on by itself"
         )
     raise StoreUnavailableError(f"the embedded server on {path} refused to answer ({words_of(reply)}); see {log}")
 
 
 def silent(path: Path, log: Path) -> StoreUnavailableError:
-    """Return the error for a server that took a connection and then said nothing."""
+    """Return the error for a server that took a connection and then sent nothing."""
     return StoreUnavailableError(
         f"the embedded server on {path} took the connection and did not answer in time; see {log}"
     )
 
 
 def words_of(reply: bytes) -> str:
-    """Return an error reply as words."""
+    """Return an error reply as text."""
     return reply.decode("utf-8", "replace").lstrip("-").rstrip(".")
 
 

@@ -40,7 +40,7 @@ BUSY_PAUSE_S = 0.05
 
 
 class EmbeddedStatus(Value, kw_only=True):
-    """What the running embedded server says of itself.
+    """What the running embedded server reports of itself.
 
     Attributes:
         pid: Its process.
@@ -124,7 +124,7 @@ class EmbeddedServer:
 
         Raises:
             ConfigurationError: The directory cannot be used or is somebody else's.
-            StoreUnavailableError: A server took the connection and then said nothing in time.
+            StoreUnavailableError: A server took the connection and then did not answer in time.
         """
         deadline = time.monotonic() + self._timeout_s
         reach = ask_whether_ready(self.socket, self.log, deadline)
@@ -134,10 +134,10 @@ class EmbeddedServer:
         return self.url if reach is Reach.READY else None
 
     def status(self) -> EmbeddedStatus | None:
-        """Return what the running server says of itself, or None when none answers.
+        """Return what the running server reports of itself, or None when none answers.
 
         Raises:
-            StoreUnavailableError: A server took the connection and then said nothing in time.
+            StoreUnavailableError: A server took the connection and then did not answer in time.
         """
         if not is_private(self.socket.parent):
             return None

@@ -1,4 +1,4 @@
-"""The client processes: holders that do everything at random, keepers with the product's heartbeats, waiters in line.
+"""The client processes: holders that do everything at random, keepers with the product's heartbeats, waiters.
 
 An actor stands still when the file `stand` appears (it renews what it has and says what that is), and leaves when
 `leave` appears. It may be killed or stopped at any moment; its book is all that is known of it. Only errors of the

@@ -115,7 +115,7 @@ def test_a_broken_tokens_file_is_told_to_the_log_once_and_to_no_caller(guarded, 
     for _ in range(2):
         file.write_text(f"{good}\none two\n")
         (said,) = refused()
-        assert f"{file}: line 5 is no credential" in said
+        assert f"{file}: line 5 is not a credential" in said
         file.unlink()
         (said,) = refused()
         assert f"the tokens file {file} cannot be read (No such file or directory)" in said
@@ -220,7 +220,7 @@ def test_pools_that_cannot_be_right_make_no_credential_for_all(tmp_path: Path, e
 
     file = tmp_path / "tokens"
     file.write_text(f"{tokens_line('one', Scope.READ, 'x')} {end}")
-    with pytest.raises(ConfigurationError, match="line 1 is no credential"):
+    with pytest.raises(ConfigurationError, match="line 1 is not a credential"):
         TokensFile(file).load()
 
 

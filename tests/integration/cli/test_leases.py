@@ -340,9 +340,9 @@ def test_ports_that_are_not_adjacent_are_not_passed_off_as_such(
     ports.claim("stripe", org="o", port=pool.first + 1)
     words = ("claim", "email", "--org", "o", "--ports", "a,b")
     assert allocator(*words).code == 0
-    done = allocator(*words, "--adjacent")
+    done = allocator(*words, "--contiguous")
     assert done.code == 73
-    assert "not adjacent" in done.err
+    assert "not contiguous" in done.err
 
 
 def test_a_port_that_a_shrunken_pool_has_no_more_is_released_by_its_number(

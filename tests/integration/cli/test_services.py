@@ -218,7 +218,7 @@ def test_a_limit_that_is_reached_is_named_with_its_holders(
 
 
 def test_several_ports_are_claimed_and_released_together(allocator: Allocator) -> None:
-    words = ("claim", "email", "--org", "o", "--ports", "http,debug,metrics", "--adjacent")
+    words = ("claim", "email", "--org", "o", "--ports", "http,debug,metrics", "--contiguous")
     first = allocator(*words)
     assert first.code == 0
     ports = dict(line.split("=") for line in first.out.splitlines())
@@ -235,5 +235,5 @@ def test_several_ports_are_claimed_and_released_together(allocator: Allocator) -
     assert (debugging.code, "its only worker is starting" in debugging.err) == (75, True)
     assert allocator("release", ports["http"]).code == 0
     assert json.loads(allocator("ls", "--format", "json").out) == []
-    for wrong in (("--ports", ""), ("--ports", "a,a"), ("--adjacent",), ("--ports", "a", "--port", "5556")):
+    for wrong in (("--ports", ""), ("--ports", "a,a"), ("--contiguous",), ("--ports", "a", "--port", "5556")):
         assert allocator("claim", "email", "--org", "o", *wrong).code == 2

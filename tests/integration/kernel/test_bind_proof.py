@@ -145,7 +145,7 @@ def test_a_process_without_descriptors_proves_nothing_and_says_so(port: int) -> 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(ConfigurationError, match=rf"^port {port} could not be tried .*Too many open files.*; mend"):
+        with pytest.raises(ConfigurationError, match=rf"^port {port} could not be tried .*Too many open files.*; fix"):
             prove_port(port)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -103,7 +103,7 @@ def test_a_workers_file_says_the_delay_of_each(fleet: Fleet) -> None:
         f'[[worker]]\nplugin = "email"\norg = "org-1"\ncommand = {json.dumps([sys.executable, "worker.py"])}\n'
         f'health = "/"\ndrain_delay = "{DELAY_S:g}s"\n'
     )
-    process = fleet.spawn("run", "--procfile", "workers.toml")
+    process = fleet.spawn("run", "--workers", "workers.toml")
     fleet.lease()
     process.terminate()
     since = drained_at(fleet)

@@ -43,10 +43,10 @@ def test_a_file_of_variables_is_read_as_its_users_know_it(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"A=1\n\n\nno assignment\n", r":4: 'no assignment' is no NAME=value"),
+        (b"A=1\n\n\nno assignment\n", r":4: 'no assignment' is not NAME=value"),
         (b"A=1\nSECRET='s3cret\n", r":2: the value of 'SECRET' has an open quote"),
-        (b"A=1\n1A=2\n", r":2: '1A' is no NAME=value"),
-        (b"A=1\nexport B\n", r":2: 'B' is no NAME=value"),
+        (b"A=1\n1A=2\n", r":2: '1A' is not NAME=value"),
+        (b"A=1\nexport B\n", r":2: 'B' is not NAME=value"),
         (b"\xff\xfeA\x00", r"it is not UTF-8 text"),
     ],
 )

@@ -58,7 +58,9 @@ def test_a_lease_of_another_living_process_is_left_to_it(fleet: Fleet, process: 
     port = claim(fleet, "--pid", str(process.pid))
     status, _, err = finish(fleet.run())
     assert status == 73
-    said = f"org-1/email#0 already has a lease on web-1:{port}, tied to process {process.pid} (sleep); end that process"
+    said = (
+        f"org-1/email#0 already has a lease on web-1:{port}, bound to process {process.pid} (sleep); end that process"
+    )
     assert said in err
     process.kill()
     process.wait()

@@ -59,7 +59,7 @@ def test_a_procfile_runs_different_workers_whose_lines_carry_their_names(fleet: 
         f'[[worker]]\nplugin = "email"\norg = "o-1"\ncommand = {say}\nenv_file = "a.env"\n'
         f'[[worker]]\nplugin = "stripe"\ncommand = {say}\nenv = {{ WORD = "inline" }}\nreplicas = 2\n'
     )
-    status, out, _ = finish(fleet.spawn("run", "--procfile", "Procfile.toml", "--org", "o-2"))
+    status, out, _ = finish(fleet.spawn("run", "--workers", "Procfile.toml", "--org", "o-2"))
     lines = sorted(line.rsplit(" ", 1)[0] for line in out.splitlines())
     assert status == 0
     assert lines == ["o-1/email#0 | from-the-file", "o-2/stripe#0 | inline", "o-2/stripe#1 | inline"]
@@ -72,7 +72,7 @@ def test_a_worker_that_fails_leaves_the_others_running_and_its_status_is_the_sup
         '[[worker]]\nplugin = "bad"\norg = "o"\ncommand = ["sh", "-c", "exit 5"]\nrestart = "never"\n'
         f'[[worker]]\nplugin = "email"\norg = "o"\ncommand = {PYTHON_WORKER!r}\n'
     )
-    process = fleet.spawn("run", "--procfile", "p.toml")
+    process = fleet.spawn("run", "--workers", "p.toml")
     eventually(lambda: [(one.plugin, one.state) for one in fleet.ports.leases()] == [("email", "ready")])
     process.terminate()
     assert finish(process)[0] == 5
@@ -93,7 +93,7 @@ MISTAKES = {
     ),
     "adjacent alone": (
         'plugin = "e"\norg = "o"\ncommand = "true"\nadjacent = true',
-        "p.toml:5: adjacent: only several ports can be adjacent",
+        "p.toml:5: adjacent: only several ports can be contiguous",
     ),
     "no TOML": ("plugin = x\n", "p.toml: Invalid value (at line 2"),
     "twice the same": (
@@ -109,7 +109,7 @@ def test_a_mistake_in_a_procfile_names_file_line_and_field_before_any_claim(
 ) -> None:
     text, expected = MISTAKES[name]
     (tmp_path / "p.toml").write_text("[[worker]]\n" + text)
-    status, _, err = finish(fleet.spawn("run", "--procfile", "p.toml"))
+    status, _, err = finish(fleet.spawn("run", "--workers", "p.toml"))
     assert status == 78
     assert expected in err
     assert len(err.splitlines()) == 1
@@ -130,9 +130,9 @@ BAD_RUNS = {
     "replicas": (["--replicas", "0", "--", "true"], 2, "not a number of replicas"),
     "replicas of a port": (["--replicas", "2", "--port", "15000", "--", "true"], 2, "cannot share port 15000"),
     "an environment file": (["--env-file", "none.env", "--", "true"], 78, "none.env cannot be read"),
-    "a line of one": (["--env-file", "bad.env", "--", "true"], 78, "bad.env:2: 'no assignment' is no NAME=value"),
+    "a line of one": (["--env-file", "bad.env", "--", "true"], 78, "bad.env:2: 'no assignment' is not NAME=value"),
     "no command": ([], 2, "there is no command to run"),
-    "a procfile and a plugin": (["--procfile", "p.toml"], 2, "--procfile says what to run"),
+    "a procfile and a plugin": (["--workers", "p.toml"], 2, "--workers has what to run"),
 }
 
 

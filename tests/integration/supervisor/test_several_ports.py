@@ -74,7 +74,7 @@ def test_a_killed_supervisor_that_is_started_again_has_all_ports_at_once(fleet: 
 
 
 def test_the_ports_that_a_hook_claimed_are_taken_over(fleet: Fleet) -> None:
-    status, out, _ = finish(fleet.spawn("claim", "email", "--org", "org-1", *WORDS, "--adjacent"))
+    status, out, _ = finish(fleet.spawn("claim", "email", "--org", "org-1", *WORDS, "--contiguous"))
     assert status == 0
     fleet.run(*WORDS, command=WORKER)
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
@@ -102,7 +102,7 @@ def test_each_socket_can_be_passed(fleet: Fleet) -> None:
         "for fd, name in enumerate(os.environ['LISTEN_FDNAMES'].split(':'), 3):\n"
         "    s = socket.socket(fileno=fd); print(name, s.getsockname()[1], s.getsockopt(socket.SOL_SOCKET, 30))"
     )
-    _, out, _ = finish(fleet.run(*WORDS, "--adjacent", "--listen-fd", command=[sys.executable, "-c", show]))
+    _, out, _ = finish(fleet.run(*WORDS, "--contiguous", "--listen-fd", command=[sys.executable, "-c", show]))
     first = fleet.pool.first
     assert out == f"http {first} 1\ndebug {first + 1} 1\n"
 
@@ -112,7 +112,7 @@ MISTAKES = {
     "one without names": (["--", "true", "{port.http}"], "'{port.http}' in the command is not a template"),
     "twice the same": (["--ports", "http,http", "--", "true"], "does not name ports"),
     "an explicit port": (["--ports", "http,debug", "--port", "15000", "--", "true"], "cannot be one explicit port"),
-    "adjacent alone": (["--adjacent", "--", "true"], "only several ports can be adjacent"),
+    "adjacent alone": (["--contiguous", "--", "true"], "only several ports can be contiguous"),
 }
 
 
@@ -128,9 +128,9 @@ def test_a_procfile_names_the_ports_of_a_worker(fleet: Fleet, tmp_path: Path) ->
     show = f'["{sys.executable}", "-c", "import sys; print(*sys.argv[1:])", "{{port}}", "{{port.debug}}"]'
     text = f'[[worker]]\nplugin = "email"\norg = "o"\nports = ["http", "debug"]\nadjacent = true\ncommand = {show}\n'
     (tmp_path / "p.toml").write_text(text)
-    status, out, err = finish(fleet.spawn("run", "--procfile", "p.toml"))
+    status, out, err = finish(fleet.spawn("run", "--workers", "p.toml"))
     assert (status, out) == (0, f"{fleet.pool.first} {fleet.pool.first + 1}\n"), err
     (tmp_path / "p.toml").write_text(text.replace("{port.debug}", "{port.metrics}"))
-    status, _, err = finish(fleet.spawn("run", "--procfile", "p.toml"))
+    status, _, err = finish(fleet.spawn("run", "--workers", "p.toml"))
     assert status == 78
     assert "p.toml:6: command: '{port.metrics}' in the command is not a template" in err

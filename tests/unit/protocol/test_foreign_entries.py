@@ -72,14 +72,14 @@ def test_a_made_up_port_is_passed_over_and_named(store):
     port = worker(store, 0).port
     store.client.zadd("alloc:{sdk-v2}:ports:web-1", {"\x1b[2J": 2 * 10**12, "70000": 2 * 10**12})
     assert [one.port for one in store.drive(listing.leases(POOL))] == [port]
-    assert sum("which is no port" in sentence for sentence in named(store)) == 2
+    assert sum("which is not a port" in sentence for sentence in named(store)) == 2
 
 
 def test_a_made_up_host_is_passed_over_and_named(store):
     worker(store, 0)
     store.client.zadd("alloc:{sdk-v2}:hosts", {"$(reboot)": 1, "web 2": 2})
     assert [one.name for one in store.drive(listing.hosts(POOL))] == ["web-1"]
-    assert sum("which is no host" in sentence for sentence in named(store)) == 2
+    assert sum("which is not a host" in sentence for sentence in named(store)) == 2
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
@@ -91,7 +91,7 @@ def test_an_address_that_is_none_is_not_used_and_named(store, address):
     assert [one.address for one in store.drive(endpoints(POOL, "email", "org-1"))] == ["web-1"]
     assert store.drive(listing.hosts(POOL))[0].address == ""
     (sentence,) = named(store)
-    assert "which is no address" in sentence
+    assert "which is not an address" in sentence
     assert sentence.isprintable()
 
 

@@ -72,7 +72,7 @@ def test_the_first_in_line_gets_the_port_and_nobody_overtakes(store, full):
     store.drive(release(context, [held[0]]))
     newcomer = error_of(lambda: store.drive(claim(context, asked(99))))
     assert isinstance(newcomer, ExhaustedError)
-    assert "3 others wait for a port of pool p on web-1; join the line" in str(newcomer)
+    assert "3 others wait for a port of pool p on web-1; wait in the queue" in str(newcomer)
     assert isinstance(try_claim(store, context, 12), ExhaustedError)
     assert isinstance(try_claim(store, context, 11), ExhaustedError)
     assert try_claim(store, context, 10) is None
