@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import string
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import shown
-from allocator.model.values import Value, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,8 @@ MAX_LABEL_LENGTH, MAX_HOST_LENGTH = 63, 253
 """Of a host name. Source: RFC 1035, 2.3.4."""
 
 
-class Alphabet(Value):
+@dataclass(frozen=True)
+class Alphabet:
     """An encoding of names.
 
     Attributes:
