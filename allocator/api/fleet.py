@@ -36,7 +36,10 @@ router = APIRouter(prefix="/v1", tags=["fleet"])
 
 @router.get("/pools", responses=problems())
 async def pools(request: Request, caller: ReaderOfAny) -> list[PoolBody]:
-    """Return the pools that Redis has, with their rules and how many of their ports are leased."""
+    """Return the pools that Redis has, with their rules and how many of their ports are leased.
+
+    The counts of a pool whose index is kept come from it, and are about half a second old.
+    """
     claims = claims_of(request)
     keepers: Keepers = request.app.state.keepers
     found = []

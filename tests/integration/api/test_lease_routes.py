@@ -313,9 +313,15 @@ def test_a_cordoned_host_gives_out_no_ports(worker, http) -> None:
 
 
 def test_pools_and_hosts_say_how_full_they_are(worker, http, pool: PoolSpec) -> None:
+    from supervised import eventually
+
     worker.claim()
-    mine = next(one for one in http.get("/v1/pools").json() if one["name"] == pool.name)
-    assert (mine["size"], mine["leased"], mine["hosts"]) == (44, 1, 1)
+
+    def counts() -> tuple[int, int, int]:
+        mine = next(one for one in http.get("/v1/pools").json() if one["name"] == pool.name)
+        return mine["size"], mine["leased"], mine["hosts"]
+
+    eventually(lambda: counts() == (44, 1, 1))
     (host,) = http.get("/v1/hosts").json()
     assert (host["name"], host["leases"], host["free"], host["cordoned"]) == ("web-1", 1, 43, False)
 
