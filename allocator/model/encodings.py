@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import string
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -27,11 +26,10 @@ MAX_LABEL_LENGTH, MAX_HOST_LENGTH = 63, 253
 """Of a host name. Source: RFC 1035, 2.3.4."""
 
 
-@dataclass(frozen=True)
 class Alphabet:
     """An encoding of names.
 
-    Attributes:
+    Args:
         separator: What stands between a service's plugin and its organisation.
         codes: What a character becomes; one that is not here stays.
         capital: What goes before a capital letter, which is then written small; None where capitals stay.
@@ -40,12 +38,22 @@ class Alphabet:
         lone_hyphen: What a hyphen becomes that no plain character follows; None where a hyphen is always one.
     """
 
-    separator: str
-    codes: Mapping[str, str]
-    capital: str | None = None
-    raised: bool = False
-    first: Mapping[str, str] = field(default_factory=dict)
-    lone_hyphen: str | None = None
+    def __init__(
+        self,
+        separator: str,
+        codes: Mapping[str, str],
+        *,
+        capital: str | None = None,
+        raised: bool = False,
+        first: Mapping[str, str] | None = None,
+        lone_hyphen: str | None = None,
+    ) -> None:
+        self.separator = separator
+        self.codes = codes
+        self.capital = capital
+        self.raised = raised
+        self.first = first or {}
+        self.lone_hyphen = lone_hyphen
 
     def encode(self, name: str) -> str:
         """Return a name in this alphabet."""
