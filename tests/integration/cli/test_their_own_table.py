@@ -123,7 +123,7 @@ def test_a_claim_whose_plugin_has_no_row_says_so_before_it_leases(
         ('port = "workerPort"', 'harbour = "workerPort"', "harbour"),
         ('port = "workerPort"', 'port = "worker port"', "worker port"),
         ('ready = "RUNNING"', 'running = "RUNNING"', "running"),
-        ('stopped = "STOPPED"', 'stopped = "RUNNING"', "one word"),
+        ('stopped = "STOPPED"', 'stopped = "RUNNING"', "one name"),
         ('name = "packageName"', 'name = "title"', "title"),
         ('table = "plugins"', 'table = "plugin"', "no table plugin"),
         ('table = "plugins"\n', "", "table"),

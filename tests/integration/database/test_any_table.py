@@ -174,10 +174,10 @@ def test_a_foreign_key_without_settings_says_what_to_write(postgres_url: str) ->
     ("states", "says"),
     [
         ({"running": "RUNNING"}, "not a state of a row"),
-        ({"ready": "STOPPED", "stopped": "STOPPED"}, "have one word"),
-        ({"ready": "error"}, "have one word"),
-        ({"ready": ""}, "not a word"),
-        ({"ready": "a\nb"}, "not a word"),
+        ({"ready": "STOPPED", "stopped": "STOPPED"}, "have one name"),
+        ({"ready": "error"}, "have one name"),
+        ({"ready": ""}, "not a name for a state"),
+        ({"ready": "a\nb"}, "not a name for a state"),
     ],
 )
 def test_states_that_cannot_be_told_apart_are_refused(states: dict[str, str], says: str) -> None:

@@ -127,6 +127,7 @@ def test_the_table_has_every_command() -> None:
     assert documented().keys() == COMMANDS.keys()
 
 
+@pytest.mark.xdist_group("roles")  # they share the ports of one pool
 @pytest.mark.parametrize("role", ROLES)
 def test_each_role_can_do_what_the_table_says_and_no_more(
     role: str, guarded: Server, tmp_path: Path, adoptable: None
