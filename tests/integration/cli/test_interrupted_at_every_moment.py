@@ -33,12 +33,11 @@ def interrupted(allocator, words: list[str], after_imports: int) -> int:
     command = [sys.executable, "-X", "importtime", "-m", "allocator", *words]
     environment = allocator.environment()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        seen, begun = 0, False
+        text, seen = b"", 0
         while seen <= after_imports and select.select([process.stderr], [], [], QUIET_S)[0]:
-            line = os.read(process.stderr.fileno(), 200)
-            begun = begun or BEGUN.encode() in line
-            seen += begun
-        assert begun
+            text += os.read(process.stderr.fileno(), 200)
+            seen += BEGUN.encode() in text
+        assert seen, text.decode()
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert b"Traceback" not in rest, rest.decode()
