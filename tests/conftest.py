@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from postgres import Postgres
     from scripted_redis import ServerProcess
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in a shell's background: Ctrl-C would be ignored by all
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for typed, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(typed) is signal.SIG_IGN:  # started in the background of a shell, and so would be all
+        signal.signal(typed, usual)
 HANDLERS = {
     number: signal.getsignal(number)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -52,7 +52,7 @@ COMMANDS = {
     "reconcile": ("reconcile", "--once"),
     "top": ("top", "--once"),
     "pool restore": ("pool", "restore", "--from-database"),
-    "adopt": ("adopt", "--port", "24470", "--org", "org-3", "--plugin", "crm"),
+    "adopt": ("adopt", "--port", "PORT", "--org", "org-3", "--plugin", "crm"),
     "agent": ("agent",),
     "serve": ("serve", "--listen", "127.0.0.1:0"),
     "pool rm": ("pool", "rm", "rights", "--force", "--reason", "x"),
@@ -80,10 +80,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def adoptable() -> Iterator[None]:
-    """A worker of the days before there were leases listens on the port that `adopt` takes over."""
-    with socket.create_server(("127.0.0.1", 24_470)):
-        yield
+def adoptable(role: str) -> Iterator[int]:
+    """A worker of the days before there were leases listens on the port that `adopt` takes over: one for each role."""
+    port = 24_470 + ROLES.index(role)
+    with socket.create_server(("127.0.0.1", port)):
+        yield port
 
 
 def documented() -> dict[str, dict[str, bool]]:
@@ -127,10 +128,9 @@ def test_the_table_has_every_command() -> None:
     assert documented().keys() == COMMANDS.keys()
 
 
-@pytest.mark.xdist_group("roles")  # they share the ports of one pool
 @pytest.mark.parametrize("role", ROLES)
 def test_each_role_can_do_what_the_table_says_and_no_more(
-    role: str, guarded: Server, tmp_path: Path, adoptable: None
+    role: str, guarded: Server, tmp_path: Path, adoptable: int
 ) -> None:
     guarded.client(username="admin", password="x").flushall()
     with PortAllocator.from_url(f"redis://admin:x@127.0.0.1:{guarded.port}", pool="rights", host="web-1") as ports:
@@ -155,7 +155,12 @@ def test_each_role_can_do_what_the_table_says_and_no_more(
             subprocess.run([sys.executable, "-m", "allocator", *words], env=admin, check=True)
         can = {}
         for name, words in COMMANDS.items():
-            command = [sys.executable, "-m", "allocator", *words]
+            command = [
+                sys.executable,
+                "-m",
+                "allocator",
+                *(str(adoptable) if word == "PORT" else word for word in words),
+            ]
             if name in RUNNING:
                 text = reported_by(name, command, env=environment, cwd=tmp_path)
                 assert "Traceback" not in text, text
