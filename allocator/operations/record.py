@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from allocator.operations.steps import Operation
 
 MAX_LAPSES = 3
-"""How often a lease may run out while its row is written: a database that slow is not waited for."""
+"""How often a lease may get another fence while its row is written: a database that slow is not waited for."""
 
 
 def with_rows(
@@ -29,12 +29,21 @@ def with_rows(
 
     Raises:
         DatabaseUnavailableError: When each time the row took longer than the lease lives.
+        HeldError: When the row is of a newer lease, or the lease whose place another row has is not of this claim.
+        LeaseLostError: When one ran out meanwhile and somebody else has the port.
     """
     for _ in range(MAX_LAPSES):
-        if refused := (yield from _recorded(context, attempt, leases)):
-            return (), refused
-        alive = yield from _refreshed(context, leases)
+        in_the_way: HeldError | None = None
+        try:
+            if refused := (yield from _recorded(context, attempt, leases)):
+                return (), refused
+        except HeldError as error:
+            in_the_way = error  # unless the row is of the same lease, re-asserted meanwhile
+        # However soon the row was written: Redis may have lost the lease, and another program re-asserted it.
+        alive = renewed((yield from renew(context, leases)))
         if all(now.fence == before.fence for now, before in zip(alive, leases, strict=True)):
+            if in_the_way is not None:
+                raise in_the_way
             return alive, None
         leases = alive  # re-asserted: their rows are of the fences before
     raise refusals.row_too_slow(leases[0])
@@ -59,18 +68,6 @@ def _recorded(context: Context, attempt: Attempt, leases: tuple[Lease, ...]) -> 
         yield from end.end_apart(context, leases, [lease])
         return error
     return None
-
-
-def _refreshed(context: Context, leases: tuple[Lease, ...]) -> Operation[tuple[Lease, ...]]:
-    """Renew leases whose rows took longer than half of their TTL to be written.
-
-    Raises:
-        LeaseLostError: When one ran out meanwhile and somebody else has the port.
-    """
-    now = context.clock()
-    if all(lease.deadline is not None and now < lease.deadline - lease.ttl_ms / 2_000 for lease in leases):
-        return leases
-    return renewed((yield from renew(context, leases)))
 
 
 def _has_ended(context: Context, lease: Lease, standing: Standing) -> Operation[bool]:

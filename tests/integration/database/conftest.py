@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from pgbouncer import PgBouncer
 from runners_table import Table
+from servers import installed
 
 from allocator.database.connection import Database
 from allocator.database.leader import Leader
@@ -15,6 +17,8 @@ from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from postgres import Postgres
 
     from allocator import PortAllocator
 
@@ -38,3 +42,12 @@ def table(database: Database, ports: PortAllocator) -> Table:
 @pytest.fixture
 def reconciler(database: Database, ports: PortAllocator) -> Reconciler:
     return Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
+
+
+@pytest.fixture
+def pooled(postgres: Postgres, postgres_url: str) -> Iterator[str]:
+    """The URL of an empty database through PgBouncer in transaction mode, with two sessions for all."""
+    if installed("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed")
+    with PgBouncer(postgres.port) as pooler:
+        yield pooler.url(postgres_url.rpartition("/")[2])

@@ -7,16 +7,15 @@ import signal
 import sqlite3
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from pgbouncer import PgBouncer
 from postgres import Postgres
 from runners_table import Table
-from servers import installed
+from servers import client_of
 from watching import NAMES, Watching, wait_until
 
 from allocator import DatabaseRecorder, DatabaseUnavailableError, PortAllocator
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from allocator import PoolSpec
+    from allocator import Lease, PoolSpec
 
 WORDS = "naïve — 'quoted\\'"
 LIMIT_S = 20.0
@@ -145,6 +144,52 @@ def test_nobody_waits_for_a_lock_on_the_table_longer_than_promised(postgres_url:
         assert ports.leases() == []
 
 
+@pytest.fixture(params=["postgres_url", "pooled"])
+def direct_or_pooled(request: pytest.FixtureRequest) -> str:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["row of the older fence", "row of the newer fence"])
+def test_a_row_that_waited_while_its_lease_was_asserted_again_has_the_current_fence(
+    direct_or_pooled: str, ports: PortAllocator, monkeypatch: pytest.MonkeyPatch, is_written: bool
+) -> None:
+    """Redis lost the lease, and the agent asserted it again, while `claim --record` waited for a lock."""
+    monkeypatch.setattr("allocator.database.connection.LOCK_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("allocator.database.recorder.STATEMENT_S", 60.0)
+    with (
+        closing(Database.open(direct_or_pooled)) as database,
+        DatabaseRecorder.open(direct_or_pooled, timeout=60) as recorder,
+    ):
+        upgrade(database, NAMES)
+        table = Table(database, ports.session.pool)
+        kept = recording(ports, recorder)
+        first = kept.claim("email", org="org-1", record=True)
+        again: list[Lease] = []
+        claiming = threading.Thread(
+            target=lambda: again.append(kept.claim("email", org="org-1", token=first.token, record=True))
+        )
+        with psycopg.connect(direct_or_pooled, prepare_threshold=None) as other:
+            other.execute("LOCK TABLE plugin_runners IN EXCLUSIVE MODE")
+            claiming.start()
+            waiting = "SELECT 1 FROM pg_locks WHERE relation = 'plugin_runners'::regclass AND NOT granted"
+            wait_until(lambda: other.execute(waiting).fetchone(), "the claim does not wait for the lock")
+            forget(ports, first)
+            (asserted,) = ports.renew(first)
+            assert asserted.fence > first.fence
+            if is_written:
+                other.execute("UPDATE plugin_runners SET fence = %s", (asserted.fence,))
+        claiming.join(60)
+        (row,) = table.rows().values()
+        assert (again[0].fence, row["fence"], row["port"]) == (asserted.fence, asserted.fence, first.port)
+
+
+def forget(ports: PortAllocator, lease: Lease) -> None:
+    """Let Redis lose a lease."""
+    client = client_of(ports.store)
+    base = f"alloc:{{{lease.pool}}}"
+    client.delete(f"{base}:lease:web-1:{lease.port}", f"{base}:tokens:web-1")
+
+
 def test_used_up_connections_are_named_as_such(postgres: Postgres, postgres_url: str) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'crowded'").fetchone():
@@ -223,62 +268,6 @@ def test_a_statement_limit_of_the_role_is_not_that_of_ours(postgres_url: str) ->
         other.execute(f"ALTER DATABASE \"{name}\" SET statement_timeout = '2s'")
     with closing(Database.open(postgres_url)) as database, database.reading() as connection:
         connection.exec_driver_sql("SELECT pg_sleep(2.5)")
-
-
-@pytest.fixture
-def pooled(postgres: Postgres, postgres_url: str) -> Iterator[str]:
-    """The URL of an empty database through PgBouncer in transaction mode, with two sessions for all."""
-    if installed("pgbouncer") is None:
-        pytest.skip("pgbouncer is not installed")
-    with PgBouncer(postgres.port) as pooler:
-        yield pooler.url(postgres_url.rpartition("/")[2])
-
-
-def test_all_works_through_a_pooler_that_gives_each_transaction_another_session(
-    pooled: str, ports: PortAllocator, redis_url: str
-) -> None:
-    with closing(Database.open(pooled)) as database, ExitStack() as stack:
-        upgrade(database, NAMES)
-        table = Table(database, ports.session.pool)
-        watching = stack.enter_context(Watching(redis_url, ports.session.pool, database, every_s=0.1))
-        recorders = [stack.enter_context(DatabaseRecorder.open(f"{pooled}?prepare_threshold=0")) for _ in range(4)]
-        leases, errors = [], []
-
-        def claims(number: int) -> None:
-            try:
-                kept = recording(ports, recorders[number])
-                leases.extend(kept.claim("email", org=f"org-{number}-{again}", record=True) for again in range(9))
-            except Exception as error:  # noqa: BLE001  # shown by the test
-                errors.append(error)
-
-        threads = [threading.Thread(target=claims, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(120)
-        assert errors == []
-        assert len(leases) == 36
-        for lease in leases:
-            ports.renew(replace(lease, state=LeaseState.READY), rewrite=True)
-        states = {(lease.host, lease.port, "ready") for lease in leases}
-        wait_until(lambda: set(table.places().values()) == states, "the watcher does not follow", 60)
-        assert watching.error is None
-        assert not any("waiting" in line for line in watching.lines), watching.lines
-
-
-def test_settings_that_another_client_of_a_pooler_left_behind_do_no_harm(pooled: str, ports: PortAllocator) -> None:
-    with closing(Database.open(pooled)) as database:
-        upgrade(database, NAMES)
-        layout = open_layout(database, NAMES)
-        lease = ports.claim("email", org="org-1")
-        for _ in range(4):
-            with psycopg.connect(pooled, autocommit=True, prepare_threshold=None) as other:
-                other.execute("SET search_path TO pg_temp")
-                other.execute("SET bytea_output TO escape")
-        Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
-        with database.reading() as connection:
-            found = Reconciler(ports, database, layout, leader=None).rows.on_host(connection, "web-1")
-        assert [row.port for row in found] == [lease.port]
 
 
 def test_a_file_that_is_removed_or_replaced_under_a_watcher_is_noticed(

@@ -23,6 +23,7 @@ from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.attempt import Attempt, ClaimRequest
 from allocator.operations.claim import claim
+from allocator.operations.renew import RenewOutcome
 from allocator.operations.steps import (
     AwaitTurn,
     CheckRow,
@@ -303,12 +304,18 @@ def test_a_row_in_the_way_declines_the_port_and_claims_another(monkeypatch: pyte
         (ClaimCall, Granted(leases=(lease(7002),))), (WriteRow, None),
     )  # fmt: skip
     monkeypatch.setattr("allocator.operations.record._has_ended", _never)
+    monkeypatch.setattr("allocator.operations.record.renew", _renewed)
     assert road.drive(make_context(), replace(REQUEST, record=True)) == (lease(7002),)
 
 
 def _never(*_: object) -> Any:
     yield from ()
     return False
+
+
+def _renewed(_: object, leases: tuple[Lease, ...]) -> Any:
+    yield from ()
+    return [RenewOutcome(one) for one in leases]
 
 
 def first(**changes: Any) -> Attempt:
