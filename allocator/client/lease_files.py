@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from allocator.kernel.answers import Answers
 from allocator.model.encodings import FILE
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import Lease
+from allocator.model.leases import HOLDER_WORDS, Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.owned import foreign_folder, private_folder
 from allocator.model.states import LeaseState
@@ -111,7 +111,7 @@ class LeaseFiles(Value):
             "granted_at": lease.granted_at,
             "expires_at": lease.expires_at,
             "token": lease.token,
-        } | {name: value for name, value in lease.holder_words().items() if value}
+        } | {name: value for name in HOLDER_WORDS if (value := getattr(lease, name))}
         with self._writing(json.dumps(content)) as (folder, temporary):
             folder.move(temporary, _name(lease.pool, lease.host, lease.port))
 

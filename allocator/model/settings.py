@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "allocator.toml"
 SYSTEM_FILE = Path("/etc/allocator") / FILE_NAME
-DEFAULT_TIMEOUT = "5s"
+DEFAULT_TIMEOUT_S = 5
 DEFAULT_LISTEN = "127.0.0.1:8577"
 
 
@@ -153,8 +153,8 @@ class Settings(Value, kw_only=True):
     connect_timeout_ms: int = _declared(
         "connect_timeout",
         "Time that Redis or the database may be silent",
-        _timeout_ms(DEFAULT_TIMEOUT),
-        default=DEFAULT_TIMEOUT,
+        DEFAULT_TIMEOUT_S * 1_000,
+        default=f"{DEFAULT_TIMEOUT_S}s",
         read=_timeout_ms,
         has_flag=False,
     )

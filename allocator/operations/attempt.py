@@ -1,5 +1,7 @@
 """What is asked for, and how far the asking has come: two values that `claim` goes by, without any step.
 
+A claim that is granted at once takes none of the ways on that an attempt has.
+
 A field of a claim is declared here once, in `ClaimRequest`. The script's signature has it too, and whoever offers it:
 the library's `ClaimArguments`, the options of `allocator claim`, the body of `POST /v1/leases`. Nothing else lists it.
 """
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from allocator.model.leases import Lease
-    from allocator.operations.context import Context
     from allocator.protocol.signatures.queue import Position
 
 MAX_PORTS = 16
@@ -81,15 +82,6 @@ class ClaimRequest(Value, kw_only=True):
     pre_start: bool = False
     bound_already: bool = False
 
-    @property
-    def workers(self) -> tuple[WorkerId, ...]:
-        """Who each of the leases is for, the worker itself first.
-
-        Raises:
-            InvalidInputError: When the names are not those of ports, or cannot be claimed together.
-        """
-        return named_workers(self.worker, self.names) if self.names else (self.worker,)
-
 
 def named_workers(worker: WorkerId, names: Sequence[str]) -> tuple[WorkerId, ...]:
     """Return who holds each of a worker's named ports; the first is the worker itself.
@@ -111,7 +103,7 @@ def named_workers(worker: WorkerId, names: Sequence[str]) -> tuple[WorkerId, ...
     return (worker, *(replace(worker, plugin=f"{worker.plugin}+{name}") for name in names[1:]))
 
 
-def _further_token(token: str, name: str) -> str:
+def further_token(token: str, name: str) -> str:
     """Return the token of a further port: always the same for a token, so that a claim sent again has the same ones."""
     return sha256(f"{token} {name}".encode())[: len(token)]
 
@@ -180,6 +172,7 @@ class Attempt(Value, kw_only=True):
         refused: The ports that were refused, which are not tried again.
         own_holders: How many leases of the workers themselves stood in the way.
         waiting: The waiter, once the queue was joined.
+        ticket: The waiter's ticket, or an empty text for one who does not wait.
     """
 
     request: ClaimRequest
@@ -194,36 +187,7 @@ class Attempt(Value, kw_only=True):
     refused: frozenset[int] = frozenset()
     own_holders: int = 0
     waiting: Waiting | None = None
-
-    @classmethod
-    def first(cls, context: Context, request: ClaimRequest) -> Attempt:
-        """Return the first attempt, with new tokens where the request has none.
-
-        Raises:
-            InvalidInputError: When several ports cannot be claimed together so.
-        """
-        workers = request.workers
-        if request.names and request.auto_instance:
-            raise InvalidInputError("several ports are claimed for a worker that has a number; give it as --instance")
-        token = request.token or context.new_token()
-        tokens = (token, *[_further_token(token, name) for name in request.names[1:]])
-        return cls(
-            request=request,
-            workers=workers,
-            tokens=tokens,
-            deadline=context.clock() + request.wait_s,
-            is_new=request.token is None,
-            superseded=request.supersede_fence or 0,
-        )
-
-    @property
-    def ticket(self) -> str:
-        """The waiter's ticket, or an empty string for one who does not wait."""
-        return self.waiting.ticket if self.waiting else self.request.ticket
-
-    def after_keeping(self, tokens: tuple[str, ...]) -> Attempt:
-        """Take up an earlier claim of this worker that was not finished, where the tokens that were kept are others."""
-        return self if tokens == self.tokens else replace(self, tokens=tokens, was_taken_up=True)
+    ticket: str = ""
 
     def after_refusal(self, error: AllocatorError) -> Attempt:
         """Claim another port after one that the kernel, or another worker's row, refused; `error` past the limit."""

@@ -16,17 +16,16 @@ from allocator.model.errors import (
     ConfigurationError,
     ExhaustedError,
     HeldError,
+    InvalidInputError,
     PortRefusedError,
     StoreUnavailableError,
 )
-from allocator.model.leases import PROCESS_FIELDS
 from allocator.model.names import WorkerId
 from allocator.model.values import replace
 from allocator.operations import end, refusals
-from allocator.operations.attempt import Attempt, ClaimRequest, Waiting
+from allocator.operations.attempt import Attempt, ClaimRequest, Waiting, further_token, named_workers
 from allocator.operations.context import pool_rules
 from allocator.operations.find import find, is_here
-from allocator.operations.renew import renew, renewed
 from allocator.operations.steps import (
     CheckRow,
     DescribeListener,
@@ -75,7 +74,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
     """Lease one port or several, all or none.
 
     Returns:
-        The leases, with their tokens and deadlines, in the order of `request.workers`.
+        The leases, with their tokens and deadlines, in the order of the request's names.
 
     Raises:
         ExhaustedError: When no port was free in time (`retry_after` states when the next may be); CordonedError on a
@@ -85,7 +84,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
         HostConflictError: When another machine has live leases under this host's name.
         InvalidInputError: When the port, the TTL or a name is not one of the pool.
     """
-    attempt = Attempt.first(context, request)
+    attempt = first_attempt(context, request)
     yield from pool_rules(context, request.pool)
     if request.record:
         yield CheckRow(request.pool, request.worker)
@@ -102,7 +101,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
                     elif (yield from _is_kept(context, pool, attempt, leases)):
                         return leases
                     else:  # another claim with these tokens was undone
-                        leases, attempt = (), (yield from _with_kept_tokens(context, Attempt.first(context, request)))
+                        leases, attempt = (), (yield from _with_kept_tokens(context, first_attempt(context, request)))
                 case Held():
                     attempt = yield from _after_held(context, attempt, reply)
                 case _:
@@ -114,6 +113,27 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
         raise
 
 
+def first_attempt(context: Context, request: ClaimRequest) -> Attempt:
+    """Return the first attempt, with new tokens where the request has none.
+
+    Raises:
+        InvalidInputError: When several ports cannot be claimed together so.
+    """
+    names = request.names
+    if names and request.auto_instance:
+        raise InvalidInputError("several ports are claimed for a worker that has a number; give it as --instance")
+    token = request.token or context.new_token()
+    return Attempt(
+        request=request,
+        workers=named_workers(request.worker, names) if names else (request.worker,),
+        tokens=(token, *[further_token(token, name) for name in names[1:]]),
+        deadline=context.clock() + request.wait_s,
+        is_new=request.token is None,
+        superseded=request.supersede_fence or 0,
+        ticket=request.ticket,
+    )
+
+
 def _settled(
     context: Context, pool: PoolSpec, attempt: Attempt, reply: Granted | Same
 ) -> Operation[tuple[tuple[Lease, ...], AllocatorError | None]]:
@@ -122,7 +142,9 @@ def _settled(
     if refused := (yield from _refused(context, pool, attempt, reply)):
         return (), refused
     if isinstance(reply, Same):
-        leases = yield from _as_asked(context, pool, request, leases)
+        from allocator.operations import same
+
+        leases = yield from same.as_asked(context, pool, request, leases)
     if request.record:
         from allocator.operations import record
 
@@ -146,7 +168,7 @@ def _with_kept_tokens(context: Context, attempt: Attempt) -> Operation[Attempt]:
     if attempt.request.token is not None:
         return attempt
     kept: tuple[str, ...] = yield KeepTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
-    return attempt.after_keeping(kept)
+    return attempt if kept == attempt.tokens else replace(attempt, tokens=kept, was_taken_up=True)
 
 
 def _answered(
@@ -240,7 +262,9 @@ def _refused(
     if context.elsewhere or attempt.request.bound_already:
         return None
     if isinstance(reply, Same) and (attempt.was_taken_up or not attempt.is_new):  # its worker may run already
-        return (yield from _listened_on(context, attempt.request, leases))
+        from allocator.operations import same
+
+        return (yield from same.listened_on(context, attempt.request, leases))
     refused: frozenset[int] = yield ProvePorts(tuple([lease.port for lease in leases]))
     if not refused:
         return None
@@ -253,57 +277,6 @@ def _refused(
             return refusals.closing(lost[0])
     yield from end.end_apart(context, leases, lost)
     return refusals.refused(lost[0], who, several=len(leases) > 1)
-
-
-def _listened_on(
-    context: Context, request: ClaimRequest, leases: tuple[Lease, ...]
-) -> Operation[AllocatorError | None]:
-    """Name who listens on a port that the worker has already; before its start that port is declined.
-
-    Returns:
-        What refused the port, or None when the worker keeps it.
-    """
-    for lease in leases:
-        listening: frozenset[int] = yield ReadListeners(lease.port, lease.port, fresh=True)
-        if not listening:
-            continue
-        who: str | None = yield DescribeListener(lease.port, lease)
-        if request.pre_start:
-            yield from end.end_apart(context, leases, [lease])
-            error = refusals.in_the_way(lease, who)
-            yield Warn(str(error))
-            return error
-        if not request.holder.get("pid"):  # a claim for a process is made by one that runs
-            yield Warn(refusals.listened_on(lease, who))
-    return None
-
-
-def _as_asked(
-    context: Context, pool: PoolSpec, request: ClaimRequest, leases: tuple[Lease, ...]
-) -> Operation[tuple[Lease, ...]]:
-    """Renew the leases that the workers have already, with what the request changes about them.
-
-    Raises:
-        HeldError: When their ports should be contiguous and are not.
-        LeaseLostError: When one was lost this instant.
-    """
-    first = leases[0].port
-    if request.contiguous and [lease.port for lease in leases] != list(range(first, first + len(leases))):
-        raise refusals.not_contiguous(leases)
-    wanted = [as_asked(lease, request, pool) for lease in leases]
-    return renewed((yield from renew(context, wanted, rewrite=tuple(wanted) != leases)))
-
-
-def as_asked(lease: Lease, request: ClaimRequest, pool: PoolSpec) -> Lease:
-    """Return the lease that a worker has already with what it asks for in a new claim: TTL, labels, its processes.
-
-    A supervisor (whoever is named as `holder_pid`) begins anew: nothing of the processes before is left.
-    """
-    fields = {name: value for name, value in request.holder.items() if value}
-    if "holder_pid" not in fields:
-        return replace(lease, ttl_ms=request.ttl_ms or lease.ttl_ms, **fields)
-    fields = dict.fromkeys(PROCESS_FIELDS) | fields
-    return replace(lease, state=request.state, ttl_ms=pool.check_ttl_ms(request.ttl_ms), **fields)
 
 
 def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[Attempt]:
@@ -361,7 +334,7 @@ def _given_back(context: Context, attempt: Attempt, holder: Lease, token: str, e
     """Give back a lease of the workers that is in the way of what they ask for now, and begin with new tokens."""
     yield from end.release(context, [replace(holder, token=token)])
     yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
-    anew = yield from _with_kept_tokens(context, Attempt.first(context, replace(attempt.request, token=None)))
+    anew = yield from _with_kept_tokens(context, first_attempt(context, replace(attempt.request, token=None)))
     return attempt.after_given_back(anew.tokens, error)
 
 
@@ -375,7 +348,7 @@ def end_the_dead(context: Context, lease: Lease) -> Operation[bool]:
     """
     request = ClaimRequest(pool=lease.pool, worker=lease.worker, port=lease.port, supersede_fence=lease.fence)
     try:
-        _, reply = yield from _answered(context, Attempt.first(context, replace(request, bound_already=True)))
+        _, reply = yield from _answered(context, first_attempt(context, replace(request, bound_already=True)))
         if not isinstance(reply, Granted):  # its worker has claimed again, or the host is cordoned
             return False
         yield from end.release(context, reply.leases)
@@ -393,7 +366,7 @@ def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) ->
     from allocator.operations import queue
 
     waiting = attempt.waiting or Waiting.of(attempt.request, attempt.ticket or context.new_token()[:16])
-    attempt = replace(attempt, waiting=waiting)
+    attempt = replace(attempt, waiting=waiting, ticket=waiting.ticket)
     waiting = yield from queue.wait_for_turn(context, waiting, error, deadline=attempt.deadline)
     return replace(attempt, waiting=waiting)
 
@@ -435,7 +408,7 @@ def _undone(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error
         if attempt.waiting:
             from allocator.operations import queue
 
-            yield from queue.leave(context, attempt.request, attempt.waiting.ticket)
+            yield from queue.leave(context, attempt.request, attempt.ticket)
         is_ours = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
         if not attempt.is_new or not is_ours:
             return

@@ -22,7 +22,7 @@ from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.pools import PoolSpec
 from allocator.operations.attempt import Attempt, ClaimRequest
-from allocator.operations.claim import claim
+from allocator.operations.claim import claim, first_attempt
 from allocator.operations.renew import RenewOutcome
 from allocator.operations.steps import (
     AwaitTurn,
@@ -319,7 +319,7 @@ def _renewed(_: object, leases: tuple[Lease, ...]) -> Any:
 
 
 def first(**changes: Any) -> Attempt:
-    return replace(Attempt.first(make_context(), REQUEST), **changes)
+    return replace(first_attempt(make_context(), REQUEST), **changes)
 
 
 def test_an_attempt_ends_after_too_many_refusals_and_at_once_for_an_explicit_port() -> None:
