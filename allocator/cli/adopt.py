@@ -45,7 +45,9 @@ def adopt(
     plugin: Annotated[
         str | None, typer.Option("--plugin", metavar="PLUGIN", help="By hand: the worker's plugin.")
     ] = None,
-    instance: Annotated[str, typer.Option("--instance", metavar="NUMBER", help="By hand: which worker of them.")] = "0",
+    instance: Annotated[
+        str, typer.Option("--instance", metavar="NUMBER", help="By hand: the worker's instance.")
+    ] = "0",
     apply: Annotated[
         bool, typer.Option("--apply", help="Set rows of this host whose port is not bound to stopped.")
     ] = False,

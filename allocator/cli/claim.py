@@ -43,40 +43,48 @@ InstanceOption = Annotated[
     typer.Option(
         "--instance",
         metavar="NUMBER|auto",
-        help="Which worker of this plugin and organisation; auto: the lowest free number.",
+        help="Number among the workers of this plugin and organisation; auto: the lowest free one.",
     ),
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        "--key", metavar="NAME", help="With --instance auto: the same instance for this host and key at every claim."
+        "--key", metavar="NAME", help="Key for --instance auto: host and key get the same instance at every claim."
     ),
 ]
-PortOption = Annotated[str | None, typer.Option("--port", metavar="PORT", help="The only port that will do.")]
+PortOption = Annotated[str | None, typer.Option("--port", metavar="PORT", help="This port and no other.")]
 PortsOption = Annotated[
-    str | None, typer.Option("--ports", metavar="NAME,NAME", help="Several ports, all or none: http,debug,metrics.")
+    str | None,
+    typer.Option("--ports", metavar="NAME,NAME", help="Names of several ports, all or none: http,debug,metrics."),
 ]
 AdjacentOption = Annotated[
     bool,
     typer.Option(
-        "--contiguous", help="With --ports: one after the other. Others may get ports before one who waits for these."
+        "--contiguous", help="Consecutive numbers for --ports. Later claims for single ports may be served first."
     ),
 ]
 TtlOption = Annotated[
     str | None, typer.Option("--ttl", metavar="DURATION", help="Lifetime without a renewal: 30s, 10m, 1h.")
 ]
-WaitOption = Annotated[str | None, typer.Option("--wait", metavar="DURATION", help="How long to wait for a free port.")]
+WaitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--wait", metavar="DURATION", help="Time to wait for a free port, for example 30s. [default: do not wait]"
+    ),
+]
 PriorityOption = Annotated[
-    str, typer.Option("--priority", metavar="0-9", help="With --wait: 0 to 9, the highest is served first.")
+    str, typer.Option("--priority", metavar="0-9", help="Priority in the queue of --wait; 9 is served first.")
 ]
 LabelOption = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="NAME=VALUE", help="A label of the lease: name=value; may be repeated."),
+    typer.Option(
+        "--label", metavar="NAME=VALUE", help="Label of the lease, for example health=/health; may be repeated."
+    ),
 ]
 TokenOption = Annotated[
     str | None,
     typer.Option(
-        "--token", metavar="TOKEN", help="The lease's token, when it was claimed elsewhere. [ALLOCATOR_TOKEN]"
+        "--token", metavar="TOKEN", help="Token of the lease, when another user or host claimed it. [ALLOCATOR_TOKEN]"
     ),
 ]
 
@@ -96,16 +104,20 @@ def claim(
     wait: WaitOption = None,
     priority: PriorityOption = "0",
     label: LabelOption = None,
-    pid: Annotated[str | None, typer.Option("--pid", metavar="PID", help="The process that the lease is for.")] = None,
+    pid: Annotated[str | None, typer.Option("--pid", metavar="PID", help="Process to bind the lease to.")] = None,
     token: TokenOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
     ports: PortsOption = None,
     adjacent: AdjacentOption = False,
-    any_host: Annotated[bool, typer.Option("--any-host", help="On the host with most free ports.")] = False,
+    any_host: Annotated[
+        bool, typer.Option("--any-host", help="Take the registered host with most free ports.")
+    ] = False,
     spread: Annotated[
         str | None,
         typer.Option(
-            "--spread", metavar="org|plugin", help="With --any-host: first where fewest of this org or plugin are."
+            "--spread",
+            metavar="org|plugin",
+            help="With --any-host: prefer hosts with few workers of this org or plugin.",
         ),
     ] = None,
     pre_start: Annotated[

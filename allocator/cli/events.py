@@ -69,25 +69,35 @@ class Wanted(Value):
 def events(
     count: Annotated[
         str | None,
-        typer.Option("--count", metavar="COUNT", help=f"How many of the last. [default: {COUNT}; all with --since]"),
+        typer.Option(
+            "--count", metavar="COUNT", help=f"Number of the newest events. [default: {COUNT}; all with --since]"
+        ),
     ] = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="DURATION", help="Only the last 10m, 1h, 2d.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="DURATION", help="Events of this last time only: 10m, 1h, 2d.")
+    ] = None,
     worker: Annotated[
         str | None,
         typer.Option(
-            "--worker", metavar="ORG/PLUGIN[#INSTANCE]", help="Only of this worker.", autocompletion=completion.workers
+            "--worker",
+            metavar="ORG/PLUGIN[#INSTANCE]",
+            help="Events of this worker only.",
+            autocompletion=completion.workers,
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", metavar="HOST", help="Only of this host.", autocompletion=completion.hosts)
+        str | None,
+        typer.Option("--host", metavar="HOST", help="Events of this host only.", autocompletion=completion.hosts),
     ] = None,
     port: Annotated[
-        str | None, typer.Option("--port", metavar="PORT", help="Only of this port.", autocompletion=completion.ports)
+        str | None,
+        typer.Option("--port", metavar="PORT", help="Events of this port only.", autocompletion=completion.ports),
     ] = None,
     types: Annotated[
-        str | None, typer.Option("--type", metavar="TYPE,TYPE", help="Only of these types, for example expired,failed.")
+        str | None,
+        typer.Option("--type", metavar="TYPE,TYPE", help="Events of these types only, for example expired,failed."),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with those that come.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new events as they come.")] = False,
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     redis_url: RedisOption = None,

@@ -38,10 +38,12 @@ def register(application: typer.Typer) -> None:
 
 def export(
     form: Annotated[ExportFormat, typer.Argument(metavar="FORMAT", help=f"One of {', '.join(ExportFormat)}.")],
-    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="Only of this organisation.")] = None,
-    plugin: Annotated[str | None, typer.Option("--plugin", metavar="PLUGIN", help="Only of this plugin.")] = None,
+    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="Workers of this organisation only.")] = None,
+    plugin: Annotated[
+        str | None, typer.Option("--plugin", metavar="PLUGIN", help="Workers of this plugin only.")
+    ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="The file; standard output when left out.")
+        str | None, typer.Option("--out", metavar="FILE", help="File to write. [default: standard output]")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep the file current.")] = False,
     command: Annotated[
@@ -53,7 +55,7 @@ def export(
     ] = "60s",
     always: Annotated[
         list[str] | None,
-        typer.Option("--always", metavar="ORG/PLUGIN", help="Service to have in the file without a worker too."),
+        typer.Option("--always", metavar="ORG/PLUGIN", help="Service to write to the file even without a worker."),
     ] = None,
     pool: PoolOption = None,
     redis_url: RedisOption = None,

@@ -151,7 +151,7 @@ def _set(name: str, pool: str | None, redis_url: str | None, config: str | None,
 def drain(
     name: HostName,
     timeout: Annotated[
-        str, typer.Option("--timeout", metavar="DURATION", help="How long to wait until the host is empty.")
+        str, typer.Option("--timeout", metavar="DURATION", help="Time to wait until the host is empty.")
     ] = "5m",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the host is empty.")] = False,
     pool: PoolOption = None,

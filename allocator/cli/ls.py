@@ -42,20 +42,24 @@ def register(application: typer.Typer) -> None:
 
 
 def list_leases(
-    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="Only of this organisation.")] = None,
-    plugin: Annotated[str | None, typer.Option("--plugin", metavar="PLUGIN", help="Only of this plugin.")] = None,
+    org: Annotated[str | None, typer.Option("--org", metavar="ORG", help="Leases of this organisation only.")] = None,
+    plugin: Annotated[
+        str | None, typer.Option("--plugin", metavar="PLUGIN", help="Leases of this plugin only.")
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(
             "--host",
             metavar="HOST",
-            help="Only on this host. [default: all hosts]",
+            help="Leases on this host only. [default: all hosts]",
             autocompletion=completion.hosts,
         ),
     ] = None,
     state: Annotated[
         str | None,
-        typer.Option("--state", metavar="STATE,STATE", help=f"Only in these states: {', '.join(sorted(LIVE_STATES))}."),
+        typer.Option(
+            "--state", metavar="STATE,STATE", help=f"Leases in these states only: {', '.join(sorted(LIVE_STATES))}."
+        ),
     ] = None,
     sort: Annotated[str, typer.Option("--sort", metavar="|".join(ORDERS), help="Order of the rows.")] = "host",
     watch: Annotated[bool, typer.Option("--watch", help="Print them again whenever they change.")] = False,

@@ -63,8 +63,8 @@ class ListFormat(StrEnum):
     JSON = "json"
 
 
-LeaseFormat = Annotated[Format, typer.Option("--format", help="How to write the lease.")]
-RowsFormat = Annotated[ListFormat, typer.Option("--format", help="How to write the rows.")]
+LeaseFormat = Annotated[Format, typer.Option("--format", help="Form of the output.")]
+RowsFormat = Annotated[ListFormat, typer.Option("--format", help="Form of the output.")]
 
 
 class Desk(Value):

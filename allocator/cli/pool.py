@@ -205,7 +205,9 @@ def restore(
     for_: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="DURATION", help="How long a port waits for its worker. [default: the pool's TTL]"
+            "--for",
+            metavar="DURATION",
+            help="Time for which a port is reserved for its worker. [default: the pool's TTL]",
         ),
     ] = None,
     pool: PoolOption = None,

@@ -41,7 +41,7 @@ def register(application: typer.Typer) -> None:
 
 
 def reconcile(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until stopped, woken by events.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Make passes until stopped, woken by events.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Make one pass.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the differences, change nothing.")] = False,
     every: Annotated[

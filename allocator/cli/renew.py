@@ -29,10 +29,11 @@ def renew(
     every_one: AllOption = False,
     ttl: TtlOption = None,
     every: Annotated[
-        str | None, typer.Option("--every", metavar="DURATION", help="Go on renewing, at this interval.")
+        str | None,
+        typer.Option("--every", metavar="DURATION", help="Renew again and again, at this interval, for example 10s."),
     ] = None,
     pid: Annotated[
-        str | None, typer.Option("--pid", metavar="PID", help="With --every: until this process has ended.")
+        str | None, typer.Option("--pid", metavar="PID", help="With --every: process after whose end to stop.")
     ] = None,
     token: TokenOption = None,
     pool: PoolOption = None,

@@ -38,14 +38,16 @@ def register(application: typer.Typer) -> None:
 
 def run(
     plugin: Annotated[str | None, typer.Argument(help="The worker's plugin, for example email.")] = None,
-    command: Annotated[list[str] | None, typer.Argument(help="Its command; {port} becomes its port.")] = None,
+    command: Annotated[list[str] | None, typer.Argument(help="The worker's command; {port} becomes its port.")] = None,
     org: Annotated[
         str | None, typer.Option("--org", envvar="ALLOCATOR_ORG", metavar="ORG", help="The organisation's id.")
     ] = None,
     instance: Annotated[
         str,
         typer.Option(
-            "--instance", metavar="NUMBER|auto", help="Which worker of this plugin and organisation; auto: by --key."
+            "--instance",
+            metavar="NUMBER|auto",
+            help="Number among the workers of this plugin and organisation; auto: by --key.",
         ),
     ] = "0",
     key: Annotated[
@@ -53,7 +55,7 @@ def run(
         typer.Option(
             "--key",
             metavar="NAME",
-            help="With --instance auto: the same instance for this host and key at every start. [default: the host]",
+            help="Key for --instance auto: host and key get the same instance at every start. [default: the host]",
         ),
     ] = None,
     port: PortOption = None,
@@ -64,77 +66,87 @@ def run(
     priority: PriorityOption = "0",
     label: LabelOption = None,
     health: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Ask this path how it is. [default: only connect]")
+        str | None, typer.Option(metavar="PATH", help="Path to ask for its health. [default: only connect]")
     ] = None,
-    health_interval: Annotated[str, typer.Option(metavar="DURATION", help="How often, once it is ready.")] = "5s",
+    health_interval: Annotated[
+        str, typer.Option(metavar="DURATION", help="Time between checks of a ready worker.")
+    ] = "5s",
     health_kill_after: Annotated[
-        str, typer.Option(metavar="DURATION", help="Start it again after so long without a good answer; 0s for never.")
+        str,
+        typer.Option(
+            metavar="DURATION", help="Time without a good health check, after which it is started again; 0s: never."
+        ),
     ] = "60s",
     ready: Annotated[
         str,
         typer.Option(
-            metavar="listens|started", help="When it is ready: it listens, or it has started (and run for a second)."
+            metavar="listens|started", help="When the worker is ready: it listens, or it has run for a second."
         ),
     ] = "listens",
     start_timeout: Annotated[
         str,
-        typer.Option(metavar="DURATION", help="Start it again when it does not listen within this time; 0s for never."),
+        typer.Option(metavar="DURATION", help="Time to begin listening, after which it is started again; 0s: never."),
     ] = "60s",
     restart: Annotated[
-        str, typer.Option(metavar="never|on-failure|always", help="After which ends: never, on-failure or always.")
+        str,
+        typer.Option(metavar="never|on-failure|always", help="When to start it again: never, on-failure or always."),
     ] = "on-failure",
     max_restarts: Annotated[
-        str, typer.Option(metavar="COUNT", help="In a row, without a healthy minute between.")
+        str, typer.Option(metavar="COUNT", help="Number of restarts in a row; a healthy minute resets it.")
     ] = "10",
-    max_declines: Annotated[str, typer.Option(metavar="COUNT", help="How many ports may turn out to be in use.")] = "5",
+    max_declines: Annotated[
+        str, typer.Option(metavar="COUNT", help="Number of ports in a row that may be in use.")
+    ] = "5",
     drain_delay: Annotated[
         str,
         typer.Option(
             metavar="DURATION",
-            help="Time between the lease's state draining and the worker's end, for proxies to see it.",
+            help="Time between the state draining and the stop, for proxies to notice.",
         ),
     ] = "2s",
-    stop_timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="Time to end after SIGTERM, before SIGKILL.")
-    ] = "5s",
+    stop_timeout: Annotated[str, typer.Option(metavar="DURATION", help="Time between SIGTERM and SIGKILL.")] = "5s",
     stop_path: Annotated[
         str | None, typer.Option(metavar="PATH", help="POST to this path before SIGTERM, for example /disable.")
     ] = None,
     orphan: Annotated[
-        str, typer.Option(metavar="kill|keep", help="When the supervisor is killed: kill or keep the worker.")
+        str, typer.Option(metavar="kill|keep", help="What happens to the worker when the supervisor is killed.")
     ] = "kill",
     on_lost: Annotated[
         str | None,
         typer.Option(
-            metavar="keep|stop", help="While Redis is gone: keep the worker, or stop it. [default: by the pool's scope]"
+            metavar="keep|stop",
+            help="What happens to the worker while Redis does not answer. [default: by the pool's scope]",
         ),
     ] = None,
     env_file: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="A file of NAME=value lines for its environment; may be repeated."),
+        typer.Option(metavar="FILE", help="File of NAME=value lines for the worker's environment; may be repeated."),
     ] = None,
     port_arg: Annotated[
-        str | None, typer.Option(metavar="OPTION", help="Add this option to the command: --port becomes --port=5556.")
+        str | None,
+        typer.Option(metavar="OPTION", help="Option of the command that gets the port: --port becomes --port=5556."),
     ] = None,
     pass_token: Annotated[
-        bool, typer.Option("--pass-token", help="Give it the lease's token: ALLOCATOR_TOKEN.")
+        bool, typer.Option("--pass-token", help="Pass the lease's token to the worker: ALLOCATOR_TOKEN.")
     ] = False,
     no_output_in_events: Annotated[
         bool,
-        typer.Option("--no-output-in-events", help="Keep the worker's last line of output out of lease and events."),
+        typer.Option(
+            "--no-output-in-events", help="Leave the worker's last line of output out of the lease and events."
+        ),
     ] = False,
-    listen_fd: Annotated[bool, typer.Option("--listen-fd", help="Bind the port here and pass the socket.")] = False,
+    listen_fd: Annotated[
+        bool, typer.Option("--listen-fd", help="Bind the port in the supervisor and pass the socket to the worker.")
+    ] = False,
     replicas: Annotated[
         str, typer.Option(metavar="COUNT", help="Number of workers, with consecutive instances.")
     ] = "1",
     metrics_listen: Annotated[
         str | None,
-        typer.Option(
-            "--metrics-listen", metavar="HOST:PORT", help="Serve the metrics of its leases at this HOST:PORT."
-        ),
+        typer.Option("--metrics-listen", metavar="HOST:PORT", help="Address to serve the metrics of these leases at."),
     ] = None,
     procfile: Annotated[
-        str | None, typer.Option("--workers", metavar="FILE", help="Run the workers of this TOML file.")
+        str | None, typer.Option("--workers", metavar="FILE", help="TOML file with the workers to run.")
     ] = None,
     pool: PoolOption = None,
     host: HostOption = None,

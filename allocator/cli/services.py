@@ -35,12 +35,19 @@ def register(application: typer.Typer) -> None:
 def resolve(
     plugin: Annotated[str, typer.Argument(help="The service's plugin, for example email.")],
     org: OrgOption,
-    every_one: Annotated[bool, typer.Option("--all", help="All ready workers, one a line.")] = False,
+    every_one: Annotated[bool, typer.Option("--all", help="Print all ready workers, one a line.")] = False,
     wait: Annotated[
-        str | None, typer.Option("--wait", metavar="DURATION", help="How long to wait for a ready worker.")
+        str | None,
+        typer.Option(
+            "--wait",
+            metavar="DURATION",
+            help="Time to wait for a ready worker, for example 10s. [default: do not wait]",
+        ),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="A line for each worker that comes up or goes down.")] = False,
-    prefer_local: Annotated[bool, typer.Option("--prefer-local", help="Workers of this host first.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print a line for each worker that comes up or goes down.")
+    ] = False,
+    prefer_local: Annotated[bool, typer.Option("--prefer-local", help="Choose workers of this host first.")] = False,
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
