@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
-    from allocator.client.arguments import ClaimArguments, ProcessWords
+    from allocator.client.session import ClaimArguments, ProcessWords
     from allocator.model.pools import PoolSpec
     from allocator.operations.listing import PortView
 

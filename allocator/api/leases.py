@@ -39,8 +39,8 @@ from allocator.api.routes import (
     known_token,
     problems,
 )
-from allocator.client.arguments import ttl_in_ms
 from allocator.kernel.processes import ProcessIdentity, boot_id, facts_of, namespaces
+from allocator.model.durations import ttl_in_ms
 from allocator.model.errors import InvalidInputError, LeaseLostError
 from allocator.model.leases import Lease, error_line, written_time
 from allocator.model.names import MAX_NAME_LENGTH, WorkerId, check_labels

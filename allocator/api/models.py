@@ -21,9 +21,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from allocator.model.durations import MAX_DURATION_MS
 from allocator.model.leases import Lease
 from allocator.model.names import MAX_INSTANCE, MAX_LABELS, MAX_NAME_LENGTH, MAX_PACKAGE_LENGTH, PORT_MAX, PORT_MIN
-from allocator.model.pools import MAX_DURATION_MS
 from allocator.model.states import LIVE_STATES, LeaseState
 from allocator.operations.attempt import MAX_PORTS
 

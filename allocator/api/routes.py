@@ -8,8 +8,7 @@ from fastapi import Header, Path, Query, Request
 
 from allocator.api.models import NAME_PATTERN, ProblemBody
 from allocator.api.problems import MEDIA_TYPE
-from allocator.client.arguments import check_token
-from allocator.model.names import MAX_NAME_LENGTH, PORT_MAX, PORT_MIN
+from allocator.model.names import MAX_NAME_LENGTH, PORT_MAX, PORT_MIN, check_token
 
 if TYPE_CHECKING:
     from allocator.api.claims import Claims

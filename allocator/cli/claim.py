@@ -31,8 +31,8 @@ from allocator.model.names import WorkerId, check_port, environment_hint, shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from allocator.client.arguments import ClaimArguments
     from allocator.client.blocking import PortAllocator
+    from allocator.client.session import ClaimArguments
     from allocator.model.leases import Lease
     from allocator.operations.steps import KeepLeases, KeepTokens, LeaseRecorder, Warn
 

@@ -55,9 +55,10 @@ def _beginning(incomplete: str, found: list[str]) -> list[str]:
 def _read(ctx: typer.Context, read: Callable[[PortAllocator], list[str]]) -> list[str]:
     """Return what is found with the options that stand on the line already; nothing where that fails."""
     from allocator.client.blocking import PortAllocator
-    from allocator.client.session import open_store, session_of
+    from allocator.client.session import session_of
     from allocator.model.errors import AllocatorError
     from allocator.model.settings import load_settings
+    from allocator.store.base import open_store
     from allocator.store.blocking import Store
 
     flags = {name: ctx.params.get(name) for name in ("pool", "host", "redis_url")}

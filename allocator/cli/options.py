@@ -132,7 +132,8 @@ def blocking_allocator(settings: Settings, *, reads_only: bool = False) -> PortA
         reads_only: Whether its command only reads, for which no embedded server is started.
     """
     from allocator.client.blocking import PortAllocator
-    from allocator.client.session import open_store, session_of
+    from allocator.client.session import session_of
+    from allocator.store.base import open_store
     from allocator.store.blocking import Store
 
     store = open_store(Store, settings, reads_only=reads_only, on_start=report_embedded)

@@ -216,8 +216,9 @@ def drift_view(settings: Settings) -> DriftView | None:
 def async_allocator(settings: Settings) -> AsyncPortAllocator:
     """Return the async allocator that the settings make, not connected yet."""
     from allocator.client.aio import AsyncPortAllocator
-    from allocator.client.session import open_store, session_of
+    from allocator.client.session import session_of
     from allocator.store.aio import AsyncStore
+    from allocator.store.base import open_store
 
     return AsyncPortAllocator(open_store(AsyncStore, settings, on_start=report_embedded), session_of(settings))
 

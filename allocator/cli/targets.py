@@ -9,9 +9,8 @@ import typer
 
 from allocator.cli import completion
 from allocator.cli.options import talk
-from allocator.client.arguments import check_token
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
-from allocator.model.names import WorkerId, check_name, check_port, shown
+from allocator.model.names import WorkerId, check_name, check_port, check_token, shown
 from allocator.model.values import replace
 from allocator.operations.context import pool_rules
 from allocator.operations.find import find, is_here

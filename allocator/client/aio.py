@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, check_flag, naming_arguments, wrong_arguments
-from allocator.client.base import AllocatorBase, LeaseOperations
+from allocator.client.base import AllocatorBase, LeaseOperations, naming_arguments, wrong_arguments
 from allocator.client.runners_aio import HeartbeatTask
+from allocator.client.session import ClaimArguments  # noqa: TC001  # read from the declaration at run time
+from allocator.model.names import check_flag
 from allocator.model.states import LeaseState
 from allocator.operations.steps import (
     HOST_STEPS,

@@ -7,20 +7,21 @@ does: a command pays for all that it loads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, naming_arguments
 from allocator.client.heartbeats import E_, HeldLease, about
 from allocator.client.policies import until_ready
-from allocator.client.session import library_settings, open_store, session_of
+from allocator.client.session import ClaimArguments, checked, library_settings, session_of
 from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
 from allocator.model.log import log
-from allocator.model.names import WorkerId, check_name
+from allocator.model.names import WorkerId, check_flag, check_name, check_text
 from allocator.model.values import replace
 from allocator.operations import claim, end, renew
 from allocator.operations.attempt import named_workers
 from allocator.operations.context import pool_rules
+from allocator.store.base import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +40,34 @@ if TYPE_CHECKING:
     from allocator.operations.steps import LeaseRecorder, Operation
     from allocator.store.base import BaseStore
 
+P = ParamSpec("P")
+T = TypeVar("T")
 S = TypeVar("S", bound="BaseStore")
+
+
+def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function that is called with other arguments than it has report it with an InvalidInputError."""
+
+    @wraps(function)
+    def checking(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        except TypeError as error:
+            from inspect import signature
+
+            try:
+                signature(function).bind(*arguments, **named)
+            except TypeError as mismatch:
+                raise wrong_arguments(function.__name__, mismatch) from None
+            raise error from None
+
+    return checking
+
+
+def wrong_arguments(name: str, mismatch: TypeError) -> InvalidInputError:
+    """Return the error for a call of a method with arguments that it does not have, or without one that it needs."""
+    what = str(mismatch).partition("() ")[2] or str(mismatch)
+    return InvalidInputError(f"{name}() {what}; see help(PortAllocator.{name})")
 
 
 class LeaseOperations(Generic[E_]):

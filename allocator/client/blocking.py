@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
-from allocator.client.arguments import ClaimArguments, check_flag, naming_arguments, wrong_arguments
-from allocator.client.base import AllocatorBase, LeaseOperations
+from allocator.client.base import AllocatorBase, LeaseOperations, naming_arguments, wrong_arguments
 from allocator.client.runners import HeartbeatThread
-from allocator.client.session import library_settings, open_store, session_of
+from allocator.client.session import ClaimArguments, library_settings, session_of
+from allocator.model.names import check_flag
 from allocator.model.states import LeaseState
 from allocator.operations.steps import (
     HOST_STEPS,
@@ -23,6 +23,7 @@ from allocator.operations.steps import (
     needed,
 )
 from allocator.protocol.wire import ScriptCall
+from allocator.store.base import open_store
 from allocator.store.blocking import Store
 
 if TYPE_CHECKING:

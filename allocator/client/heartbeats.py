@@ -13,8 +13,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
 from allocator.client.counting import HolderCounts, with_held
-from allocator.client.session import doubt_message
 from allocator.model.backoff import Backoff
+from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
 from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
 from allocator.model.log import log
@@ -296,7 +296,7 @@ class HeartbeatPlan(Generic[E_]):
             self._lose(
                 held,
                 LeaseLostError(
-                    f"{doubt_message(where, overdue)}; stop this worker and claim again",
+                    f"{_doubt(where, overdue)}; stop this worker and claim again",
                     host=held.host,
                     port=held.port,
                     worker=str(held.worker),
@@ -304,7 +304,7 @@ class HeartbeatPlan(Generic[E_]):
             )
         elif not held.doubtful:
             held.doubtful = True
-            doubt = doubt_message(where, overdue)
+            doubt = _doubt(where, overdue)
             log.warning("%s; keeping its port and trying on (%s)", doubt, error, extra=about(held.lease))
 
     def _retry(self, failed: list[HeldLease[E_]], well: list[HeldLease[E_]]) -> None:
@@ -345,3 +345,8 @@ def _words(lease: Lease) -> dict[str, Any]:
 
 def _token(lease: Lease) -> str:
     return f"{lease.pool} {lease.token}"
+
+
+def _doubt(where: str, overdue_s: float) -> str:
+    """Return the text for a lease whose deadline passed unconfirmed."""
+    return f"{where} could not be renewed and its time passed {format_duration(overdue_s * 1_000)} ago"

@@ -1,8 +1,7 @@
-"""What an allocator is made of: who this host is, where Redis is, and who traces what is done with leases.
+"""What an allocator is made of: who this host is, the arguments of its claims, and who traces what is done with leases.
 
 Every face comes here with its settings: both allocators of the library, `Service` and the transports, and through them
-commands, API and agent. The embedded server serves only where no setting names a Redis; whoever only reads never
-starts it.
+commands, API and agent.
 """
 
 from __future__ import annotations
@@ -10,17 +9,44 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Mapping  # noqa: TC003  # read from a declaration at run time
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar, Unpack
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Protocol,
+    Required,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    get_args,
+    get_type_hints,
+)
 
-from allocator.client.arguments import ClaimArguments, check_flag, check_text, checked, ttl_in_ms
 from allocator.kernel.answers import Answers
 from allocator.kernel.identity import default_address, default_host, host_identity, running_s
 from allocator.kernel.processes import boot_id, identify, namespaces
-from allocator.model.durations import Duration, format_duration, seconds_of
-from allocator.model.errors import ConfigurationError, InvalidInputError, StoreUnavailableError
-from allocator.model.log import log
-from allocator.model.names import WorkerId, check_address, check_name
+from allocator.model.durations import Duration, check_ttl, seconds_of, ttl_in_ms
+from allocator.model.errors import InvalidInputError
+from allocator.model.log import warn_once
+from allocator.model.names import (
+    WorkerId,
+    check_address,
+    check_flag,
+    check_labels,
+    check_name,
+    check_number,
+    check_port,
+    check_priority,
+    check_text,
+    check_token,
+    literal,
+    shown,
+)
 from allocator.model.pools import SDK_V2
 from allocator.model.settings import load_settings
 from allocator.model.values import Value, field, replace
@@ -32,13 +58,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from allocator.client.arguments import ProcessWords, SeveralPorts
     from allocator.model.leases import Lease
     from allocator.model.settings import Settings
     from allocator.operations.renew import RenewOutcome
     from allocator.operations.steps import LeaseRecorder
     from allocator.store.base import BaseStore
-    from allocator.store.embedded.server import EmbeddedStatus
 
 OnLost = Literal["keep", "stop"]
 S = TypeVar("S", bound="BaseStore")
@@ -97,6 +121,106 @@ class Tracer(Protocol):
             leases: What is renewed or ended.
         """
         ...
+
+
+class ProcessWords(TypedDict, total=False):
+    """What a lease shows of the processes that it is bound to; see `Lease`."""
+
+    pid: int
+    pid_started: int
+    holder_pid: int
+    holder_started: int
+    boot: str
+    namespaces: str
+
+
+class SeveralPorts(TypedDict, total=False):
+    """The further arguments of a claim of several ports; see `ClaimRequest`."""
+
+    names: tuple[str, ...]
+    contiguous: bool
+
+
+def checked(plugin: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a claim, each as it has to be; those that are None are left out.
+
+    Raises:
+        InvalidInputError: When one of them cannot be right, is missing, or is not an argument of a claim.
+    """
+    checks = _checks()
+    if unknown := sorted(arguments.keys() - checks.keys()):
+        raise InvalidInputError(f"a claim has no argument {shown(unknown[0])}; it has {', '.join(checks)}")
+    if arguments.get("org") is None:
+        raise InvalidInputError("a claim needs org, the organisation's id; give for example org='org-123'")
+    given = {name: checks[name](name, value) for name, value in arguments.items() if value is not None}
+    return {"plugin": check_text("plugin", plugin), **given}
+
+
+def _check_labels(name: str, labels: object) -> dict[str, str]:
+    try:
+        pairs = dict(labels)  # type: ignore[call-overload]  # a mapping, if the caller is right
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"{name}={literal(labels)} is not a mapping; give a dict of texts") from None
+    for key, value in pairs.items():
+        check_text("a label's name", key)
+        check_text(f"label {shown(key)}", value)
+    return check_labels(pairs)
+
+
+def _check_port(name: str, value: object) -> int:
+    if isinstance(value, int | str):
+        return check_port(value)
+    raise InvalidInputError(f"{name}={literal(value)} is not a port; give a whole number")
+
+
+def _check_priority(_name: str, value: object) -> int:
+    return check_priority(value)
+
+
+def _check_token(_name: str, value: object) -> str:
+    return check_token(value)
+
+
+class ClaimArguments(TypedDict):
+    """The arguments of a claim beside its plugin, each with its type and with what checks it.
+
+    Attributes:
+        org: The organisation's id.
+        instance: Which worker of this plugin and organisation; 0 unless given.
+        port: The only port that will do.
+        hint: The port to prefer where nothing else decides (the environment's).
+        ttl: How long the lease lives without a heartbeat: seconds, or text such as `"30s"`.
+        labels: Up to 16 `name=value` pairs.
+        pid: The process that the lease is bound to, on this host.
+        holder_pid: The process that looks after it, on this host.
+        auto_instance: Whether the lowest free instance is taken.
+        priority: 0-9: who waits with a higher one comes first.
+        token: The token of a lease that may be held already: it is then returned, renewed.
+        pre_start: Whether the worker is not running now: when anybody listens on the port that it has, that is declined
+            and another one claimed.
+        supersede_fence: Fence of this worker's lease whose process is proven dead on this very host.
+    """
+
+    org: Required[Annotated[str, check_text]]
+    instance: NotRequired[Annotated[int, check_number]]
+    port: NotRequired[Annotated[int | None, _check_port]]
+    hint: NotRequired[Annotated[int | None, _check_port]]
+    ttl: NotRequired[Annotated[Duration | None, check_ttl]]
+    labels: NotRequired[Annotated[Mapping[str, str] | None, _check_labels]]
+    pid: NotRequired[Annotated[int | None, check_number]]
+    holder_pid: NotRequired[Annotated[int | None, check_number]]
+    auto_instance: NotRequired[Annotated[bool, check_flag]]
+    priority: NotRequired[Annotated[int, _check_priority]]
+    token: NotRequired[Annotated[str | None, _check_token]]
+    pre_start: NotRequired[Annotated[bool, check_flag]]
+    supersede_fence: NotRequired[Annotated[int | None, check_number]]
+
+
+@cache
+def _checks() -> dict[str, Callable[[str, Any], object]]:
+    """Return what checks each argument, as `ClaimArguments` declares it."""
+    hints = get_type_hints(ClaimArguments, include_extras=True)
+    return {name: get_args(get_args(hint)[0])[1] for name, hint in hints.items()}
 
 
 class Session(Value, frozen=False, kw_only=True):
@@ -263,7 +387,7 @@ def library_settings(
             check_text("url" if name == "redis_url" else name, value)
     settings = load_settings(given, os.environ)
     for refused in settings.refused:
-        _warn_once(refused)
+        warn_once(refused)
     return settings if timeout is None else replace(settings, connect_timeout_ms=_timeout_ms(timeout))
 
 
@@ -293,70 +417,6 @@ def session_of(settings: Settings, *, on_lost: OnLost = "keep", tracer: Tracer |
     return make_session(settings.pool, settings.host, on_lost, advertise=settings.advertise, tracer=tracer)
 
 
-def open_store(
-    kind: type[S],
-    settings: Settings,
-    *,
-    reads_only: bool = False,
-    on_start: Callable[[EmbeddedStatus], None] | None = None,
-) -> S:
-    """Return the connection that the settings make; nothing is sent yet.
-
-    Args:
-        kind: The store to make: blocking or for asyncio.
-        settings: The settings.
-        reads_only: Whether its user only reads, for which no embedded server is started.
-        on_start: Called when an embedded server was started; None for a library, which logs that it uses one.
-    """
-    if settings.redis_url:
-        return kind.open(settings.redis_url, timeout_s=settings.timeout_s, password=settings.redis_password)
-
-    def embedded() -> str:
-        if settings.refused:  # it may name the registry that everybody uses
-            raise ConfigurationError(f"no Redis is configured, and {'; '.join(settings.refused)}")
-        if reads_only:
-            return running_embedded(settings)
-        return started_embedded(settings, on_start)
-
-    return kind.embedded(embedded, timeout_s=settings.timeout_s)
-
-
-def started_embedded(settings: Settings, on_start: Callable[[EmbeddedStatus], None] | None) -> str:
-    """Return the URL of this user's embedded server, which is started when it does not run."""
-    from allocator.store.embedded import EmbeddedServer
-
-    server = EmbeddedServer(settings.state_dir)
-    url = server.ensure(on_start)
-    if on_start is None:
-        _warn_once(
-            f"no Redis is configured: ports are leased from the embedded server in {server.data_dir}, which other "
-            "users and hosts do not see; set ALLOCATOR_REDIS_URL, or redis_url in allocator.toml, or give a URL"
-        )
-    return url
-
-
-def running_embedded(settings: Settings) -> str:
-    """Return the URL of this user's embedded server.
-
-    Raises:
-        StoreUnavailableError: When none runs.
-    """
-    from allocator.store.embedded import EmbeddedServer
-
-    url = EmbeddedServer(settings.state_dir).running()
-    if url is None:
-        raise StoreUnavailableError(
-            "no Redis is configured and no embedded server runs, so there is nothing to read; claim a port first, "
-            "or name a Redis with --redis-url or ALLOCATOR_REDIS_URL"
-        )
-    return url
-
-
-@cache
-def _warn_once(sentence: str) -> None:
-    log.warning("%s", sentence)
-
-
 def make_session(
     pool: str | None,
     host: str | None,
@@ -379,8 +439,3 @@ def make_session(
         advertise=None if advertise is None else check_address(check_text("advertise", advertise)),
         tracer=tracer,
     )
-
-
-def doubt_message(where: str, overdue_s: float) -> str:
-    """Return the text for a lease whose deadline passed unconfirmed."""
-    return f"{where} could not be renewed and its time passed {format_duration(overdue_s * 1_000)} ago"

@@ -11,6 +11,8 @@ from allocator.model.names import literal, shown
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?(ms|s|m|h|d)", re.ASCII)
 
+MAX_DURATION_MS = 30 * 86_400_000
+
 Duration: TypeAlias = float | str
 """A duration in the library: seconds, or text with a unit (`"30s"`)."""
 
@@ -30,6 +32,27 @@ def seconds_of(value: object, what: str) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
         return float(value)
     raise InvalidInputError(f"{what}={literal(value)} is not a duration; give seconds from 0 on, or text like '30s'")
+
+
+def check_ttl(name: str, ttl: object) -> float:
+    """Return a TTL in seconds.
+
+    Raises:
+        InvalidInputError: When it is not above 0, or longer than any pool allows.
+    """
+    seconds = seconds_of(ttl, name)
+    if 0 < seconds <= MAX_DURATION_MS / 1_000:
+        return seconds
+    raise InvalidInputError(f"a TTL of {ttl} is not valid; give more than 0 seconds, and at most 30 days")
+
+
+def ttl_in_ms(ttl: Duration) -> int:
+    """Return a TTL as milliseconds.
+
+    Raises:
+        InvalidInputError: When it is not above 0, or longer than any pool allows.
+    """
+    return max(1, round(check_ttl("ttl", ttl) * 1_000))
 
 
 def parse_duration_ms(text: str, *, what: str = "duration") -> int:

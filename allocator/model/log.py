@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +26,9 @@ if TYPE_CHECKING:
     log = logging.getLogger("allocator")
 else:
     log = LateLog()
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Write a warning that is written once, however often what it is about happens."""
+    log.warning("%s", sentence)

@@ -1,4 +1,4 @@
-"""Names and numbers that people type: pools, hosts, organisations, plugins, instances, ports.
+"""Names and numbers that people type: pools, hosts, organisations, plugins, instances, ports, tokens.
 
 The rule of this file: a value that passed here is safe in a Redis key, in JSON and in a shell word without
 any quoting, because the alphabet has no colon, brace, quote, space or control character. A plugin may have the name of
@@ -27,6 +27,7 @@ MAX_INSTANCE = 99_999
 PORT_MIN = 1
 PORT_MAX = 65_535
 MAX_LABELS = 16
+TOKEN_LENGTH = 32
 MAX_LABEL_VALUE_LENGTH = 256
 
 _REMEMBERED = 1_024
@@ -51,6 +52,61 @@ def shown(text: str) -> str:
 def literal(value: object) -> str:
     """Return a value that a program gave, as it would write it, fit for one line of an error."""
     return shown(value) if isinstance(value, str) else shown(repr(value))[1:-1]
+
+
+def check_text(name: str, value: object) -> str:
+    """Return `value` when it is text.
+
+    Raises:
+        InvalidInputError: When it is not.
+    """
+    if isinstance(value, str):
+        return value
+    raise InvalidInputError(f"{name}={literal(value)} is not text; give it in quotes")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` when it is True or False.
+
+    Raises:
+        InvalidInputError: When it is neither.
+    """
+    if isinstance(value, bool):
+        return value
+    raise InvalidInputError(f"{name}={literal(value)} is neither True nor False; give one of them")
+
+
+def check_number(name: str, value: object) -> int:
+    """Return `value` when it is a whole number from 0 on.
+
+    Raises:
+        InvalidInputError: When it is not.
+    """
+    if type(value) is int and value >= 0:
+        return value
+    raise InvalidInputError(f"{name}={literal(value)} is not a number of this kind; give a whole one from 0 on")
+
+
+def check_priority(priority: object) -> int:
+    """Return `priority` when it is one.
+
+    Raises:
+        InvalidInputError: When it is not a whole number from 0 to 9.
+    """
+    if type(priority) is int and 0 <= priority <= 9:
+        return priority
+    raise InvalidInputError(f"{literal(priority)} is not a priority; give a whole number from 0 to 9")
+
+
+def check_token(token: object) -> str:
+    """Return `token` when it has the form of one; the error does not repeat it.
+
+    Raises:
+        InvalidInputError: When it is anything but 32 hexadecimal digits.
+    """
+    if isinstance(token, str) and len(token) == TOKEN_LENGTH and all(digit in "0123456789abcdef" for digit in token):
+        return token
+    raise InvalidInputError("that token is not 32 hexadecimal digits; give the one that 'claim --format json' printed")
 
 
 def check_name(kind: str, text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from allocator.model.durations import written_duration
+from allocator.model.durations import MAX_DURATION_MS, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import PORT_MAX, PORT_MIN, check_name, check_plugin_name
 from allocator.model.values import Value, field
@@ -28,7 +28,6 @@ MAX_CONVENTIONAL_PORTS = 1_024
 TTL_FLOOR_MS = 100
 """Shortest TTL that any pool may allow: a heartbeat at half of it must survive a scheduler's hiccup."""
 
-MAX_DURATION_MS = 30 * 86_400_000
 
 MAX_LIMIT = 4_096
 """Bounds the one loop of `claim` that grows with a limit: the count of the leases that it is about."""

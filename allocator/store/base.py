@@ -1,13 +1,16 @@
 """What both stores are made of: where Redis is, the check of the server, the commands, and what their replies mean.
 
 `Store` and `AsyncStore` add what has to differ: one calls, the other awaits. `connect` makes what they call: a pool of
-connections to one server, or redis-py's client of a Sentinel group or a Cluster; all answer alike.
+connections to one server, or redis-py's client of a Sentinel group or a Cluster; all answer alike. The embedded server
+serves only where no setting names a Redis; whoever only reads never starts it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from allocator.model.errors import ConfigurationError, StoreUnavailableError
+from allocator.model.log import warn_once
 from allocator.model.names import is_name
 from allocator.protocol.wire import PREFIX, pool_of_key, text
 from allocator.store.connection import ReplyError, ServerInfo
@@ -18,11 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from allocator.model.errors import AllocatorError
+    from allocator.model.settings import Settings
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
     from allocator.store.connection import Words
+    from allocator.store.embedded.server import EmbeddedStatus
     from allocator.store.urls import StoreAddress
 
+S = TypeVar("S", bound="BaseStore")
 Event = tuple[str, dict[str, str]]
 
 POOL_KEYS = PREFIX + "{*}"
@@ -132,6 +138,65 @@ class BaseStore:
     def _wait_command(self, step: ScriptCall) -> Words:
         """Return the command that waits until replicas have what a script wrote."""
         return "WAIT", step.replicas, int(self._timeout_s * 500)
+
+
+def open_store(
+    kind: type[S],
+    settings: Settings,
+    *,
+    reads_only: bool = False,
+    on_start: Callable[[EmbeddedStatus], None] | None = None,
+) -> S:
+    """Return the connection that the settings make; nothing is sent yet.
+
+    Args:
+        kind: The store to make: blocking or for asyncio.
+        settings: The settings.
+        reads_only: Whether its user only reads, for which no embedded server is started.
+        on_start: Called when an embedded server was started; None for a library, which logs that it uses one.
+    """
+    if settings.redis_url:
+        return kind.open(settings.redis_url, timeout_s=settings.timeout_s, password=settings.redis_password)
+
+    def embedded() -> str:
+        if settings.refused:  # it may name the registry that everybody uses
+            raise ConfigurationError(f"no Redis is configured, and {'; '.join(settings.refused)}")
+        if reads_only:
+            return running_embedded(settings)
+        return started_embedded(settings, on_start)
+
+    return kind.embedded(embedded, timeout_s=settings.timeout_s)
+
+
+def started_embedded(settings: Settings, on_start: Callable[[EmbeddedStatus], None] | None) -> str:
+    """Return the URL of this user's embedded server, which is started when it does not run."""
+    from allocator.store.embedded import EmbeddedServer
+
+    server = EmbeddedServer(settings.state_dir)
+    url = server.ensure(on_start)
+    if on_start is None:
+        warn_once(
+            f"no Redis is configured: ports are leased from the embedded server in {server.data_dir}, which other "
+            "users and hosts do not see; set ALLOCATOR_REDIS_URL, or redis_url in allocator.toml, or give a URL"
+        )
+    return url
+
+
+def running_embedded(settings: Settings) -> str:
+    """Return the URL of this user's embedded server.
+
+    Raises:
+        StoreUnavailableError: When none runs.
+    """
+    from allocator.store.embedded import EmbeddedServer
+
+    url = EmbeddedServer(settings.state_dir).running()
+    if url is None:
+        raise StoreUnavailableError(
+            "no Redis is configured and no embedded server runs, so there is nothing to read; claim a port first, "
+            "or name a Redis with --redis-url or ALLOCATOR_REDIS_URL"
+        )
+    return url
 
 
 def is_unknown_script(reply: Any) -> bool:  # noqa: ANN401  # a reply

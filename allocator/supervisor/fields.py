@@ -32,7 +32,7 @@ from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, ReadyWhen, WorkerSpe
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from allocator.client.arguments import ClaimArguments
+    from allocator.client.session import ClaimArguments
 
 MOST_REPLICAS = 1_000
 MOST_RESTARTS = 1_000_000

@@ -22,7 +22,7 @@ from allocator.supervisor.templates import check_command
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from allocator.client.arguments import ClaimArguments
+    from allocator.client.session import ClaimArguments
     from allocator.model.leases import Lease
 
 DEFAULT_MAX_RESTARTS = 10

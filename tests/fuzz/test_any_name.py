@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from scripted_redis import ScriptedRedis, claim, make_context
 
 from allocator.api.hub import event_of
-from allocator.client.arguments import check_priority, check_token, ttl_in_ms
 from allocator.client.lease_files import LeaseFiles
 from allocator.client.session import make_session
-from allocator.model.durations import parse_duration_ms, written_duration
+from allocator.model.durations import parse_duration_ms, ttl_in_ms, written_duration
 from allocator.model.errors import AllocatorError
 from allocator.model.leases import error_line
 from allocator.model.names import (
@@ -25,6 +24,8 @@ from allocator.model.names import (
     check_name,
     check_plugin,
     check_port,
+    check_priority,
+    check_token,
     environment_names,
 )
 from allocator.model.pools import PoolSpec

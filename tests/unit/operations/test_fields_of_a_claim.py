@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import allocator
-from allocator.client.arguments import ClaimArguments, ProcessWords
 from allocator.client.heartbeats import HolderWords
+from allocator.client.session import ClaimArguments, ProcessWords
 from allocator.model.leases import HOLDER_WORDS, PROCESS_FIELDS
 from allocator.operations.attempt import ClaimRequest
 from allocator.protocol.signatures.claim import ClaimCall, WantedPort
