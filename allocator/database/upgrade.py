@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from allocator.model.errors import ConfigurationError
 from allocator.model.pools import SDK_V2
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from alembic.config import Config
     from sqlalchemy import Connection
 
@@ -96,9 +99,7 @@ def upgrade(database: Database, names: TableNames, pool: str = SDK_V2.name) -> l
     Raises:
         ConfigurationError: When something else has its name, or its owner has to decide something first.
     """
-    # Imported here, for PostgreSQL ends a transaction that stands idle while a busy machine imports.
-    from alembic import command
-
+    alembic = _alembic()  # before a transaction, which PostgreSQL ends if it stands idle while a busy machine imports
     with database.reading(limit_s=CHECK_S) as connection:
         planner, _ = _planner(connection, names, pool)
     blocking = [finding.text for finding in planner.findings() if finding.blocks]
@@ -116,7 +117,7 @@ def upgrade(database: Database, names: TableNames, pool: str = SDK_V2.name) -> l
         try:
             config = _config(names, steps)
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            alembic.upgrade(config, "head")
             if facts is not None and facts.version is not None:
                 for step in steps:  # what was lost since the last revision
                     connection.execute(step.clause)
@@ -153,9 +154,7 @@ def statements(names: TableNames, dialect: str, database: Database | None = None
     output = io.StringIO()
     config = _config(names, steps)
     config.attributes |= {"dialect": dialect, "output": output}
-    from alembic import command
-
-    command.upgrade(config, "head", sql=True)
+    _alembic().upgrade(config, "head", sql=True)
     return apart + output.getvalue()
 
 
@@ -193,6 +192,20 @@ def _offline_planner(names: TableNames, dialect: str, pool: str = SDK_V2.name) -
     from sqlalchemy.engine import URL
 
     return Planner(make_layout(names, pool=pool), None, URL.create(dialect).get_dialect()())
+
+
+def _alembic() -> ModuleType:
+    """Return Alembic's commands, without what they never use: Mako's way to colour errors loads 5 MB of Pygments."""
+    coloured = "mako.ext.pygmentplugin"
+    absent = coloured not in sys.modules
+    if absent:
+        sys.modules[coloured] = None  # type: ignore[assignment]  # how an import is made to find nothing
+    try:
+        from alembic import command
+    finally:
+        if absent:
+            del sys.modules[coloured]
+    return command
 
 
 def _config(names: TableNames, steps: list[Step]) -> Config:

@@ -1,4 +1,6 @@
-"""Files that people write: settings and pools in TOML, as Pydantic models. A mistake is one line: file, field, what.
+"""Files that people write: settings and pools in TOML, as values. A mistake is one line: file, field, what.
+
+Every command reads its settings here, so that a claim would wait for all that is imported here.
 
 A pool file:
 
@@ -35,10 +37,8 @@ email = 10
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  # Pydantic reads the annotation
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
@@ -46,91 +46,61 @@ from allocator.model.names import check_port, shown
 from allocator.model.pools import PoolSpec
 from allocator.model.reading import toml_of
 from allocator.model.tables import NameTable, TableNames
+from allocator.model.values import Value, declared_fields, field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
-M = TypeVar("M", bound=BaseModel)
+V = TypeVar("V", bound=Value)
+
+_CALLED = {str: "text", int: "a whole number", bool: "true or false", dict: "a table", list: "a list"}
+"""The types of TOML that are used, as they are called in errors."""
 
 
-class NamesTable(BaseModel):
+class NamesTable(Value):
     """`[database.plugin]` and `[database.organization]`: where names are found when the column is a foreign key."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     table: str
     key: str = "id"
     name: str = "name"
 
 
-class DatabaseTable(BaseModel):
+class DatabaseTable(Value):
     """The `[database]` table of `allocator.toml`: what the table of workers and its columns are called."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     table: str | None = None
-    schema_: str | None = Field(default=None, alias="schema")
-    columns: dict[str, str] = {}
-    states: dict[str, str] = {}
+    schema: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
     plugin: NamesTable | None = None
     organization: NamesTable | None = None
     refresh_expiry: bool = True
 
-
-class SettingsTables(BaseModel):
-    """The tables that `allocator.toml` may hold, beside its settings."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    database: DatabaseTable = DatabaseTable()
-
-    def given(self) -> dict[str, str]:
-        """Return the settings that the file gives.
-
-        Raises:
-            InvalidInputError: When one holds a control character, which no variable or argument would have kept.
-        """
-        found = {name: value for name, value in self.model_dump(exclude={"database"}).items() if value is not None}
-        for name, value in found.items():
-            if not value.isprintable():
-                raise InvalidInputError(f"{name} holds a control character; delete it")
-        return found
-
-    def table_names(self) -> TableNames:
+    def names(self) -> TableNames:
         """Return what the file calls the table of workers and its columns.
 
         Raises:
             InvalidInputError: When a name is not valid, or a column is not known.
         """
-        given = self.database
         plugin, organization = (
-            NameTable(one.table, one.key, one.name) if one else None for one in (given.plugin, given.organization)
+            NameTable(one.table, one.key, one.name) if one else None for one in (self.plugin, self.organization)
         )
-        return TableNames.checked(given.table, given.schema_, given.columns, given.states, plugin, organization)
+        return TableNames.checked(self.table, self.schema, self.columns, self.states, plugin, organization)
 
 
-def settings_file(names: Iterable[str]) -> type[SettingsTables]:
-    """Return the model of `allocator.toml`: a text or nothing for each of these settings, and its tables."""
-    words: dict[str, Any] = dict.fromkeys(names, (str | None, None))
-    return create_model("SettingsFile", __base__=SettingsTables, **words)
-
-
-class LimitsTable(BaseModel):
+class LimitsTable(Value):
     """The `[pool.limits]` table of a pool file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     max_per_org: int | None = None
     max_per_plugin: int | None = None
     max_instances: int | None = None
-    orgs: dict[str, int] = {}
-    plugins: dict[str, int] = {}
+    orgs: dict[str, int] = field(default_factory=dict)
+    plugins: dict[str, int] = field(default_factory=dict)
 
 
-class PoolTable(BaseModel):
+class PoolTable(Value):
     """The `[pool]` table of a pool file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
     first: int
@@ -143,9 +113,9 @@ class PoolTable(BaseModel):
     scope: Literal["host", "fleet"] = "host"
     spill: bool = True
     durability: Literal["none", "replica"] = "none"
-    conventional: dict[str, int | list[int]] = {}
-    bands: dict[str, str] = {}
-    limits: LimitsTable = LimitsTable()
+    conventional: dict[str, int | list[int]] = field(default_factory=dict)
+    bands: dict[str, str] = field(default_factory=dict)
+    limits: LimitsTable = field(default_factory=LimitsTable)
 
     def spec(self) -> PoolSpec:
         """Return the pool that the table describes.
@@ -186,28 +156,96 @@ def _band(plugin: str, text: str) -> tuple[int, int]:
         raise InvalidInputError(f"bands.{plugin}: {shown(text)} is not a range of ports; write 5570-5579") from None
 
 
-class PoolFile(BaseModel):
+class PoolFile(Value):
     """A pool file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     pool: PoolTable
 
 
-def parse_toml(path: Path | str, text: str, model: type[M]) -> M:
-    """Return the content of a TOML file as `model`.
+class _MisfitError(Exception):
+    """Something in a file is not what it has to be: where that is, and what is wrong."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{shown(where)} {what}")
+
+
+def _fitted(value: Any, kind: Any, where: str) -> Any:  # noqa: ANN401  # of TOML, and a type
+    """Return a value of TOML as a type that a table declares: a plain one, a list, a table, or one of several."""
+    origin, inner = get_origin(kind), [one for one in get_args(kind) if one is not NoneType]
+    if origin is UnionType:
+        return _fitted(value, _of_several(value, inner, where), where)
+    if origin is Literal:
+        if value not in inner:
+            raise _MisfitError(where, f"has to be {' or '.join(map(repr, inner))}; correct it")
+        return value
+    is_table = origin is None and issubclass(kind, Value)
+    plain = dict if is_table else origin or kind
+    if type(value) is not plain:
+        raise _MisfitError(where, f"has to be {_CALLED[plain]}; correct it")
+    if is_table:
+        value = _table(value, kind, where)
+    elif origin is dict:
+        value = {key: _fitted(one, inner[1], f"{where}.{key}") for key, one in value.items()}
+    elif origin is list:
+        value = [_fitted(one, inner[0], f"{where}.{at}") for at, one in enumerate(value)]
+    return value
+
+
+def _of_several(value: object, kinds: list[Any], where: str) -> Any:  # noqa: ANN401  # a type
+    """Return which of several types a value has."""
+    if len(kinds) == 1:
+        return kinds[0]
+    by_plain: dict[type, Any] = {get_origin(one) or one: one for one in kinds}
+    if type(value) not in by_plain:
+        raise _MisfitError(where, f"has to be {' or '.join(_CALLED[one] for one in by_plain)}; correct it")
+    return by_plain[type(value)]
+
+
+def _table(given: dict[str, Any], kind: type[V], where: str = "") -> V:
+    """Return a table of TOML as a value."""
+    fields, kinds = declared_fields(kind), get_type_hints(kind)
+    found = _entries(given, {one.name: kinds[one.name] for one in fields}, where)
+    for one in fields:
+        if one.is_required and one.name not in found:
+            raise _MisfitError(_inside(where, one.name), "is missing; add it")
+    return kind(**found)
+
+
+def _entries(given: dict[str, Any], kinds: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the entries of a table of TOML, each as its type."""
+    found = {}
+    for name, value in given.items():
+        here = _inside(where, name)
+        if name not in kinds:
+            raise _MisfitError(here, "is not a known key; correct or delete it")
+        found[name] = _fitted(value, kinds[name], here)
+    return found
+
+
+def _inside(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def parse_settings(path: Path | str, text: str, names: Iterable[str]) -> tuple[dict[str, str], DatabaseTable | None]:
+    """Return the settings that an `allocator.toml` gives, and its `[database]` table.
+
+    Args:
+        path: The file, for errors.
+        text: What it holds.
+        names: The settings that it may have, each a text.
 
     Raises:
-        ConfigurationError: When it is not TOML or does not fit; it names the file and the first wrong field.
+        ConfigurationError: When it cannot be right; it names the file and the first wrong field.
     """
     try:
-        return model.model_validate(toml_of(path, text))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        if first["type"] == "extra_forbidden":
-            raise ConfigurationError(f"{path}: {shown(where)} is not a known key; correct or delete it") from None
-        raise ConfigurationError(f"{path}: {shown(where)}: {first['msg']}; correct it") from None
+        found = _entries(toml_of(path, text), dict.fromkeys(names, str) | {"database": DatabaseTable})
+    except _MisfitError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    database = found.pop("database", None)
+    for name, value in found.items():  # which no variable or argument would have kept
+        if not value.isprintable():
+            raise ConfigurationError(f"{path}: {name} holds a control character; delete it")
+    return found, database
 
 
 def parse_pool(path: Path | str, text: str) -> PoolSpec:
@@ -216,10 +254,9 @@ def parse_pool(path: Path | str, text: str) -> PoolSpec:
     Raises:
         ConfigurationError: When the file cannot be right; it names the file and what is wrong.
     """
-    table = parse_toml(path, text, PoolFile).pool
     try:
-        return table.spec()
-    except InvalidInputError as error:
+        return _table(toml_of(path, text), PoolFile).pool.spec()
+    except (_MisfitError, InvalidInputError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
 
 

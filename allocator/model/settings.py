@@ -426,12 +426,12 @@ def _unreadable(path: Path, error: OSError | ValueError) -> ConfigurationError:
 
 
 def _parsed(path: Path, text: str) -> _Given:
-    from allocator.model.files import parse_toml, settings_file
+    from allocator.model.files import parse_settings
 
-    found = parse_toml(path, text, settings_file(NAMES))
+    given, database = parse_settings(path, text, NAMES)
+    if database is None:
+        return _Given(given)
     try:
-        return _Given(
-            found.given(), found.table_names(), found.database.refresh_expiry, "database" in found.model_fields_set
-        )
+        return _Given(given, database.names(), database.refresh_expiry, has_table=True)
     except InvalidInputError as error:
         raise ConfigurationError(f"{path}: {error}") from None

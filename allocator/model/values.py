@@ -53,6 +53,11 @@ class Field:
         self.kw_only = False
         self.name = self.type = ""
 
+    @property
+    def is_required(self) -> bool:
+        """Whether a value cannot be made without it."""
+        return self.default is _MISSING and self.default_factory is None
+
 
 def field(**declared: Any) -> Any:  # noqa: ANN401  # a field's type is its annotation's
     """Return what a class states of a field; see `Field`."""

@@ -86,6 +86,19 @@ def test_claim_renew_and_release_load_what_they_need(tmp_path, redis_url, pool) 
     assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "release", str(pool.first)))
 
 
+def test_a_settings_file_makes_a_claim_load_no_more(tmp_path, redis_url, pool) -> None:
+    settings = '[database]\ntable = "workers"\n[database.plugin]\ntable = "plugins"\n'
+    (tmp_path / "allocator.toml").write_text(settings)
+    assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "claim", "email", "--org", "org-1"))
+
+
+def test_an_upgrade_of_the_table_loads_no_highlighter_and_no_second_checker_of_input(tmp_path, redis_url, pool) -> None:
+    url = f"sqlite:///{tmp_path / 'workers.db'}"
+    loaded = loaded_by(tmp_path, redis_url, pool.name, "db", "upgrade", "--database-url", url)
+    assert "alembic" in loaded
+    assert not {"pygments", "pydantic", "redis", "httpx", "rich"} & loaded
+
+
 def test_run_loads_what_it_needs(tmp_path, redis_url, pool) -> None:
     words = ("run", "email", "--org", "org-1", "--restart", "never", "--", "true")
     assert heavy(loaded_by(tmp_path, redis_url, pool.name, *words)) <= RUN_NEEDS
