@@ -9,16 +9,18 @@ import typer
 
 from allocator.cli import completion
 from allocator.cli.options import talk
+from allocator.kernel.answers import Answers
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port, check_token, shown
 from allocator.model.values import replace
 from allocator.operations.context import pool_rules
-from allocator.operations.find import find, is_here
+from allocator.operations.find import Here, find, is_here
 from allocator.operations.listing import port_view
 
 if TYPE_CHECKING:
     from allocator.cli.options import Desk
     from allocator.model.leases import Lease
+    from allocator.operations.steps import Warn
 
 Targets = Annotated[
     list[str] | None,
@@ -133,7 +135,7 @@ def _under_former_names(at: Desk) -> list[Lease]:
         return []
     found: list[Lease] = []
     for host in _other_hosts(at):
-        if at.allocator.run(is_here(at.allocator.session.context, at.pool, host)):
+        if _is_here(at, host):
             talk(f"this machine was called {host} before and is {at.host} now; its leases as {host} are found as well")
             found += at.files.all(at.pool, host)
     return found
@@ -162,5 +164,13 @@ def _live(at: Desk, worker: WorkerId | None, port: int) -> Lease | None:
             rules.check_port(port)
     if found is None or found.host == at.host:
         return found
-    is_renamed = at.settings.host is None and at.allocator.run(is_here(context, at.pool, found.host))
-    return found if is_renamed else None
+    return found if at.settings.host is None and _is_here(at, found.host) else None
+
+
+class _Aloud(Answers):
+    def warn(self, step: Warn) -> None:
+        talk(step.sentence)
+
+
+def _is_here(at: Desk, host: str) -> bool:
+    return at.allocator.run(is_here(at.allocator.session.context, at.pool, host), _Aloud()) is not Here.OTHER

@@ -25,7 +25,7 @@ from allocator.model.values import replace
 from allocator.operations import end, refusals
 from allocator.operations.attempt import Attempt, ClaimRequest, Waiting, further_token, named_workers
 from allocator.operations.context import pool_rules
-from allocator.operations.find import find, is_here
+from allocator.operations.find import Here, find, is_here
 from allocator.operations.steps import (
     CheckRow,
     DescribeListener,
@@ -283,16 +283,11 @@ def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[At
     """Return how to go on where one of the workers has a lease: with its token, over its dead processes, or waiting."""
     holder, request = reply.holder, attempt.request
     error = refusals.held(context, request, reply)
-    is_renamed = holder.host != context.host and (yield from is_here(context, request.pool, holder.host))
-    known_as = holder.host if is_renamed else context.host
-    judgement: Judgement = yield JudgeHolder(holder, known_as)
-    if judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and not attempt.has_seen_orphan:
-        until = context.clock() + ORPHAN_WAIT_S
+    here = Here.OTHER if holder.host == context.host else (yield from is_here(context, request.pool, holder.host))
+    judgement = yield from _judged(context, holder, here, may_wait=not attempt.has_seen_orphan)
+    if judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN}:
         attempt = replace(attempt, has_seen_orphan=True)
-        while judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and context.clock() < until:
-            yield Pause(LOOK_S)
-            judgement = yield JudgeHolder(holder, known_as)
-    if is_renamed and judgement.verdict in {Verdict.OURS, Verdict.DEAD, Verdict.LISTENING}:
+    if here is not Here.OTHER and judgement.verdict in {Verdict.OURS, Verdict.DEAD, Verdict.LISTENING}:
         return (yield from _after_renaming(context, attempt, holder, judgement, error))
     match judgement.verdict:
         case Verdict.OURS if judgement.token not in attempt.tokens and not request.bound_already:
@@ -312,6 +307,21 @@ def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[At
     return (yield from _after_waiting(context, attempt, error))
 
 
+def _judged(context: Context, holder: Lease, here: Here, *, may_wait: bool) -> Operation[Judgement]:
+    """Return what is known of the processes of a lease, once the guard of a killed supervisor had time to end them."""
+    if here is Here.ENDED:
+        return Judgement(Verdict.DEAD)
+    step = JudgeHolder(holder, context.host if here is Here.OTHER else holder.host)
+    judgement: Judgement = yield step
+    until = context.clock() + ORPHAN_WAIT_S
+    while may_wait and judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN} and context.clock() < until:
+        yield Pause(LOOK_S)
+        judgement = yield step
+    if here is Here.OTHER and holder.host != context.host:  # a lease file that was copied proves nothing
+        return Judgement(Verdict.ALIVE, why=judgement.why)
+    return judgement
+
+
 def _after_renaming(
     context: Context, attempt: Attempt, holder: Lease, judgement: Judgement, error: HeldError
 ) -> Operation[Attempt]:
@@ -326,7 +336,8 @@ def _after_renaming(
     )
     if judgement.verdict is Verdict.OURS:
         return (yield from _given_back(context, attempt, holder, judgement.token, error))
-    yield from end_the_dead(replace(context, host=holder.host), holder)
+    if not (yield from end_the_dead(replace(context, host=holder.host), holder)):
+        return (yield from _after_waiting(context, attempt, error))
     return attempt.after_death(holder, error)
 
 

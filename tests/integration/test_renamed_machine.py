@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -11,10 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 from supervised import eventually
 
+from allocator.operations.find import OVERDUE
+from allocator.protocol.wire import lease_key
+
 if TYPE_CHECKING:
-    from allocator import PoolSpec, PortAllocator
+    from allocator import Lease, PoolSpec, PortAllocator
 
 ROOT = Path(__file__).parents[2]
 BEFORE, AFTER = "name-before", "name-after"
@@ -37,8 +43,21 @@ class Machine:
 
     variables: dict[str, str]
 
+    other_boot: Path | None = None
+
     def words(self, name: str, *words: str) -> list[str]:
-        return ["unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$0" "$@"', sys.executable, *words]
+        if self.other_boot is None:
+            return ["unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$0" "$@"', sys.executable, *words]
+        boot = f"mount --bind {self.other_boot} /proc/sys/kernel/random/boot_id"
+        program = f'hostname {name}; {boot}; exec "$0" "$@"'
+        unshare = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        return [*unshare, "sh", "-c", program, sys.executable, *words]
+
+    def rebooted(self, tmp_path: Path) -> Machine:
+        """Return it after another boot, which begins with each command."""
+        other_boot = tmp_path / "boot_id"
+        other_boot.write_text("12345678-1234-4123-8123-123456789abc\n")
+        return dataclasses.replace(self, other_boot=other_boot)
 
     def spawn(self, name: str, *words: str, **variables: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -149,3 +168,62 @@ def test_an_agent_started_under_the_name_of_now_goes_on_with_the_leases_of_befor
             worker.kill()
             agent.terminate()
             agent.communicate(timeout=30)
+
+
+TTL_S = 600
+
+
+def renewed_last(redis_url: str, pool: PoolSpec, lease: Lease, part: float, more_s: float = 0) -> None:
+    """Make the last renewal of a lease to have been this part of its TTL ago, less some seconds."""
+    left_ms = int(((1 - part) * TTL_S + more_s) * 1_000)
+    with redis.Redis.from_url(redis_url) as server:
+        assert server.pexpire(lease_key(pool.name, BEFORE, str(lease.port)), left_ms)
+
+
+@pytest.mark.parametrize("command", ["claim", "run", "release", "renew"])
+def test_a_machine_that_was_started_again_under_another_name_finds_what_it_left(
+    machine: Machine, ports: PortAllocator, redis_url: str, pool: PoolSpec, tmp_path: Path, command: str
+) -> None:
+    machine(BEFORE, "claim", "email", "--org", "o", "--ttl", f"{TTL_S}s")
+    (lease,) = ports.leases()
+    renewed_last(redis_url, pool, lease, OVERDUE)
+    words = {"claim": ("email", "--org", "o"), "run": ("email", "--org", "o", "--", "sh", "-c", "echo $ALLOCATOR_HOST")}
+    out, said = machine.rebooted(tmp_path)(AFTER, command, *words.get(command, ("o/email",)))
+    left = [(one.host, one.fence) for one in ports.leases()]
+    if command in {"release", "renew"}:
+        assert f"this machine was called {BEFORE} before and is {AFTER} now" in said
+        assert left == ([] if command == "release" else [(BEFORE, lease.fence)])
+    else:
+        assert f"as host {BEFORE}, as this machine was called before" in said
+        assert ([host for host, _ in left], out == AFTER) == (([AFTER], False) if command == "claim" else ([], True))
+
+
+@pytest.mark.parametrize("command", ["claim", "release", "renew"])
+def test_a_copy_of_a_machine_that_still_renews_leaves_its_leases_alone(
+    machine: Machine, ports: PortAllocator, redis_url: str, pool: PoolSpec, tmp_path: Path, command: str
+) -> None:
+    """The copy has its lease files and its machine id, another name and another boot."""
+    out, _ = machine(BEFORE, "claim", "email", "--org", "o", "--ttl", f"{TTL_S}s", "--format", "json")
+    token = json.loads(out)["token"]
+    (lease,) = ports.leases()
+    renewed_last(redis_url, pool, lease, OVERDUE, more_s=5)
+    words = ("email", "--org", "o") if command == "claim" else ("o/email",)
+    with machine.rebooted(tmp_path).spawn(AFTER, command, *words) as copy:
+        assert copy.stderr
+        assert f"host {BEFORE} may be this one" in copy.stderr.readline()
+        ports.renew(dataclasses.replace(lease, token=token))
+        _, said = copy.communicate(timeout=60)
+    assert copy.returncode == (0 if command == "release" else 73), said
+    assert BEFORE in said
+    assert [(one.host, one.fence) for one in ports.leases()] == [(BEFORE, lease.fence)]
+
+
+def test_a_lease_that_lives_long_is_not_waited_for(
+    machine: Machine, ports: PortAllocator, redis_url: str, pool: PoolSpec, tmp_path: Path
+) -> None:
+    machine(BEFORE, "claim", "email", "--org", "o", "--ttl", f"{TTL_S}s")
+    (lease,) = ports.leases()
+    renewed_last(redis_url, pool, lease, 0.3)
+    _, said = machine.rebooted(tmp_path)(AFTER, "claim", "email", "--org", "o", code=73)
+    assert f"o/email#0 already has a lease on {BEFORE}:{lease.port} until" in said
+    assert said.count("\n") == 1
