@@ -138,10 +138,12 @@ class HostAgent:
     def _look_after(self, pool: str, leases: list[TiedLease], now: float) -> None:
         self._renew_due(leases, now)
         self._release_ended(leases, now)
-        with self._troubles.concerning((pool, "boot"), now):
-            self._look_back(pool, leases, now)
-        with self._troubles.concerning((pool, "reap"), now):
-            self._reap(pool, now)
+        if now >= self._look_back_at.get(pool, 0.0) and self._troubles.is_due((pool, "boot"), now):
+            with self._troubles.concerning((pool, "boot"), now):
+                self._look_back(pool, leases, now)
+        if now >= self._reap_at[pool] and self._troubles.is_due((pool, "reap"), now):
+            with self._troubles.concerning((pool, "reap"), now):
+                self._reap(pool, now)
 
     def _doubt(self, leases: list[TiedLease], now: float) -> None:
         """Mark the leases whose time has passed; they are renewed all the same when Redis is back."""
@@ -295,8 +297,6 @@ class HostAgent:
 
         A lease that is draining, of a host that is not any more, goes back to what its health is.
         """
-        if now < self._look_back_at.get(pool, 0.0) or not self._troubles.is_due((pool, "boot"), now):
-            return
         context = self._allocator.session.context
         for lease in self._allocator.run(listing.leases(pool, context.host)):
             for tied in leases:
@@ -379,8 +379,6 @@ class HostAgent:
             log.warning("%s", error, extra=about(tied.lease))
 
     def _reap(self, pool: str, now: float) -> None:
-        if now < self._reap_at[pool] or not self._troubles.is_due((pool, "reap"), now):
-            return
         reaped = self._allocator.run(listing.reap(pool))
         wait_s = LONGEST_REAP_S if reaped.next_s is None else max(LOOK_S, reaped.next_s)
         wait_s += self._allocator.session.rng.uniform(0.0, REAP_SPREAD_S * reaped.spaces)

@@ -77,6 +77,7 @@ def agent(
     """
     from allocator.agent.host import HostAgent
     from allocator.agent.notify import ServiceManager
+    from allocator.cli.checks.rights import report_missing_rights
     from allocator.cli.logs import start_logging
     from allocator.client.counting import HolderMetrics, serve_registry
 
@@ -96,6 +97,7 @@ def agent(
         said = f"looking after {count} leases of host {at.host}; the API is on {where}"
         talk(said)
         manager.ready(said)
+        report_missing_rights(at.settings)
         try:
             _run(core, application, listeners)
         finally:

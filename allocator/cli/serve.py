@@ -82,6 +82,7 @@ def serve(
         raise ConfigurationError(
             f"serve needs the package {error.name}; install it with: pip install 'portlease[server]'"
         ) from None
+    from allocator.cli.checks.rights import report_missing_rights
     from allocator.cli.logs import start_logging
 
     access = _access(settings, address)
@@ -95,6 +96,7 @@ def serve(
     application = create_app(async_allocator(settings), access=access, limits=limits, drift_view=view)
     where = f"http{'s' if files else ''}://{_shown_address(address)}:{listener.getsockname()[1]}"
     talk(f"serving pool {settings.pool} on {where}; the page is at {where}/")
+    report_missing_rights(settings)
     run_server(application, listener, tls=files)
 
 

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_OF_A_COMMAND = ("ERR", "NOSCRIPT", "WRONGTYPE")
+"""How a server begins to refuse a command for something else than the connection, its user or the server's state."""
+
 
 class Store(BaseStore):
     """A connection to Redis, made when it is first used; safe for threads."""
@@ -132,6 +135,8 @@ class Store(BaseStore):
     def denied(self, commands: Sequence[tuple[str, ...]]) -> list[str]:
         """Return the names of those commands that this user may not give, in their order; the others are carried out.
 
+        What a command is refused for after its rights were looked at does not matter here.
+
         Args:
             commands: Commands with their arguments, which have to be without effect.
         """
@@ -140,9 +145,11 @@ class Store(BaseStore):
             try:
                 self._patiently(lambda words=words: self._execute(*words))  # type: ignore[misc]  # bound now
             except ConfigurationError as error:
-                if not (isinstance(error.__cause__, ReplyError) and error.__cause__.code == "NOPERM"):
+                code = error.__cause__.code if isinstance(error.__cause__, ReplyError) else ""
+                if code == "NOPERM":
+                    refused.append(words[0])
+                elif code not in _OF_A_COMMAND:
                     raise
-                refused.append(words[0])
         return refused
 
     def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:

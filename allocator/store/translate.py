@@ -70,7 +70,8 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | 
         )
     if text.startswith(_FORBIDDEN):
         return ConfigurationError(
-            f"{where} does not allow this user what portlease needs ({text}); correct its ACL rule"
+            f"{where} does not allow this user what portlease needs ({text}); "
+            "give it the rules of 'holder' in deploy/redis/users.acl, or to look only those of 'reader'"
         )
     if isinstance(error, ForeignReplyError):
         return ConfigurationError(f"the server at {shown_url} is not a Redis or Valkey; correct --redis-url")

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
-from allocator.protocol.wire import pool_key
+from allocator.cli.checks.rights import missing_rights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,18 +41,6 @@ def check_server(at: Desk) -> Iterator[Finding]:
 
 
 def check_rights(at: Desk) -> Iterator[Finding]:
-    """Try what a holder must be allowed to do, on keys that do not exist."""
-    base, nobody = pool_key(at.pool), "doctor"
-    harmless = (
-        ("HGET", f"{base}:tokens:{nobody}", "0"),
-        ("HDEL", f"{base}:host:{nobody}", "-"),
-        ("ZREM", f"{base}:ports:{nobody}", "0"),
-        ("DEL", f"{base}:lease:{nobody}:0"),
-        ("SREM", f"{base}:limited:{nobody}", "-"),
-        ("PEXPIRE", f"{base}:worker:{nobody}", "1"),
-        ("XTRIM", f"{base}:events:{nobody}", "MAXLEN", "0"),
-    )
-    denied = at.allocator.store.denied(harmless)
-    if denied:
-        what = f"this Redis user can look but not hold leases: it may not {', '.join(denied)} keys of {base}"
-        yield Finding("rights", what, "give it the rules of 'holder' in deploy/redis/users.acl")
+    """Try what a holder must be allowed to do."""
+    if found := missing_rights(at.allocator.store, at.pool):
+        yield found

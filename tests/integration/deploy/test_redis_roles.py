@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import socket
@@ -17,6 +18,8 @@ import pytest
 from servers import Server
 
 from allocator import LeaseState, PoolSpec, PortAllocator
+from allocator.agent.host import HostAgent
+from allocator.client.lease_files import LeaseFiles
 from allocator.operations.hosts import register
 from allocator.operations.listing import cordon
 
@@ -174,3 +177,48 @@ def test_each_role_can_do_what_the_table_says_and_no_more(
         if role == "reader":  # nothing of hers is there to be renewed or released: she has no lease
             can |= {"renew": False, "release": False}
     assert can == {name: roles[role] for name, roles in documented().items()}
+
+
+LACKING = {
+    "xadd": "not hold leases: XADD on",
+    "evalsha": "may not look: EVALSHA on",
+    "zrange": "may not look: ZRANGE on",
+}
+"""What is reported of a holder who lacks one right."""
+
+
+@pytest.mark.parametrize("right", LACKING)
+@pytest.mark.parametrize("command", [("agent",), ("serve", "--listen", "127.0.0.1:0"), ("doctor",)], ids=" ".join)
+def test_a_right_that_is_missing_is_reported_with_its_role(
+    guarded: Server, tmp_path: Path, right: str, command: tuple[str, ...]
+) -> None:
+    admin = guarded.client(username="admin", password="x")
+    rules = next(rule for rule in admin.execute_command("ACL", "LIST") if b"user holder " in rule).decode().split()[3:]
+    admin.execute_command("ACL", "SETUSER", "lacking", "reset", "on", ">x", *rules, f"-{right}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")} | {
+        "XDG_STATE_HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "ALLOCATOR_REDIS_URL": f"redis://lacking:x@127.0.0.1:{guarded.port}",
+    }
+    words = [sys.executable, "-m", "allocator", *command]
+    with subprocess.Popen(
+        words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as one:
+        lines = one.stdout if command == ("doctor",) else one.stderr
+        found = next((line for line in lines if LACKING[right] in line), "")
+        one.terminate()
+        one.communicate()
+    assert "give it the rules of" in found
+    assert "'holder' in deploy/redis/users.acl" in found
+
+
+def test_an_agent_reports_a_refused_command_once_a_minute(
+    guarded: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = itertools.count(1_000.0, 0.25)
+    with PortAllocator.from_url(f"redis://reader:reader@127.0.0.1:{guarded.port}", host="web-1") as ports:
+        agent = HostAgent(ports, [LeaseFiles(tmp_path)], clock=lambda: next(times))
+        while next(times) < 1_130.0:
+            agent.step()
+    refused = [record for record in caplog.records if "does not allow this user" in record.message]
+    assert 1 <= len(refused) <= 4, [record.message for record in refused]

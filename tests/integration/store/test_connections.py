@@ -327,7 +327,7 @@ def test_a_unix_socket_that_is_replaced_leads_to_the_new_server(opened, tmp_path
         (b"-OOM command not allowed when used memory > 'maxmemory'.", StoreUnavailableError, "maxmemory"),
         (b"-MISCONF Redis is configured to save RDB snapshots", StoreUnavailableError, "disk"),
         (b"-NOAUTH Authentication required.", ConfigurationError, "password"),
-        (b"-NOPERM this user has no permissions", ConfigurationError, "ACL rule"),
+        (b"-NOPERM this user has no permissions", ConfigurationError, "users.acl"),
         (b"-WRONGTYPE Operation against a key", ConfigurationError, "wrong type"),
         (b"-ERR unknown command 'TIME'", ConfigurationError, "6.2"),
     ],
