@@ -27,7 +27,7 @@ from allocator.model.errors import AllocatorError, StoreUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.store.connection import ServerInfo
+    from allocator.store.base import ServerInfo
 
 FOUND = 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from allocator.model.redis_urls import Topology
 from allocator.protocol.wire import WRONG_SHAPES
 from allocator.store.base import (
     EVENTS_AT_ONCE,
@@ -20,20 +21,19 @@ from allocator.store.base import (
     read_command,
     read_events,
 )
-from allocator.store.connection import ConnectionOptions, ReplyError, first_error
+from allocator.store.direct import ConnectionOptions, ReplyError, first_error
 from allocator.store.translate import FAULTS, misread
-from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from allocator.model.redis_urls import StoreAddress
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
     from allocator.store.base import Event
-    from allocator.store.connection import Word
+    from allocator.store.direct import Word
     from allocator.store.direct_aio import AsyncConnectionPool
     from allocator.store.redis_py import AsyncRedisPyClient
-    from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
 

@@ -12,23 +12,27 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from allocator.model.errors import ConfigurationError, StoreUnavailableError
 from allocator.model.log import warn_once
 from allocator.model.names import is_name
+from allocator.model.redis_urls import parse_store_url, redacted
+from allocator.model.values import Value
 from allocator.protocol.wire import PREFIX, pool_of_key, text
-from allocator.store.connection import ReplyError, ServerInfo
+from allocator.store.direct import ReplyError, fields_of
 from allocator.store.translate import is_transient, translate
-from allocator.store.urls import parse_store_url, redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from allocator.model.errors import AllocatorError
+    from allocator.model.redis_urls import StoreAddress
     from allocator.model.settings import Settings
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
-    from allocator.store.connection import Words
+    from allocator.store.direct import Words
     from allocator.store.embedded.server import EmbeddedStatus
-    from allocator.store.urls import StoreAddress
 
 S = TypeVar("S", bound="BaseStore")
+OLDEST_REDIS = (6, 2)
+"""The first with `ZADD … LT` for all, `ZMSCORE` and `XADD … MAXLEN ~` trimmed as the scripts expect."""
+
 Event = tuple[str, dict[str, str]]
 
 POOL_KEYS = PREFIX + "{*}"
@@ -37,6 +41,74 @@ ALL_KEYS = PREFIX + "*"
 
 EVENTS_AT_ONCE = 1_000
 """As many events are skipped at once by who only waits for the newest."""
+
+
+class ServerInfo(Value, kw_only=True):
+    """What a server reports of itself; empty where it does not report it.
+
+    Attributes:
+        kind: `redis` or `valkey`.
+        version: Its version.
+        role: `master` or `slave`, as the server reports it.
+        eviction: Its `maxmemory-policy`.
+        append_only: Whether it keeps an append-only file.
+    """
+
+    kind: str
+    version: str
+    role: str
+    eviction: str
+    append_only: bool | None
+
+    @classmethod
+    def read(cls, reply: bytes | Mapping[str, Any]) -> ServerInfo:
+        """Return what the reply to `INFO` states: of one server, or of the first of a Cluster's."""
+        info: Mapping[str, Any] = fields_of(reply) if isinstance(reply, bytes) else reply
+        first = next(iter(info.values()), None)
+        if isinstance(first, dict) and "redis_version" in first:
+            info = first
+        valkey = info.get("valkey_version")
+        append_only = info.get("aof_enabled")
+        return cls(
+            kind="valkey" if valkey else "redis",
+            version=str(valkey or info.get("redis_version", "")),
+            role=str(info.get("role", "")),
+            eviction=str(info.get("maxmemory_policy", "")),
+            append_only=None if append_only is None else bool(int(append_only)),
+        )
+
+    def check(self, shown_url: str) -> None:
+        """Refuse a server that would break what portlease promises.
+
+        Raises:
+            ConfigurationError: When it evicts keys, is a replica, or is too old.
+        """
+        if self.eviction and self.eviction != "noeviction":
+            raise ConfigurationError(
+                f"Redis at {shown_url} evicts keys (maxmemory-policy {self.eviction}), and with them live leases; "
+                "set it right: redis-cli config set maxmemory-policy noeviction"
+            )
+        if self.role in {"slave", "replica"}:
+            raise ConfigurationError(
+                f"Redis at {shown_url} is a replica; give the URL of its primary, or a redis+sentinel:// URL"
+            )
+        if self.kind == "redis" and self.version and _numbers(self.version) < OLDEST_REDIS:
+            raise ConfigurationError(f"Redis at {shown_url} is version {self.version}; use 6.2 or newer, or Valkey")
+
+    def warnings(self) -> list[str]:
+        """Return what works but should be known."""
+        if self.append_only is False:
+            return [
+                (
+                    "the server keeps no append-only file: after a restart leases come back only as their holders "
+                    "re-assert them; switch it on: redis-cli config set appendonly yes"
+                )
+            ]
+        return []
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
 class OnCall(Protocol):
@@ -72,7 +144,7 @@ class BaseStore:
         """Return a store for a Redis URL; nothing is sent yet.
 
         Args:
-            url: See `allocator.store.urls`.
+            url: See `allocator.model.redis_urls`.
             timeout_s: For how many seconds Redis may be silent.
             password: The password when the URL has none.
 

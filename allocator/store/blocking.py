@@ -6,12 +6,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from allocator.model.errors import ConfigurationError
+from allocator.model.redis_urls import Topology
 from allocator.protocol.wire import WRONG_SHAPES, text
 from allocator.store.base import (
     ALL_KEYS,
     EVENTS_AT_ONCE,
     POOL_KEYS,
     BaseStore,
+    ServerInfo,
     decode_events,
     decode_pool,
     decode_time,
@@ -21,20 +23,18 @@ from allocator.store.base import (
     read_command,
     read_events,
 )
-from allocator.store.connection import ConnectionOptions, ReplyError, ServerInfo, first_error
+from allocator.store.direct import ConnectionOptions, ConnectionPool, ReplyError, first_error
 from allocator.store.translate import FAULTS, misread
-from allocator.store.urls import Topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from allocator.model.redis_urls import StoreAddress
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
     from allocator.store.base import Event
-    from allocator.store.connection import Word
-    from allocator.store.direct import ConnectionPool
+    from allocator.store.direct import Word
     from allocator.store.redis_py import RedisPyClient
-    from allocator.store.urls import StoreAddress
 
 T = TypeVar("T")
 
@@ -226,8 +226,6 @@ def connect(address: StoreAddress, timeout_s: float) -> ConnectionPool | RedisPy
         from allocator.store.redis_py import RedisPyClient
 
         return RedisPyClient(address, timeout_s)
-    from allocator.store.direct import ConnectionPool
-
     return ConnectionPool(ConnectionOptions(address, timeout_s))
 
 

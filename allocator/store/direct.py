@@ -1,4 +1,7 @@
-"""Blocking connections to one server, and a pool of them for threads.
+"""Connections to one server: what the asyncio ones share, and the blocking ones with a pool of them for threads.
+
+Shared is the way to the server, the commands that begin a connection, the parser, and what goes wrong: an error reply
+is a `ReplyError`, an answer that is not RESP a `ForeignReplyError`, everything else an `OSError`.
 
 The rule of this file: a call goes over a connection of its own that is whole. One on which a call failed before its
 answer was read, that the server has closed, on which something was left unread, or that was made by a process which
@@ -11,30 +14,124 @@ import os
 import select
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from hiredis import pack_command
+from hiredis import Reader, pack_command
 
-from allocator.store.connection import (
-    CLOSED,
-    INCOMPLETE,
-    READ_SIZE,
-    SILENT,
-    UNFINISHED,
-    ReplyError,
-    first_error,
-    new_reader,
-    packed,
-    set_tcp_options,
-)
+from allocator.model.values import Value
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from allocator.store.connection import ConnectionOptions, Word, Words
+    from allocator.model.redis_urls import StoreAddress
+
+Word = str | int | float | bytes
+Words = tuple[Word, ...]
+
+CLIENT_NAME = "portlease"
+"""What `CLIENT LIST` shows when the URL names nothing else."""
+
+READ_SIZE = 65_536
+"""As much is read at once, in bytes: the answer to any script but the longest listings."""
+
+KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
+"""When the kernel asks whether the other end of an idle connection is still there, in seconds, and how often."""
+
+INCOMPLETE: Final = object()
+"""What the parser returns while an answer is not there as a whole."""
+
+CLOSED = "the server closed the connection"
+SILENT = "it took the connection and then sent no answer"
+UNFINISHED = "its answer did not end in time"
 
 SHORTEST_S = 0.001
+
+
+class ReplyError(Exception):
+    """An error that the server answered.
+
+    Attributes:
+        code: Its code, `NOSCRIPT` or `ERR`; empty where it is not a code.
+    """
+
+    def __init__(self, text: str) -> None:
+        code = text.partition(" ")[0]
+        self.code = code if code.isupper() else ""
+        super().__init__(text.removeprefix("ERR "))
+
+    def __reduce__(self) -> tuple[type[ReplyError], tuple[str]]:
+        return type(self), (f"ERR {self}" if self.code == "ERR" else str(self),)
+
+
+class ForeignReplyError(Exception):
+    """An answer that is not RESP, as a web server gives."""
+
+
+class ConnectionOptions(Value):
+    """A way to one server.
+
+    Attributes:
+        address: Where it is and how to get in.
+        timeout_s: For how many seconds it may keep a call waiting: to connect, to take a command, to answer it.
+    """
+
+    address: StoreAddress
+    timeout_s: float
+
+    @property
+    def greeting(self) -> list[Words]:
+        """The commands that begin a connection; they are sent together."""
+        address = self.address
+        commands: list[Words] = []
+        if address.username:
+            commands.append(("AUTH", address.username, address.password or ""))
+        elif address.password:
+            commands.append(("AUTH", address.password))
+        commands.append(("CLIENT", "SETNAME", address.client_name or CLIENT_NAME))
+        if address.database:
+            commands.append(("SELECT", address.database))
+        return commands
+
+    @property
+    def server_name(self) -> str | None:
+        """The name that the server's certificate has to have, or None without TLS."""
+        return self.address.nodes[0][0] if self.address.tls else None
+
+
+def new_reader() -> Reader:
+    """Return a parser of answers; an error reply comes as a value, for it spoils nothing."""
+    return Reader(protocolError=ForeignReplyError, replyError=ReplyError, notEnoughData=INCOMPLETE)
+
+
+def packed(commands: Iterable[Words]) -> bytes:
+    """Return commands as they are sent.
+
+    Raises:
+        UnicodeEncodeError: When an argument is not text that UTF-8 can have.
+    """
+    return b"".join([pack_command(words) for words in commands])  # type: ignore[arg-type]  # its stub means tuples of one
+
+
+def set_tcp_options(opened: socket.socket) -> None:
+    """Send commands at once, and let the kernel find an idle connection whose other end is gone."""
+    if opened.family == socket.AF_UNIX:
+        return
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        if number := getattr(socket, name, None):
+            opened.setsockopt(socket.IPPROTO_TCP, number, value)
+
+
+def first_error(replies: Iterable[Any]) -> ReplyError | None:
+    """Return the first error among some replies, or None."""
+    return next((reply for reply in replies if type(reply) is ReplyError), None)
+
+
+def fields_of(reply: bytes) -> dict[str, str]:
+    """Return the fields of a reply to `INFO`."""
+    lines = reply.decode("utf-8", "replace").splitlines()
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
 
 
 class Connection:
@@ -243,7 +340,11 @@ def open_socket(options: ConnectionOptions) -> socket.socket:
         OSError: When the server cannot be reached in time; TimeoutError and `ssl.SSLError` among them.
     """
     deadline = monotonic() + options.timeout_s
-    context = options.tls_context()
+    context = None
+    if options.address.tls:
+        from allocator.store import tls
+
+        context = tls.context_of(options.address)
     try:
         opened = _unix_socket(options) if options.address.path else _tcp_socket(options, deadline)
     except TimeoutError:
@@ -252,7 +353,7 @@ def open_socket(options: ConnectionOptions) -> socket.socket:
         set_tcp_options(opened)
         if context is not None:
             opened.settimeout(max(SHORTEST_S, deadline - monotonic()))
-            opened = _with_tls(opened, context, options.server_name)
+            opened = tls.wrapped(opened, context, options.server_name)
         opened.settimeout(options.timeout_s)
     except BaseException:
         opened.close()
@@ -290,13 +391,6 @@ def _tcp_socket(options: ConnectionOptions, deadline: float) -> socket.socket:
         else:
             return opened
     raise failure
-
-
-def _with_tls(opened: socket.socket, context: ssl.SSLContext, name: str | None) -> socket.socket:
-    try:
-        return context.wrap_socket(opened, server_hostname=name)
-    except TimeoutError:
-        raise TimeoutError("the TLS handshake did not end") from None
 
 
 def _meant(error: OSError) -> OSError:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from hiredis import pack_command
 
-from allocator.store.connection import (
+from allocator.store.direct import (
     CLOSED,
     INCOMPLETE,
     SILENT,
@@ -27,7 +27,7 @@ from allocator.store.connection import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from allocator.store.connection import ConnectionOptions, Word, Words
+    from allocator.store.direct import ConnectionOptions, Word, Words
 
 NEXT_ADDRESS_S = 0.25
 """After which time of silence the next address of a name is tried as well, as RFC 8305 has it."""
@@ -85,7 +85,11 @@ class AsyncConnection(asyncio.Protocol):
         return connection
 
     async def _connect(self, options: ConnectionOptions) -> None:
-        context = options.tls_context()
+        context = None
+        if options.address.tls:
+            from allocator.store import tls
+
+            context = tls.context_of(options.address)
         if options.address.path:
             await self._loop.create_unix_connection(lambda: self, options.address.path)
         else:

@@ -13,14 +13,14 @@ from redis import exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from allocator.store.connection import CLIENT_NAME, ForeignReplyError, ReplyError
-from allocator.store.urls import Topology
+from allocator.model.redis_urls import Topology
+from allocator.store.direct import CLIENT_NAME, ForeignReplyError, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from allocator.store.connection import Word, Words
-    from allocator.store.urls import StoreAddress
+    from allocator.model.redis_urls import StoreAddress
+    from allocator.store.direct import Word, Words
 
 _CODES = {
     exceptions.NoScriptError: "NOSCRIPT",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
 from allocator.protocol.wire import unreadable
-from allocator.store.connection import ForeignReplyError, ReplyError
+from allocator.store.direct import ForeignReplyError, ReplyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

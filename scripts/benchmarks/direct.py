@@ -17,10 +17,9 @@ import redis
 import redis.asyncio
 
 from allocator import AsyncPortAllocator, PortAllocator
-from allocator.store.connection import ConnectionOptions, new_reader
-from allocator.store.direct import ConnectionPool
+from allocator.model.redis_urls import parse_store_url
+from allocator.store.direct import ConnectionOptions, ConnectionPool, new_reader
 from allocator.store.direct_aio import AsyncConnectionPool
-from allocator.store.urls import parse_store_url
 from benchmarks.leases import BARE_GIVE, BARE_TAKE, RETURNING, SMALL, Bench
 from benchmarks.servers import server
 from benchmarks.table import Row, at_least, plain

@@ -50,7 +50,7 @@ EXCEPTIONS = {
     ("allocator/supervisor/", "adjacent: "): "a field of workers files that exist already",
     ("allocator/kernel/socket_tables.py", "32-bit word"): "a machine word",
     ("allocator/model/names.py", "shell word"): "the term of the shell's manual",
-    ("allocator/store/urls.py", "ssl_password=WORD"): "a placeholder",
+    ("allocator/model/redis_urls.py", "ssl_password=WORD"): "a placeholder",
     ("allocator/supervisor/guard.py", "$word"): "a variable of a shell program",
     ("allocator/supervisor/guard.py", "read -r word"): "a variable of a shell program",
     ("allocator/supervisor/terminal.py", "read -r word"): "a variable of a shell program",

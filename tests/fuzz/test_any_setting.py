@@ -21,9 +21,9 @@ from allocator.database.connection import Database
 from allocator.database.urls import parse_database_url
 from allocator.database.urls import redacted as redacted_database
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
+from allocator.model.redis_urls import StoreAddress, parse_store_url, redacted
 from allocator.model.settings import NAMES, Settings, load_settings
 from allocator.store.embedded import EmbeddedServer, EmbeddedStatus
-from allocator.store.urls import StoreAddress, parse_store_url, redacted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

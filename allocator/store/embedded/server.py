@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError
 from allocator.model.values import Value
-from allocator.store.connection import fields_of
+from allocator.store.direct import fields_of
 from allocator.store.embedded.reach import (
     Conversation,
     Reach,

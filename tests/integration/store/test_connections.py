@@ -17,12 +17,11 @@ import pytest
 from servers import Server, client_of, installed, wait_until
 
 from allocator import ConfigurationError, PortAllocator, StoreUnavailableError
+from allocator.model.redis_urls import parse_store_url
 from allocator.store.aio import AsyncStore
 from allocator.store.blocking import Store
-from allocator.store.connection import ConnectionOptions, ForeignReplyError, ReplyError
-from allocator.store.direct import ConnectionPool
+from allocator.store.direct import ConnectionOptions, ConnectionPool, ForeignReplyError, ReplyError
 from allocator.store.direct_aio import AsyncConnectionPool
-from allocator.store.urls import parse_store_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -480,9 +479,9 @@ def test_a_forked_process_makes_its_own_connection_and_leaves_its_parents_alone(
 def test_a_loop_forked_while_connected_makes_its_own_connection(redis_url) -> None:
     program = f"""
 import asyncio, os
-from allocator.store.connection import ConnectionOptions
+from allocator.store.direct import ConnectionOptions
 from allocator.store.direct_aio import AsyncConnectionPool
-from allocator.store.urls import parse_store_url
+from allocator.model.redis_urls import parse_store_url
 pool = AsyncConnectionPool(ConnectionOptions(parse_store_url({redis_url!r}), 20))
 async def mine(): return await pool.execute("CLIENT", "ID")
 with asyncio.Runner() as runner:
