@@ -35,8 +35,7 @@ from allocator.operations.steps import (
     ReadListeners,
     Verdict,
 )
-from allocator.protocol.scripts import script
-from allocator.protocol.wire import ScriptCall
+from allocator.protocol.wire import ScriptCall, script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

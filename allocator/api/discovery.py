@@ -21,7 +21,7 @@ from allocator.model.names import MAX_NAME_LENGTH
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 from allocator.operations.context import read_pool
-from allocator.protocol.wire import events_key
+from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
     from allocator.client.aio import AsyncPortAllocator

@@ -20,7 +20,7 @@ from allocator.api.hub import Hub, as_json, position_of
 from allocator.api.models import EventBody
 from allocator.api.problems import TOO_MANY, ProblemError
 from allocator.api.routes import HostName, PoolName, PortNumber, claims_of, problems
-from allocator.protocol.wire import events_key
+from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

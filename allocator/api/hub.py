@@ -20,7 +20,7 @@ from allocator.api.background import end_tasks
 from allocator.model.errors import AllocatorError, InvalidInputError
 from allocator.model.leases import written_time
 from allocator.model.names import WorkerId
-from allocator.protocol.wire import event_time, events_key
+from allocator.protocol.keys import event_time, events_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ from allocator.model.errors import AllocatorError
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import EVENT_TYPES, LIVE_STATES
 from allocator.operations import listing
-from allocator.protocol.wire import queue_key
+from allocator.protocol.keys import queue_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,7 +24,7 @@ from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.states import EVENT_TYPES
 from allocator.model.values import Value
 from allocator.operations.context import check_pool
-from allocator.protocol.wire import event_time, events_key
+from allocator.protocol.keys import event_time, events_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

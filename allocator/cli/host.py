@@ -178,7 +178,7 @@ def drain(
 
 def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
     from allocator.operations import listing
-    from allocator.protocol.wire import events_key
+    from allocator.protocol.keys import events_key
 
     deadline = time.monotonic() + timeout_s
     cursor = at.allocator.run(listing.newest_event(at.pool))

@@ -95,7 +95,7 @@ def list_leases(
 
 def _watch(at: Desk, read: Callable[[], list[Lease]], before: list[Lease], form: ListFormat) -> None:
     from allocator.operations.listing import newest_event
-    from allocator.protocol.wire import events_key
+    from allocator.protocol.keys import events_key
 
     is_painted = form is ListFormat.TEXT and sys.stdout.isatty()
     cursor = at.allocator.run(newest_event(at.pool))

@@ -107,7 +107,7 @@ def history(
     """
     from allocator.model.leases import written_time
     from allocator.model.pool_changes import differences
-    from allocator.protocol.wire import event_time, history_key
+    from allocator.protocol.keys import event_time, history_key
 
     check_name("pool", name)
     with desk(name, None, redis_url, config, reads_only=True) as at:

@@ -14,8 +14,9 @@ from allocator.kernel.sockets import listening_ports
 from allocator.model.pools import FLEET_SPACE
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
+from allocator.protocol.keys import event_time, events_key
 from allocator.protocol.signatures.inspect import InspectPortCall
-from allocator.protocol.wire import ask, event_time, events_key
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator

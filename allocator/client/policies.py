@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from allocator.model.errors import NoWorkerError
 from allocator.operations.steps import AwaitEvent, Operation
-from allocator.protocol.wire import events_key
+from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

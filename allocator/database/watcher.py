@@ -18,7 +18,7 @@ from allocator.database.rows import DeposedError
 from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, DatabaseUnavailableError, StoreUnavailableError
 from allocator.model.names import WorkerId
-from allocator.protocol.wire import events_key
+from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

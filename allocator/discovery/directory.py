@@ -17,7 +17,7 @@ from allocator.model.errors import AllocatorError, ConfigurationError, InvalidIn
 from allocator.model.names import WorkerId
 from allocator.operations.context import read_pool
 from allocator.operations.resolve import sightings
-from allocator.protocol.wire import events_key
+from allocator.protocol.keys import events_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -13,9 +13,10 @@ from allocator.model.values import replace
 from allocator.operations.attempt import Waiting, wanted_condition
 from allocator.operations.context import pool_rules
 from allocator.operations.steps import AwaitTurn, Operation
+from allocator.protocol.keys import waiter_keys
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.queue import JoinCall, LeaveCall, Position
-from allocator.protocol.wire import ask, waiter_keys
+from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     import random

@@ -1,4 +1,8 @@
-"""The wire: the keys of a script, its arguments as they go to Redis, its reply as values.
+"""The wire: scripts as they are sent, their keys and their arguments as they go to Redis, their replies as values.
+
+A line `--@include NAME` of a script is replaced by `lua/lib/NAME.lua`, unless that is there already at the top level of
+the script, and a named constant (`local PAGE, PAGES = 64, 4`) stands in the place of its name: one that a Lua function
+captures costs an allocation at every run.
 
 `signatures/` has a class for each script's arguments and replies, made of what is here. The rule of this floor: nobody
 but a signature knows where in ARGV or in a reply something stands. A reply of the wrong shape is a clear error, not a
@@ -8,17 +12,20 @@ traceback.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from enum import EnumType
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from allocator.model.digests import sha1
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
 from allocator.model.names import WorkerId, check_address, check_name, check_port, shown
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import STATES
 from allocator.model.values import Value, declared_fields, field
-from allocator.protocol.scripts import script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping
@@ -31,48 +38,74 @@ def pool_key(pool: str) -> str:
     return f"{PREFIX}{{{pool}}}"
 
 
-def pool_of_key(key: str) -> str | None:
-    """Return the pool whose key this is, or None when it is the key of something else."""
-    if key.startswith(PREFIX + "{") and key.endswith("}"):
-        return key[len(PREFIX) + 1 : -1]
-    return None
-
-
 def script_keys(pool: str, space: str = FLEET_SPACE) -> tuple[str, str]:
     """Return KEYS for a script that works on one space of a pool."""
     base = pool_key(pool)
     return base, f"{base}:ports:{space}"
 
 
-def lease_key(pool: str, space: str, port: int | str) -> str:
-    """Return the key of the lease on a port of a space."""
-    return f"{pool_key(pool)}:lease:{space}:{port}"
+_LUA = Path(__file__).parent / "lua"
+_INCLUDE = re.compile(r"^([ \t]*)--@include (\w+)\n", re.MULTILINE)
+_CONSTANTS = re.compile(r"^[ \t]*local ([A-Z][A-Z0-9_]*(?:, [A-Z][A-Z0-9_]*)*) = (.+)\n", re.MULTILINE)
+_WHOLE_LINE_COMMENT = re.compile(r"^[ \t]*--.*\n", re.MULTILINE)
 
 
-def history_key(pool: str) -> str:
-    """Return the key of the stream that has the versions of a pool's rules."""
-    return f"{pool_key(pool)}:history"
+class Script(Value):
+    """One script.
+
+    Attributes:
+        name: The transition that it does: `claim`, `renew`, …
+        source: Its text, fragments included and comments left out.
+        sha1: What `EVALSHA` calls it, in hexadecimal digits.
+    """
+
+    name: str
+    source: str
+    sha1: str
 
 
-def leader_key(pool: str) -> str:
-    """Return the key that shows who leads the reconcilers of a pool."""
-    return f"{pool_key(pool)}:leader"
+def script_names() -> list[str]:
+    """Return the names of all scripts, in alphabetical order."""
+    return sorted(file.stem for file in _LUA.glob("*.lua"))
 
 
-def queue_key(pool: str, space: str) -> str:
-    """Return the key of those who wait in the queue of a space of a pool, first come first."""
-    return f"{pool_key(pool)}:waiters:{space}"
+@cache
+def script(name: str) -> Script:
+    """Return the script of that name.
+
+    Raises:
+        FileNotFoundError: When there is none: a mistake in this package, not of its user.
+    """
+    source = assembled((_LUA / f"{name}.lua").read_text(encoding="utf-8"))
+    return Script(name, source, sha1(source.encode()))
 
 
-def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
-    """Return the key that shows that a waiter is there, and the one through which it is woken."""
-    base = pool_key(pool)
-    return f"{base}:waiter:{ticket}", f"{base}:turn:{ticket}"
+def assembled(text: str) -> str:
+    """Return the text of a script as it is sent: fragments and constants put in, comments left out."""
+    return _WHOLE_LINE_COMMENT.sub("", _with_constants(_with_fragments(text, set())))
 
 
-def events_key(pool: str) -> str:
-    """Return the key of a pool's event stream."""
-    return f"{pool_key(pool)}:events"
+def _with_fragments(text: str, known: set[str]) -> str:
+    """Put in the fragments that a text includes, but for those that are `known` in all of it."""
+
+    def fragment(include: re.Match[str]) -> str:
+        indent, name = include.groups()
+        if name in known:
+            return ""
+        if not indent:
+            known.add(name)
+        return _with_fragments(
+            (_LUA / "lib" / f"{name}.lua").read_text(encoding="utf-8"), known if not indent else {*known}
+        )
+
+    return _INCLUDE.sub(fragment, text)
+
+
+def _with_constants(text: str) -> str:
+    values: dict[str, str] = {}
+    for names, literals in _CONSTANTS.findall(text):
+        values.update(zip(names.split(", "), literals.split(", "), strict=True))
+    return re.sub(r"\b[A-Z][A-Z0-9_]*\b", lambda word: values.get(word[0], word[0]), _CONSTANTS.sub("", text))
 
 
 R = TypeVar("R")
@@ -263,11 +296,6 @@ def address(value: object) -> str:
         return check_address(found) if found else ""
     except InvalidInputError:
         return ""
-
-
-def event_time(identifier: str) -> float:
-    """Return when an event happened, by its id, in Unix seconds; another program's id may hold any number."""
-    return min(int(identifier.partition("-")[0]), MAX_TIME_MS) / 1_000
 
 
 def unreadable(what: str) -> ConfigurationError:

@@ -14,7 +14,8 @@ from allocator.model.log import warn_once
 from allocator.model.names import is_name
 from allocator.model.redis_urls import parse_store_url, redacted
 from allocator.model.values import Value
-from allocator.protocol.wire import PREFIX, pool_of_key, text
+from allocator.protocol.keys import pool_of_key
+from allocator.protocol.wire import PREFIX, text
 from allocator.store.direct import ReplyError, fields_of
 from allocator.store.translate import is_transient, translate
 

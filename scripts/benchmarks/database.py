@@ -37,8 +37,7 @@ from allocator.operations.attempt import ClaimRequest
 from allocator.operations.claim import claim
 from allocator.operations.context import Context
 from allocator.operations.pools import apply_pool
-from allocator.protocol.scripts import script
-from allocator.protocol.wire import ScriptCall
+from allocator.protocol.wire import ScriptCall, script
 from allocator.store.blocking import Store
 from benchmarks.servers import server
 from benchmarks.table import Row

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.pools import PoolSpec
 from allocator.operations.pools import apply_pool
-from allocator.protocol.scripts import script
 from allocator.protocol.signatures.queue import JoinCall
-from allocator.protocol.wire import script_keys
+from allocator.protocol.wire import script, script_keys
 from benchmarks.leases import PIPELINE, Bench
 from benchmarks.servers import server
 from benchmarks.table import Row, between

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from typing import Any
 
-from allocator.protocol.scripts import script
+from allocator.protocol.wire import script
 from benchmarks.leases import BARE_TAKE, SMALL, WIDE, Bench
 from benchmarks.servers import server
 from benchmarks.table import Row, plain

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from allocator.model.states import LeaseState
-from allocator.protocol.scripts import script
 from allocator.protocol.signatures.claim import ClaimCall, WantedPort
 from allocator.protocol.signatures.end import EndCall, EndedLease
+from allocator.protocol.wire import script
 
 if TYPE_CHECKING:
     from allocator.protocol.wire import Call

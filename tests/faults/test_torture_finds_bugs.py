@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torture.mutations import MUTATIONS, edited
 
-from allocator.protocol.scripts import script
+from allocator.protocol.wire import script
 
 TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
 ALONE = ("--calm", "--round-seconds", "4", "--minutes", "4", "--seed", "3")

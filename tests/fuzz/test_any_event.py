@@ -20,7 +20,7 @@ from allocator.api.hub import Hub, event_of, identifier_of
 from allocator.database.watcher import Watch
 from allocator.discovery.directory import Directory
 from allocator.model.errors import AllocatorError
-from allocator.protocol.wire import events_key, history_key
+from allocator.protocol.keys import events_key, history_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

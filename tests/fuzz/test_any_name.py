@@ -35,7 +35,8 @@ from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import release
 from allocator.operations.pools import apply_pool
 from allocator.operations.resolve import endpoints
-from allocator.protocol.wire import pool_key, pool_of_key
+from allocator.protocol.keys import pool_of_key
+from allocator.protocol.wire import pool_key
 
 if TYPE_CHECKING:
     import pytest

@@ -25,12 +25,11 @@ from allocator.operations.attempt import ClaimRequest
 from allocator.operations.end import decline, release
 from allocator.operations.pools import apply_pool
 from allocator.protocol.replies import Reply
-from allocator.protocol.scripts import assembled, script_names
 from allocator.protocol.signatures.lead import LeadCall
 from allocator.protocol.signatures.pool import ApplyCall, PoolField, RemoveCall
 from allocator.protocol.signatures.queue import JoinCall
 from allocator.protocol.signatures.resolve import ResolveAllCall
-from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, ScriptCall, script_keys
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, ScriptCall, assembled, script_keys, script_names
 
 LUA = Path(allocator.protocol.__file__).parent / "lua"
 POOL = "fuzz"

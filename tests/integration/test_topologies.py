@@ -27,7 +27,7 @@ from allocator.database.leader import Leader
 from allocator.operations import end, listing
 from allocator.operations import hosts as host_operations
 from allocator.operations.lead import Remembered, restore
-from allocator.protocol.wire import history_key
+from allocator.protocol.keys import history_key
 
 SPEC = PoolSpec(name="kinds", first=23_000, last=23_043, cooldown_ms=0)
 

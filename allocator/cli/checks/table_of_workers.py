@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
 from allocator.cli.db import database_in_use
-from allocator.protocol.wire import leader_key
+from allocator.protocol.keys import leader_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

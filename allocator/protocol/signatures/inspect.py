@@ -9,8 +9,9 @@ from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port
 from allocator.model.values import Value
 from allocator.protocol import wire
+from allocator.protocol.keys import lease_key
 from allocator.protocol.replies import Reply
-from allocator.protocol.wire import Call, Words, lease_key
+from allocator.protocol.wire import Call, Words
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease

@@ -13,8 +13,8 @@ from hashlib import sha1
 from typing import TYPE_CHECKING
 
 from allocator.kernel import answers
-from allocator.protocol import scripts, wire
-from allocator.protocol.scripts import Script
+from allocator.protocol import wire
+from allocator.protocol.wire import Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,7 +148,7 @@ def apply(name: str | None) -> None:
     if name is None:
         return
     mutation = MUTATIONS[name]
-    known = scripts.script
+    known = wire.script
     changed = {
         wanted: _changed(known(wanted), edited(known(wanted), edits)) for wanted, edits in mutation.edits.items()
     }

@@ -17,7 +17,7 @@ import pytest
 import redis
 from servers import Server, client_of, wait_until
 
-from allocator.protocol.wire import lease_key
+from allocator.protocol.keys import lease_key
 
 if TYPE_CHECKING:
     from pathlib import Path

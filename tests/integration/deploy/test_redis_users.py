@@ -35,8 +35,7 @@ from allocator.operations import end, find, listing
 from allocator.operations import hosts as host_operations
 from allocator.operations.lead import Remembered, restore
 from allocator.operations.numbers import number_of
-from allocator.protocol.scripts import script, script_names
-from allocator.protocol.wire import ScriptCall, script_keys
+from allocator.protocol.wire import ScriptCall, script, script_keys, script_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from allocator.operations.listing import cordon, hosts, leases
 from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.operations.resolve import resolve
-from allocator.protocol.wire import lease_key
+from allocator.protocol.keys import lease_key
 
 POOL = "p"
 

@@ -13,8 +13,7 @@ import allocator.protocol
 from allocator.model.names import WorkerId
 from allocator.operations.attempt import ClaimRequest
 from allocator.protocol.replies import Reply
-from allocator.protocol.scripts import assembled, script, script_names
-from allocator.protocol.wire import ScriptCall, script_keys
+from allocator.protocol.wire import ScriptCall, assembled, script, script_keys, script_names
 
 LUA = Path(allocator.protocol.__file__).parent / "lua"
 FILES = sorted(LUA.rglob("*.lua"))

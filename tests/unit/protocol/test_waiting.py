@@ -15,7 +15,7 @@ from allocator.operations.end import decline, release
 from allocator.operations.listing import reap
 from allocator.operations.pools import apply_pool
 from allocator.operations.queue import join, leave
-from allocator.protocol.wire import waiter_keys
+from allocator.protocol.keys import waiter_keys
 
 POOL = "p"
 

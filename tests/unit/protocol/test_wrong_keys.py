@@ -20,7 +20,8 @@ from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.operations.resolve import endpoints, resolve
 from allocator.protocol import wire
-from allocator.protocol.wire import ScriptCall, pool_of_key, script_keys
+from allocator.protocol.keys import pool_of_key
+from allocator.protocol.wire import ScriptCall, script_keys
 
 EMAIL = WorkerId("org-1", "email")
 SUFFIXES = [

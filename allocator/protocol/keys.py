@@ -1,0 +1,48 @@
+"""The keys that programs read themselves, beside those that a script is sent and derives: streams, waiters, leaders."""
+
+from __future__ import annotations
+
+from allocator.protocol.wire import MAX_TIME_MS, PREFIX, pool_key
+
+
+def pool_of_key(key: str) -> str | None:
+    """Return the pool whose key this is, or None when it is the key of something else."""
+    if key.startswith(PREFIX + "{") and key.endswith("}"):
+        return key[len(PREFIX) + 1 : -1]
+    return None
+
+
+def lease_key(pool: str, space: str, port: int | str) -> str:
+    """Return the key of the lease on a port of a space."""
+    return f"{pool_key(pool)}:lease:{space}:{port}"
+
+
+def history_key(pool: str) -> str:
+    """Return the key of the stream that has the versions of a pool's rules."""
+    return f"{pool_key(pool)}:history"
+
+
+def leader_key(pool: str) -> str:
+    """Return the key that shows who leads the reconcilers of a pool."""
+    return f"{pool_key(pool)}:leader"
+
+
+def queue_key(pool: str, space: str) -> str:
+    """Return the key of those who wait in the queue of a space of a pool, first come first."""
+    return f"{pool_key(pool)}:waiters:{space}"
+
+
+def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:
+    """Return the key that shows that a waiter is there, and the one through which it is woken."""
+    base = pool_key(pool)
+    return f"{base}:waiter:{ticket}", f"{base}:turn:{ticket}"
+
+
+def events_key(pool: str) -> str:
+    """Return the key of a pool's event stream."""
+    return f"{pool_key(pool)}:events"
+
+
+def event_time(identifier: str) -> float:
+    """Return when an event happened, by its id, in Unix seconds; another program's id may hold any number."""
+    return min(int(identifier.partition("-")[0]), MAX_TIME_MS) / 1_000
