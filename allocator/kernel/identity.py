@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from allocator.kernel.processes import boot_id, start_time_of
-from allocator.model.digests import sha256
+from allocator.model.encodings import sha256
 from allocator.model.names import MAX_NAME_LENGTH, check_name
 from allocator.model.values import Value
 

@@ -1,4 +1,6 @@
-"""Names for other systems: how an organisation's or a plugin's name is written where its own letters have no room.
+"""What stands for a name elsewhere: its digest, or the name in the letters that another system has room for.
+
+`hashlib` loads OpenSSL for SHA-1 and SHA-256, which takes longer than a claim; Python has both in modules of its own.
 
 The rule of this file: each alphabet has one encoding, and it can be undone: two names never become one, also where the
 other system ignores case; a name that needs no encoding stays as it is. May not live here: what a system's file looks
@@ -10,7 +12,8 @@ from __future__ import annotations
 import re
 import string
 from functools import cached_property
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import shown
@@ -24,6 +27,28 @@ _NAMES = frozenset(string.ascii_letters + string.digits + "._-+@/")
 """Every character that a name may have."""
 MAX_LABEL_LENGTH, MAX_HOST_LENGTH = 63, 253
 """Of a host name. Source: RFC 1035, 2.3.4."""
+
+_HOMES = {"sha1": ("_sha1",), "sha256": ("_sha2", "_sha256")}
+"""Where these digests are, by version of Python; a build of its own may have left them out."""
+
+
+def sha1(data: bytes) -> str:
+    """Return the SHA-1 of some bytes in hexadecimal digits."""
+    return str(_function("sha1")(data, usedforsecurity=False).hexdigest())
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of some bytes in hexadecimal digits."""
+    return str(_function("sha256")(data, usedforsecurity=False).hexdigest())
+
+
+def _function(name: str) -> Any:  # noqa: ANN401  # a function of a module that has no types
+    for home in _HOMES[name]:
+        try:
+            return getattr(import_module(home), name)
+        except ImportError:
+            continue
+    return getattr(import_module("hashlib"), name)
 
 
 class Alphabet:

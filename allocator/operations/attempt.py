@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from allocator.model.digests import sha256
+from allocator.model.encodings import sha256
 from allocator.model.errors import (
     AllocatorError,
     CordonedError,

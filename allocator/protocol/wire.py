@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from allocator.model.digests import sha1
+from allocator.model.encodings import sha1
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
 from allocator.model.names import WorkerId, check_address, check_name, check_port, shown

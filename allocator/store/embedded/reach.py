@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from allocator.model.digests import sha256
+from allocator.model.encodings import sha256
 from allocator.model.errors import ConfigurationError, StoreUnavailableError
 from allocator.model.values import Value
 

@@ -6,11 +6,11 @@ import hashlib
 
 import pytest
 
-from allocator.model import digests
+from allocator.model import encodings
 
 
-@pytest.mark.parametrize("homes", [digests._HOMES, {"sha1": (), "sha256": ("_no_such_module",)}])
+@pytest.mark.parametrize("homes", [encodings._HOMES, {"sha1": (), "sha256": ("_no_such_module",)}])
 def test_digests_are_those_of_hashlib(monkeypatch, homes) -> None:
-    monkeypatch.setattr(digests, "_HOMES", homes)
-    assert digests.sha1(b"a script") == hashlib.sha1(b"a script").hexdigest()
-    assert digests.sha256(b"a machine") == hashlib.sha256(b"a machine").hexdigest()
+    monkeypatch.setattr(encodings, "_HOMES", homes)
+    assert encodings.sha1(b"a script") == hashlib.sha1(b"a script").hexdigest()
+    assert encodings.sha256(b"a machine") == hashlib.sha256(b"a machine").hexdigest()
