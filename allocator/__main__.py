@@ -1,7 +1,7 @@
 """The `allocator` command: runs the command line and turns every error that a user can cause into one line.
 
 It rests on this: a command that is interrupted ends at once, wherever it is, and what must be undone first reports it
-itself (`cli.interrupts`). Nothing that a command loads may therefore need a tidy end, and nothing may be imported here
+itself (`cli.app`). Nothing that a command loads may therefore need a tidy end, and nothing may be imported here
 before `main` has begun: until then Ctrl-C shows a traceback.
 """
 

@@ -1,7 +1,13 @@
-"""The commands and their groups. A module of commands is imported only when one of its commands is called."""
+"""Runs a command: finds it, reads its arguments, and lets it notice Ctrl-C where something must be undone first.
+
+A module of commands is imported only when one of its commands is called. Elsewhere Ctrl-C ends a command at once
+(`allocator.__main__`); where it is ignored, as in a shell's background command, it stays ignored.
+"""
 
 from __future__ import annotations
 
+import signal
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +19,8 @@ from allocator.cli.groups import MainGroup
 from allocator.model.errors import EXIT_USAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 MAX_USAGE_LINE = 300
 MOST_WORDS_OF_RUN = 3
@@ -155,3 +162,32 @@ def one_line(message: str) -> str:
     printable = "".join(character if character.isprintable() else " " for character in message)
     words = " ".join(printable.split()).rstrip(".")
     return words if len(words) <= MAX_USAGE_LINE else words[:MAX_USAGE_LINE] + "…"
+
+
+@contextmanager
+def interrupts_raised() -> Iterator[list[int]]:
+    """Make Ctrl-C raise KeyboardInterrupt inside the block.
+
+    Gives the list of those that came: one that falls into a destructor is printed by Python and goes no further, so
+    that a block that would go on for ever has to look.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield came
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
+
+
+def ignore_interrupts() -> None:
+    """From now on Ctrl-C comes too late: what was asked for is done and only has to be printed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

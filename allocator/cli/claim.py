@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from allocator.cli.interrupts import ignore_interrupts, interrupts_raised
+from allocator.cli.app import ignore_interrupts, interrupts_raised
 from allocator.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -23,10 +24,10 @@ from allocator.cli.options import (
     seconds,
     talk,
 )
-from allocator.cli.output import write_lease, write_named
+from allocator.cli.output import write_json
 from allocator.client.lease_files import FileAnswers
 from allocator.model.errors import ExhaustedError, InvalidInputError, LimitError, RecoveringError
-from allocator.model.names import WorkerId, check_port, environment_hint, shown
+from allocator.model.names import WorkerId, check_port, environment_hint, environment_names, port_variable, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -189,6 +190,38 @@ def claim(
             print(lease.address)
         else:
             write_lease(lease, form)
+
+
+def write_lease(lease: Lease, form: Format) -> None:
+    """Write a lease that this command holds: the port alone, an object, or variables."""
+    if form is Format.TEXT:
+        print(lease.port)
+    elif form is Format.JSON:
+        write_json(lease.as_json(with_token=True))
+    else:
+        variables = {
+            "PORT": str(lease.port),
+            **dict.fromkeys(environment_names(lease.plugin), str(lease.port)),
+            "ALLOCATOR_HOST": lease.host,
+            "ALLOCATOR_FENCE": str(lease.fence),
+        }
+        for name, value in variables.items():
+            print(f"export {name}={shlex.quote(value)}" if form is Format.SHELL else f"{name}={value}")
+
+
+def write_named(leases: Mapping[str, Lease], form: Format) -> None:
+    """Write several leases of one worker: `name=port` a line, an object by name, or variables."""
+    if form is Format.JSON:
+        write_json({name: lease.as_json(with_token=True) for name, lease in leases.items()})
+        return
+    if form is Format.TEXT:
+        for name, lease in leases.items():
+            print(f"{name}={lease.port}")
+        return
+    write_lease(next(iter(leases.values())), form)
+    for name, lease in leases.items():
+        variable = port_variable(name)
+        print(f"export {variable}={lease.port}" if form is Format.SHELL else f"{variable}={lease.port}")
 
 
 class FinishedOrUndone(FileAnswers):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from allocator.cli.interrupts import interrupts_raised
+from allocator.cli.app import interrupts_raised
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError

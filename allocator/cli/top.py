@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.interrupts import interrupts_raised
+from allocator.cli.app import interrupts_raised
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, seconds
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 

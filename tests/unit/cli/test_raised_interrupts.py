@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from allocator.cli.interrupts import interrupts_raised
+from allocator.cli.app import interrupts_raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
