@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from allocator.kernel.processes import all_pids, has_variable, process_table
-from allocator.kernel.sockets import listeners, listening_ports
+from allocator.kernel.socket_tables import listening_ports
+from allocator.kernel.sockets import listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,12 +7,12 @@ import os
 import select
 from typing import TYPE_CHECKING
 
-from allocator.kernel.processes import is_alive
+from allocator.kernel.identity import is_alive
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from allocator.kernel.processes import ProcessIdentity
+    from allocator.kernel.identity import ProcessIdentity
 
 
 class Exits:

@@ -21,7 +21,7 @@ from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
 from allocator.client.heartbeats import about
 from allocator.kernel.holders import is_of_this_kernel
-from allocator.kernel.processes import boot_id
+from allocator.kernel.identity import boot_id
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, StoreUnavailableError
 from allocator.model.states import LeaseState
 from allocator.model.values import replace

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 
-from allocator.kernel.processes import ProcessIdentity, identify, process_table, with_descendants
+from allocator.kernel.identity import ProcessIdentity, identify
+from allocator.kernel.processes import process_table, with_descendants
 from allocator.kernel.sockets import listeners
 from allocator.model.values import Value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.kernel.processes import ProcessIdentity, boot_id, identify, namespaces
+from allocator.kernel.identity import ProcessIdentity, boot_id, identify, namespaces
 from allocator.model.errors import ConfigurationError
 from allocator.model.values import Value
 

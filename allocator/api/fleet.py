@@ -20,7 +20,7 @@ from allocator.api.models import (
 )
 from allocator.api.problems import NOT_FOUND, ProblemError
 from allocator.api.routes import HostName, PoolName, claims_of, problems
-from allocator.kernel.sockets import listening_ports
+from allocator.kernel.socket_tables import listening_ports
 from allocator.model.errors import InvalidInputError
 from allocator.operations import hosts as whole_hosts
 from allocator.operations import listing

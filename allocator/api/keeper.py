@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from allocator.api.background import end_tasks
 from allocator.api.index import FleetIndex
-from allocator.kernel.sockets import listening_ports
+from allocator.kernel.socket_tables import listening_ports
 from allocator.model.errors import AllocatorError, StoreUnavailableError
 from allocator.model.pools import FLEET_SPACE
 from allocator.operations import listing

@@ -39,7 +39,8 @@ from allocator.api.routes import (
     known_token,
     problems,
 )
-from allocator.kernel.processes import ProcessIdentity, boot_id, facts_of, namespaces
+from allocator.kernel.identity import ProcessIdentity, boot_id, namespaces
+from allocator.kernel.processes import facts_of
 from allocator.model.durations import ttl_in_ms
 from allocator.model.errors import InvalidInputError, LeaseLostError
 from allocator.model.leases import Lease, error_line, written_time

@@ -21,7 +21,7 @@ from allocator.api.access import ReaderOfAny
 from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
-from allocator.kernel.sockets import listening_ports
+from allocator.kernel.socket_tables import listening_ports
 from allocator.model.errors import AllocatorError
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import EVENT_TYPES, LIVE_STATES

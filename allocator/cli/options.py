@@ -175,7 +175,7 @@ def living_process(text: str) -> int:
     Raises:
         InvalidInputError: When the text is not a pid or no such process lives.
     """
-    from allocator.kernel.processes import identify
+    from allocator.kernel.identity import identify
 
     if not text.isdecimal() or len(text) > 9 or identify(int(text)) is None:
         raise InvalidInputError(f"{shown(text)} is not the pid of a living process; give one, for example $PPID")

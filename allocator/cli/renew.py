@@ -115,7 +115,8 @@ class Renewals:
 
     def until_the_end_of(self, pid: int | None, interval_s: float) -> None:
         """Renew at this interval until the process has ended, or for ever; or until no lease is left."""
-        from allocator.kernel.processes import identify, wait_for_exit
+        from allocator.kernel.identity import identify
+        from allocator.kernel.processes import wait_for_exit
 
         process = identify(pid) if pid is not None else None
         while self.leases:

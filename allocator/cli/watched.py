@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from allocator.api.index import FleetIndex
-from allocator.kernel.sockets import listening_ports
+from allocator.kernel.socket_tables import listening_ports
 from allocator.model.pools import FLEET_SPACE
 from allocator.operations import listing
 from allocator.operations.context import pool_rules

@@ -28,8 +28,15 @@ from typing import (
 )
 
 from allocator.kernel.answers import Answers
-from allocator.kernel.identity import default_address, default_host, host_identity, running_s
-from allocator.kernel.processes import boot_id, identify, namespaces
+from allocator.kernel.identity import (
+    boot_id,
+    default_address,
+    default_host,
+    host_identity,
+    identify,
+    namespaces,
+    running_s,
+)
 from allocator.model.durations import Duration, check_ttl, seconds_of, ttl_in_ms
 from allocator.model.errors import InvalidInputError
 from allocator.model.log import warn_once

@@ -16,7 +16,8 @@ from allocator.client.lease_files import FileAnswers
 from allocator.database.errors import RowRefusedError
 from allocator.database.rows import NO_INSTANCE, Stop
 from allocator.kernel.processes import command_words
-from allocator.kernel.sockets import listeners, listening_ports
+from allocator.kernel.socket_tables import listening_ports
+from allocator.kernel.sockets import listeners
 from allocator.model.errors import InvalidInputError
 from allocator.model.states import LeaseState
 from allocator.model.tables import STOPPED

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.kernel.processes import ProcessIdentity, boot_id, has_variable, is_alive, namespaces
-from allocator.kernel.sockets import listeners, listening_ports
+from allocator.kernel.identity import ProcessIdentity, boot_id, is_alive, namespaces
+from allocator.kernel.processes import has_variable
+from allocator.kernel.socket_tables import listening_ports
+from allocator.kernel.sockets import listeners
 from allocator.model.names import environment_names
 from allocator.operations.steps import Judgement, Verdict
 

@@ -1,107 +1,20 @@
-"""Processes of this host, distinguished by pid and start time, so that a pid used again is not taken for the old one.
-
-The rule of this file: when the kernel will not tell whether a process lives, it lives. Taking a running worker for
-dead gives its port away; taking a dead one for alive costs a TTL.
-"""
+"""The processes of this host: the table of them, their ends, what they are called."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import select
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from allocator.model.errors import ConfigurationError
-from allocator.model.values import Value
+from allocator.kernel.identity import PROC, ProcessIdentity, ProcessRow, is_alive, proc_text, status_of
 
-PROC = Path("/proc")
-_DEAD_STATES = frozenset("ZXx")
 _POLL_S = 0.1
 """How often a kernel without pidfd is asked whether a process still lives."""
 
 _LONGEST_POLL_MS = 2**31 - 1
 """What poll(2) can wait at most: 24 days; a longer wait ends early and reports it by its result."""
-
-
-class ProcessIdentity(Value):
-    """One process, for ever.
-
-    Attributes:
-        pid: Its number.
-        start_time: When it started, in clock ticks since boot (hundredths of a Unix second where there is no `/proc`).
-        boot_id: Which boot of this machine.
-    """
-
-    pid: int
-    start_time: int
-    boot_id: str
-
-
-class ProcessRow(NamedTuple):
-    """A row of the process table.
-
-    Attributes:
-        alive: Whether it runs; a zombie does not.
-        parent: The pid of its parent.
-        group: Its process group.
-        start_time: See `ProcessIdentity`.
-    """
-
-    alive: bool
-    parent: int
-    group: int
-    start_time: int
-
-
-@cache
-def boot_id() -> str:
-    """Return this boot's identity, or an empty string where the kernel does not tell."""
-    try:
-        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-@cache
-def namespaces() -> str:
-    """Return this process's pid and network namespaces as `<pid>-<net>`, or an empty string where there are none.
-
-    A pid means nothing to a process of another pid namespace, which may not see the one that it names.
-    """
-    try:
-        pid, net = ((PROC / "self/ns" / name).stat().st_ino for name in ("pid", "net"))
-    except OSError:
-        return ""
-    return f"{pid}-{net}"
-
-
-def identify(pid: int) -> ProcessIdentity | None:
-    """Return the identity of a living process, or None when there is none (a zombie is dead).
-
-    Raises:
-        ConfigurationError: When there is such a process, but `/proc` hides it from this user (`hidepid`).
-    """
-    status = _status(pid)
-    if status is None:
-        if _exists(pid):
-            raise ConfigurationError(
-                f"process {pid} is hidden from this user (/proc is mounted with hidepid); "
-                "run as the user of that process, or join the group that may see it"
-            )
-        return None
-    return ProcessIdentity(pid, status.start_time, boot_id()) if status.alive else None
-
-
-def is_alive(identity: ProcessIdentity) -> bool:
-    """Return whether this very process still lives; True as well when it is hidden from this user."""
-    if identity.boot_id != boot_id():
-        return False
-    status = _status(identity.pid)
-    if status is None:
-        return _exists(identity.pid)
-    return status.alive and status.start_time == identity.start_time
 
 
 def wait_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
@@ -146,7 +59,7 @@ def _poll_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
 
 def process_table() -> dict[int, ProcessRow]:
     """Return the processes that this user may see, by pid; zombies are among them."""
-    return {pid: row for pid in all_pids() if (row := _status(pid)) is not None}
+    return {pid: row for pid in all_pids() if (row := status_of(pid)) is not None}
 
 
 def with_descendants(*roots: int) -> list[int]:
@@ -163,7 +76,7 @@ def with_descendants(*roots: int) -> list[int]:
 def ancestors_of(pid: int) -> list[int]:
     """Return the processes that a process descends from, its parent first, as far as they may be seen."""
     found: list[int] = []
-    while (row := _status(pid)) is not None and row.parent > 0 and row.parent not in found:
+    while (row := status_of(pid)) is not None and row.parent > 0 and row.parent not in found:
         pid = row.parent
         found.append(pid)
     return found
@@ -175,7 +88,7 @@ def children_of(pid: int) -> list[int]:
     Who is given a child whose parent ended is its main thread. Source: Linux, `find_new_reaper` in kernel/exit.c.
     """
     try:
-        return [int(word) for word in _text(pid, f"task/{pid}/children").split()]
+        return [int(word) for word in proc_text(pid, f"task/{pid}/children").split()]
     except OSError:
         return []
 
@@ -191,7 +104,7 @@ def descendants_of(*roots: int) -> set[int]:
         pid = left.pop()
         for thread in _threads_of(pid):
             with contextlib.suppress(OSError):
-                started = {int(word) for word in _text(pid, f"task/{thread}/children").split()}
+                started = {int(word) for word in proc_text(pid, f"task/{thread}/children").split()}
                 left += started - found
                 found |= started
     return found
@@ -206,20 +119,14 @@ def _threads_of(pid: int) -> list[str]:
 
 def group_of(pid: int) -> int | None:
     """Return the process group of a process, or None when there is none."""
-    row = _status(pid)
+    row = status_of(pid)
     return row.group if row else None
-
-
-def start_time_of(pid: int) -> int | None:
-    """Return when a process started, a zombie as well (see `ProcessIdentity`), or None when there is none."""
-    row = _status(pid)
-    return row.start_time if row else None
 
 
 def is_stopped(pid: int) -> bool:
     """Return whether a process stands still by a signal (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU)."""
     try:
-        line = _text(pid, "stat")
+        line = proc_text(pid, "stat")
     except OSError:
         return False
     return line[line.rindex(")") + 2] == "T"
@@ -249,11 +156,11 @@ def command_name(pid: int) -> str | None:
     Never its arguments, which may hold secrets; and printable whatever the process calls itself.
     """
     try:
-        own = _text(pid, "comm")
+        own = proc_text(pid, "comm")
     except OSError:
         return None
     try:
-        words = _text(pid, "cmdline").split("\0")[:2]
+        words = proc_text(pid, "cmdline").split("\0")[:2]
         program = (PROC / str(pid) / "exe").readlink().name
     except OSError:
         return _printable(own)
@@ -298,55 +205,10 @@ def command_words(pid: int) -> list[str]:
     To be compared, never shown: they may hold secrets.
     """
     try:
-        return _text(pid, "cmdline").split("\0")
+        return proc_text(pid, "cmdline").split("\0")
     except OSError:
         return []
 
 
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _text(pid: int, name: str) -> str:
-    return (PROC / str(pid) / name).read_text(errors="replace").removesuffix("\n")
-
-
-def _status(pid: int) -> ProcessRow | None:
-    try:
-        line = _text(pid, "stat")
-    except OSError:
-        return None if _has_proc() else _status_by_psutil(pid)
-    # From the third field (state) on: the second, the name, may hold spaces and brackets. Source: proc_pid_stat(5).
-    fields = line[line.rindex(")") + 2 :].split()
-    # A process whose main thread has ended looks like a zombie while its other threads run on.
-    alive = fields[0] not in _DEAD_STATES or int(fields[17]) > 1
-    return ProcessRow(alive, int(fields[1]), int(fields[2]), int(fields[19]))
-
-
-@cache
-def _has_proc() -> bool:
-    return (PROC / "self/stat").exists()
-
-
-def _status_by_psutil(pid: int) -> ProcessRow | None:
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        alive = process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
-        return ProcessRow(alive, process.ppid(), os.getpgid(pid), int(process.create_time() * 100))
-    except (psutil.Error, OSError, ValueError):
-        return None
-
-
-def _exists(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    # It answers to a signal: it was started this instant, or it is hidden.
-    return True

@@ -16,14 +16,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from allocator.kernel.processes import (
-    children_of,
-    descendants_of,
-    group_of,
-    has_variable,
-    process_table,
-    start_time_of,
-)
+from allocator.kernel.identity import start_time_of
+from allocator.kernel.processes import children_of, descendants_of, group_of, has_variable, process_table
 from allocator.store.embedded.process import is_embedded_server
 from allocator.supervisor.guard import Guard
 

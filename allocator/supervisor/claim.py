@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from allocator.kernel.answers import Answers, describe_listener
 from allocator.kernel.holders import is_proven_dead
-from allocator.kernel.processes import ProcessIdentity, ancestors_of, boot_id, command_name, is_alive, namespaces
+from allocator.kernel.identity import ProcessIdentity, boot_id, is_alive, namespaces
+from allocator.kernel.processes import ancestors_of, command_name
 from allocator.model.errors import ConfigurationError
 from allocator.operations.steps import Judgement, Verdict
 from allocator.supervisor.held import OWN

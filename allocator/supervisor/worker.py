@@ -13,10 +13,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from allocator.kernel.answers import describe_listener
-from allocator.kernel.processes import start_time_of
+from allocator.kernel.answers import describe_listener, prove_port
+from allocator.kernel.identity import start_time_of
 from allocator.kernel.socket_tables import closing_ports
-from allocator.kernel.sockets import prove_port
 from allocator.model.errors import AllocatorError, HeldError, LeaseLostError
 from allocator.model.log import ERROR, WARNING
 from allocator.model.names import WorkerId

@@ -12,8 +12,8 @@ import pytest
 from supervised import Fleet, eventually, finish
 
 from allocator import ExhaustedError, HeldError
+from allocator.kernel.answers import prove_port
 from allocator.kernel.socket_tables import closing_ports
-from allocator.kernel.sockets import prove_port
 
 if TYPE_CHECKING:
     from allocator import PoolSpec, PortAllocator

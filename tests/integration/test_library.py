@@ -27,7 +27,7 @@ from allocator import (
     PoolMissingError,
     PortAllocator,
 )
-from allocator.kernel.processes import boot_id, identify, namespaces
+from allocator.kernel.identity import boot_id, identify, namespaces
 from allocator.operations import listing
 
 if TYPE_CHECKING:

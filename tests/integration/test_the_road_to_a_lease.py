@@ -58,10 +58,11 @@ def documented() -> list[str]:
 def test_a_claim_at_the_command_line_runs_the_files_that_are_documented(followed: Any) -> None:
     files = followed("command", "claim", "email", "--org", "o")["files"]
     assert above(files) == documented()
-    assert len(files) <= 32
+    assert len(above(files)) <= 15
+    assert len(files) <= 25, files
 
 
-@pytest.mark.parametrize(("face", "most_above", "most"), [("library", 9, 13), ("api", 20, 26)])
+@pytest.mark.parametrize(("face", "most_above", "most"), [("library", 9, 17), ("api", 20, 30)])
 def test_a_claim_of_a_program_runs_few_files(followed: Any, face: str, most_above: int, most: int) -> None:
     files = followed(face)["files"]
     assert len(above(files)) <= most_above, above(files)

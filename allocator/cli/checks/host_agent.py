@@ -12,7 +12,8 @@ from allocator.agent.tied import process_of
 from allocator.cli.checks.findings import Finding
 from allocator.cli.checks.leftovers import saved_leases
 from allocator.cli.options import talk
-from allocator.kernel.processes import all_pids, command_words, is_alive
+from allocator.kernel.identity import is_alive
+from allocator.kernel.processes import all_pids, command_words
 from allocator.model.errors import AllocatorError
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding, finding_of_problem
-from allocator.kernel.processes import boot_id, namespaces, process_table, with_descendants
+from allocator.kernel.identity import boot_id, namespaces
+from allocator.kernel.processes import process_table, with_descendants
 from allocator.kernel.sockets import listeners
 from allocator.model import problems
 from allocator.model.states import LeaseState

@@ -14,7 +14,7 @@ import psycopg
 import redis
 
 from allocator import AllocatorError
-from allocator.kernel.sockets import listening_ports
+from allocator.kernel.socket_tables import listening_ports
 from allocator.operations import listing
 from torture.history import UNKNOWN, read_history
 

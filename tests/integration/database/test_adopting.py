@@ -16,8 +16,8 @@ from servers import wait_until
 from allocator.client.lease_files import LeaseFiles
 from allocator.database.connection import Database
 from allocator.database.upgrade import upgrade
-from allocator.kernel.processes import identify
-from allocator.kernel.sockets import listening_ports
+from allocator.kernel.identity import identify
+from allocator.kernel.socket_tables import listening_ports
 from allocator.model.tables import TableNames
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from allocator.kernel import sockets
-from allocator.kernel.socket_tables import read_netlink, read_proc, read_psutil
-from allocator.kernel.sockets import Listener, listeners, listening_ports, prove_port
+from allocator.kernel.answers import prove_port
+from allocator.kernel.socket_tables import listening_ports, read_netlink, read_proc, read_psutil
+from allocator.kernel.sockets import Listener, listeners
 from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def test_a_process_without_descriptors_proves_nothing_and_says_so(port: int) -> 
 # Imports before it becomes nobody, who may not be able to read this tree.
 AS_NOBODY = """
 import os
-from allocator.kernel.sockets import ConfigurationError, prove_port
+from allocator.kernel.answers import ConfigurationError, prove_port
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     prove_port(1)

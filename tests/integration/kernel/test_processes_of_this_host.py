@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from process_groups import process_group_members
 
-from allocator.kernel.processes import identify, is_alive, wait_for_exit
+from allocator.kernel.identity import identify, is_alive
+from allocator.kernel.processes import wait_for_exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

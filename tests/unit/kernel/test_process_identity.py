@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from process_groups import process_group_members
 
-from allocator.kernel import processes
-from allocator.kernel.processes import ProcessIdentity, command_name, identify, is_alive
+from allocator.kernel import identity, processes
+from allocator.kernel.identity import ProcessIdentity, identify, is_alive
+from allocator.kernel.processes import command_name
 from allocator.model.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ GONE = 4_194_305  # one above the highest pid that Linux gives out
 
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(identity, "PROC", tmp_path)
     monkeypatch.setattr(processes, "PROC", tmp_path)
-    monkeypatch.setattr(processes, "boot_id", lambda: BOOT)
-    monkeypatch.setattr(processes, "_has_proc", lambda: True)
+    monkeypatch.setattr(identity, "boot_id", lambda: BOOT)
+    monkeypatch.setattr(identity, "_has_proc", lambda: True)
     return tmp_path
 
 
@@ -108,10 +110,10 @@ def test_a_group_has_its_living_members_only(proc: Path) -> None:
 
 
 def test_without_proc_psutil_tells_the_same_process_from_another() -> None:
-    status = processes._status_by_psutil(os.getpid())
+    status = identity._status_by_psutil(os.getpid())
     assert status.alive
     assert status.group == os.getpgrp()
-    assert processes._status_by_psutil(GONE) is None
+    assert identity._status_by_psutil(GONE) is None
 
 
 def write_program(proc: Path, *, own: str, words: list[str], program: str) -> None:

@@ -141,8 +141,9 @@ def test_a_kernel_that_refuses_or_garbles_the_dump_is_an_error_not_an_empty_list
 
 def test_asking_the_kernel_loads_no_psutil() -> None:
     code = (
-        "import sys; from allocator.kernel import sockets, processes, identity; import os\n"
-        "sockets.listening_ports(); sockets.listeners(); processes.identify(os.getpid()); identity.host_identity()\n"
+        "import sys; from allocator.kernel import sockets, socket_tables, identity; import os\n"
+        "socket_tables.listening_ports(); sockets.listeners()\n"
+        "identity.identify(os.getpid()); identity.host_identity()\n"
         "print('psutil' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"
