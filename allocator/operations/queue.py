@@ -40,8 +40,10 @@ SOON = Position(position="", ahead=1, look_ms=None, held=0)
 
 
 def wanted_port(request: ClaimRequest) -> int:
-    """Return the only port that will do; 0 for any, -1 for a block of contiguous ones."""
-    return BLOCK if request.contiguous else request.port or 0
+    """Return the only port that will do; 0 for any, -1 for a block of contiguous ones, -n for any n."""
+    if request.contiguous:
+        return BLOCK
+    return request.port or (-len(request.names) if len(request.names) > 1 else 0)
 
 
 def join(context: Context, waiting: Waiting) -> Operation[Waiting]:

@@ -218,6 +218,15 @@ def test_nobody_is_served_before_one_who_was_surely_in_line() -> None:
     assert rules(history(first, second, claimed(1.0, 2, ticket="w1"))) == set()
 
 
+def test_who_leaves_a_port_for_all_who_are_ahead_passes_nobody_by() -> None:
+    first, passing = waits("w1", "wait", 0.0), by_two(1.0, 2, port=10)
+    assert rules(history(first, passing, ports=2)) == set()
+    leased = claimed(-0.1, 1)
+    assert rules(history(leased, first, passing, ports=2)) == {"e: passed by"}
+    assert rules(history(leased, call("release", 0.9), first, passing, ports=2)) == set()
+    assert rules(history(leased, first, passing, ports=2, faults=[FLUSH])) == set()
+
+
 def test_a_waiter_that_was_silent_for_too_long_may_be_passed_by() -> None:
     first, second = waits("w1", "wait", 0.0), waits("w2", "wait", 0.5)
     assert rules(history(first, second, by_two(2.5, 2, ticket="w2"))) == set()

@@ -29,7 +29,7 @@
 --       again     the port to look on from: nothing found within the bounds, but progress was made: call once more
 -- Events  granted for each; before it superseded or expired, for leases whose end nobody had seen
 -- Loops   16 ports, and for each: never-used ports: 256 steps; free ports: 4 pages of 64 beside the avoided ones;
---         conventional ports: 1,024 · a block: 4,096 ports a call, in pages of 256 · the queue: 64 · the leases that a limit
+--         conventional ports: 1,024 · a block: 4,096 ports a call, in pages of 256 · the queue: 64, and 2,048 avoided ports · the leases that a limit
 --         counts: 4,096 · auto: 1,024 instances · where the host is known as another: its ports in pages of 512
 
 --@include replies
@@ -201,11 +201,14 @@ local function run(read, call, try)
   if waits or has_limits then
     --@include limits
     if waits then
-      local ahead, wanted, seat, _, waiters = queue_before(read, base, space, ticket, is_block and -1 or explicit)
+      local ahead, wanted, seat, _, waiters, needs = queue_before(read, base, space, ticket, is_block and -1 or explicit)
+      avoid, said = avoid .. wanted, seat and waiters[seat]
+      if ahead > 0 and needs and count_free(read, base, ports_key, rules, avoid, now) >= needs + needed then
+        ahead = 0
+      end
       if ahead > 0 then
         return { QUEUED, ahead }
       end
-      avoid, said = avoid .. wanted, seat and waiters[seat]
     end
     if has_limits then
       local refusal

@@ -2,20 +2,20 @@
 --
 -- Safe because the line is one zset whose scores only this script gives: by priority, then by who came first. A waiter
 -- is in the queue while its own key lives, which it sets anew every second; one that is gone is passed by, and taken
--- out by
--- whoever looks next. One that comes back in time after all gets the place again that it had.
+-- out by whoever looks next. One that comes back in time after all gets the position again that it had. Where ports are
+-- free for all who are ahead as well, a waiter need not wait for them.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
 -- ARGV  1 ticket  2 mode (join: also keeps the place; leave)  3 host  4 worker  and to join: 5 priority (0 to 9, the highest
 --       first)  6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of contiguous
---       ones)
+--       ones, -n: any n)
 --       8 condition: what it waits for (any, one, block), or what else holds it back (org, plugin, instances, worker)
 -- Replies
 --       queued  place, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none),
 --               how many are ahead among those whom the same thing holds back, on whatever host
 --       left · no_pool
 -- Events  queued, with the ticket's priority, when it joins (the port is 0, the fence '-')
--- Loops   the first 64 of the queue, and of the queue of those whom the same thing holds back
+-- Loops   the first 64 of the queue, its ports, and the first 64 of the queue of those whom the same thing holds back
 
 --@include replies
 --@include base
@@ -42,7 +42,11 @@ local function run(read, call, try)
   if not pool[1] then
     return { NO_POOL }
   end
-  local ahead, _, seat, tickets, waiters = queue_before(read, base, space, ticket, explicit)
+  local ahead, wanted, seat, tickets, waiters, needs = queue_before(read, base, space, ticket, explicit)
+  -- What listens on the host is not known here: a claim that finds less is told how many are ahead.
+  if ahead > 0 and needs and count_free(read, base, ports_key, pool[1], wanted, now) >= needs + math.max(1, -explicit) then
+    ahead = 0
+  end
   local place, look_ms = read('ZSCORE', line, ticket), -1
   local joins, leaves = not place, ARGV[2] == 'leave'
   for i = 1, math.min(seat or #tickets, 4) do

@@ -20,7 +20,7 @@ class JoinCall(Call["Position | NoPool"], kw_only=True):
         worker: Who waits.
         priority: 0 to 9, the highest first.
         position: The one that it had, or an empty text.
-        port: The only port that will do (0: any, -1: a block of contiguous ones).
+        port: The only port that will do (0: any, -1: a block of contiguous ones, -n: any n).
         condition: What it waits for (`any`, `one`, `block`), or what holds it back (`org`, `plugin`, `instances`,
             `worker`).
     """

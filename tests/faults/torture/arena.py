@@ -81,7 +81,9 @@ class Arena:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.topology = self._make_topology(stack)
-            self.book.write("pool", ttl_s=TTL_S, grace_s=GRACE_S, name=self.pool.name, kind_of_redis=self.kind)
+            self.book.write(
+                "pool", ttl_s=TTL_S, grace_s=GRACE_S, name=self.pool.name, kind_of_redis=self.kind, ports=PORTS
+            )
             self.define_pool()
             self.table = Table(self._postgres) if self._postgres else None
             self.cast = stack.enter_context(Cast(self))

@@ -142,6 +142,21 @@ class Facts:
             return True
         return any(ending.began <= before and ending.over >= one.began for ending in self.endings.get(one.token, ()))
 
+    def surely_leased(self, call: Call) -> int:
+        """Return how many ports were leased all the time in which a call was decided, whatever was lost meanwhile."""
+        return sum(
+            any(
+                one.ended <= call.began and one.until >= call.ended and not self._may_be_lost(one, call)
+                for one in known
+            )
+            for known in self.by_port.values()
+        )
+
+    def _may_be_lost(self, one: Confirmation, call: Call) -> bool:
+        losses = [(it.began if it.loses_since is None else it.loses_since, it.ended) for it in self.excuses.losses]
+        jumps = [(it.began, it.ended) for it in self.excuses.jumps if it.jump_s > 0]
+        return any(since <= call.ended and until >= one.began for since, until in (*losses, *jumps))
+
     def told_between(self, since: float, until: float) -> int:
         """Return how many calls that make an event took effect between two times, at least."""
         return bisect(self.told, until) - bisect(self.told, since)

@@ -107,12 +107,14 @@ class History:
     """All that is known of one round.
 
     Attributes:
+        ports: How many ports the pool has.
         declined: By port, the fences of grants that were declined, as far as the pool's events were read in time.
     """
 
     ttl_s: float
     grace_s: float
     kind_of_redis: str = "standalone"
+    ports: int = 1
     calls: list[Call] = field(default_factory=list)
     listenings: list[Listening] = field(default_factory=list)
     leased: list[dict[str, Any]] = field(default_factory=list)
@@ -137,7 +139,7 @@ def read_history(directory: Path) -> History:
     """Read all books of a round."""
     lines = _lines(directory / "conductor.jsonl")
     pool = next(line for line in lines if line["kind"] == "pool")
-    history = History(pool["ttl_s"], pool["grace_s"], pool.get("kind_of_redis", "standalone"))
+    history = History(pool["ttl_s"], pool["grace_s"], pool["kind_of_redis"], pool["ports"])
     for line in lines:
         _take_in(history, line)
     for book in sorted(directory.glob("actor-*.jsonl")):

@@ -37,19 +37,28 @@ class Waiter:
 
 
 def waits_are_served_in_order(facts: Facts) -> Iterator[Violation]:
-    """No claim is granted while one who joined the line before was surely there, waiting for any port as well."""
+    """No claim is granted while those who joined the queue before, and were surely there, lack a port by it.
+
+    A port that is not surely leased may be free; where these are enough for all who were ahead as well, the claim took
+    nothing from them.
+    """
     waiters = _waiters(facts)
     asked = {waiter.ticket: waiter.asked for waiter in waiters}
     for call in facts.history.calls:
         if call.op != "claim" or call.items[0].get("code") != "granted" or int(call.items[0].get("supersede") or 0):
             continue
         own = asked.get(call.items[0]["ticket"], call.began)
-        for waiter in waiters:
-            if waiter.ticket == call.items[0]["ticket"]:
-                continue
-            for since, until, joined in waiter.present:
-                if since < call.began and until > call.ended and joined < min(own, call.began):
-                    yield Violation("e: passed by", "a waiter was passed by", (waiter, call))
+        passed = [
+            waiter
+            for waiter in waiters
+            if waiter.ticket != call.items[0]["ticket"]
+            and any(
+                since < call.began and until > call.ended and joined < min(own, call.began)
+                for since, until, joined in waiter.present
+            )
+        ]
+        if passed and facts.history.ports - facts.surely_leased(call) < len(passed) + len(call.items):
+            yield Violation("e: passed by", "a waiter was passed by", (passed[0], call))
 
 
 def _waiters(facts: Facts) -> list[Waiter]:

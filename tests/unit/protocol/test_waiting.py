@@ -106,8 +106,8 @@ def test_higher_priorities_stand_before_lower_ones_and_in_order_among_themselves
     for number, priority in ((10, 0), (11, 5), (12, 5), (13, 9)):
         stand(store, context, number, priority=priority)
     order = []
-    store.drive(release(context, held))
-    for _ in range(2):
+    for lease in held:
+        store.drive(release(context, [lease]))
         order += [number for number in (10, 11, 12, 13) if try_claim(store, context, number) is None]
     assert order == [13, 11]
 
@@ -124,6 +124,59 @@ def test_a_waiter_that_died_is_passed_by_and_taken_out(store, full):
     stand(store, context, 13)
     space = "*" if store.client.exists(f"alloc:{{{POOL}}}:ports:*") else "web-1"
     assert store.client.zrange(f"alloc:{{{POOL}}}:waiters:{space}", 0, -1) == [ticket(13).encode()]
+
+
+def test_who_is_behind_need_not_wait_where_there_are_ports_for_all_ahead(store, full):
+    context, held = full
+    assert [stand(store, context, number).ahead for number in (10, 11, 12)] == [0, 1, 2]
+    store.drive(release(context, held))
+    # 10 may have died just now: it holds up one of the two ports, and not the whole queue.
+    assert try_claim(store, context, 12) is not None
+    assert try_claim(store, context, 99) is not None
+    assert stand(store, context, 11).ahead == 0
+    assert try_claim(store, context, 11) is None
+    assert try_claim(store, context, 12) is not None
+    assert try_claim(store, context, 10) is None
+
+
+def test_ports_that_programs_listen_on_are_none_for_those_ahead(store, full):
+    context, held = full
+    stand(store, context, 10)
+    store.drive(release(context, held))
+    store.listening.add(held[0].port)
+    assert isinstance(error_of(lambda: store.drive(claim(context, asked(99)))), ExhaustedError)
+    store.listening.clear()
+    assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
+
+
+def test_a_leased_port_that_its_worker_listens_on_is_counted_once(store):
+    store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7004, cooldown_ms=0)))
+    context = make_context()
+    held = [store.drive(claim(context, asked(number))) for number in range(4)]
+    store.listening.update(lease.port for lease in held[2:])
+    stand(store, context, 10)
+    store.drive(release(context, held[:2]))
+    assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
+    assert isinstance(error_of(lambda: store.drive(claim(context, asked(98)))), ExhaustedError)
+
+
+def test_who_waits_for_two_ports_needs_two_of_those_that_are_free(store, full):
+    context, held = full
+    two = replace(asked(10), names=("http", "debug"))
+    store.drive(join(context, Waiting.of(two, ticket(10))))
+    store.drive(release(context, held))
+    assert isinstance(error_of(lambda: store.drive(claim(context, asked(99)))), ExhaustedError)
+    assert try_several(store, context, 10) is None
+
+
+def test_an_end_wakes_the_next_where_one_that_was_woken_has_not_looked(store, full):
+    context, held = full
+    for number in (10, 11, 12):
+        stand(store, context, number)
+    store.drive(release(context, [held[0]]))
+    assert [told(store, number) for number in (10, 11, 12)] == [True, False, False]
+    store.drive(release(context, [held[1]]))
+    assert [told(store, number) for number in (10, 11, 12)] == [True, True, False]
 
 
 def test_a_waiter_lives_for_less_than_two_seconds_without_a_word(store, full):

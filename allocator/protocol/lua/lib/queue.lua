@@ -1,18 +1,23 @@
 -- queue: who waits for a port, in each namespace of ports and, over all hosts, behind a limit or a worker's own lease.
--- A waiter states of itself, in a key that lives 1.8 s: the port that it waits for, its condition, its worker.
+-- A waiter states of itself, in a key that lives 1.8 s: the port that it waits for (0: any, -1: a block of contiguous
+-- ones, -n: any n), its condition, its worker.
+
+--@include base
+--@include ranges
 
 -- How many of a queue are looked at; what is behind them waits.
 local QUEUE_SEEN = 64
 local QUEUE_WOKEN = 16
+local MOST_AVOIDED = 2048
 
 -- Who waits in this namespace ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`:
--- its only port, 0 for any, -1 for a block of contiguous ones). Returns how many it may not overtake, the ports that those
--- ahead wait for (as ranges with a comma before each), its seat (nil when it has none), and the first tickets with what
--- each reports of itself (false when it is gone). Who waits for a block keeps nobody but the next who waits for one;
--- who is
--- held back by something other than ports keeps nobody.
+-- its port, as a waiter states it). Returns how many they are, the ports that those ahead wait for (as ranges with a comma
+-- before each), its seat (nil when it has none), the first tickets with what each reports of itself (false when it is
+-- gone), and how many free ports would be enough for all who are ahead (nil when no number is). Who waits for a block
+-- keeps nobody but the next who waits for one; who is held back by something other than ports keeps nobody.
 local function queue_before(read, base, space, ticket, explicit)
   local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
+  local needs = explicit ~= -1 and 0 or nil
   if #tickets > 0 then
     local waiter_keys = {}
     for i = 1, #tickets do
@@ -26,13 +31,46 @@ local function queue_before(read, base, space, ticket, explicit)
       break
     end
     local its_port, condition = string.match(waiters[i] or '', '^(%-?%d+) (%l+) ')
-    if condition == 'any' or (condition and tonumber(its_port) == explicit and (condition == 'one' or condition == 'block')) then
-      ahead = ahead + 1
+    if condition == 'any' then
+      ahead, needs = ahead + 1, needs and needs + math.max(1, -tonumber(its_port))
+    elseif condition and tonumber(its_port) == explicit and (condition == 'one' or condition == 'block') then
+      ahead, needs = ahead + 1, nil
     elseif condition == 'one' and explicit <= 0 then
       wanted = wanted .. ',' .. its_port
     end
   end
-  return ahead, wanted, seat, tickets, waiters
+  if not seat and #tickets == QUEUE_SEEN then
+    needs = nil
+  end
+  return ahead, wanted, seat, tickets, waiters, needs
+end
+
+-- How many ports of a namespace are free, at least: those in `avoid` (ranges) are not, nor are those of other plugins where
+-- the pool keeps them apart. Where that is enough for all who are ahead, one behind them need not wait until the
+-- first has looked: it may have died, and a queue in which some have died would stand still with ports free.
+local function count_free(read, base, ports_key, rules, avoid, now)
+  local known = read('HMGET', base, 'dynamic', 'reserved')
+  local free = -read('ZCOUNT', ports_key, '(' .. string.format(WHOLE, now), FOREVER)
+  for _, range in ipairs(parse_ranges(known[1] or '')) do
+    free = free + range[2] - range[1] + 1
+  end
+  -- Most of what is avoided is leased, and counted already: its holder listens.
+  local avoided = {}
+  for _, range in ipairs(parse_ranges(avoid)) do
+    for port = range[1], math.min(range[2], range[1] + MOST_AVOIDED) do
+      avoided[#avoided + 1] = port
+    end
+    if #avoided > MOST_AVOIDED then
+      return 0
+    end
+  end
+  for _, score in ipairs(#avoided > 0 and read('ZMSCORE', ports_key, unpack(avoided)) or {}) do
+    free = free - ((tonumber(score or 0) <= now) and 1 or 0)
+  end
+  if string.find(rules, ' spill=1', 1, true) then
+    free = free + select(2, string.gsub(known[2] or '', '%d+', ''))
+  end
+  return free
 end
 
 -- The queue of those whom a limit of the organisation (org), of the plugin (plugin) or of both (instances), or a lease
@@ -79,24 +117,27 @@ local function held_before(try, base, key, kind, ticket)
   return found, gone
 end
 
--- Tells a waiter to look again. Nothing here can stop the script: it looks by itself within a second.
+-- Wakes a waiter, so that it looks again; returns whether it had not been woken before without having looked yet. Nothing
+-- here can stop the script: a waiter looks by itself within a second.
 local function wake(try, base, ticket)
   local turn = base .. ':turn:' .. ticket
-  if try('LLEN', turn) == 0 then
-    try('LPUSH', turn, '1')
-    try('PEXPIRE', turn, 5000)
+  if try('LLEN', turn) ~= 0 then
+    return false
   end
+  try('LPUSH', turn, '1')
+  try('PEXPIRE', turn, 5000)
+  return true
 end
 
--- Tells the first waiters of a namespace: `turns` of those that any port will do for, and all that wait for one port or a
--- block.
+-- Wakes the first waiters of a namespace: `turns` of those that any port will do for, and all that wait for one port or a
+-- block. One that was woken before and has not looked may have died: the next is woken as well.
 local function wake_first(try, base, space, turns)
   for _, ticket in ipairs(try('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_WOKEN - 1)) do
     local waiter = try('GET', base .. ':waiter:' .. ticket)
     local condition = type(waiter) == 'string' and string.match(waiter, '^%-?%d+ (%l+) ')
     if (condition == 'any' and turns > 0) or condition == 'one' or condition == 'block' then
-      turns = condition == 'any' and turns - 1 or turns
-      wake(try, base, ticket)
+      local is_new = wake(try, base, ticket)
+      turns = condition == 'any' and is_new and turns - 1 or turns
     end
   end
 end
