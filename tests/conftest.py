@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import itertools
 import os
@@ -76,6 +77,20 @@ def real_server() -> Iterator[ServerProcess]:
     server = ServerProcess(binary)
     yield server
     server.close()
+
+
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run tests that are marked `alone(WHAT)` one after the other, in whichever of this run's processes they are."""
+    mark = request.node.get_closest_marker("alone")
+    if mark is None:
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    with (shared / f"{mark.args[0]}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

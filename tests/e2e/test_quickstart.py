@@ -50,7 +50,7 @@ def processes_of(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.xdist_group("built-in pool")
+@pytest.mark.alone("built-in pool")
 def test_the_fleet_is_shown_and_nothing_is_left_running(environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         FLEET, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
@@ -62,7 +62,7 @@ def test_the_fleet_is_shown_and_nothing_is_left_running(environment: dict[str, s
     assert left_running(tmp_path) == []
 
 
-@pytest.mark.xdist_group("built-in pool")
+@pytest.mark.alone("built-in pool")
 def test_ctrl_c_in_the_middle_leaves_nothing_running(environment: dict[str, str], tmp_path: Path) -> None:
     with subprocess.Popen(
         FLEET, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -74,7 +74,7 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(environment: dict[str, str]
     assert left_running(tmp_path) == []
 
 
-@pytest.mark.xdist_group("built-in pool")
+@pytest.mark.alone("built-in pool")
 def test_keep_leaves_it_running_until_stop(environment: dict[str, str], tmp_path: Path) -> None:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 LIMITS = {"max_per_org": 60, "max_per_plugin": 150, "max_instances": 25}
 ENDED = {"released", "declined", "expired", "superseded"}
 
-pytestmark = pytest.mark.xdist_group("fleet")
+pytestmark = pytest.mark.alone("fleet")
 
 
 def run_fleet(ports: PortAllocator, url: str, spec: PoolSpec, way: str) -> Iterator[dict[str, str]]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from allocator import PoolSpec
 
 pytestmark = [
-    pytest.mark.xdist_group("chromium"),
+    pytest.mark.alone("chromium"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 AXE_VERSION = "4.11.0"
