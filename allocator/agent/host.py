@@ -13,12 +13,13 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from allocator.agent.checks import Check, asks_for_checks
+from allocator.agent.checks import asks_for_checks, check_of
 from allocator.agent.exits import Exits
 from allocator.agent.kin import Kin
 from allocator.agent.tied import TiedLease, process_of
 from allocator.agent.troubles import Troubles
 from allocator.client.counting import HolderCounts, with_held
+from allocator.client.health import Verdict
 from allocator.client.heartbeats import about
 from allocator.kernel.holders import is_of_this_kernel
 from allocator.kernel.identity import boot_id
@@ -161,7 +162,8 @@ class HostAgent:
         return found
 
     def _seconds_to_wait(self) -> float:
-        due = [tied.check.due_at for tied in self._tied.values() if tied.check]
+        checks = [tied.check for tied in self._tied.values() if tied.check]
+        due = [check.health.next_at if check.probe is None else 0.0 for check in checks]
         return max(0.02, min([LOOK_S, *(at - self._clock() for at in due)]))
 
     # -- lease files --
@@ -238,7 +240,7 @@ class HostAgent:
         if process is None or not self._exits.add(tied.key, process):
             self._end(tied.key)
         elif tied.check is None and asks_for_checks(tied.lease.labels):
-            tied.check = Check(tied.lease, tied.kin, self._clock())
+            tied.check = check_of(tied.lease, tied.kin, self._clock())
 
     def _forget(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
@@ -262,7 +264,7 @@ class HostAgent:
         tied.lease = replace(lease, pid=heir.pid, pid_started=heir.start_time)
         tied.kin = replace(kin, pid=heir.pid)
         if asks_for_checks(lease.labels):
-            tied.check = Check(tied.lease, tied.kin, self._clock())
+            tied.check = check_of(tied.lease, tied.kin, self._clock())
         tied.changed, tied.renew_at = True, 0.0
         words = (lease.pid, heir.pid, lease.address, lease.worker)
         log.warning("process %s has ended and process %s listens on %s: it has %s now", *words, extra=about(tied.lease))
@@ -388,10 +390,11 @@ class HostAgent:
 
     def _check_health(self, now: float) -> None:
         for tied in self._tied.values():
-            if tied.check is None or tied.ended or not tied.check.step(now):
+            if tied.check is None or tied.ended or tied.check.step(now) not in {Verdict.READY, Verdict.DEGRADED}:
                 continue
-            said = replace(tied.lease, state=tied.check.state)
-            tied.lease = replace(said, last_error=tied.check.why) if tied.check.why else said
+            health = tied.check.health
+            said = replace(tied.lease, state=health.state)
+            tied.lease = replace(said, last_error=health.why) if health.why else said
             tied.changed, tied.renew_at = True, now  # written with the next renewal, which is due now
             log.info("%s on %s is %s", said.worker, said.address, said.state, extra=about(said))
             self._save(tied)

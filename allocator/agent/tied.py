@@ -9,8 +9,8 @@ from allocator.model.errors import ConfigurationError
 from allocator.model.values import Value
 
 if TYPE_CHECKING:
-    from allocator.agent.checks import Check
     from allocator.agent.kin import Kin
+    from allocator.client.health import HealthCheck
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
 
@@ -41,7 +41,7 @@ class TiedLease(Value, frozen=False):
     ended: bool = False
     changed: bool = False
     doubtful: bool = False
-    check: Check | None = None
+    check: HealthCheck | None = None
     draining: bool = False
     kin: Kin | None = None
 

@@ -1,14 +1,24 @@
-"""The health of a worker, as a small state machine without I/O: starting, ready, degraded, and when it is given up.
+"""The health of a worker: starting, ready, degraded, and when it is given up; and the checks that find it.
 
-It gets the result of each check and returns what follows, and when the next check is due.
+`Health` is a small state machine without I/O: it takes the result of each check, and returns what follows and when the
+next one is due. `HealthCheck` looks who listens on the worker's port, asks the worker, and blocks nothing: a question
+that is on its way is looked at again at the next step. A supervisor has one for its worker, an agent one for each.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
+from allocator.kernel.port_watch import Owner, described
+from allocator.kernel.probes import Answer, Probe
 from allocator.model.states import LeaseState
 from allocator.model.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from allocator.kernel.port_watch import PortState, PortWatch
 
 FIRST_CHECK_S = 0.1
 """The shortest time between two checks that found something wrong."""
@@ -23,6 +33,11 @@ SLOW_START_S = 60.0
 SLOWEST_START_CHECK_S = 1.0
 STEP = 1.5
 FAILURES_TO_DEGRADE = 3
+PROBE_TIMEOUT_S = 2.0
+READY_AFTER_S = 1.0
+"""A worker that has nothing to listen on is ready when it has run for so long."""
+
+STRANGER = "another process listens on its port"
 HEALTHY_S = 60.0
 """A worker that was ready for so long has started well: its failures before are forgiven."""
 
@@ -156,3 +171,86 @@ class Health(Value, frozen=False):
         self.next_at = now + self.interval_s
         if self._bad_since is not None and self.give_up_after_s is not None:
             self.next_at = min(self.next_at, max(now + FIRST_CHECK_S, self._bad_since + self.give_up_after_s))
+
+
+class HealthCheck:
+    """The checks of one worker.
+
+    Args:
+        health: Its health, which the checks find.
+        port: The port that it listens on.
+        watches: What looks at its ports, that one first.
+        path: The path to ask for, or None to be content with a connection.
+        listens: Whether it has to listen at all: otherwise it is well while it runs.
+    """
+
+    def __init__(
+        self, health: Health, port: int, watches: Sequence[PortWatch], path: str | None, *, listens: bool = True
+    ) -> None:
+        self.health = health
+        self.probe: Probe | None = None
+        self.stranger_since: float | None = None
+        self._port, self._path, self._listens = port, path, listens
+        self._watch, *self._further = watches
+
+    def __repr__(self) -> str:
+        return f"<HealthCheck of port {self._port}, {self.health.state}>"
+
+    def is_due(self, now: float) -> bool:
+        """Return whether it is time to look, and nothing is asked yet."""
+        return self.probe is None and now >= self.health.next_at
+
+    def step(self, now: float) -> Verdict:
+        """Go on with what is due; return what it changes."""
+        if self.probe is None:
+            return self._look(now) if self.is_due(now) else Verdict.NOTHING
+        answer = self.probe.advance()
+        if answer is None and now >= self.probe.deadline:
+            answer = self.probe.expired()
+        if answer is None:
+            return Verdict.NOTHING
+        self.close()
+        return self._take(answer, now)
+
+    def look(self) -> PortState:
+        """Return who listens on its port."""
+        return self._watch.look()
+
+    def close(self) -> None:
+        """Abandon a question on its way."""
+        if self.probe is not None:
+            self.probe.close()
+            self.probe = None
+
+    def _look(self, now: float) -> Verdict:
+        seen = self.look()
+        self.health.shared = self._sharing(seen)
+        if not self._listens:
+            return self.health.running(now, READY_AFTER_S)
+        if seen.owner is Owner.STRANGER:
+            return self._meet_stranger(now)
+        self.stranger_since = None
+        if seen.owner is Owner.NOBODY or seen.address is None:
+            return self.health.not_listening(now)
+        try:
+            self.probe = Probe(seen.address, self._port, self._path, now + PROBE_TIMEOUT_S)
+        except OSError as error:
+            return self._take(Answer(False, f"it could not be asked: {error.strerror or error}"), now)
+        return Verdict.NOTHING
+
+    def _sharing(self, seen: PortState) -> str:
+        """Return who else listens on one of its ports, as text: connections of its callers end there."""
+        strangers = seen.strangers if seen.owner is Owner.WORKER or not self._listens else ()
+        for watch in () if strangers else self._further:
+            strangers = strangers or watch.look().strangers
+        return described(strangers)
+
+    def _meet_stranger(self, now: float) -> Verdict:
+        if self.health.state is not LeaseState.STARTING:
+            return self.health.bad(now, STRANGER)
+        if self.stranger_since is None:
+            self.stranger_since = now
+        return self.health.not_listening(now)
+
+    def _take(self, answer: Answer, now: float) -> Verdict:
+        return self.health.good(now) if answer.healthy else self.health.bad(now, answer.why)

@@ -12,9 +12,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from allocator.client.health import Health, Verdict
-from allocator.kernel.port_watch import Owner, PortWatch, described
-from allocator.kernel.probes import Answer, Probe
+from allocator.client.health import STRANGER, Health, HealthCheck, Verdict
+from allocator.kernel.port_watch import Owner, PortWatch
+from allocator.kernel.probes import Probe
 from allocator.kernel.processes import command_name
 from allocator.kernel.socket_tables import closing_ports
 from allocator.kernel.sockets import listeners
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from allocator.kernel.port_watch import PortState
     from allocator.model.errors import LeaseLostError
     from allocator.supervisor.children import Children
     from allocator.supervisor.held import HeldPorts
@@ -43,12 +42,8 @@ if TYPE_CHECKING:
 LONGEST_WAIT_S = 1.0
 """How soon a lost lease is noticed."""
 
-PROBE_TIMEOUT_S = 2.0
 STRANGER_GRACE_S = 1.0
 """How long a worker may run beside a stranger that has its port, until it ends by itself."""
-
-READY_AFTER_S = 1.0
-"""A worker that has nothing to listen on is ready when it has run for so long."""
 
 FIRST_LOOK_S, SLOWEST_LOOK_S = 0.01, 0.1
 SUSPEND_S = 0.5
@@ -136,9 +131,9 @@ class WorkerStart:
         self._health = Health(
             time.monotonic(), spec.health_interval_s, spec.give_up_after_s, start_timeout_s=spec.start_timeout_s
         )
-        self._port, *self._further = [PortWatch(port, self.group.members) for port in held.ports.values()]
-        self._probe: Probe | None = None
-        self._stranger_since: float | None = None
+        watches = [PortWatch(port, self.group.members) for port in held.ports.values()]
+        listens = spec.ready is not ReadyWhen.STARTED
+        self._checks = HealthCheck(self._health, held.port, watches, spec.health_path, listens=listens)
         self._asked: Command | None = None
         self._leaves: Command | None = None
         self._leaves_at = 0.0
@@ -160,7 +155,7 @@ class WorkerStart:
             self._watch()
             self._explain_background()
         finally:
-            self._drop_probe()
+            self._checks.close()
             left = self._clear()
         had_terminal = self.group.has_terminal
         # Taken in before the output is finished: a process that nothing can end may hold a pipe for ever.
@@ -236,7 +231,7 @@ class WorkerStart:
             return
         self._say(state=LeaseState.DRAINING)
         if self._leaves is None:
-            self._drop_probe()
+            self._checks.close()
             self._leaves_at = time.monotonic() + self._spec.drain_delay_s
         if self._leaves is not Command.STOP:
             self._leaves = order
@@ -244,7 +239,7 @@ class WorkerStart:
     def _suspend(self) -> None:
         """Stand still: whoever asks for this worker is to know it before this process stands still itself."""
         self.group.stop()
-        self._drop_probe()
+        self._checks.close()
         if self._health.suspended(time.monotonic()):
             self._say(state=LeaseState.DEGRADED, last_error="stopped at its terminal (Ctrl-Z)")
             until = time.monotonic() + SUSPEND_S
@@ -254,7 +249,8 @@ class WorkerStart:
 
     def _wait(self) -> None:
         now = time.monotonic()
-        until = min(self._health.next_at if self._probe is None else self._probe.deadline, now + LONGEST_WAIT_S)
+        probe = self._checks.probe
+        until = min(self._health.next_at if probe is None else probe.deadline, now + LONGEST_WAIT_S)
         if self._leaves:
             until = min(until, self._leaves_at)
         poller = select.poll()
@@ -263,67 +259,32 @@ class WorkerStart:
             poller.register(self.group.descriptor, select.POLLIN)
         else:
             until = min(until, now + SLOWEST_LOOK_S)
-        if self._probe is not None:
-            poller.register(self._probe.descriptor, self._probe.events)
+        if probe is not None:
+            poller.register(probe.descriptor, probe.events)
         poller.poll(max(0.0, until - now) * 1_000)
 
     def _check(self, now: float) -> None:
-        if self._probe is None:
-            if now >= self._health.next_at:
-                self._look(now)
-            return
-        answer = self._probe.advance()
-        if answer is None and now >= self._probe.deadline:
-            answer = self._probe.expired()
-        if answer is not None:
-            self._drop_probe()
-            self._take(answer, now)
-
-    def _look(self, now: float) -> None:
-        if self.group.is_stopped():
+        is_due = self._checks.is_due(now)
+        if is_due and self.group.is_stopped():
             self._children.wake()  # the main thread knows what to do about a terminal
             self._follow(self._health.bad(now, "it was stopped by a signal; let it go on with kill -CONT"), now)
             return
-        seen = self._port.look()
-        self._heed_sharing(seen)
-        if self._spec.ready is ReadyWhen.STARTED:
-            self._follow(self._health.running(now, READY_AFTER_S), now)
-        elif seen.owner is Owner.WORKER and seen.address is not None:
-            self._stranger_since = None
-            try:
-                self._probe = Probe(seen.address, self._held.port, self._spec.health_path, now + PROBE_TIMEOUT_S)
-            except OSError as error:
-                self._take(Answer(False, f"it could not be asked: {error.strerror or error}"), now)
-        elif seen.owner is Owner.STRANGER:
-            self._meet_stranger(now)
-        else:
-            self._stranger_since = None
-            self._follow(self._health.not_listening(now), now)
+        was = self._health.shared
+        verdict = self._checks.step(now)
+        if self._health.shared != was:
+            self._heed_sharing(was)
+        self._follow(verdict, now)
+        since = self._checks.stranger_since
+        if is_due and since is not None and now - since >= STRANGER_GRACE_S:
+            self._given_up = STRANGER
 
-    def _heed_sharing(self, seen: PortState) -> None:
+    def _heed_sharing(self, was: str) -> None:
         """Make known who else listens on one of its ports: connections of its callers end there."""
-        strangers = seen.strangers if seen.owner is Owner.WORKER or self._spec.ready is ReadyWhen.STARTED else ()
-        for watch in () if strangers else self._further:
-            strangers = strangers or watch.look().strangers
-        was, self._health.shared = self._health.shared, described(strangers)
         if self._health.shared and not was:
             self._talk(f"{self._held.worker}: {self._health.shared}", self._held.own.lease, level=WARNING)
             self._held.record(self._health.shared)
-        elif was and not self._health.shared:
+        elif not self._health.shared:
             self._talk(f"{self._held.worker} has port {self._held.port} for itself again", self._held.own.lease)
-
-    def _meet_stranger(self, now: float) -> None:
-        if self._health.state is not LeaseState.STARTING:
-            self._follow(self._health.bad(now, "another process listens on its port"), now)
-            return
-        self._follow(self._health.not_listening(now), now)
-        if self._stranger_since is None:
-            self._stranger_since = now
-        elif now - self._stranger_since >= STRANGER_GRACE_S:
-            self._given_up = "another process listens on its port"
-
-    def _take(self, answer: Answer, now: float) -> None:
-        self._follow(self._health.good(now) if answer.healthy else self._health.bad(now, answer.why), now)
 
     def _follow(self, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.READY:
@@ -341,11 +302,6 @@ class WorkerStart:
     def _say(self, **words: object) -> None:
         with contextlib.suppress(ValueError):  # it is draining: no other state follows
             self._held.update(**words)
-
-    def _drop_probe(self) -> None:
-        if self._probe is not None:
-            self._probe.close()
-            self._probe = None
 
     # -- the end --
 
@@ -396,7 +352,7 @@ class WorkerStart:
     def _ask_to_stop(self, ends_at: float) -> None:
         """`POST` to the stop path; SIGTERM follows when it was answered, or half of the time is over."""
         now = time.monotonic()
-        seen = self._port.look()
+        seen = self._checks.look()
         if seen.owner is not Owner.WORKER or seen.address is None:
             return
         deadline = now + (ends_at - now) / 2
@@ -416,7 +372,7 @@ class WorkerStart:
         """Return the port that it could not have because somebody else listens there, or None."""
         if self._asked or self._held.lost or self._health.ready_at is not None:
             return None
-        if self._stranger_since is not None and self._given_up:
+        if self._checks.stranger_since is not None and self._given_up:
             return self._held.port
         if not status:
             return None
