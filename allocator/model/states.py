@@ -37,6 +37,9 @@ TRANSITIONS: dict[LeaseState, frozenset[LeaseState]] = {
 """`ready`, `degraded` and `draining` go back to `starting` when a supervisor restarts the worker under the same lease;
 on a host that is drained `draining` stays, whatever its holder writes."""
 
+AFTER_UNCORDON = frozenset({LeaseState.STARTING, LeaseState.READY, LeaseState.DEGRADED})
+"""What a lease that was drained with its host may be again once that host gives out ports: what it was before."""
+
 EVENT_TYPES = (
     *("granted", "released", "declined", "expired", "superseded", "reasserted", "restored", "changed", "failed"),
     *("queued", "draining", "cordoned", "uncordoned", "registered", "forgotten", "recovering", "pool", "removed"),
