@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
-from allocator.api.connections import Acceptor, BoundedProtocol, Connection, ConnectionLimits, Connections
+from allocator.api.connections import Acceptor, Connection, ConnectionLimits, Connections
+from allocator.api.protocol import BoundedProtocol
 from allocator.api.repeats import repeats_counted
 
 if TYPE_CHECKING:
