@@ -74,13 +74,13 @@ def _the_first(operation: Operation[tuple[Lease, ...]]) -> Operation[Lease]:
 
 
 def claim_several(
-    context: Context, request: ClaimRequest, names: Sequence[str], *, adjacent: bool, tokens: Sequence[str]
+    context: Context, request: ClaimRequest, names: Sequence[str], *, contiguous: bool, tokens: Sequence[str]
 ) -> Operation[tuple[Lease, ...]]:
     """Lease several ports with these tokens."""
     named_workers(request.worker, names)
     given = iter(tokens)
     known = replace(context, new_token=lambda: next(given, "f" * 32), rules=context.rules)
-    return claiming.claim(known, replace(request, names=tuple(names), contiguous=adjacent))
+    return claiming.claim(known, replace(request, names=tuple(names), contiguous=contiguous))
 
 
 class ServerProcess:

@@ -123,7 +123,7 @@ class Claims:
             arguments["auto_instance"] = False
         if ports is None:
             return [await at.claim(plugin, wait=wait, **arguments)], is_here
-        several = await at.claim_ports(plugin, ports, adjacent=contiguous, wait=wait, **arguments)
+        several = await at.claim_ports(plugin, ports, contiguous=contiguous, wait=wait, **arguments)
         return list(several.values()), is_here
 
     async def _elsewhere(self, at: AsyncPortAllocator, host: str) -> AsyncPortAllocator:

@@ -58,7 +58,7 @@ PortsOption = Annotated[
     str | None,
     typer.Option("--ports", metavar="NAME,NAME", help="Names of several ports, all or none: http,debug,metrics."),
 ]
-AdjacentOption = Annotated[
+ContiguousOption = Annotated[
     bool,
     typer.Option(
         "--contiguous", help="Consecutive numbers for --ports. Later claims for single ports may be served first."
@@ -109,7 +109,7 @@ def claim(
     token: TokenOption = None,
     record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
     ports: PortsOption = None,
-    adjacent: AdjacentOption = False,
+    contiguous: ContiguousOption = False,
     any_host: Annotated[
         bool, typer.Option("--any-host", help="Take the registered host with most free ports.")
     ] = False,
@@ -152,7 +152,7 @@ def claim(
         any_host=any_host, spread=spread, others={"--host": host, "--port": port, "--pid": pid, "--wait": wait}
     )
     alone = {"--port": port, "--token": token, "--any-host": any_host or None, "--record": record or None}
-    check_several(ports, adjacent=adjacent, others=alone | {"--instance auto": arguments["auto_instance"] or None})
+    check_several(ports, contiguous=contiguous, others=alone | {"--instance auto": arguments["auto_instance"] or None})
     with ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
@@ -163,7 +163,7 @@ def claim(
         with FinishedOrUndone(at.files) as answers:
             if ports is not None:
                 several = at.allocator.operations.claim_ports(
-                    plugin, ports.split(","), adjacent=adjacent, wait=wait_s, **arguments
+                    plugin, ports.split(","), contiguous=contiguous, wait=wait_s, **arguments
                 )
                 leases = at.allocator.run(several, answers)
                 write_named(leases, form)
@@ -269,14 +269,14 @@ def instance_of(at: Desk, worker: WorkerId, key: str) -> WorkerId:
     return WorkerId(worker.org, worker.plugin, number)
 
 
-def check_several(ports: str | None, *, adjacent: bool, others: Mapping[str, object]) -> None:
+def check_several(ports: str | None, *, contiguous: bool, others: Mapping[str, object]) -> None:
     """Check that a claim for several ports asks for nothing that only one can have.
 
     Raises:
         InvalidInputError: When it does.
     """
     if ports is None:
-        if adjacent:
+        if contiguous:
             raise InvalidInputError("--contiguous goes with --ports; name them, for example --ports http,debug")
         return
     for name, value in others.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from allocator.cli.claim import (
-    AdjacentOption,
+    ContiguousOption,
     LabelOption,
     PortOption,
     PortsOption,
@@ -60,7 +60,7 @@ def run(
     ] = None,
     port: PortOption = None,
     ports: PortsOption = None,
-    adjacent: AdjacentOption = False,
+    contiguous: ContiguousOption = False,
     ttl: TtlOption = None,
     wait: WaitOption = None,
     priority: PriorityOption = "0",
@@ -189,7 +189,7 @@ def run(
         "no_output_in_events": no_output_in_events or None,
         "listen_fd": listen_fd or None,
         "ports": ports,
-        "adjacent": adjacent or None,
+        "contiguous": contiguous or None,
     }
     check_key(key, instance)
     by_key = instance == "auto"

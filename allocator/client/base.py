@@ -118,6 +118,7 @@ class LeaseOperations(Generic[E_]):
         plugin: str,
         names: Sequence[str],
         *,
+        contiguous: bool = False,
         adjacent: bool = False,
         wait: Duration | None = None,
         **arguments: Unpack[ClaimArguments],
@@ -128,9 +129,10 @@ class LeaseOperations(Generic[E_]):
             plugin: The worker's plugin.
             names: What the ports are called; the first is the worker's own, the others' leases are those of
                 `org/plugin+name#instance`. Give them back with one `release_all`.
-            adjacent: Whether the ports have to follow each other.
-            wait: Time to wait in the queue; None for not at all. Who waits for a block of contiguous ports stands
-                behind those who wait for one before it, and holds back nobody else.
+            contiguous: Whether the numbers of the ports have to be consecutive.
+            adjacent: The old name of `contiguous`, until version 0.3.
+            wait: Time to wait in the queue; None for not at all. A claim for a block waits behind earlier
+                claims for blocks, and delays no other claim.
             **arguments: See `ClaimArguments`; no port or hint. A token is that of the first port.
 
         Returns:
@@ -139,10 +141,11 @@ class LeaseOperations(Generic[E_]):
         Raises:
             AllocatorError: As `claim`; nothing is leased then.
         """
-        check_flag("adjacent", adjacent)
+        contiguous = contiguous or adjacent
+        check_flag("contiguous", contiguous)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise InvalidInputError(f"names={names!r} is not a list of texts; give for example ['http', 'debug']")
-        request = self.session.request(plugin, arguments, wait=wait, names=tuple(names), contiguous=adjacent)
+        request = self.session.request(plugin, arguments, wait=wait, names=tuple(names), contiguous=contiguous)
         if not names:
             named_workers(request.worker, names)
         leases = yield from self._claimed(replace(request, port=None, hint=None))

@@ -42,7 +42,7 @@ def claim_ports(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | 
     answers = HookAnswers(files, talk) if files else Answers()
     operations, given = allocator.operations, spec.claim | {"holder_pid": os.getpid()}
     if spec.ports:
-        several = operations.claim_ports(spec.plugin, spec.ports, adjacent=spec.adjacent, wait=spec.wait_s, **given)
+        several = operations.claim_ports(spec.plugin, spec.ports, contiguous=spec.contiguous, wait=spec.wait_s, **given)
         return allocator.run(several, answers)
     return {OWN: allocator.run(operations.claim(spec.plugin, wait=spec.wait_s, **given), answers)}
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _HEADER = re.compile(r"\s*\[\[\s*worker\s*\]\]")
 _RELATIVE = ("env_file", "directory")
 _NEEDED = ("plugin", "org", "command")
+OLD_FIELDS = {"adjacent": "contiguous"}
+"""Fields by their old names, which work until version 0.3; `docs/reference/commands.md` lists them."""
 
 
 def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
@@ -58,7 +60,10 @@ def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str,
     owners: dict[object, int] = {}
     for number, table in enumerate(tables):
         place = _Place(path, text, number)
-        values = {**defaults, **{field: _converted(place, field, value) for field, value in table.items()}}
+        values = {
+            **defaults,
+            **{OLD_FIELDS.get(field, field): _converted(place, field, value) for field, value in table.items()},
+        }
         for field in _NEEDED:
             if field not in values:
                 raise ConfigurationError(f"{place.of(None)}: the worker has no {field}; add it")
@@ -95,7 +100,7 @@ def _converted(place: _Place, field: str, value: object) -> object:
     if field in _RELATIVE:
         value = _beside(place.path, value)
     try:
-        return convert(field, value)
+        return convert(OLD_FIELDS.get(field, field), value)
     except AllocatorError as error:
         raise ConfigurationError(f"{place.of(field)}: {error}") from None
 

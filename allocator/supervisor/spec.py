@@ -61,7 +61,7 @@ class WorkerSpec(Value, kw_only=True):
         command: The arguments of its command, templates included.
         environment: What its environment starts from.
         ports: The names of its ports when it has several, its own first; empty for one.
-        adjacent: Whether they have to follow each other.
+        contiguous: Whether they have to follow each other.
         directory: Where it runs, or None for the supervisor's directory.
         port_argument: An option that is added to the command with the port as its value, or None.
         pass_token: Whether the environment has the lease's token.
@@ -87,7 +87,7 @@ class WorkerSpec(Value, kw_only=True):
     environment: Mapping[str, str]
     wait_s: float | None = None
     ports: tuple[str, ...] = ()
-    adjacent: bool = False
+    contiguous: bool = False
     directory: Path | None = None
     port_argument: str | None = None
     pass_token: bool = False
@@ -138,8 +138,8 @@ def _check_ports(spec: WorkerSpec) -> None:
         raise InvalidInputError("several ports cannot be one explicit port; omit the port or the names of the ports")
 
 
-def _check_adjacent(spec: WorkerSpec) -> None:
-    if spec.adjacent and not spec.ports:
+def _check_contiguous(spec: WorkerSpec) -> None:
+    if spec.contiguous and not spec.ports:
         raise InvalidInputError("only several ports can be contiguous; name them, for example http,debug")
 
 
@@ -195,7 +195,7 @@ CHECKS: tuple[tuple[str, Callable[[WorkerSpec], None]], ...] = (
     ("command", _check_words),
     ("port_arg", _check_port_argument),
     ("ports", _check_ports),
-    ("adjacent", _check_adjacent),
+    ("contiguous", _check_contiguous),
     ("health", _check_health),
     ("ready", _check_ready),
     ("stop_path", _check_stop_path),

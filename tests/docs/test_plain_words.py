@@ -43,11 +43,11 @@ INSTEAD = {
 EXCEPTIONS = {
     ("docs/reference/commands.md", "--adjacent"): "the table of old names",
     ("docs/reference/commands.md", "--procfile"): "the table of old names",
+    ("docs/reference/commands.md", "`adjacent"): "the table of old names",
     ("allocator/protocol/wire.py", "[word for each in"): "a part of a program that is put together",
     ("allocator/protocol/wire.py", "for word in"): "a part of a program that is put together",
     ("docs/reference/library.md", "adjacent"): "an argument that programs have already",
     ("allocator/client/base.py", "adjacent"): "the same",
-    ("allocator/supervisor/", "adjacent: "): "a field of workers files that exist already",
     ("allocator/kernel/socket_tables.py", "32-bit word"): "a machine word",
     ("allocator/model/names.py", "shell word"): "the term of the shell's manual",
     ("allocator/model/redis_urls.py", "ssl_password=WORD"): "a placeholder",
@@ -58,7 +58,7 @@ EXCEPTIONS = {
 
 
 def documents() -> Iterator[tuple[str, int, str]]:
-    found = [*ROOT.glob("README.md"), *ROOT.glob("CONTRIBUTING.md"), *ROOT.glob("SECURITY.md")]
+    found = [*ROOT.glob("*.md")]
     found += [*ROOT.glob("docs/**/*.md"), *ROOT.glob("allocator/**/*.md"), ROOT / "deploy/node/README.md"]
     for path in found:
         yield from ((name_of(path), number, line) for number, line in enumerate(path.read_text().splitlines(), 1))

@@ -70,7 +70,7 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "claim a port": lambda: claim(known_context(), replace(REQUEST, port=110)),
     "claim with a copy": lambda: claim(copying_context(), REQUEST),
     "claim several": lambda: claim_several(
-        known_context(), REQUEST, ("http", "debug"), adjacent=False, tokens=(TOKEN, "1" * 32)
+        known_context(), REQUEST, ("http", "debug"), contiguous=False, tokens=(TOKEN, "1" * 32)
     ),
     "renew": lambda: renew.renew(known_context(), [HELD, replace(HELD, port=111)]),
     "rewrite": lambda: renew.renew(known_context(), [HELD], rewrite=True),

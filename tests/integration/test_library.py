@@ -299,3 +299,9 @@ def test_a_held_lease_is_ready_at_once_for_a_worker_that_listens_already(redis_u
             pass
         assert ports.leases() == []
     asyncio.run(hold())
+
+
+def test_the_old_name_of_contiguous_still_works(redis_url: str, pool: PoolSpec) -> None:
+    with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
+        first, second = ports.claim_ports("email", ["http", "debug"], org="org-1", adjacent=True).values()
+        assert second.port == first.port + 1

@@ -73,7 +73,7 @@ local function run(read, call, try)
   if not rules then
     return { NO_POOL }
   end
-  -- The rules of the pool as they stand in its hash (see PoolSpec.rules).
+  -- The rules of the pool as its hash has them (see PoolSpec.rules).
   local first, last, ttl_min_ms, ttl_max_ms, grace_ms, scope = match(rules,
     '^first=(%d+) last=(%d+) ttl_ms=%d+ ttl_min_ms=(%d+) ttl_max_ms=(%d+) grace_ms=(%d+) cooldown_ms=%d+ scope=(%l+) ')
   if not first then

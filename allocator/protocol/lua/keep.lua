@@ -11,7 +11,7 @@
 --       each; then the ports
 -- Replies
 --       now_ms, whether the host is to be emptied (1: its holders stop their workers and release), whether the reaper
---       is to visit the pool (1), then the place in the batch, from 1, of each lease that was not extended
+--       is to visit the pool (1), then the number in the batch, from 1, of each lease that was not extended
 --       no_pool, alone, when the pool is not defined
 -- Events  none
 -- Loops   the batch, which the client keeps to 256 leases
@@ -86,7 +86,7 @@ local function run(read, call, try)
         next_left = next_left + 1
       else
         local port, grant = args[i + 3], grants[i]
-        -- A worker's last address is written anew, so that it never runs out under a lease that is kept. What another
+        -- A worker's last address is written again, so that it never expires while the lease lives. What another
         -- program put there is left alone, and stops no heartbeat.
         local fence, its_host, worker = string.match(grant, '^(%d+) %x+ (%S+) (%S+)$')
         local place_key = base .. ':worker:' .. (worker or '')

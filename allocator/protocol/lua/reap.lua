@@ -1,8 +1,8 @@
 -- reap: visits the spaces whose next lease may have expired, and closes what has.
 --
--- Nothing depends on it being run: a port is claimable by its score alone. It makes ends known (events, service
--- index) that nobody else has met. A cursor per space (`reaped`, a score) states up to where every grant was seen;
--- it is safe because a live lease's score is its expiry plus grace, which always lies ahead of the cursor.
+-- Nothing depends on it being run: a port is claimable by its score alone. It reports expired leases (events, service
+-- index) that no other script has found. A cursor per space (`reaped`, a score) is the score up to which every grant was
+-- seen; it is safe because a live lease's score is its expiry plus grace, which is always ahead of the cursor.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used: the agenda names the spaces)
 -- ARGV  1 how many leases to close at most (64 or fewer)
@@ -11,7 +11,7 @@
 -- Events  expired
 -- Holders call it when a renewal reports it (`reap_at` of the pool, see keep): so a fleet calls it as often as it has
 -- something to do, whatever its size.
--- Loops   at most 16 spaces and 64 closed leases a call, four lines of 64 waiters for each; a page is 64 ports beside those of equal score
+-- Loops   at most 16 spaces and 64 closed leases a call, four queues of 64 waiters for each; a page is 64 ports beside those of equal score
 
 --@include replies
 --@include base

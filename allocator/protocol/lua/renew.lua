@@ -226,7 +226,7 @@ local function run(read, call, try)
       scores[#scores + 1] = now + ttl_ms + grace_ms
       scores[#scores + 1] = port
       if in_period < ttl_ms then
-        -- A worker's last address is written anew, so that it never runs out under a lease that is kept. What another
+        -- A worker's last address is written again, so that it never expires while the lease lives. What another
         -- program put there is left alone, and stops no heartbeat.
         local fence, its_host, its_worker = match(grants[i], '^(%d+) %x+ (%S+) (%S+)$')
         local place_key = base .. ':worker:' .. (its_worker or '')

@@ -22,7 +22,7 @@
 local FIRST_PAGE = 2
 local PAGE = 64
 local MOST = 1024
--- No turn has such a score before the year 2255; above 2^53 nothing has a place after another any more.
+-- No turn has such a score before the year 2255; above 2^53 two scores may be equal.
 local IMPOSSIBLE = 9000000000000000
 local LEASE = '^{"fence":%d+,"state":"(%l+)","worker":"([^"]+)","host":"([^"]+)"'
 

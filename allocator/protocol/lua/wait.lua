@@ -1,17 +1,17 @@
 -- wait: takes a position in the queue for a port, keeps it, or gives it up.
 --
--- Safe because the line is one zset whose scores only this script gives: by priority, then by who came first. A waiter
--- is in the queue while its own key lives, which it sets anew every second; one that is gone is passed by, and taken
--- out by whoever looks next. One that comes back in time after all gets the position again that it had. Where ports are
--- free for all who are ahead as well, a waiter need not wait for them.
+-- Safe because the queue is one zset whose scores only this script gives: by priority, then by arrival. A waiter is in
+-- the queue while its own key lives, which it sets again every second. One whose key has expired is skipped, and removed
+-- by the next caller. One that comes back in time gets its old position. Where ports are free for all who are ahead as
+-- well, a waiter need not wait for them.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
--- ARGV  1 ticket  2 mode (join: also keeps the place; leave)  3 host  4 worker  and to join: 5 priority (0 to 9, the highest
---       first)  6 the place that it had ('': none)  7 the only port that will do (0: any, -1: a block of contiguous
---       ones, -n: any n)
+-- ARGV  1 ticket  2 mode (join: also keeps the position; leave)  3 host  4 worker  and to join: 5 priority (0 to 9, the highest
+--       first)  6 the position that it had ('': none)  7 the port that it waits for (0: any, -1: a block of
+--       contiguous ones, -n: any n)
 --       8 condition: what it waits for (any, one, block), or what else holds it back (org, plugin, instances, worker)
 -- Replies
---       queued  place, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none),
+--       queued  position, how many are ahead that it may not overtake, ms until one of them may be found gone (-1: none),
 --               how many are ahead among those whom the same thing holds back, on whatever host
 --       left · no_pool
 -- Events  queued, with the ticket's priority, when it joins (the port is 0, the fence '-')
@@ -24,7 +24,7 @@
 
 local ALIVE_MS = 1800
 local PRIORITIES, PLACES = 9, 100000000000000
--- For how long the pool states that somebody may wait; those in front state it again.
+-- For how long the pool is marked as having waiters; the first waiters mark it again.
 local WAITING_MS = 10000
 local LINE_MEMORY_MS = 3600000
 
@@ -57,7 +57,7 @@ local function run(read, call, try)
   end
   local last_number = tonumber(read('HGET', space_key, 'seq') or 0) or bad(space_key, 'has a garbled field seq')
   read('XLEN', base .. ':events')
-  -- The lines that it may have stood in because of something else than ports, and the one that it stands in now.
+  -- The queues in which it may have waited for something other than ports, and the one in which it waits now.
   local stood_in = held_queues(base, read('GET', waiter), worker)
   local held = not leaves and held_key(base, ARGV[8], worker)
   local held_ahead = 0
@@ -93,7 +93,7 @@ local function run(read, call, try)
       place = string.format(WHOLE, (PRIORITIES - tonumber(ARGV[5])) * PLACES + call('HINCRBY', space_key, 'seq', 1))
       record_event(try, base, 'queued', host, 0, worker, '-', 'priority', ARGV[5])
     elseif tonumber(place) % PLACES > last_number then
-      -- The server has lost its data since: without this, all who come from now on would stand before this one.
+      -- The server has lost its data since: without this, all who come from now on would be before this one.
       call('HSET', space_key, 'seq', string.format(WHOLE, tonumber(place) % PLACES))
     end
     call('ZADD', line, place, ticket)

@@ -334,7 +334,7 @@ def test_several_ports_that_cannot_be_are_refused(allocator: Allocator, words: t
     assert what in done.err
 
 
-def test_ports_that_are_not_adjacent_are_not_passed_off_as_such(
+def test_ports_that_are_not_contiguous_are_not_passed_off_as_such(
     allocator: Allocator, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     ports.claim("stripe", org="o", port=pool.first + 1)

@@ -91,9 +91,9 @@ MISTAKES = {
         'plugin = "e"\norg = "o"\ncommand = "true"\nhealth = "h"',
         "p.toml:5: health: 'h' is not a health path",
     ),
-    "adjacent alone": (
-        'plugin = "e"\norg = "o"\ncommand = "true"\nadjacent = true',
-        "p.toml:5: adjacent: only several ports can be contiguous",
+    "contiguous alone": (
+        'plugin = "e"\norg = "o"\ncommand = "true"\ncontiguous = true',
+        "p.toml:5: contiguous: only several ports can be contiguous",
     ),
     "no TOML": ("plugin = x\n", "p.toml: Invalid value (at line 2"),
     "twice the same": (

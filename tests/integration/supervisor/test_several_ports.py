@@ -112,7 +112,7 @@ MISTAKES = {
     "one without names": (["--", "true", "{port.http}"], "'{port.http}' in the command is not a template"),
     "twice the same": (["--ports", "http,http", "--", "true"], "does not name ports"),
     "an explicit port": (["--ports", "http,debug", "--port", "15000", "--", "true"], "cannot be one explicit port"),
-    "adjacent alone": (["--contiguous", "--", "true"], "only several ports can be contiguous"),
+    "contiguous alone": (["--contiguous", "--", "true"], "only several ports can be contiguous"),
 }
 
 

@@ -62,7 +62,7 @@ def test_several_ports_at_once_begin_with_the_conventional_one(store):
     context = make_context()
     request = ClaimRequest(pool="p", worker=WorkerId("o", EMAIL))
     tokens = [f"{number:032x}" for number in range(2)]
-    leases = store.drive(claim_several(context, request, ["http", "debug"], adjacent=False, tokens=tokens))
+    leases = store.drive(claim_several(context, request, ["http", "debug"], contiguous=False, tokens=tokens))
     assert [(one.plugin, one.port) for one in leases] == [(EMAIL, 7001), (f"{EMAIL}+debug", 7002)]
 
 

@@ -1,4 +1,4 @@
-"""Several ports for one worker: all or none, adjacent where asked, each a lease like any other."""
+"""Several ports for one worker: all or none, contiguous where asked, each a lease like any other."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def scope(request, store):
     return request.param
 
 
-def several(store, context, names=NAMES, *, number=0, adjacent=False, tokens=None, plugin="email", **words):
+def several(store, context, names=NAMES, *, number=0, contiguous=False, tokens=None, plugin="email", **words):
     request = ClaimRequest(pool=POOL, worker=WorkerId("o", plugin, number), **words)
     tokens = tokens or [context.new_token() for _ in names]
-    return store.drive(claim_several(context, request, names, adjacent=adjacent, tokens=tokens))
+    return store.drive(claim_several(context, request, names, contiguous=contiguous, tokens=tokens))
 
 
 def one(store, context, number, **words):
@@ -80,22 +80,22 @@ def test_when_there_are_too_few_none_is_leased(store, scope):
     assert len(several(store, context, NAMES[:2])) == 2
 
 
-def test_adjacent_ports_follow_each_other_or_there_are_none(store, scope):
+def test_contiguous_ports_follow_each_other_or_there_are_none(store, scope):
     context = make_context()
     for port in (7002, 7005, 7009):
         one(store, context, port, port=port)
-    held = several(store, context, adjacent=True)
+    held = several(store, context, contiguous=True)
     assert [lease.port for lease in held] == [7006, 7007, 7008]
-    assert isinstance(error_of(lambda: several(store, context, number=1, adjacent=True)), ExhaustedError)
-    assert [lease.port for lease in several(store, context, NAMES[:2], number=1, adjacent=True)] == [7003, 7004]
+    assert isinstance(error_of(lambda: several(store, context, number=1, contiguous=True)), ExhaustedError)
+    assert [lease.port for lease in several(store, context, NAMES[:2], number=1, contiguous=True)] == [7003, 7004]
 
 
 def test_who_comes_back_has_the_ports_again_that_it_had(store, scope):
     context = make_context()
-    first = several(store, context, adjacent=True)
+    first = several(store, context, contiguous=True)
     second = several(store, context, number=1)
     store.drive(release(context, first))
-    assert [lease.port for lease in several(store, context, adjacent=True)] == [lease.port for lease in first]
+    assert [lease.port for lease in several(store, context, contiguous=True)] == [lease.port for lease in first]
     store.drive(release(context, second))
     store.advance(MINUTE)
     assert [lease.port for lease in several(store, context, number=1)] == [lease.port for lease in second]
@@ -106,7 +106,7 @@ def test_a_block_is_found_far_into_a_wide_pool_and_past_strangers(store):
     context = make_context()
     store.client.zadd("alloc:{p}:ports:web-1", {str(port): store.now_ms() + 10**6 for port in range(1_000, 11_000)})
     store.listening = {11_001, 11_004}
-    assert [lease.port for lease in several(store, context, adjacent=True)] == [11_005, 11_006, 11_007]
+    assert [lease.port for lease in several(store, context, contiguous=True)] == [11_005, 11_006, 11_007]
     assert {lease.port for lease in several(store, context, number=1)} == {11_000, 11_002, 11_003}
 
 
@@ -126,10 +126,10 @@ def test_conventional_ports_and_bands_of_others_are_left_alone_or_spilled_into(s
 def test_ports_of_other_plugins_come_last_the_highest_first_and_into_a_block_only_where_no_other_is(store):
     store.drive(apply_pool(rules(conventional={"x": (7001, 7002, 7003), "y": (7008,)})))
     context = make_context()
-    assert [lease.port for lease in several(store, context, adjacent=True)] == [7004, 7005, 7006]
+    assert [lease.port for lease in several(store, context, contiguous=True)] == [7004, 7005, 7006]
     assert [lease.port for lease in several(store, context, number=1)] == [7007, 7009, 7010]
     assert [lease.port for lease in several(store, context, NAMES[:2], number=2)] == [7008, 7003]
-    assert [lease.port for lease in several(store, context, NAMES[:2], number=3, adjacent=True)] == [7001, 7002]
+    assert [lease.port for lease in several(store, context, NAMES[:2], number=3, contiguous=True)] == [7001, 7002]
 
 
 def test_a_port_that_the_kernel_refuses_is_declined_and_the_others_are_given_back(store, scope):

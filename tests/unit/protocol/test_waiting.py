@@ -38,8 +38,8 @@ def stand(store, context, number, *, condition=None, **words):
     return store.drive(join(context, replace(waiting, condition=condition or waiting.condition))).position
 
 
-def waiter(number, *, adjacent=False, position=None, **words):
-    request = replace(asked(number, **words), contiguous=adjacent)
+def waiter(number, *, contiguous=False, position=None, **words):
+    request = replace(asked(number, **words), contiguous=contiguous)
     return replace(Waiting.of(request, ticket(number)), position=position)
 
 
@@ -282,11 +282,11 @@ def test_without_waiters_nothing_of_the_line_is_left_in_the_way(store, full):
 # --- several ports ---
 
 
-def try_several(store, context, number, count=2, *, adjacent=False, newcomer=False):
+def try_several(store, context, number, count=2, *, contiguous=False, newcomer=False):
     names = [f"n{at}" for at in range(count)]
     request = asked(number, ticket="" if newcomer else ticket(number))
     tokens = [context.new_token() for _ in names]
-    return error_of(lambda: store.drive(claim_several(context, request, names, adjacent=adjacent, tokens=tokens)))
+    return error_of(lambda: store.drive(claim_several(context, request, names, contiguous=contiguous, tokens=tokens)))
 
 
 def test_who_waits_for_two_ports_gets_both_before_a_newcomer_gets_one(store, full):
@@ -308,8 +308,8 @@ def test_who_waits_for_two_ports_gets_both_before_a_newcomer_gets_one(store, ful
 
 def test_who_waits_for_a_block_keeps_nobody_but_the_next_who_does(store, full):
     context, held = full
-    assert stand(store, context, 10, adjacent=True).ahead == 0
-    assert stand(store, context, 11, adjacent=True).ahead == 1
+    assert stand(store, context, 10, contiguous=True).ahead == 0
+    assert stand(store, context, 11, contiguous=True).ahead == 1
     assert stand(store, context, 12).ahead == 0
     store.drive(release(context, [held[0]]))
     assert [told(store, number) for number in (10, 11, 12)] == [True, True, True]
@@ -317,9 +317,9 @@ def test_who_waits_for_a_block_keeps_nobody_but_the_next_who_does(store, full):
     store.drive(release(context, [held[1]]))
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
     store.client.delete(*store.client.keys("alloc:*:lease:*"), *store.client.keys("alloc:*:ports:*"))
-    assert isinstance(try_several(store, context, 98, adjacent=True, newcomer=True), ExhaustedError)
-    assert isinstance(try_several(store, context, 11, adjacent=True), ExhaustedError)
-    assert try_several(store, context, 10, adjacent=True) is None
+    assert isinstance(try_several(store, context, 98, contiguous=True, newcomer=True), ExhaustedError)
+    assert isinstance(try_several(store, context, 11, contiguous=True), ExhaustedError)
+    assert try_several(store, context, 10, contiguous=True) is None
 
 
 # --- those whom a limit holds back, over all hosts ---

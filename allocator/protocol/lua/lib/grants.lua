@@ -14,7 +14,7 @@ local function grant_of(text, key, port)
   return mark, fence, token, host, worker
 end
 
--- Ends a grant in all indexes but its port's score, which shows why it ended; `text` is the grant as it stood.
+-- Ends a grant in all indexes but its port's score, which shows why it ended; `text` is the grant as it was.
 local function close_grant(call, try, base, tokens_key, kind, port, text, fence, host, worker)
   call('HSET', tokens_key, port, (kind == 'declined' and '~' or kind == 'expired' and '!' or '-') .. text)
   call('ZREM', service_key(base, worker), host .. ':' .. port)

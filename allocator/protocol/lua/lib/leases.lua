@@ -17,7 +17,7 @@ local function lease_head(text, key)
   return fence, state, worker, host, granted_at
 end
 
--- Host, port and fence of a worker's last address; whether that grant has ended, and how, stands in the tokens.
+-- Host, port and fence of a worker's last address; the tokens have whether that grant has ended, and how.
 local function place_of(text, key)
   local host, port, fence = string.match(text, '^{"host":"([^"]+)","port":(%d+),"fence":(%d+)}$')
   if not host then

@@ -12,9 +12,9 @@ local MOST_AVOIDED = 2048
 
 -- Who waits in this namespace ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`:
 -- its port, as a waiter states it). Returns how many they are, the ports that those ahead wait for (as ranges with a comma
--- before each), its seat (nil when it has none), the first tickets with what each reports of itself (false when it is
--- gone), and how many free ports would be enough for all who are ahead (nil when no number is). Who waits for a block
--- keeps nobody but the next who waits for one; who is held back by something other than ports keeps nobody.
+-- before each), its position (nil when it has none), the first tickets with what each reports of itself (false when it is
+-- gone), and how many free ports would be enough for all who are ahead (nil when no number is). A waiter for a block is ahead
+-- only of other waiters for a block; one that is held back by something other than ports is ahead of nobody.
 local function queue_before(read, base, space, ticket, explicit)
   local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
   local needs = explicit ~= -1 and 0 or nil
@@ -88,9 +88,8 @@ local function held_key(base, kind, worker)
   end
 end
 
--- By key, the queues that a waiter may stand in, and of which kind each is: the one of which it reported it, or any
--- that its
--- worker may be in where what it reported has run out meanwhile.
+-- The queues in which a waiter may be, by key, with the kind of each: the one that it reported; or, when that report has
+-- expired, every one in which its worker may be.
 local function held_queues(base, said, worker)
   local kind, said_worker = string.match(said or '', '^%-?%d+ (%l+) (%S+)$')
   local queues = {}
@@ -163,8 +162,8 @@ local function wake_held(try, base, freed)
   end
 end
 
--- Takes a waiter that has what it waited for out of the queues that it stood in: that of its namespace, and those that it
--- may stand in by what it reported of itself, or by its worker.
+-- Takes a waiter that has what it waited for out of its queues: that of its namespace, and those in which it may be by its
+-- report, or by its worker.
 local function leave_queues(call, try, base, space, ticket, said, worker)
   for key in pairs(held_queues(base, said, worker)) do
     try('ZREM', key, ticket)
