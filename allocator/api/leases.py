@@ -113,6 +113,14 @@ def _note(sentence: str, lease: Lease, caller: Caller) -> None:
     log.info("%s", sentence, extra={"lease": lease, "state": str(lease.state), "caller": caller.name})
 
 
+def _ended(claims: Claims, lease: Lease, caller: Caller, how: str, *, done: bool) -> EndBody:
+    """Answer the end of a lease, and note it when this request did it."""
+    claims.forget(lease)
+    if done:
+        _note(f"{how} {lease.address} of {lease.worker}", lease, caller)
+    return EndBody(ended=done)
+
+
 def _token_to_claim_with(caller: Caller, body: ClaimBody, token: str | None, key: str | None) -> str | None:
     if token is not None:
         return known_token(token)
@@ -263,11 +271,7 @@ async def release(
     """Give a port back. Releasing twice is not an error: `ended` states whether this request did it."""
     claims = claims_of(request)
     lease = await claims.held(pool, host, port, known_token(token))
-    ended = await claims.pool(pool).release(lease)
-    claims.forget(lease)
-    if ended:
-        _note(f"released {lease.address} of {lease.worker}", lease, caller)
-    return EndBody(ended=ended)
+    return _ended(claims, lease, caller, "released", done=await claims.pool(pool).release(lease))
 
 
 @router.post("/{host}/{port}/decline", responses=problems(404, 409))
@@ -277,11 +281,7 @@ async def decline(
     """End a lease because the kernel refuses its port (`EADDRINUSE`): the port goes into quarantine; claim again."""
     claims = claims_of(request)
     lease = await claims.held(pool, host, port, known_token(token))
-    ended = await claims.pool(pool).decline(lease)
-    claims.forget(lease)
-    if ended:
-        _note(f"declined {lease.address} of {lease.worker}", lease, caller)
-    return EndBody(ended=ended)
+    return _ended(claims, lease, caller, "declined", done=await claims.pool(pool).decline(lease))
 
 
 @router.post("/{host}/{port}/end", responses=problems(404, 409))
@@ -296,8 +296,5 @@ async def end(
     lease = (await claims.view(pool, host, port)).lease
     if lease is None:
         return EndBody(ended=False)
-    (ended,) = await claims.pool(pool).run(force([lease], Forced(caller.name, body.reason)))
-    claims.forget(lease)
-    if ended:
-        _note(f"ended {lease.address} of {lease.worker} by force", lease, caller)
-    return EndBody(ended=ended)
+    (done,) = await claims.pool(pool).run(force([lease], Forced(caller.name, body.reason)))
+    return _ended(claims, lease, caller, "ended by force", done=done)
