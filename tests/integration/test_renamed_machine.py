@@ -17,7 +17,7 @@ import redis
 from supervised import eventually
 
 from allocator.operations.find import OVERDUE
-from allocator.protocol.wire import lease_key
+from allocator.protocol.keys import lease_key
 
 if TYPE_CHECKING:
     from allocator import Lease, PoolSpec, PortAllocator
