@@ -77,5 +77,8 @@ class Table:
 def drift(reconciler: Reconciler) -> dict[str, str]:
     """Return the kind of each difference, by worker or port, changing nothing."""
     looking = Reconciler(reconciler.allocator, reconciler.database, reconciler.rows.layout, leader=None)
-    report = looking.run(Report(kept={}))
-    return {one.worker or f"port {one.port}": str(one.kind) for one in (report.kept or {}).values()}
+    report = Report(pending=[])
+    found = [one for _ in looking.walk(report) for one in report.take()]
+    shown = {one.worker or f"port {one.port}": str(one.kind) for one in found}
+    assert len(shown) == len(found), "a difference is shown twice"
+    return shown

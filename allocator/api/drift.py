@@ -21,7 +21,6 @@ from allocator.model.leases import written_time
 if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.database.connection import Database
-    from allocator.database.drift import Difference
     from allocator.model.tables import TableNames
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
@@ -75,24 +74,23 @@ class DriftView:
         """Return the differences, as they were at most `KEPT_S` ago."""
         async with self._looking:
             if self._known is None or time.monotonic() - self._known[0] > KEPT_S:
-                found = await in_thread(self._look)
-                self._known = time.monotonic(), _body(found)
+                self._known = time.monotonic(), await in_thread(self._look)
             return self._known[1]
 
-    def _look(self) -> list[Difference]:
+    def _look(self) -> DriftBody:
         from allocator.database.reconciler import differences
 
-        return differences(self._allocator, self._database, self._names, refreshes=self._refreshes)
+        found = DriftBody(compared=True, at=written_time(time.time()))
+        for one in differences(self._allocator, self._database, self._names, refreshes=self._refreshes):
+            found.count += 1
+            if found.count <= MOST:
+                found.differences.append(DifferenceBody.model_validate(one.as_json()))
+        return found
 
     def close(self) -> None:
         """Close both connections."""
         self._allocator.close()
         self._database.close()
-
-
-def _body(found: list[Difference]) -> DriftBody:
-    bodies = [DifferenceBody.model_validate(one.as_json()) for one in found[:MOST]]
-    return DriftBody(compared=True, at=written_time(time.time()), count=len(found), differences=bodies)
 
 
 @router.get("/drift", responses=problems())

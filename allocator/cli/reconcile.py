@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +21,7 @@ from allocator.cli.options import (
     desk,
     talk,
 )
-from allocator.cli.output import write_json, write_rows
+from allocator.cli.output import write_array, write_json, write_rows
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import ConfigurationError, ExhaustedError, HeldError, InvalidInputError
 from allocator.model.log import ERROR
@@ -103,14 +104,15 @@ def _show(at: Desk, database: Database, form: ListFormat) -> None:
     from allocator.database.reconciler import differences
 
     found = differences(at.allocator, database, at.settings.table, refreshes=at.settings.refresh_expiry)
+    first = next(found, None)
     if form is ListFormat.JSON:
-        write_json([one.as_json() for one in found])
-    elif not found:
+        write_array(one.as_json() for one in chain([first] if first else [], found))
+    elif first is None:
         print("no drift")
     else:
-        rows = [(one.kind, one.host, one.port, one.worker, one.action, one.detail) for one in found]
+        rows = ((one.kind, one.host, one.port, one.worker, one.action, one.detail) for one in chain([first], found))
         write_rows(("KIND", "HOST", "PORT", "WORKER", "WHAT IS DONE", "DETAIL"), rows, form)
-    if found:
+    if first is not None:
         raise typer.Exit(FOUND)
 
 

@@ -62,31 +62,36 @@ class Report:
         counts: How many differences of each kind were met.
         written: How many rows were written or stopped.
         refused: The workers whose rows the database refused, with the reason.
-        kept: The differences, by worker or place, when they are to be shown; else None.
+        pending: The differences that a caller has not taken yet who shows them, each once; None where nobody does.
+        settled: The rows without a fence at places that are leased, which are no rows of the manual days any more.
     """
 
     leases: int = 0
     counts: Counter[Kind] = field(default_factory=Counter)
     written: int = 0
     refused: dict[str, str] = field(default_factory=dict)
-    kept: dict[object, Difference] | None = None
+    pending: list[Difference] | None = None
+    settled: set[RowKey] = field(default_factory=set)
 
     def add(self, difference: Difference) -> None:
-        """Count a difference; one that is shown stands for its worker or place once."""
+        """Count a difference, and keep it for a caller who shows it."""
         self.counts[difference.kind] += 1
-        if self.kept is None:
-            return
-        key = difference.key or (difference.worker, difference.host, difference.port)
-        if before := self.kept.get(key):
-            self.counts[before.kind] -= 1
-            self.counts += Counter()  # leaves no kind of which there is none
-        self.kept[key] = difference
+        if self.pending is not None:
+            self.pending.append(difference)
+
+    def take(self) -> list[Difference]:
+        """Return what was found since this was called last, by host, port and worker."""
+        found, self.pending = self.pending or [], []
+        return sorted(found, key=lambda one: (one.host or "", one.port or 0, one.worker or ""))
 
 
 def differences(
     allocator: PortAllocator, database: Database, names: TableNames, *, refreshes: bool = True
-) -> list[Difference]:
-    """Return where the table of workers and the leases of a pool differ, by host, port and worker; nothing is written.
+) -> Iterator[Difference]:
+    """Yield where the table of workers and the leases of a pool differ; nothing is written, and little is in memory.
+
+    First what has a place in the pool, by host and port, then the rows that were written by hand, by worker, then who
+    listens on this host without a lease.
 
     Args:
         allocator: The pool's leases.
@@ -98,9 +103,9 @@ def differences(
         ConfigurationError: When the table is not there or lacks something.
     """
     layout = open_layout(database, names)
-    report = Report(kept={})
-    Reconciler(allocator, database, layout, leader=None, refreshes=refreshes).run(report)
-    return sorted((report.kept or {}).values(), key=lambda one: (one.host or "", one.port or 0, one.worker or ""))
+    report = Report(pending=[])
+    for _ in Reconciler(allocator, database, layout, leader=None, refreshes=refreshes).walk(report):
+        yield from report.take()
 
 
 @dataclass(slots=True)
@@ -166,8 +171,10 @@ class Reconciler:
                 self._go_on_leading()
                 yield
         self.settle(list(nominated), report)
-        self._strangers(report, here)
         yield
+        for _ in self._strangers(report, here):
+            self._go_on_leading()
+            yield
 
     def run(self, report: Report) -> Report:
         """Make one whole pass and return its report."""
@@ -219,8 +226,8 @@ class Reconciler:
         if row and row.fence is not None and (lease is None or row.key != (lease.org, lease.plugin, lease.instance)):
             yield row.key
 
-    def _strangers(self, report: Report, here: set[int]) -> None:
-        """Look at the rows that were written by hand, and at this host's listeners that have no lease."""
+    def _strangers(self, report: Report, here: set[int]) -> Iterator[None]:
+        """Look at the rows that were written by hand, and at this host's listeners that have no lease; as `walk`."""
         pool = self.allocator.session.context.rules[self.rows.pool]
         host = self.allocator.session.host
         listening = [one for one in listeners(pool.first, pool.last) if one.port not in here]
@@ -229,17 +236,19 @@ class Reconciler:
             known = self._find([row.key.worker for row in rows])
             for row in rows:
                 self._unclaimed(row, known, adopted.get(row.key), report)
+            yield
         theirs = {one.port for one in adopted.values()}
         for port, listener in {one.port: one for one in listening if one.port not in theirs}.items():
             words = f"{described(listener)} listens without a lease"
             report.add(Difference(Kind.UNKNOWN_LISTENER, Action.NONE, None, host, port, words))
+        yield
 
     def _unclaimed(
         self, row: Row, known: dict[WorkerId, Whereabouts], listener: Listener | None, report: Report
     ) -> None:
         """Report a row that was written by hand, with who listens on its port where it is adopted."""
         whereabouts = known.get(row.key.worker) if row.key.worker else None
-        if (whereabouts is not None and whereabouts.lease is not None) or row.key in (report.kept or {}):
+        if (whereabouts is not None and whereabouts.lease is not None) or row.key in report.settled:
             return  # settled already: by its worker's lease, or by that of its port
         difference = of_row(row, whereabouts, None)
         if difference is not None and listener is not None:
@@ -265,12 +274,14 @@ class Reconciler:
 
     def _compared(self, nominated: Sequence[WorkerId | RowKey], report: Report) -> Settlement:
         by_key: dict[RowKey, WorkerId | None] = {}
+        by_lease: set[RowKey] = set()
         without_key: list[WorkerId] = []
         for one in nominated:
             if isinstance(one, tuple):
                 by_key.setdefault(one, one.worker)
             elif (key := self.rows.key_of(one)) is not None:
                 by_key[key] = one
+                by_lease.add(key)
             else:
                 without_key.append(one)
         known = self._find([*by_key.values(), *without_key])
@@ -284,13 +295,16 @@ class Reconciler:
         rows |= others
         by_key |= {key: key.worker for key in others}
         known |= self._find(key.worker for key in others)
+        elsewhere = set() if report.pending is None else self._leased_elsewhere(by_key, by_lease, known)
         todo = Settlement()
         for key, why_not in unknown.items():
             lease = leases[key]
-            if lease and (difference := of_lease(lease, key, None, why_not)):
+            if lease and key not in elsewhere and (difference := of_lease(lease, key, None, why_not)):
                 self._refuse(difference, report)
             del by_key[key]
         for key, worker in by_key.items():
+            if key in elsewhere:
+                continue
             whereabouts = known.get(worker) if worker else None
             self._decide(key, whereabouts, rows.get(key), tenants, standing, todo, report)
         for worker in without_key:
@@ -298,6 +312,14 @@ class Reconciler:
             if lease and (difference := of_lease(lease, None, None)):
                 self._refuse(difference, report)
         return todo
+
+    @staticmethod
+    def _leased_elsewhere(
+        by_key: dict[RowKey, WorkerId | None], by_lease: set[RowKey], known: dict[WorkerId, Whereabouts]
+    ) -> set[RowKey]:
+        """Return the workers whose rows were met away from their leases, where the walk shows them."""
+        found = ((key, known.get(worker)) for key, worker in by_key.items() if worker and key not in by_lease)
+        return {key for key, whereabouts in found if whereabouts and whereabouts.lease}
 
     def _decide(
         self,
@@ -321,6 +343,8 @@ class Reconciler:
                     todo.crowded.append((key, lease))
         else:
             difference = of_row(row, known, tenants.get(row.place)) if row else None
+            if row and row.fence is None:
+                report.settled.add(key)
             if difference and difference.stop:
                 todo.stops.append(difference)
         if difference:

@@ -41,8 +41,24 @@ _FOLLOWS_LEASE = tuple(column for column in COLUMNS if column not in _NEVER_REPL
 """What an upsert replaces; `created_at` and what others added stay."""
 
 
+_POSITION = "position"
+
 NO_INSTANCE = -1
 """The instance of a row whose column is NULL: no lease has it, and no statement meets it as if it were number 0."""
+
+
+class _TupleId(sa.types.UserDefinedType[str]):
+    """PostgreSQL's position of a row."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_options: object) -> str:
+        """Return its name in SQL."""
+        return "tid"
+
+    def bind_expression(self, bindvalue: sa.BindParameter[str]) -> sa.ColumnElement[str]:
+        """Return a value as the database compares it."""
+        return sa.cast(sa.type_coerce(bindvalue, sa.Text()), self)
 
 
 class RowKey(NamedTuple):
@@ -190,7 +206,10 @@ class Rows:
                 yield self._row(one)
             if len(found) < READ_AT_ONCE:
                 return
-            last = [sa.literal(found[-1][_READ.index(name)], key.type) for name, key in order.items()]
+            last = [
+                sa.literal(found[-1][-1 if name == _POSITION else _READ.index(name)], key.type)
+                for name, key in order.items()
+            ]
             page = query.where(sa.tuple_(*keys) > sa.tuple_(*last)).order_by(*keys).limit(READ_AT_ONCE)
 
     def unclaimed(self, database: Database) -> Iterator[Row]:
@@ -203,9 +222,15 @@ class Rows:
         query = self._select.where(self._is_live, by_hand)
         has_key = sa.and_(*(column.is_not(None) for column in self._worker_order.values()))
         yield from self._pages(database, query.where(has_key), self._worker_order)
-        with database.reading() as connection:
-            without_key = list(self._read(connection, query.where(sa.not_(has_key))))
-        yield from without_key
+        position = self._position(database)
+        yield from self._pages(database, query.where(sa.not_(has_key)).add_columns(position), {_POSITION: position})
+
+    def _position(self, database: Database) -> sa.ColumnElement[Any]:
+        """Return where a row lies in the table's file: an order of rows whose key has a NULL."""
+        table = database.engine.dialect.identifier_preparer.format_table(self.layout.runners)
+        if database.is_sqlite:
+            return sa.literal_column(f"{table}.rowid", sa.BigInteger())
+        return sa.literal_column(f"{table}.ctid", _TupleId())
 
     def other_pools(self, connection: Connection) -> dict[str, int]:
         """Return how many live rows each other pool has."""
@@ -245,7 +270,9 @@ class Rows:
 
     def _row(self, found: Sequence[Any]) -> Row:
         """Return a row as it is read; what SQLite's columns hold of another type than theirs is unknown."""
-        org, plugin, instance, host, port, word, fence, pid, expires_at, restarts, error, its_org, its_plugin = found
+        org, plugin, instance, host, port, word, fence, pid, expires_at, restarts, error, its_org, its_plugin, *_ = (
+            found
+        )
         states = self.layout.names.states_of(_text(word) or "")
         return Row(
             key=RowKey(

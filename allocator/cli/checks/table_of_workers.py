@@ -46,7 +46,7 @@ def check_drift(at: Desk) -> Iterator[Finding]:
         if not check(database, at.settings.table).is_fit:
             return
         found = differences(at.allocator, database, at.settings.table, refreshes=at.settings.refresh_expiry)
-    kinds = Counter(one.kind for one in found if one.kind is not Kind.UNKNOWN_LISTENER)
+        kinds = Counter(one.kind for one in found if one.kind is not Kind.UNKNOWN_LISTENER)
     counts = {str(kind): count for kind, count in sorted(kinds.items())}
     if counts:
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items())

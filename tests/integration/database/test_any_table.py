@@ -100,7 +100,7 @@ def test_their_table_is_adopted_recorded_reconciled_and_restored(
         assert live(theirs) == {
             of(lease.worker): (lease.host, lease.port, words.get(lease.state, "RUNNING")) for lease in leases
         }
-        assert differences(ports, theirs, NAMES) == []
+        assert list(differences(ports, theirs, NAMES)) == []
         before = rows_of(theirs, "SELECT id, note FROM plugin_instances WHERE note IS NOT NULL ORDER BY note")
         assert len(before) == ROWS
         with redis.Redis.from_url(redis_url) as client:
@@ -133,7 +133,7 @@ def test_a_worker_whose_plugin_or_organisation_has_no_row_is_named_and_not_lease
         "nobody/@hay/plugin-p1#0": "no row of organizations has the slug 'nobody'; add it",
     }
     assert live(theirs) == {of(good.worker): ("web-1", good.port, "STARTING")}
-    found = differences(ports, theirs, NAMES)
+    found = list(differences(ports, theirs, NAMES))
     assert {(one.worker, str(one.kind), str(one.action)) for one in found} == {
         (worker, "missing-row", "nothing") for worker in report.refused
     }
@@ -200,7 +200,7 @@ def test_words_of_states_are_literals_and_never_part_of_a_statement(
         found = {row["port"]: row["runtime_state"] for row in rows_of(database, "SELECT * FROM plugin_runners")}
         assert found[ready.port] == words["ready"]
         assert set(found.values()) == set(words.values())
-        assert differences(ports, database, names) == []
+        assert list(differences(ports, database, names)) == []
         assert check(database, names).findings == []
 
 

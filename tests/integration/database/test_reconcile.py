@@ -379,3 +379,30 @@ def test_many_more_than_fit_into_one_batch(reconciler: Reconciler, ports: PortAl
     report = reconciler.run(Report())
     assert report.counts == {"unknown-row": 5_000, "missing-row": 1}
     assert table.places()["org-1/email#0"] == ("web-1", lease.port, "starting")
+
+
+def test_what_is_shown_comes_in_pages_and_each_difference_once(
+    reconciler: Reconciler, ports: PortAllocator, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a page is: a row away from its lease, ports that were swapped, rows of the manual days, a lost row."""
+    leases = [ports.claim("email", org=f"org-{n}") for n in range(12)]
+    reconciler.run(Report())
+    table.run("DELETE FROM plugin_runners WHERE organization_id = 'org-0'")
+    table.run("UPDATE plugin_runners SET runtime_state = 'draining' WHERE organization_id = 'org-1'")
+    table.run("UPDATE plugin_runners SET port = :port WHERE organization_id = 'org-11'", port=leases[0].port)
+    table.run("UPDATE plugin_runners SET host = 'web-0' WHERE organization_id = 'org-5'")
+    for number in range(7):
+        table.add(f"org-m{number}/crm", host="web-2", port=6_000 + number, runtime_state="ready")
+    monkeypatch.setattr("allocator.database.rows.READ_AT_ONCE", 2)
+    monkeypatch.setattr("allocator.database.reconciler.WALKED_AT_ONCE", 3)
+    monkeypatch.setattr("allocator.database.adoption.BATCH", 2)
+    found = drift(reconciler)
+    assert {worker for worker, kind in found.items() if kind == "missing-row"} == {"org-0/email#0"}
+    assert {worker for worker, kind in found.items() if kind == "wrong-port"} == {"org-5/email#0", "org-11/email#0"}
+    assert {worker for worker, kind in found.items() if kind == "wrong-state"} == {"org-1/email#0"}
+    assert {worker for worker, kind in found.items() if kind == "unknown-row"} == {f"org-m{n}/crm#0" for n in range(7)}
+    assert len(found) == 11
+    assert list(found)[-7:] == [f"org-m{number}/crm#0" for number in range(7)]
+    for _ in range(2):  # the row of a newer lease stands in the way of the first pass
+        reconciler.run(Report())
+    assert set(drift(reconciler).values()) == {"unknown-row"}

@@ -105,9 +105,9 @@ def test_every_command_with_a_database_does_its_work_through_a_pooler(pooled: st
                 (fleet.pool.name, fleet.pool.first + 3),
             )
         leave_settings_behind(pooled)
-        assert "adopted" in run("adopt")
-        run("claim", "email", "--org", "org-2", "--record")
-        fleet.ports.claim("email", org="org-3")
+        assert "adopted" in run("adopt", "--ttl", "10m")
+        run("claim", "email", "--org", "org-2", "--record", "--ttl", "10m")
+        fleet.ports.claim("email", org="org-3", ttl=600.0)
         assert "1 rows written" in run("reconcile", "--once")
         _, out, err = finish(fleet.spawn("doctor", "--format", "json", variables=variables))
         assert "Traceback" not in err
