@@ -46,11 +46,14 @@ class Transport {
   /** The same; resolves to the answer's JSON as `answer` and its `headers`. */
   async exchange(method, path, { body, token, query, waitMs = 0, signal } = {}) {
     const deadline = performance.now() + this.timeoutMs + waitMs;
+    let known; // the last attempt may have no time left: what an earlier one met is the reason
     for (let attempt = 0; ; attempt += 1) {
       let due = backoffMs(attempt);
       try {
         return await this.#once(method, path, { body, token, query, signal, timeout: Math.max(1, deadline - performance.now()) });
       } catch (error) {
+        if (error.type === "timeout" && known) throw known;
+        known = error;
         const passing = ["unreachable", "timeout"].includes(error.type) || error.status === 503 || error.status === 429;
         if (error.retryAfterMs != null) due = Math.max(due, error.retryAfterMs);
         if (!passing || performance.now() + due >= deadline) throw error;

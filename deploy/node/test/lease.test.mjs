@@ -3,6 +3,7 @@ import { once } from "node:events";
 import http from "node:http";
 import { inspect } from "node:util";
 import { test } from "node:test";
+import { setTimeout as pause } from "node:timers/promises";
 
 import { HeldLease, PortleaseError } from "../index.mjs";
 import { client, event, freshOrg, leasesOf, skip } from "./support.mjs";
@@ -136,17 +137,17 @@ test("events are iterated until the signal is aborted", { skip }, async () => {
   const org = freshOrg();
   const stop = new AbortController();
   const seen = [];
-  let lease;
   // The stream has no message that says when it begins: leases are claimed until one is seen in it.
-  const claims = setInterval(async () => {
-    lease ??= await ports.claim("email", { org });
-    await ports.release(lease);
-    lease = undefined;
-  }, 50);
+  const claims = (async () => {
+    while (!stop.signal.aborted) {
+      await ports.release(await ports.claim("email", { org }));
+      await pause(50);
+    }
+  })();
   for await (const found of ports.events({ signal: stop.signal })) {
     if (found.data?.worker?.startsWith?.(`${org}/`) || JSON.stringify(found.data).includes(org)) seen.push(found);
     if (seen.length >= 2) stop.abort();
   }
-  clearInterval(claims);
+  await claims;
   assert.ok(seen.every((found) => found.id && found.type));
 });
