@@ -23,6 +23,7 @@ from allocator.operations import queue  # noqa: F401  # as above
 
 CLONE_NEWNET = 0x40000000
 TTL_S = 1.5
+LINE_TTL_S = 5.0
 MOST_HELD = 50
 
 
@@ -64,8 +65,8 @@ class Host:
             self.rng.choice(["email", "stripe", "crm", "chat"]),
             org=f"org-{self.rng.randrange(12)}",
             instance=self.number * 1_000 + self.turn % 1_000,
-            ttl=TTL_S,
-            wait=self.rng.choice([None, 0.3]) if self.way == "limits" else 2.0,
+            ttl=TTL_S if self.way == "limits" else LINE_TTL_S,
+            wait=self.rng.choice([None, 0.3]) if self.way == "limits" else 0.5,
         )
         try:
             self.held[lease.port] = lease, socket.create_server((self.address, lease.port))

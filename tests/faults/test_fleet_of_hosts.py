@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOSTS = 50
+TTL_MS = 5_000
+"""Of those who wait in line, as in fleet_host.py."""
 SECONDS = float(os.environ.get("FLEET_SECONDS", "6"))
 ROOT = Path(__file__).parents[2]
 LIMITS = {"max_per_org": 60, "max_per_plugin": 150, "max_instances": 25}
@@ -47,7 +49,7 @@ def run_fleet(ports: PortAllocator, url: str, spec: PoolSpec, way: str) -> Itera
             events = ports.store.read_events(stream, cursor, 5_000)
             seen += len(events)
             assert trimmed(ports, stream) <= seen, "events were trimmed before they were read"
-            yield from (fields for _, fields in events)
+            yield from (fields | {"at": cursor.partition("-")[0]} for cursor, fields in events)
             cursor = events[-1][0] if events else cursor
             if not events:
                 if ended:
@@ -154,21 +156,48 @@ def test_no_duplicates_and_no_limit_exceeded_at_any_moment(
 
 
 def test_every_wait_is_served_in_order(ports: PortAllocator, redis_url: str, pool: PoolSpec) -> None:
-    """Thirty ports for fifty hosts that all wait: one line, served from its head."""
+    """Thirty ports for fifty hosts that all wait: one queue, and who is served leaves ports for all who came before."""
     name = f"{pool.name}-line"
     spec = replace(pool, name=name, last=pool.first + 29, scope="fleet", cooldown_ms=0)
     ports.apply_pool(spec)
-    line: list[str] = []
-    passed_by: list[tuple[str, list[str]]] = []
     with PortAllocator.from_url(redis_url, pool=name, host="observer") as observer:
-        for event in run_fleet(observer, redis_url, spec, "line"):
-            if event["type"] == "queued":
-                line.append(event["worker"])
-            elif event["type"] == "granted" and event["worker"] in line:
-                at = line.index(event["worker"])
-                passed_by.append((event["worker"], line[:at]))
-                del line[at]
-    served = {worker for worker, _ in passed_by}
-    print(f"line: {len(passed_by):,} waits served")
-    assert len(passed_by) > 20
-    assert [(worker, one) for worker, before in passed_by for one in before if one in served] == []
+        events = list(run_fleet(observer, redis_url, spec, "line"))
+    line: list[str] = []
+    waits: list[tuple[int, str, list[str]]] = []
+    for number, event in enumerate(events):
+        if event["type"] == "queued":
+            line.append(event["worker"])
+        elif event["type"] == "granted" and event["worker"] in line:
+            at = line.index(event["worker"])
+            waits.append((number, event["worker"], line[:at]))
+            del line[at]
+    served = {worker for _, worker, _ in waits}
+    print(f"line: {len(waits):,} waits served")
+    assert len(waits) > 20
+    lives = lives_of_leases(events)
+    passed_by = []
+    for number, worker, before in waits:
+        now = int(events[number]["at"])
+        leased = sum(since < number < until and now < until_ms for since, until, until_ms in lives)
+        if ahead := [one for one in before if one in served]:
+            passed_by += [(worker, ahead)] if leased + len(ahead) >= spec.size else []
+    assert passed_by == []
+
+
+def lives_of_leases(events: list[dict[str, str]]) -> list[tuple[int, int, int]]:
+    """Return from which event to which, and until when in ms, each lease surely lived.
+
+    A renewal makes no event, and a release of one that ran out may be the first that is seen of its end: so it surely
+    lived for a TTL from its last event at most.
+    """
+    began: dict[str, int] = {}
+    last: dict[str, int] = {}
+    lives = []
+    for number, event in enumerate(events):
+        port, kind = event["port"], event["type"]
+        if port in began and kind in ENDED | {"reasserted"}:
+            lives.append((began.pop(port), number, last[port] + TTL_MS))
+        if kind in {"granted", "reasserted"}:
+            began[port] = number
+        last[port] = int(event["at"])
+    return lives + [(since, len(events), last[port] + TTL_MS) for port, since in began.items()]
