@@ -150,6 +150,8 @@ class PoolIn(Enum):
     """Where a request states which pool it means."""
 
     QUERY = auto()
+    OWN = auto()
+    """It means the server's own, whatever its query names."""
     NOWHERE = auto()
 
 
@@ -182,8 +184,8 @@ def requires(scope: Scope, *, pool: PoolIn = PoolIn.QUERY, is_seen_only: bool = 
             _check_site(request)
         if changes:
             _check_media_type(request)
-        if pool is PoolIn.QUERY:
-            check_pool(request, caller, request.query_params.get("pool"))
+        if pool is not PoolIn.NOWHERE:
+            check_pool(request, caller, request.query_params.get("pool") if pool is PoolIn.QUERY else None)
         return caller
 
     return check
@@ -220,6 +222,8 @@ def _check_media_type(request: Request) -> None:
 
 
 Reader = Annotated[Caller, Depends(requires(Scope.READ))]
+ReaderOfOwn = Annotated[Caller, Depends(requires(Scope.READ, pool=PoolIn.OWN))]
+"""Reads of the server's own pool alone."""
 ReaderOfAny = Annotated[Caller, Depends(requires(Scope.READ, pool=PoolIn.NOWHERE))]
 """Reads of all pools, which the route cuts down to those of the credential."""
 Taker = Annotated[Caller, Depends(requires(Scope.READ, is_seen_only=False))]

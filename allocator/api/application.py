@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
-from allocator.api import discovery, drift, events, fleet, health, leases, metrics, overview, pages, problems, samples
+from allocator.api import (
+    changes,
+    discovery,
+    drift,
+    events,
+    fleet,
+    health,
+    leases,
+    metrics,
+    overview,
+    pages,
+    problems,
+    samples,
+)
 from allocator.api.access import Access
 from allocator.api.background import WITHIN_S, end_tasks, in_thread
 from allocator.api.claims import Claims
@@ -90,12 +103,13 @@ def create_app(
     application.state.hubs = hubs
     application.state.keepers = keepers
     application.state.samples = sampled
+    application.state.followed = changes.Followed()
     application.state.drift = drift_view
     application.state.targets = discovery.Targets()
     application.add_middleware(HeadMiddleware)
     application.add_middleware(LimitMiddleware, limits=limits or Limits(), access=access)
     application.add_middleware(metrics.RequestMetrics, metrics=counted)
-    for module in (leases, fleet, overview, drift, events, discovery, samples, health, metrics, pages):
+    for module in (leases, fleet, overview, changes, drift, events, discovery, samples, health, metrics, pages):
         application.include_router(module.router)
     problems.install(application)
     _document(application)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -36,7 +37,8 @@ class Cell:
         until: Until when it rests; None for a lease.
         lease: Its lease, or None.
         is_whole: Whether all of the lease was read, not only what an event contains.
-        text: What a search looks through.
+        judged: What is wrong with the lease, behind the lease and the time that this was found of.
+        searched: What a search looks through, behind the lease that it was made of.
     """
 
     status: str
@@ -45,11 +47,33 @@ class Cell:
     until: float | None = None
     lease: Lease | None = None
     is_whole: bool = True
-    text: str = ""
+    judged: tuple[Lease, float | None, Problem | None] | None = None
+    searched: tuple[Lease, str] | None = None
 
-    def __post_init__(self) -> None:
-        if self.lease is not None:
-            self.text = searched_text(self.lease)
+    @property
+    def text(self) -> str:
+        """What a search looks through, made when one does."""
+        if self.lease is None:
+            return ""
+        if self.searched is None or self.searched[0] is not self.lease:
+            self.searched = self.lease, searched_text(self.lease)
+        return self.searched[1]
+
+
+class Judged(NamedTuple):
+    """What is wrong with a host.
+
+    Attributes:
+        until: Until when this holds while nothing changes, in Unix seconds.
+        severity: How bad the worst is; 0 when nothing is wrong.
+        problems: Worst first.
+        besides_room: The same list, or a shorter one without the problem that it has no free port.
+    """
+
+    until: float
+    severity: int
+    problems: list[Problem]
+    besides_room: list[Problem]
 
 
 @dataclass(slots=True)
@@ -61,26 +85,26 @@ class HostEntry:
         known: What Redis has of it.
         cells: By port.
         heard_at: When its last heartbeat is known to have been.
-        read_at: When it was read last, by the server's clock.
         condition_since: Since when it is cordoned or draining, where an event reported it.
         changed_at: When an event changed it last.
+        rested_at: When the first of its ports that rest will have done so.
         late: That nobody renews its leases, as it was read.
-        judged: What is wrong with it, and when that was found.
+        judged: What is wrong with it, until it changes.
         counted: Its counts, until it changes.
-        drawn: It as JSON, with the problems that this goes by, until it changes.
+        drawn: It as JSON, behind what is wrong with it, until it changes.
     """
 
     name: str
     known: KnownHost | None = None
     cells: dict[int, Cell] = field(default_factory=dict)
     heard_at: float | None = None
-    read_at: float = 0.0
     condition_since: float | None = None
     changed_at: float = 0.0
+    rested_at: float = math.inf
     late: Problem | None = None
-    judged: tuple[float, list[Problem]] | None = None
+    judged: Judged | None = None
     counted: Counter[str] | None = None
-    drawn: tuple[list[Problem], str] | None = None
+    drawn: tuple[Judged, str] | None = None
 
     @property
     def leases(self) -> list[Lease]:

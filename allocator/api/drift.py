@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from allocator.api.access import Reader
+from allocator.api.access import ReaderOfOwn
 from allocator.api.background import in_thread
 from allocator.api.routes import problems
 from allocator.model.leases import written_time
@@ -94,7 +94,7 @@ class DriftView:
 
 
 @router.get("/drift", responses=problems())
-async def drift(request: Request, _caller: Reader) -> DriftBody:
+async def drift(request: Request, _caller: ReaderOfOwn) -> DriftBody:
     """Return where the table of workers differs from the leases of the server's pool, at most 500 differences."""
     view: DriftView | None = request.app.state.drift
     return await view.now() if view else DriftBody(compared=False)

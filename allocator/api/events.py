@@ -8,7 +8,7 @@ for half a minute is disconnected; it comes back with its id and misses nothing.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import ValidationError
@@ -40,6 +40,9 @@ HISTORY_PAGE = 1_000
 HISTORY_EVENTS = 20_000
 """How far back a history looks: the stream is capped at about 10,000."""
 
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 EventId = Annotated[str | None, Query(pattern=EVENT_ID, description="The id of the last event that is known.")]
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=EVENT_ID)]
 
@@ -78,8 +81,7 @@ class Hubs:
 @router.get(
     "/events",
     response_class=Response,
-    responses=problems(404)
-    | {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=problems(404) | STREAMS,
 )
 async def stream(
     request: Request,
@@ -93,25 +95,34 @@ async def stream(
     at = claims.pool(pool)
     await claims.rules(at)  # a pool that nobody defined is a problem, and no endless silence
     hubs: Hubs = request.app.state.hubs
-    if hubs.listeners >= MAX_STREAMS:
-        raise ProblemError(TOO_MANY, f"{MAX_STREAMS} listen already; try again later", headers={"Retry-After": "30"})
+    check_listeners(hubs)
     hub = await hubs.start(at.session.pool)
     known = last_event_id or after
-    return EventStream(hub, position_of(known) if known else None)
+    return EventStream(hub, _chunks(hub, position_of(known) if known else None))
+
+
+def check_listeners(hubs: Hubs) -> None:
+    """Refuse one more stream when there are as many as there may be.
+
+    Raises:
+        ProblemError: When there are.
+    """
+    if hubs.listeners >= MAX_STREAMS:
+        raise ProblemError(TOO_MANY, f"{MAX_STREAMS} listen already; try again later", headers={"Retry-After": "30"})
 
 
 class EventStream(EventSourceResponse):
     """A response that goes on as long as its listener listens and takes what is sent.
 
     Args:
-        hub: Where the events come from.
-        known: The position of the last event that the listener knows; None: from now on.
+        hub: The events of the pool that it is about, where its listener is counted.
+        chunks: What is sent.
     """
 
-    def __init__(self, hub: Hub, known: Position | None) -> None:
+    def __init__(self, hub: Hub, chunks: AsyncIterator[bytes]) -> None:
         self._hub = hub
         super().__init__(
-            _chunks(hub, known),
+            chunks,
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             ping=int(PING_S),
             ping_message_factory=lambda: ServerSentEvent(comment="ping"),

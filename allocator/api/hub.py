@@ -14,7 +14,7 @@ import json
 import logging
 import re
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from allocator.api.background import end_tasks
 from allocator.model.errors import AllocatorError, InvalidInputError
@@ -51,18 +51,37 @@ Position = tuple[int, int]
 Fields = dict[str, str]
 
 
-class PoolEvent(NamedTuple):
+class PoolEvent:
     """One event as it is sent.
+
+    Args:
+        identifier: Its id.
+        fields: Its fields, as the script wrote them.
 
     Attributes:
         position: Its id as two numbers, in order of time.
-        fields: Its fields, as the script wrote them.
-        frame: The frame of server-sent events that it makes.
     """
 
-    position: Position
-    fields: Fields
-    frame: bytes
+    __slots__ = ("_frame", "_identifier", "fields", "position")
+
+    def __init__(self, identifier: str, fields: Fields) -> None:
+        self.position = position_of(identifier)
+        self.fields = fields
+        self._identifier = identifier
+        self._frame: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<PoolEvent {self._identifier} {self.fields.get('type', '')}>"
+
+    @property
+    def frame(self) -> bytes:
+        """The frame of server-sent events that it makes, made when somebody listens, once for all."""
+        if self._frame is None:
+            body = json.dumps(as_json(self._identifier, self.fields), separators=(",", ":"))
+            kind = self.fields.get("type", "")
+            shown = kind if _TYPE.fullmatch(kind) else "event"
+            self._frame = f"id: {self._identifier}\nevent: {shown}\ndata: {body}\n\n".encode()
+        return self._frame
 
 
 def position_of(identifier: str) -> Position:
@@ -96,14 +115,6 @@ def as_json(identifier: str, fields: Fields) -> dict[str, object]:
         worker = WorkerId.parse(fields.get("worker", ""))
         shown |= {"org": worker.org, "plugin": worker.plugin, "instance": worker.instance}
     return shown
-
-
-def event_of(identifier: str, fields: Fields) -> PoolEvent:
-    """Return an event of the stream as it is sent."""
-    body = json.dumps(as_json(identifier, fields), separators=(",", ":"))
-    kind = fields.get("type", "")
-    frame = f"id: {identifier}\nevent: {kind if _TYPE.fullmatch(kind) else 'event'}\ndata: {body}\n\n"
-    return PoolEvent(position_of(identifier), fields, frame.encode())
 
 
 class Hub:
@@ -170,11 +181,11 @@ class Hub:
             if self.is_away:
                 await self._set_back()
             for identifier, fields in rows:
-                self._keep(event_of(identifier, fields))
+                self._keep(PoolEvent(identifier, fields))
             if rows:
                 flows, began = loop.time() - read_at < 2 * READ_PACE_S, loop.time()
                 read_at = began
-                await self._wake(min(LONGEST_PACE_S, PACE_S * self._listeners))
+                await self._wake(min(LONGEST_PACE_S, PACE_S * len(self._waiting)))
                 if flows:
                     await asyncio.sleep(max(0.0, READ_PACE_S - (loop.time() - began)))
 
@@ -216,7 +227,7 @@ class Hub:
             newer = itertools.takewhile(lambda event: event.position > position, reversed(self._kept))
             return list(newer)[::-1]
         rows = await self._store.read_events(self._stream, identifier_of(position), PAGE)
-        return [event_of(identifier, fields) for identifier, fields in rows]
+        return [PoolEvent(identifier, fields) for identifier, fields in rows]
 
     def has_forgotten(self, position: Position) -> bool:
         """Return whether events after a position are in memory no more."""

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
+import math
 from collections import Counter, OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from allocator.api.cells import LETTERS, Cell, HostEntry, searched_text
+from allocator.api.cells import LETTERS, Cell, HostEntry, Judged
 from allocator.model import problems
 from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import LIVE_STATES, LeaseState
+from allocator.model.values import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from allocator.model.pools import PoolSpec
     from allocator.model.problems import Problem
@@ -32,8 +34,6 @@ BEGINS = frozenset({"granted", "reasserted", "restored"})
 ENDS = {"released": "cooling", "expired": "cooling", "superseded": "cooling", "declined": "quarantined"}
 MOST_DRAWN = 200
 """Ports of a pool whose hosts are written port by port; larger pools have counts only."""
-JUDGED_S = 5.0
-"""For how long what is wrong with a host that did not change is taken to be the same."""
 CLOCKS_S = 0.1
 """How far the time of an event and the time of a reading may be apart of what they seem."""
 LOST_S = 3_600.0
@@ -60,6 +60,9 @@ class FleetIndex:
         self.unread: OrderedDict[tuple[str, int], None] = OrderedDict()
         self.unread_hosts: set[str] = set()
         self._named = None if is_default else rules.name
+        self._totals: tuple[int, Counter[str]] = -1, Counter()
+        self._counts: dict[str, Counter[str]] = {}
+        self._taken: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return f"<FleetIndex of {self.rules.name}: {len(self.hosts)} hosts, version {self.version}>"
@@ -87,6 +90,7 @@ class FleetIndex:
             if entry.changed_at > now - CLOCKS_S:  # what an event reported meanwhile may be newer than what was read
                 self.unread_hosts.add(space)
             entry.cells = found
+            entry.rested_at = min((cell.until for cell in found.values() if cell.until is not None), default=math.inf)
             self._hear(entry, now)
         emptied = self.hosts.keys() - cells.keys() if space == FLEET_SPACE else set()
         for name in emptied:
@@ -111,7 +115,6 @@ class FleetIndex:
         leases = entry.leases
         heard = [lease.expires_at - lease.ttl_ms / 1_000 for lease in leases]
         entry.heard_at = max([entry.heard_at or 0.0, *heard]) or None
-        entry.read_at = now
         entry.late = problems.of_lateness(entry.name, leases, now, self._named)
 
     def load_port(self, host: str, one: KnownPort) -> None:
@@ -125,10 +128,13 @@ class FleetIndex:
 
     def keep_only(self, hosts: Iterable[str]) -> None:
         """Forget the hosts that Redis does not have any more."""
-        gone = self.hosts.keys() - set(hosts)
-        for name in gone:
-            del self.hosts[name]
-        self.version += bool(gone)
+        for name in self.hosts.keys() - set(hosts):
+            self.forget(name)
+
+    def forget(self, host: str) -> None:
+        """Forget a host."""
+        if self.hosts.pop(host, None) is not None:
+            self.version += 1
 
     def learn_since(self, fields: Mapping[str, str], at: float) -> None:
         """Take from an old event since when a port is as it was read; of several the newest has to come first."""
@@ -208,6 +214,7 @@ class FleetIndex:
             return
         rest_s = {"released": self.rules.cooldown_ms, "declined": 5_000}.get(kind, self.rules.grace_ms) / 1_000
         entry.cells[port] = Cell(ENDS[kind], at, fence, until=at + rest_s)
+        entry.rested_at = min(entry.rested_at, at + rest_s)
         if kind == "declined":
             self.unread_hosts.add(entry.name)  # how long it rests depends on how often it was declined
         if kind == "expired" and worker:
@@ -224,7 +231,6 @@ class FleetIndex:
             cell.lease = replace(cell.lease, state=LeaseState(state))
         if error is not None:
             cell.lease = replace(cell.lease, last_error=error)
-        cell.text = searched_text(cell.lease)
 
     def set_strangers(self, host: str, ports: Iterable[int], now: float) -> None:
         """Take which ports of the server's own host somebody listens on without a lease."""
@@ -244,11 +250,13 @@ class FleetIndex:
     def rest(self, now: float) -> None:
         """Free the ports that have rested long enough."""
         for entry in self.hosts.values():
-            rested = [port for port, cell in entry.cells.items() if cell.until is not None and cell.until <= now]
-            for port in rested:
+            if entry.rested_at > now:
+                continue
+            resting = {port: cell.until for port, cell in entry.cells.items() if cell.until is not None}
+            for port in [port for port, until in resting.items() if until <= now]:
                 del entry.cells[port]
-            if rested:
                 self._changed(entry.name)
+            entry.rested_at = min((until for until in resting.values() if until > now), default=math.inf)
         while self.lost and now - next(iter(self.lost.values()))[1] > LOST_S:
             self.lost.popitem(last=False)
 
@@ -268,13 +276,24 @@ class FleetIndex:
 
     def totals(self) -> Counter[str]:
         """Return how many ports there are of each status, and how many in all (`size`) and to claim (`free`)."""
-        found: Counter[str] = Counter()
-        for entry in self.hosts.values():
-            found.update(entry.counts())
+        if self._totals[0] != self.version:
+            self._totals = self.version, self._count()
+        return self._totals[1]
+
+    def _count(self) -> Counter[str]:
+        """Return the totals, for which only the hosts that changed are counted again."""
+        for name in self._counts.keys() - self.hosts.keys():
+            self._taken.subtract(self._counts.pop(name))
+        for name, entry in self.hosts.items():
+            before, counts = self._counts.get(name), entry.counts()
+            if counts is not before:
+                self._taken.subtract(before or ())
+                self._taken.update(counts)
+                self._counts[name] = counts
         spaces = 1 if self.rules.scope == "fleet" else len(self.shown)
-        taken = sum(found.values())
+        found = self._taken.copy()
         found["size"] = spaces * self.rules.size
-        found["free"] = max(0, found["size"] - taken)
+        found["free"] = max(0, found["size"] - self._taken.total())
         return found
 
     @property
@@ -298,13 +317,18 @@ class FleetIndex:
         )
 
     def problems_of(self, entry: HostEntry, now: float) -> list[Problem]:
-        """Return what is wrong with a host and its workers."""
-        if entry.judged is None or now - entry.judged[0] > JUDGED_S:
-            entry.judged = now, list(self._judge(entry, now))
-        return entry.judged[1]
+        """Return what is wrong with a host and its workers, worst first."""
+        return self.judged(entry, now).problems
 
-    def _judge(self, entry: HostEntry, now: float) -> Iterator[Problem]:
+    def judged(self, entry: HostEntry, now: float) -> Judged:
+        """Return what is wrong with a host and its workers, and how bad that is."""
+        if entry.judged is None or now > entry.judged.until:
+            entry.judged = self._judge(entry, now)
+        return entry.judged
+
+    def _judge(self, entry: HostEntry, now: float) -> Judged:
         known, pool = entry.known, self._named
+        is_open = not (known and (known.cordoned or known.draining))
         found = [
             problems.of_host(
                 entry.name,
@@ -315,20 +339,53 @@ class FleetIndex:
             ),
             entry.late,
         ]
-        if self.rules.scope != "fleet" and not (known and (known.cordoned or known.draining)):
-            free = self.free_of(entry)
-            found.append(problems.of_room(f"host {entry.name}", free, self.rules.size, entry.name, pool))
+        until = math.inf
         for port, cell in entry.cells.items():
             if cell.lease is not None:
-                found.append(problems.of_lease(cell.lease, now, cell.since, pool))
+                found.append(self._judge_lease(cell, now))
+                if cell.status == "starting" and found[-1] is None:
+                    until = min(until, problems.start_due_at(cell.lease, cell.since))
             elif cell.status == "quarantined":
                 found.append(problems.of_quarantine(port, entry.name, cell.since))
             elif cell.status == "stranger":
                 found.append(problems.of_stranger(port, "a process", None, entry.name, cell.since))
-        return (one for one in found if one is not None)
+        besides_room = every = sorted((one for one in found if one is not None), key=_rank)
+        if self.rules.scope != "fleet" and is_open:
+            free = self.free_of(entry)
+            full = problems.of_room(f"host {entry.name}", free, self.rules.size, entry.name, pool)
+            every = sorted([*besides_room, full], key=_rank) if full else every
+        return Judged(until, int(every[0].severity) if every else 0, every, besides_room)
 
-    def problems(self, now: float) -> list[Problem]:
-        """Return what is wrong in the pool, worst first, longest first among equals."""
+    def _judge_lease(self, cell: Cell, now: float) -> Problem | None:
+        """Return what is wrong with a worker; what does not depend on the time is found once."""
+        assert cell.lease is not None  # noqa: S101  # the caller's condition
+        if cell.judged is None or cell.judged[0] is not cell.lease or cell.judged[1] != cell.since:
+            found = problems.of_lease(cell.lease, now, cell.since, self._named)
+            if found is None and cell.status == "starting":
+                return None
+            cell.judged = cell.lease, cell.since, found
+        return cell.judged[2]
+
+    def problems(self, now: float, most: int | None = None) -> tuple[list[Problem], int]:
+        """Return what is wrong in the pool, worst first, longest first among equals, and how much that is.
+
+        Args:
+            now: The time, in Unix seconds by the server's clock.
+            most: How many are returned at most; None for all.
+        """
+        judged = [self.judged(entry, now) for entry in self.shown]
+        of_pool = self._problems_of_pool()
+        full = sum(one.problems is not one.besides_room for one in judged)
+        by_host = [one.problems if full <= MOST_FULL else one.besides_room for one in judged]
+        if full > MOST_FULL:
+            of_pool.append(problems.of_full_hosts(full, len(self.shown), self._named))
+        every = [found for found in (sorted(of_pool, key=_rank), *by_host) if found]
+        count = sum(map(len, every))
+        if most is not None and len(every) > most:  # the worst are among those of as many lists
+            every = sorted(every, key=lambda found: _rank(found[0]))[:most]
+        return list(itertools.islice(heapq.merge(*every, key=_rank), most)), count
+
+    def _problems_of_pool(self) -> list[Problem]:
         totals = self.totals()
         everywhere = problems.of_room(f"pool {self.rules.name}", totals["free"], totals["size"], pool=self._named)
         found = [everywhere] if everywhere and self.shown else []
@@ -337,15 +394,7 @@ class FleetIndex:
             by_host.setdefault(host, []).append(worker)
         for host, workers in by_host.items():
             found.append(problems.of_lost_workers(host, workers, self.lost[workers[0]][1], self._named))
-        full = 0
-        for entry in self.shown:
-            for one in self.problems_of(entry, now):
-                full += one.check == "full"
-                found.append(one)
-        if full > MOST_FULL:
-            found = [one for one in found if one.check != "full" or one.host is None]
-            found.append(problems.of_full_hosts(full, len(self.shown), self._named))
-        return sorted(found, key=lambda one: (-one.severity, one.since or now, one.host or "", one.port or 0))
+        return found
 
     def search(self, words: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:
         """Return the hosts and the leases that match all of the query, up to `most` of each, and how many leases do.
@@ -369,3 +418,8 @@ class FleetIndex:
             for lease in entry.leases:
                 found.setdefault((lease.org, lease.plugin), []).append(lease)
         return dict(sorted(found.items()))
+
+
+def _rank(one: Problem) -> tuple[int, float, str, int]:
+    """Return where a problem is among others: the worst first, of equals the one that has lasted longest."""
+    return -one.severity, one.since or math.inf, one.host or "", one.port or 0

@@ -32,12 +32,11 @@ if TYPE_CHECKING:
     from allocator.protocol.signatures.inspect import KnownPort
 
 CHECK_S = 60.0
+"""All hosts are read once in this time, evenly, so that no moment is busier than another."""
 PACE_S = 0.2
 """Between two batches of events: what happens is known within that time."""
 DETAILS = 4
 """Leases that are read after their events in one batch: 20 a second, a hundredth of a core."""
-PAUSE_S = 0.02
-"""Between two hosts of a check: 300 hosts take six seconds of each minute, and a hundredth of a core."""
 PAST_EVENTS = 10_000
 PAST_PAGE = 1_000
 FIRST_S = 15.0
@@ -68,9 +67,9 @@ class Keeper:
         self.index: FleetIndex | None = None
         self.failure: AllocatorError | None = None
         self.away_since: float | None = None
-        self.read_at: float | None = None
         self._answers: dict[tuple[object, ...], tuple[float, bytes]] = {}
         self._read = asyncio.Event()
+        self.closed = False
         self._tasks = [asyncio.get_running_loop().create_task(self._keep(), name="allocator-index")]
 
     def __repr__(self) -> str:
@@ -107,7 +106,13 @@ class Keeper:
 
     async def close(self) -> None:
         """Stop."""
+        self.closed = True
         await end_tasks(self._tasks)
+
+    @property
+    def hub(self) -> Hub:
+        """The pool's events."""
+        return self._hub
 
     @property
     def is_live(self) -> bool:
@@ -129,12 +134,11 @@ class Keeper:
         """Read all, then apply events until something is missing."""
         loop = asyncio.get_running_loop()
         position = self._hub.position
-        await self._read_all(pause_s=0.0)
+        await self._read_all(within_s=0.0)
         self.failure = None
         self._read.set()
         assert self.index is not None  # noqa: S101  # it was read just now
         checking: asyncio.Task[None] | None = None
-        checked_at = loop.time()
         try:
             while not self._hub.closed and not self._hub.is_away:
                 if self._hub.has_forgotten(position):
@@ -148,9 +152,8 @@ class Keeper:
                 await self._catch_up()
                 if checking is not None and checking.done():
                     checking = checking.result()
-                elif checking is None and loop.time() - checked_at > CHECK_S:
-                    checked_at = loop.time()
-                    checking = loop.create_task(self._read_all(pause_s=PAUSE_S), name="allocator-check")
+                elif checking is None:
+                    checking = loop.create_task(self._read_all(within_s=CHECK_S), name="allocator-check")
                 if position >= self._hub.position:
                     await self._hub.wait(1.0)
                 await asyncio.sleep(PACE_S)
@@ -185,7 +188,7 @@ class Keeper:
         """Return the server's time, as far as the last reading and the clock of this process tell it."""
         return asyncio.get_running_loop().time() + self._offset
 
-    async def _read_all(self, *, pause_s: float) -> None:
+    async def _read_all(self, *, within_s: float) -> None:
         await self._set_clock()
         rules = await self._at.run(pool_rules(self._at.session.context, self._at.session.pool, fresh=True))
         names = await self._at.run(listing.spaces(rules.name))
@@ -193,21 +196,23 @@ class Keeper:
         is_first = index is None or index.rules != rules
         if index is None or is_first:
             index = FleetIndex(rules, is_default=rules.name == self._claims.allocator.session.pool)
+        pause_s = within_s / max(1, len(names))
         for name in names:
             await self._read_host(index, name)
-            if pause_s:
-                await asyncio.sleep(pause_s)
+            await asyncio.sleep(pause_s)
+        if not names:
+            await asyncio.sleep(pause_s)
+        names = await self._at.run(listing.spaces(rules.name))  # some may be new since
         index.keep_only([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
         if is_first:
             await self._read_past(index)
         self.index = index
-        self.read_at = self.now()
 
     async def _read_host(self, index: FleetIndex, name: str) -> None:
         asked_at = self.now()
         known, ports = await self._at.run(listing.known_space(index.rules, name))
         if not known.identity and not ports and name != FLEET_SPACE:
-            index.hosts.pop(name, None)
+            index.forget(name)
             return
         index.load(name, known, ports, asked_at)
 

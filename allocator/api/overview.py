@@ -18,7 +18,7 @@ from allocator.model.leases import written_time
 from allocator.model.states import LeaseState
 
 if TYPE_CHECKING:
-    from allocator.api.cells import HostEntry
+    from allocator.api.cells import HostEntry, Judged
     from allocator.api.index import FleetIndex
     from allocator.api.keeper import Keeper, Keepers
     from allocator.model.problems import Problem
@@ -137,13 +137,15 @@ class ServicesBody(OverviewPage):
     services: list[ServiceBody]
 
 
-async def _keeper(request: Request, pool: str | None) -> tuple[Keeper, FleetIndex]:
+async def keeper_of(request: Request, pool: str | None) -> tuple[Keeper, FleetIndex]:
+    """Return the keeper of a pool, and its index when it has been read."""
     keepers: Keepers = request.app.state.keepers
     keeper = await keepers.of(pool or claims_of(request).allocator.session.pool)
     return keeper, await keeper.ready()
 
 
-def _head(keeper: Keeper, index: FleetIndex, total: int, offset: int, shown: int) -> dict[str, Any]:
+def page_head(keeper: Keeper, index: FleetIndex, total: int, offset: int, shown: int) -> dict[str, Any]:
+    """Return what all pages of an overview state of themselves."""
     return {
         "pool": index.rules.name,
         "live": keeper.is_live,
@@ -158,7 +160,8 @@ def _answer(content: bytes) -> Response:
     return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _json(body: dict[str, Any]) -> str:
+def encoded(body: dict[str, Any]) -> str:
+    """Return a body as it is sent."""
     return json.dumps(body, separators=(",", ":"))
 
 
@@ -171,39 +174,41 @@ async def fleet(
     request: Request, _caller: Reader, limit: HostsLimit = MOST_HOSTS, offset: Offset = 0, pool: PoolName = None
 ) -> Response:
     """Return a pool's counts and its hosts, worst first, with the counts and the ports of each."""
-    keeper, index = await _keeper(request, pool)
+    keeper, index = await keeper_of(request, pool)
     return _answer(keeper.answer(("fleet", limit, offset), lambda: _fleet(keeper, index, limit, offset)))
 
 
 def _fleet(keeper: Keeper, index: FleetIndex, limit: int, offset: int) -> bytes:
     now = keeper.now()
+    hosts = sorted(index.shown, key=lambda entry: (-index.judged(entry, now).severity, entry.name))
+    shown = [drawn_host(index, entry, now) for entry in hosts[offset : offset + limit]]
+    body = page_head(keeper, index, len(hosts), offset, len(shown)) | fleet_head(index, index.problems(now, 0)[1])
+    return f'{encoded(body)[:-1]},"hosts":[{",".join(shown)}]}}'.encode()
+
+
+def fleet_head(index: FleetIndex, problems_count: int) -> dict[str, Any]:
+    """Return what a pool's overview states of the pool as a whole, which has that many problems."""
     totals = index.totals()
-    hosts = sorted(
-        ((max((one.severity for one in index.problems_of(entry, now)), default=0), entry) for entry in index.shown),
-        key=lambda one: (-one[0], one[1].name),
-    )
-    shown = [_drawn_host(index, entry, int(severity), now) for severity, entry in hosts[offset : offset + limit]]
-    body = _head(keeper, index, len(hosts), offset, len(shown)) | {
+    return {
         "first": index.rules.first,
         "last": index.rules.last,
         "scope": index.rules.scope,
         "version": index.version,
         "size": totals["size"],
         "counts": _counts(totals, totals["free"]),
-        "problems": len(index.problems(now)),
+        "problems": problems_count,
     }
-    return f'{_json(body)[:-1]},"hosts":[{",".join(shown)}]}}'.encode()
 
 
-def _drawn_host(index: FleetIndex, entry: HostEntry, severity: int, now: float) -> str:
+def drawn_host(index: FleetIndex, entry: HostEntry, now: float) -> str:
     """Return a host as JSON, made again when it changed; in fleet scope every host changes with each lease."""
-    found = index.problems_of(entry, now)
-    if entry.drawn is None or entry.drawn[0] is not found or index.rules.scope == "fleet":
-        entry.drawn = found, _json(_host(index, entry, severity, now))
+    judged = index.judged(entry, now)
+    if entry.drawn is None or entry.drawn[0] is not judged or index.rules.scope == "fleet":
+        entry.drawn = judged, encoded(_host(index, entry, judged))
     return entry.drawn[1]
 
 
-def _host(index: FleetIndex, entry: HostEntry, severity: int, now: float) -> dict[str, Any]:
+def _host(index: FleetIndex, entry: HostEntry, judged: Judged) -> dict[str, Any]:
     known = entry.known
     return {
         "name": entry.name,
@@ -211,8 +216,8 @@ def _host(index: FleetIndex, entry: HostEntry, severity: int, now: float) -> dic
         "cordoned": known is not None and known.cordoned,
         "draining": known is not None and known.draining,
         "heard_at": written_time(entry.heard_at) if entry.heard_at else None,
-        "severity": severity,
-        "problems": len(index.problems_of(entry, now)),
+        "severity": judged.severity,
+        "problems": len(judged.problems),
         "ports": index.row(entry),
     }
 
@@ -222,17 +227,19 @@ async def problems_of_pool(
     request: Request, _caller: Reader, limit: RowsLimit = 100, offset: Offset = 0, pool: PoolName = None
 ) -> Response:
     """Return what is wrong in a pool, worst first, each with since when, whom it concerns and what to do about it."""
-    keeper, index = await _keeper(request, pool)
+    keeper, index = await keeper_of(request, pool)
 
-    def make() -> bytes:
-        found = index.problems(keeper.now())
-        shown = [_problem(one) for one in found[offset : offset + limit]]
-        return _json(_head(keeper, index, len(found), offset, len(shown)) | {"problems": shown}).encode()
-
-    return _answer(keeper.answer(("problems", limit, offset), make))
+    return _answer(keeper.answer(("problems", limit, offset), lambda: _problems(keeper, index, limit, offset)))
 
 
-def _problem(one: Problem) -> dict[str, Any]:
+def _problems(keeper: Keeper, index: FleetIndex, limit: int, offset: int) -> bytes:
+    found, total = index.problems(keeper.now(), offset + limit)
+    shown = [problem_row(one) for one in found[offset:]]
+    return encoded(page_head(keeper, index, total, offset, len(shown)) | {"problems": shown}).encode()
+
+
+def problem_row(one: Problem) -> dict[str, Any]:
+    """Return a problem as it is sent."""
     return {
         "check": one.check,
         "severity": int(one.severity),
@@ -254,9 +261,9 @@ async def search(
     pool: PoolName = None,
 ) -> SearchBody:
     """Search the workers, organisations, plugins, hosts, ports, pids (`pid:4242`), labels and last errors of a pool."""
-    keeper, index = await _keeper(request, pool)
+    keeper, index = await keeper_of(request, pool)
     hosts, leases, count = index.search(q.lower().split(), limit)
-    head = _head(keeper, index, count, 0, count)
+    head = page_head(keeper, index, count, 0, count)
     return SearchBody(**head, hosts=[entry.name for entry in hosts], leases=[LeaseBody.of(lease) for lease in leases])
 
 
@@ -265,7 +272,11 @@ async def services(
     request: Request, _caller: Reader, limit: RowsLimit = 100, offset: Offset = 0, pool: PoolName = None
 ) -> Response:
     """Return the services of a pool: workers wanted, ready, and where; those that lack most come first."""
-    keeper, index = await _keeper(request, pool)
+    keeper, index = await keeper_of(request, pool)
+    return _answer(keeper.answer(("services", limit, offset), lambda: _services(keeper, index, limit, offset)))
+
+
+def _services(keeper: Keeper, index: FleetIndex, limit: int, offset: int) -> bytes:
     found = []
     for (org, plugin), leases in index.services().items():
         wanted = sum(lease.state is not LeaseState.DRAINING for lease in leases)
@@ -285,4 +296,4 @@ async def services(
         }
         for _, org, plugin, wanted, ready, leases in found[offset : offset + limit]
     ]
-    return _answer(_json(_head(keeper, index, len(found), offset, len(shown)) | {"services": shown}).encode())
+    return encoded(page_head(keeper, index, len(found), offset, len(shown)) | {"services": shown}).encode()

@@ -197,7 +197,7 @@ def sorted_hosts(index: FleetIndex, now: float) -> list[HostEntry]:
 def pool_rows(index: FleetIndex, look: Look, words: list[str], most_problems: int) -> list[Row]:
     """Return the pool: problems, counters, what a filter found, hosts worst first."""
     totals = index.totals()
-    found = [one for one in index.problems(look.now) if all(word in one.what.lower() for word in words)]
+    found = [one for one in index.problems(look.now)[0] if all(word in one.what.lower() for word in words)]
     rows = [row(f"Problems ({len(found):,})" if found else "Nothing is wrong." if not words else "Problems (0)", "1")]
     rows += problem_rows(found[:most_problems], look)
     if len(found) > most_problems:

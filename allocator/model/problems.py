@@ -138,7 +138,7 @@ def of_lease(lease: Lease, now: float, since: float | None, pool: str | None = N
         since: Since when the lease is in its state, where that is known.
         pool: The pool, where it is not the default one.
     """
-    began = since or lease.starts_since or lease.granted_at
+    began = _began(lease, since)
     error = f": {lease.last_error}" if lease.last_error else ""
     is_up = lease.state in {LeaseState.READY, LeaseState.DRAINING}
     if lease.restarts >= CRASHES and not is_up:
@@ -162,6 +162,15 @@ def of_lease(lease: Lease, now: float, since: float | None, pool: str | None = N
         worker=str(lease.worker),
         since=began,
     )
+
+
+def _began(lease: Lease, since: float | None) -> float:
+    return since or lease.starts_since or lease.granted_at
+
+
+def start_due_at(lease: Lease, since: float | None) -> float:
+    """Return from when on a worker that is still starting is a problem, in Unix seconds."""
+    return _began(lease, since) + START_S
 
 
 def of_lateness(host: str, leases: list[Lease], now: float, pool: str | None = None) -> Problem | None:

@@ -2,6 +2,7 @@
 // this tab's session storage and puts it into one header; it never stands in an address.
 
 const KEY = "portlease-token";
+const MOST_PAUSE_MS = 5_000;
 
 export class Problem extends Error {
   constructor(status, detail) {
@@ -34,33 +35,39 @@ export async function read(path, parameters = {}) {
   return answer.json();
 }
 
-// Calls onEvent(type, data, id) for each event and onState("live" | "away" | "connecting") until the signal aborts.
-// `after` is the id of an event to begin behind, or null for what happens from now on.
-export async function follow(pool, after, onEvent, onState, signal) {
+// Follows a stream, and comes back to it when it ends: calls onEvent(type, data, id) for each event, and
+// onState("live") when it begins, onState("connecting", error) when it ended or an attempt failed, until the signal
+// aborts. `after` is the id of an event to begin behind, or null for what happens from now on.
+export async function follow(path, parameters, after, onEvent, onState, signal) {
   let last = after;
   let pause = 500;
   while (!signal.aborted) {
+    let wrong = null;
     try {
       const more = last ? { "Last-Event-ID": last } : {};
-      const query = new URLSearchParams({ pool });
-      const answer = await fetch(`v1/events?${query}`, { headers: headers(more), cache: "no-store", signal });
+      const query = new URLSearchParams(parameters);
+      const answer = await fetch(`${path}?${query}`, { headers: headers(more), cache: "no-store", signal });
       if (!answer.ok) throw await refusal(answer);
       onState("live");
       pause = 500;
       for await (const event of frames(answer.body)) {
+        if (signal.aborted) return;
         if (event.id) last = event.id;
-        if (event.type === "away") onState("away");
-        else if (event.type === "back") onState("live");
-        onEvent(event.type, event.data, event.id);
+        try {
+          onEvent(event.type, event.data, event.id);
+        } catch (error) { // a mistake in the page is not the server's
+          reportError(error);
+        }
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof Problem && error.status === 401) throw error;
+      if (error instanceof Problem && [401, 403].includes(error.status)) throw error;
+      wrong = error;
     }
     if (signal.aborted) return;
-    onState("connecting");
+    onState("connecting", wrong);
     await new Promise((resume) => setTimeout(resume, pause));
-    pause = Math.min(pause * 2, 15_000);
+    pause = Math.min(pause * 2, MOST_PAUSE_MS);
   }
 }
 

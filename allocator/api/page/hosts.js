@@ -65,6 +65,9 @@ export class HostList {
     }
     row.style.transform = `translateY(${top}px)`;
     row.setAttribute("aria-rowindex", String(at + 1));
+    const drawnFor = [...this.states, this.chosen, this.focus.host === host.name && this.focus.port].join(" ");
+    if (row.drawn === host && row.drawnFor === drawnFor) return; // a host that did not change is the same object
+    Object.assign(row, { drawn: host, drawnFor });
     row.dataset.severity = host.severity;
     const condition = host.draining ? " (drained)" : host.cordoned ? " (cordoned)" : "";
     const bad = host.severity > 1 ? `${host.severity > 2 ? "✕" : "!"} ` : "";

@@ -1,6 +1,6 @@
-// The status page: what is wrong comes first, then the hosts as rows of ports. It reads what the server's index says, and
-// reads again when the pool's events say that something happened, at most once a second. Its address names what is shown
-// (#/pool/host/port), so that it can be sent to a colleague. Nothing here changes a lease.
+// The status page: what is wrong comes first, then the hosts as rows of ports. It follows the overview of the pool, which
+// the server sends as a stream of what changed, and the events only while a panel or their view shows them. Its address
+// names what is shown (#/pool/host/port), so that it can be sent to a colleague. Nothing here changes a lease.
 
 import { Problem, follow, read, setToken } from "./client.js";
 import { drawCharts } from "./charts.js";
@@ -8,8 +8,9 @@ import { HostList } from "./hosts.js";
 import { Panel } from "./panel.js";
 import { SIGNS, byId, drawDrift, element, eventLine, number, problemRow, refreshAges, setText } from "./view.js";
 
-const PACE_MS = 1_000;
-const EVERY_MS = 30_000;
+const PACE_MS = 500; // between two readings beside the streams
+const SILENT_MS = 15_000; // the server sends something every 5 s
+const SERVICES_MS = 1_000;
 const SLOW_MS = 10_000; // samples and drift: the server looks no oftener
 const TYPING_MS = 150;
 const KEPT_EVENTS = 1_000;
@@ -21,8 +22,9 @@ const NAMED_WORKERS = 8; // of a service: those that are not ready, then hosts
 const CONDITIONS = { cordoned: ["‖", "cordoned"], drained: ["◐", "drained"] };
 
 const state = {
-  pools: [], pool: null, fleet: null, chosen: null, view: "fleet", states: new Set(), conditions: new Set(), words: "", problems: PAGE, services: PAGE,
-  events: [], away: null, following: null, timer: null, readAt: 0, slowAt: 0, past: false,
+  pools: [], pool: null, fleet: null, found: null, chosen: null, view: "fleet", states: new Set(), conditions: new Set(), words: "",
+  problems: PAGE, services: PAGE, away: null, following: null, heardAt: Date.now(), timer: null, readAt: 0, slowAt: 0, servicesAt: 0,
+  events: [], eventsOf: null, followingEvents: null, past: false, lastId: null,
 };
 const hosts = new HostList(byId("hosts"), (host, port) => go("fleet", host, port), (host) => address(host, ""));
 const panel = new Panel();
@@ -50,18 +52,98 @@ function route() {
   byId("services").hidden = view !== "services";
   byId("events-view").hidden = view !== "events";
   const isNew = panel.choose(state.pool, chosen);
-  if (view === "events" && !state.past) { state.past = true; followPool(); }
+  followEvents();
   draw();
+  if (view === "services") state.servicesAt = 0;
   if (isNew || view === "services") refresh();
 }
 
 function choosePool(pool) {
-  Object.assign(state, { pool, fleet: null, chosen: null, events: [], problems: PAGE, services: PAGE, slowAt: 0, past: false });
+  stopEvents();
+  Object.assign(state, { pool, fleet: null, found: null, chosen: null, events: [], past: false, lastId: null,
+    problems: PAGE, services: PAGE, slowAt: 0, servicesAt: 0 });
   byId("events").replaceChildren();
-  followPool();
+  followFleet();
 }
 
-// -- reading --
+// -- the streams --
+
+function followFleet() {
+  state.following?.abort();
+  state.following = new AbortController();
+  state.heardAt = Date.now();
+  const of = state.pool ? { pool: state.pool } : {};
+  follow("v1/fleet/changes", of, null, onChange, onState, state.following.signal).catch(async (error) => {
+    if (error.status !== 403 || state.pool || !await choosesAnother()) fail(error);
+  });
+}
+
+function onChange(type, data) {
+  state.heardAt = Date.now();
+  if (type === "problems" && state.problems === PAGE) state.found = data;
+  if (type === "fleet") {
+    const isFirst = !state.fleet;
+    state.fleet = merged(data.whole ? [] : state.fleet.hosts, data);
+    if (!state.pool) { state.pool = data.pool; route(); }
+    showConnection(data.live ? "live" : "away");
+    setAway(data.live ? null : "Redis does not answer");
+    setText(byId("read-at"), new Date().toLocaleTimeString());
+    if (isFirst) followEvents();
+    draw();
+    soon();
+  }
+  drawProblems();
+}
+
+// The hosts that were known with those that changed, worst first.
+function merged(known, changes) {
+  const found = new Map(known.map((host) => [host.name, host]));
+  for (const name of changes.gone) found.delete(name);
+  for (const host of changes.hosts) found.set(host.name, host);
+  return { ...changes, hosts: [...found.values()].sort((one, other) => other.severity - one.severity || (one.name < other.name ? -1 : 1)) };
+}
+
+function onState(word, wrong) {
+  if (word === "connecting") showConnection(word);
+  if (wrong) fail(wrong);
+}
+
+function showConnection(word) {
+  byId("connection").dataset.state = word;
+  setText(byId("connection"), { live: "live", away: "Redis is away", connecting: "reconnecting" }[word]);
+}
+
+// Events are followed while something shows them: the panel those from now on, their view those of the last hour too.
+function followEvents() {
+  const wanted = state.view === "events" ? "past" : state.chosen ? "new" : null;
+  if (!wanted) { stopEvents(); return; }
+  if (!state.fleet || wanted === state.eventsOf || state.eventsOf === "past") return;
+  stopEvents();
+  if (wanted === "past" && !state.past) Object.assign(state, { past: true, events: [], lastId: `${Date.parse(state.fleet.at) - PAST_MS}-0` });
+  const after = state.lastId ?? `${Date.parse(state.fleet.at)}-0`;
+  state.eventsOf = wanted;
+  state.followingEvents = new AbortController();
+  follow("v1/events", { pool: state.pool }, after, onEvent, () => {}, state.followingEvents.signal).catch(fail);
+}
+
+function stopEvents() {
+  state.followingEvents?.abort();
+  state.eventsOf = null;
+  if (!state.past) state.lastId = null;
+}
+
+function followAll() {
+  stopEvents();
+  followFleet();
+  followEvents();
+}
+
+function stopAll() {
+  stopEvents();
+  state.following?.abort();
+}
+
+// -- reading beside them --
 
 let reading = null;
 let again = false;
@@ -71,7 +153,7 @@ function soon() {
 }
 
 async function refresh() {
-  if (document.hidden && state.fleet) return; // read again when it is looked at
+  if (document.hidden || !state.fleet) return;
   if (reading) { again = true; return; }
   reading = readAll();
   await reading;
@@ -82,24 +164,21 @@ async function refresh() {
 async function readAll() {
   state.readAt = Date.now();
   try {
-    const pool = state.pool;
-    const of = pool ? { pool } : {};
-    const pools = state.pools.length ? null : readPools();
-    pools?.catch(() => {}); // is awaited below
-    const [fleet, problems] = await Promise.all([read("v1/fleet", of), read("v1/problems", { ...of, limit: state.problems })]);
-    if (pool !== state.pool) return;
-    if (!pool) { state.pool = fleet.pool; followPool(); route(); }
-    Object.assign(state, { fleet });
-    setAway(fleet.live ? null : "Redis does not answer");
-    drawProblems(problems);
-    draw();
-    await pools;
-    await Promise.all([panel.refresh(fleet, where()), state.view === "services" ? readServices() : null, readSlow()]);
-    setText(byId("read-at"), new Date().toLocaleTimeString());
+    if (!state.pools.length) await readPools();
+    await Promise.all([panel.refresh(state.fleet, where()), readProblems(), readServices(), readSlow()]);
   } catch (error) {
-    if (error.status === 403 && !state.pool && await choosesAnother()) { again = true; return; }
     fail(error);
   }
+}
+
+// The stream has the first problems; more of them are read when somebody wants them.
+async function readProblems() {
+  if (state.problems === PAGE) return;
+  const { pool, problems } = state;
+  const found = await read("v1/problems", { pool, limit: problems });
+  if (pool !== state.pool) return;
+  state.found = found;
+  drawProblems();
 }
 
 // A token may be for other pools than the server's own: the first of them is shown.
@@ -147,7 +226,7 @@ function fail(error) {
 
 // Says since when what is shown is not live, and greys it.
 function setAway(why) {
-  state.away = why ? { why, since: state.away?.since ?? new Date() } : null;
+  state.away = why ? { why, since: state.away?.since ?? new Date(state.heardAt) } : null;
   const notice = byId("problem");
   notice.hidden = !why;
   if (why) setText(notice, `Not live since ${state.away.since.toLocaleTimeString()}: ${why}. What is shown is older.`);
@@ -156,16 +235,19 @@ function setAway(why) {
 
 // -- drawing --
 
-function drawProblems(found) {
-  byId("problems-none").hidden = found.total > 0;
-  setText(byId("problems-title"), found.total ? `Problems (${number(found.total)})` : "Problems");
+function drawProblems() {
+  const { fleet, found } = state;
+  if (!fleet || !found) return;
+  const rest = fleet.problems > found.problems.length;
+  byId("problems-none").hidden = found.problems.length > 0;
+  setText(byId("problems-title"), found.problems.length ? `Problems (${number(fleet.problems)})` : "Problems");
   const critical = found.problems.filter((one) => one.severity === 3).length;
-  document.title = `${critical ? `✕ ${critical}${found.next === null ? "" : "+"} · ` : ""}portlease ${state.pool}`;
+  document.title = `${critical ? `✕ ${critical}${rest ? "+" : ""} · ` : ""}portlease ${state.pool}`;
   const list = byId("problems-list");
   const before = list.dataset.shown;
   list.dataset.shown = JSON.stringify(found.problems);
   if (before !== list.dataset.shown) list.replaceChildren(...found.problems.map((one) => problemRow(one, address)));
-  byId("problems-more").hidden = found.next === null;
+  byId("problems-more").hidden = !rest;
 }
 
 function draw() {
@@ -208,6 +290,8 @@ function drawFilters(box, signs, pressed, countOf) {
 }
 
 async function readServices() {
+  if (state.view !== "services" || Date.now() - state.servicesAt < SERVICES_MS) return;
+  state.servicesAt = Date.now();
   const found = await read("v1/services", { pool: state.pool, limit: state.services });
   byId("services-more").hidden = found.next === null;
   byId("services-table").tBodies[0].replaceChildren(...found.services.map((one) => element("tr", { "data-service": `${one.org}/${one.plugin}` },
@@ -256,16 +340,15 @@ async function runSearch() {
 
 // -- events --
 
-function onEvent(type, data) {
-  if (type === "away") { setAway("Redis does not answer"); return; }
-  if (data.at) {
-    state.events.unshift(data);
-    state.events.length = Math.min(state.events.length, KEPT_EVENTS);
-    addType(data.type);
-    panel.take(data);
-    if (state.view === "events") drawEventsSoon();
-  }
-  soon();
+function onEvent(type, data, id) {
+  if (!data.at) return;
+  state.lastId = id;
+  state.events.unshift(data);
+  state.events.length = Math.min(state.events.length, KEPT_EVENTS);
+  addType(data.type);
+  panel.take(data);
+  if (state.view === "events") drawEventsSoon();
+  if (state.chosen) soon();
 }
 
 let drawing = null;
@@ -290,22 +373,6 @@ function drawEvents() {
   byId("events-none").hidden = shown.length > 0;
 }
 
-function onState(word) {
-  const shown = { live: "live", away: "Redis is away", connecting: "reconnecting" }[word];
-  byId("connection").dataset.state = word;
-  setText(byId("connection"), shown);
-  if (word === "live") soon();
-  else if (word === "connecting") soon(); // the answer, or the lack of one, says what is wrong
-}
-
-function followPool() {
-  state.following?.abort();
-  state.following = new AbortController();
-  state.events = [];
-  const after = state.past ? `${Date.now() - PAST_MS}-0` : null;
-  if (state.pool) follow(state.pool, after, onEvent, onState, state.following.signal).catch(fail);
-}
-
 // -- the page as a whole --
 
 function listen() {
@@ -318,8 +385,8 @@ function listen() {
   });
   byId("pool").addEventListener("change", (event) => { location.hash = `#/${encodeURIComponent(event.target.value)}`; });
   byId("detail-close").addEventListener("click", () => go("fleet"));
-  byId("problems-more").addEventListener("click", () => { state.problems = Math.min(500, state.problems + 100); refresh(); });
-  byId("services-more").addEventListener("click", () => { state.services = Math.min(500, state.services + 100); refresh(); });
+  byId("problems-more").addEventListener("click", () => { state.problems = Math.min(500, state.problems + 100); soon(); });
+  byId("services-more").addEventListener("click", () => { state.services = Math.min(500, state.services + 100); state.servicesAt = 0; soon(); });
   byId("events-type").addEventListener("change", drawEvents);
   byId("events-words").addEventListener("input", drawEvents);
   document.addEventListener("keydown", (event) => {
@@ -329,12 +396,11 @@ function listen() {
       event.preventDefault();
     }
   });
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
+  document.addEventListener("visibilitychange", () => { if (document.hidden) stopAll(); else followAll(); });
   byId("sign-in-form").addEventListener("submit", () => {
     setToken(byId("token").value);
     byId("token").value = "";
-    if (state.pool) followPool();
-    refresh();
+    followAll();
   });
 }
 
@@ -343,15 +409,16 @@ let ticked = Date.now();
 
 function tick() {
   const now = Date.now();
-  if (now - ticked > SLEPT_MS + 5_000) {
-    if (state.pool) followPool();
-    refresh();
-  } else if (now - state.readAt > EVERY_MS || (state.away && now - state.readAt > 2_000)) refresh();
+  const isSilent = now - state.heardAt > SILENT_MS;
+  if (!document.hidden && (isSilent || now - ticked > SLEPT_MS + 5_000)) {
+    if (isSilent) setAway("the server does not answer");
+    followAll();
+  }
   ticked = now;
   refreshAges();
 }
 
 listen();
 route();
-refresh();
+if (!state.following) followFleet();
 setInterval(tick, 5_000);

@@ -1,5 +1,5 @@
 // The panel of what was chosen: a port with its worker, process and past, or a host with its condition. What is read is
-// read once; afterwards the pool's events say when to read again, so that an open panel costs the server nothing.
+// read once; afterwards the pool's events say when to read again, so that an open panel costs the server little.
 
 import { Problem, read } from "./client.js";
 import { SIGNS, age, bytes, byId, command, drawFacts, element, eventLine, number, setText } from "./view.js";
@@ -32,7 +32,7 @@ export class Panel {
     if (!isNew) return false;
     Object.assign(this, { lease: null, events: [], readAt: 0, isDirty: true });
     setText(byId("detail-title"), chosen.port ? `Port ${chosen.port} on ${chosen.host}` : `Host ${chosen.host}`);
-    setText(byId("history-title"), chosen.port ? "What happened to the port" : "What happened on the host, since the page was opened");
+    setText(byId("history-title"), chosen.port ? "What happened to the port" : "What happens on the host");
     for (const id of ["facts", "commands", "history"]) byId(id).replaceChildren();
     drawFacts([["Status", "reading …"]]);
     byId("detail-title").focus();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -13,6 +14,7 @@ from allocator import AsyncPortAllocator, PortAllocator
 from allocator.api.access import Access
 from allocator.api.application import create_app
 from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_line
+from allocator.model.states import LeaseState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,7 @@ NEEDED = {
     ("POST", "/v1/hosts/{host}/drain"): Scope.ADMIN,
     ("POST", "/v1/hosts/{host}/forget"): Scope.FORCE,
     ("GET", "/v1/fleet"): Scope.READ,
+    ("GET", "/v1/fleet/changes"): Scope.READ,
     ("GET", "/v1/problems"): Scope.READ,
     ("GET", "/v1/search"): Scope.READ,
     ("GET", "/v1/services"): Scope.READ,
@@ -73,7 +76,7 @@ def test_every_route_wants_exactly_its_scope(guarded, ports: PortAllocator, pool
     document = httpx.get(f"{url}/openapi.json").json()
     routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert routes == set(NEEDED)
-    lease = ports.claim("stripe", org="org-1")
+    lease = ports.claim("stripe", org="org-1", ttl="10m")
     for (method, path), needed in NEEDED.items():
         for token, scope in [(None, None), *((tokens[scope], scope) for scope in Scope)]:
             status = call(url, method, path, token, lease.port)
@@ -181,8 +184,6 @@ def test_without_credentials_no_header_is_another_caller(redis_url: str, pool) -
 @pytest.fixture
 def two_pools(redis_url: str, pool, ports: PortAllocator, tmp_path: Path) -> Iterator[tuple[str, str, str, str]]:
     """A server of one pool whose Redis has another, with a credential for that one alone: URL, token, both names."""
-    from dataclasses import replace
-
     other = replace(pool, name=f"{pool.name}-b", first=pool.first + 2_000, last=pool.last + 2_000)
     ports.apply_pool(other)
     token = new_api_token()
@@ -212,6 +213,41 @@ def test_a_credential_for_one_pool_opens_no_route_of_another(two_pools, ports: P
         assert f'pool="{pool}"' not in metrics
         assert "org-secret" not in metrics
     assert [one.fence for one in ports.leases()] == [lease.fence]
+
+
+def test_no_route_answers_a_credential_for_one_pool_with_anything_of_another(
+    two_pools, ports: PortAllocator, redis_url: str
+) -> None:
+    url, token, _, other = two_pools
+    ports.claim("email", org="org-secret", labels={"team": "secret"})
+    with PortAllocator.from_url(redis_url, pool=other, host="web-2") as theirs:
+        lease = theirs.claim("email", org="org-theirs")
+        theirs.renew(replace(lease, state=LeaseState.READY), rewrite=True)
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=url, headers=headers, timeout=20) as http:
+        for method, path in NEEDED:
+            if method != "GET" or path.startswith(("/healthz", "/readyz")):
+                continue
+            filled = path.format(host="web-2", port=lease.port, plugin="email", org="org-theirs")
+            with http.stream(
+                "GET", filled, params={"pool": other, "q": "org-"} | ({"after": "1-0"} if path == "/v1/events" else {})
+            ) as answer:
+                assert answer.status_code == (403 if path == "/v1/drift" else 200), (path, answer.read())
+                is_stream = answer.headers["content-type"].startswith("text/event-stream")
+                text = stream_until(answer, "org-theirs" if path == "/v1/events" else "web-2") if is_stream else ""
+                text += "" if is_stream else answer.read().decode()
+            assert "secret" not in text, path
+            assert "web-1" not in text, path
+
+
+def stream_until(answer: httpx.Response, word: str) -> str:
+    """Return what a stream sent until a word was in it."""
+    text = ""
+    for piece in answer.iter_text():
+        text += piece
+        if word in text:
+            return text
+    raise AssertionError(text)
 
 
 @pytest.mark.parametrize("end", ["pools=", "pools=a,,b", "pools=a b", "pool=a", "a", "pools=../a"])

@@ -24,8 +24,9 @@ def test_the_head_is_that_of_the_get(http, path: str) -> None:
     assert "content-length" in head.headers
 
 
-def test_the_head_of_a_stream_ends(http) -> None:
-    answer = http.head("/v1/events")
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/fleet/changes"])
+def test_the_head_of_a_stream_ends(http, path: str) -> None:
+    answer = http.head(path)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
 

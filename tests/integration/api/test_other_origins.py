@@ -76,7 +76,7 @@ def test_a_page_of_another_site_moves_no_turn_and_opens_no_stream(url: str, port
     for instance in (1, 2):
         ports.renew(replace(ports.claim("email", org="org-1", instance=instance), state=LeaseState.READY), rewrite=True)
     turns = [httpx.get(f"{url}/v1/resolve/email/org-1").json()["instance"] for _ in range(2)]
-    for path in ("/v1/resolve/email/org-1", "/v1/events"):
+    for path in ("/v1/resolve/email/org-1", "/v1/events", "/v1/fleet/changes"):
         answer = httpx.get(url + path, headers={"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"})
         assert (answer.status_code, answer.json()["type"]) == (403, "urn:portlease:problem:forbidden")
     assert httpx.get(f"{url}/v1/resolve/email/org-1").json()["instance"] == turns[0]
