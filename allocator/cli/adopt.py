@@ -134,10 +134,11 @@ class Told:
 def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -> None:
     from allocator.database.adoption import in_batches, manual_rows, stop_unbound, unexplained_rows
     from allocator.database.rows import Rows
-    from allocator.database.upgrade import open_layout
+    from allocator.database.upgrade import check_writable, open_layout
 
     with database_of(at.settings) as database:
         rows = Rows(open_layout(database, at.settings.table), at.pool)
+        check_writable(database, at.settings.table, leads=False)  # before a lease is made that no row follows
         talk(in_use(at.settings, database))
         bound, told = Told(), Told()
 

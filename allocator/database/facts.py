@@ -131,15 +131,21 @@ _RIGHTS = "SELECT current_user, " + ", ".join(
 """What the role may do; a right on the table is one on each of its columns."""
 
 
-def missing_rights(connection: Connection, layout: Layout) -> Iterator[str]:
-    """Yield as text what this role may not do with each of the tables although a reconciler has to."""
+def missing_rights(connection: Connection, layout: Layout, *, leads: bool = True) -> Iterator[str]:
+    """Yield as text what this role may not do with each of the tables although who writes rows has to.
+
+    Args:
+        connection: To the database.
+        layout: The tables.
+        leads: Whether a reconciler's rights are asked for: those on the table of leaders too.
+    """
     if connection.dialect.name == "sqlite":
         path = connection.engine.url.database or ""
         if not os.access(path, os.W_OK):
             yield f"this user may not write the file {path}, so that nothing is recorded; correct its rights"
         return
     kept = {name for name in WORKER_COLUMNS if name != "pool"} | {"pool", "created_at"}
-    for table in (layout.runners, layout.leaders):
+    for table in (layout.runners, layout.leaders) if leads else (layout.runners,):
         name = connection.dialect.identifier_preparer.format_table(table)
         changed = [column.name for column in table.c if column.key not in kept or table is layout.leaders]
         values = {"name": name, "all": [column.name for column in table.c], "changed": changed}

@@ -361,7 +361,7 @@ class Reconciler:
             return self._written(todo)
         except RowRefusedError as error:
             if error.may_be_the_table:
-                check_writable(self.database, self.rows.layout.names)
+                check_writable(self.database, self.rows.layout.names, leads=True)
         except DatabaseBusyError:
             log.debug("a row of %d is held by another transaction", len(todo.leases) + len(todo.stops))
         return self._written_one_by_one(todo, report)

@@ -128,7 +128,7 @@ class DatabaseRecorder:
         except RowRefusedError as error:
             if error.may_be_the_table:
                 self._layout = None  # it is read again: somebody may have changed the table
-                check_writable(self._database, self._names)
+                check_writable(self._database, self._names, leads=False)
             return self._taken_meanwhile(rows, key, lease, error)
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from allocator.database.errors import RowRefusedError
+from allocator.database.errors import RowRefusedError, translate
 from allocator.database.facts import TableFacts, missing_rights, read_facts
 from allocator.database.layout import Layout, make_layout
 from allocator.database.plan import Finding, Planner, Step, count_contradictions
@@ -18,6 +19,7 @@ from allocator.model.errors import ConfigurationError
 from allocator.model.pools import SDK_V2
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
     from alembic.config import Config
@@ -71,8 +73,13 @@ def check(database: Database, names: TableNames) -> Checked:
     return Checked(missing, [*planner.findings(), *(Finding(text, blocks=False) for text in rights)])
 
 
-def check_writable(database: Database, names: TableNames) -> None:
-    """Make sure that it is one row that a database refuses, and not what the table lacks or the role may not do.
+def check_writable(database: Database, names: TableNames, *, leads: bool) -> None:
+    """Make sure that the table lacks nothing and the role may write its rows: what is refused then is one row.
+
+    Args:
+        database: The database.
+        names: What the table and its columns are called.
+        leads: Whether a reconciler's rights are needed: those on the table of leaders too.
 
     Raises:
         ConfigurationError: When it is not.
@@ -80,7 +87,7 @@ def check_writable(database: Database, names: TableNames) -> None:
     layout = open_layout(database, names)
     with database.reading() as connection:
         planner, _ = _planner(connection, names)
-        lacks = list(missing_rights(connection, layout))
+        lacks = list(missing_rights(connection, layout, leads=leads))
     for text in lacks:
         raise ConfigurationError(f"permission denied: {text}")
     for finding in planner.findings():
@@ -107,23 +114,32 @@ def upgrade(database: Database, names: TableNames, pool: str = SDK_V2.name) -> l
         raise ConfigurationError(blocking[0] + ("" if len(blocking) == 1 else f" (and {len(blocking) - 1} more)"))
     apart = [step for step in planner.steps() if step.apart]
     for step in apart:
-        with database.writing(limit_s=UPGRADE_S) as connection:
+        with _changing(database, names) as connection:
             connection.execute(step.clause)
-    with database.writing(limit_s=UPGRADE_S) as connection:
+    with _changing(database, names) as connection:
         if not database.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         planner, facts = _planner(connection, names, pool)
         steps = planner.steps()
-        try:
-            config = _config(names, steps)
-            config.attributes["connection"] = connection
-            alembic.upgrade(config, "head")
-            if facts is not None and facts.version is not None:
-                for step in steps:  # what was lost since the last revision
-                    connection.execute(step.clause)
-        except RowRefusedError as error:
-            raise ConfigurationError(f"the rows of {names} contradict what is added ({error.why})") from error
+        config = _config(names, steps)
+        config.attributes["connection"] = connection
+        alembic.upgrade(config, "head")
+        if facts is not None and facts.version is not None:
+            for step in steps:  # what was lost since the last revision
+                connection.execute(step.clause)
     return [step.why for step in [*apart, *steps]]
+
+
+@contextlib.contextmanager
+def _changing(database: Database, names: TableNames) -> Iterator[Connection]:
+    """Give a connection in a transaction that changes tables; what is refused is not one row's trouble."""
+    try:
+        with database.writing(limit_s=UPGRADE_S) as connection:
+            yield connection
+    except RowRefusedError as error:
+        if error.may_be_the_table and isinstance(error.__cause__, Exception):
+            raise translate(error.__cause__, database.shown_url) from error
+        raise ConfigurationError(f"the rows of {names} contradict what is added ({error.why})") from error
 
 
 def statements(names: TableNames, dialect: str, database: Database | None = None, pool: str = SDK_V2.name) -> str:
