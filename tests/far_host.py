@@ -28,7 +28,7 @@ class FarHost:
 
     def __init__(self) -> None:
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 60
-        self._here, self.address = f"198.51.100.{4 * number + 1}", f"198.51.100.{4 * number + 2}"
+        self.near_address, self.address = f"198.51.100.{4 * number + 1}", f"198.51.100.{4 * number + 2}"
         self._near = f"far{os.getpid() % 1_000_000}"
         self._stack = contextlib.ExitStack()
         self._ended = False
@@ -59,15 +59,21 @@ class FarHost:
         far = ("netns", str(self._process.pid))
         _run("ip", "link", "add", self._near, "type", "veth", "peer", "name", "near", "address", MAC, *far)
         self._stack.callback(_run, "ip", "link", "del", self._near)
-        _run("ip", "addr", "add", f"{self._here}/30", "dev", self._near)
+        _run("ip", "addr", "add", f"{self.near_address}/30", "dev", self._near)
         _run("ip", "link", "set", self._near, "up")
+        self._there("link", "set", "lo", "up")
         self._there("link", "set", "near", "up")
         self.answer()
         # Who has the address is known for ever: otherwise the kernel itself would report that nobody answers for it.
         _run("ip", "neigh", "replace", self.address, "lladdr", MAC, "dev", self._near, "nud", "permanent")
 
     def _there(self, *words: str) -> None:
-        _run("nsenter", f"--net=/proc/{self._process.pid}/ns/net", "ip", *words)
+        _run(*self.command, "ip", *words)
+
+    @property
+    def command(self) -> list[str]:
+        """The words that begin a command which runs there."""
+        return ["nsenter", f"--net=/proc/{self._process.pid}/ns/net"]
 
     def silence(self) -> None:
         """Let every packet to it vanish."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import httpx
 import pytest
 import redis
 from api_server import served
+from far_host import FarHost
 from runners_table import Table
 from supervised import eventually
 
@@ -252,3 +255,69 @@ def test_two_orchestrators_on_two_hosts_share_a_pool_and_a_table(
         found = start()
         assert {(host, port) for host in hosts for port in found[host]} == {(host, port) for host, port, *_ in before}
         assert rows() == before
+
+
+def of_host(far: FarHost, host: str, redis_url: str, pool: PoolSpec, state: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the words that begin a command on a host, this one or the far one, and its environment.
+
+    Both reach Redis by its Unix socket: a namespace of networks has the files of the others.
+    """
+    is_near = host == "web-1"
+    variables = {
+        "ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name, "ALLOCATOR_HOST": host,
+        "ALLOCATOR_ADVERTISE": far.near_address if is_near else far.address, "XDG_STATE_HOME": str(state / host),
+        "PYTHONPATH": str(PACKAGE.parents[1]),
+    }  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
+    return [] if is_near else far.command, kept | variables
+
+
+def serving(words: list[str], environment: dict[str, str], stack: contextlib.ExitStack) -> str:
+    """Start the API on a loopback port of a host; return its URL."""
+    process = subprocess.Popen(
+        [*words, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0"],
+        env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    stack.callback(process.stderr.close)
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    for line in process.stderr:
+        if found := re.search(r" on (http[^\s;]+)", line):
+            return found[1]
+    raise AssertionError("the API does not serve")
+
+
+ASK = """
+import json, sys, urllib.request
+url, *orgs = sys.argv[1:]
+def got(address):
+    return urllib.request.urlopen(address, timeout=30).read()
+for org in orgs:
+    place = json.loads(got(f"{url}/v1/resolve/@hay%2Fplugin-email/{org}"))
+    print(org, place["address"], int(got(f"http://{place['address']}:{place['port']}/")))
+"""
+"""Asks where organisations' workers are, and then the workers themselves for their pids."""
+
+
+def test_a_worker_of_another_machine_answers_at_the_address_that_resolve_gives(
+    orchestrator: list[str], redis_url: str, pool: PoolSpec, tmp_path: Path
+) -> None:
+    """Two machines joined by one network: each sends requests to the workers of both, whichever orchestrator asks."""
+    orgs = {"web-1": "org-near", "web-2": "org-far"}
+    with FarHost() as far, contextlib.ExitStack() as stack:
+        addresses = {"org-near": far.near_address, "org-far": far.address}
+        ways, urls, pids = {}, {}, {}
+        for host, org in orgs.items():
+            ways[host] = words, environment = of_host(far, host, redis_url, pool, tmp_path)
+            urls[host] = serving(words, environment, stack)
+            process, _ = started([*words, *orchestrator, str(tmp_path / org), urls[host], "1", org])
+            stack.callback(kill, process)
+        for lease in httpx.get(f"{urls['web-1']}/v1/leases").json()["leases"]:
+            pids[lease["org"]] = lease["pid"]
+        stack.callback(kill_groups, pids.values())
+        assert set(pids) == set(addresses)
+        for host, (words, environment) in ways.items():
+            asking = [*words, sys.executable, "-c", ASK, urls[host], *addresses]
+            answers = {tuple(line.split()) for line in run(asking, tmp_path, environment).splitlines()}
+            assert answers == {(org, address, str(pids[org])) for org, address in addresses.items()}
