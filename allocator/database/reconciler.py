@@ -63,7 +63,7 @@ class Report:
         written: How many rows were written or stopped.
         refused: The workers whose rows the database refused, with the reason.
         pending: The differences that a caller has not taken yet who shows them, each once; None where nobody does.
-        settled: The rows without a fence at places that are leased, which are no rows of the manual days any more.
+        settled: The rows without a fence at places that are leased, which are rows of the manual days no longer.
     """
 
     leases: int = 0
