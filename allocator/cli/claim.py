@@ -44,13 +44,15 @@ InstanceOption = Annotated[
     typer.Option(
         "--instance",
         metavar="NUMBER|auto",
-        help="Number among the workers of this plugin and organisation; auto: the lowest free one.",
+        help="Number among the workers of this plugin and organisation; auto: the same for host and --key again.",
     ),
 ]
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        "--key", metavar="NAME", help="Key for --instance auto: host and key get the same instance at every claim."
+        "--key",
+        metavar="NAME",
+        help="Key for --instance auto; one for each worker of a host [default: the host's name]",
     ),
 ]
 PortOption = Annotated[str | None, typer.Option("--port", metavar="PORT", help="This port and no other.")]
@@ -147,18 +149,19 @@ def claim(
     arguments["pre_start"] = pre_start
     wait_s = seconds(wait, "wait")
     check_key(key, instance)
-    arguments["auto_instance"] &= key is None
+    by_key = instance == "auto" and (key is not None or not any_host)
+    arguments["auto_instance"] &= not by_key
     check_placing(
         any_host=any_host, spread=spread, others={"--host": host, "--port": port, "--pid": pid, "--wait": wait}
     )
     alone = {"--port": port, "--token": token, "--any-host": any_host or None, "--record": record or None}
-    check_several(ports, contiguous=contiguous, others=alone | {"--instance auto": arguments["auto_instance"] or None})
+    check_several(ports, contiguous=contiguous, others=alone)
     with ExitStack() as stack:
         at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
         worker = WorkerId(org, plugin, arguments["instance"])
-        worker = worker if key is None else instance_of(at, worker, key)
+        worker = instance_of(at, worker, key or at.host) if by_key else worker
         arguments["instance"] = worker.instance
         with FinishedOrUndone(at.files) as answers:
             if ports is not None:

@@ -18,7 +18,6 @@ import typer
 
 from allocator.cli.app import interrupts_raised
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, seconds
-from allocator.kernel.outlets import PATIENCE_S, select_room
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 
 if TYPE_CHECKING:
@@ -133,13 +132,12 @@ def full_screen() -> Iterator[int]:
     os.set_blocking(changed, False)
 
     def enter() -> None:
-        tty.setcbreak(sys.stdin, termios.TCSANOW)
+        tty.setcbreak(sys.stdin)
         _write("\x1b[?1049h\x1b[?25l")
 
     def leave() -> None:
-        if select_room(1, PATIENCE_S):  # a terminal that was stopped (Ctrl-S) takes nothing
-            _write("\x1b[0m\x1b[?25h\x1b[?1049l")
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+        _write("\x1b[0m\x1b[?25h\x1b[?1049l")
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
     def on_resize(*_: object) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -173,12 +171,9 @@ def full_screen() -> Iterator[int]:
 
 
 def _write(text: str) -> None:
-    """Write to the terminal itself: what a buffer still had would have to be written at the end, stopped or not."""
-    left = text.encode(sys.stdout.encoding or "ascii", "replace")
-    while left:
-        select_room(1, None)
-        with contextlib.suppress(BlockingIOError):
-            left = left[os.write(1, left) :]
+    encoding = sys.stdout.encoding or "ascii"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
 
 
 class Screen:

@@ -387,11 +387,24 @@ def _from_files(named: str | None, environ: Mapping[str, str]) -> _Given:
     if named:
         return _named(Path(named))
     config_home = _xdg_directory(environ, "XDG_CONFIG_HOME", ".config")
-    places = [Path(FILE_NAME), config_home and config_home / "allocator" / FILE_NAME, SYSTEM_FILE]
+    own = (
+        [] if config_home is None or _is_hidden(config_home / "allocator") else [config_home / "allocator" / FILE_NAME]
+    )
     given = _Given()
-    for path in filter(None, places):
+    for path in (Path(FILE_NAME), *own, SYSTEM_FILE):
         given = given.over(_found(path))
     return given
+
+
+def _is_hidden(folder: Path) -> bool:
+    """Return whether the way to a folder is closed, as a service finds its home under systemd's `ProtectHome=`."""
+    try:
+        folder.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _named(path: Path) -> _Given:

@@ -30,7 +30,7 @@ _KEY = re.compile(rf"{re.escape(PREFIX)}\{{([^{{}}]*)\}}(?::([a-z]+)(?::.*)?)?",
 _KINDS = frozenset(
     {
         "unreported", "history", "waiters", "waiter", "held", "turn", "limited", "ports", "lease", "tokens", "worker",
-        "service", "host", "hosts", "leader", "events",
+        "service", "host", "hosts", "leader", "events", "numbers", "removed",
     }
 )  # fmt: skip
 """What a key of a pool may be for; the table in `lua/README.md` has them all."""

@@ -11,7 +11,7 @@ module.exports = {
       name: 'email-plugin-org123',
       script: 'allocator',
       interpreter: 'none',
-      args: ['run', 'email', '--org', 'org-123', '--health', '/health', '--restart', 'never', '--wait', '30s', '--',
+      args: ['run', 'email', '--org', 'org-123', '--instance', 'auto', '--health', '/health', '--restart', 'never', '--wait', '30s', '--',
         ...words('email'), '--port={port}'],
       kill_timeout: 8000, // longer than --stop-timeout
     },

@@ -29,7 +29,9 @@ BLOCK = re.compile(r"(?:<!-- (not run|run until|run with): ([^>]+) -->\n)?```(ba
 `run with: a server`, `a worker` or `PostgreSQL`, which the test starts and names in the place of the document's."""
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 PROGRAMS = {
-    **dict.fromkeys(("apt-get", "nginx", "redis-cli", "sysctl", "systemctl", "useradd"), "#!/bin/sh\nexit 0\n"),
+    **dict.fromkeys(
+        ("apt-get", "nginx", "redis-cli", "sysctl", "systemctl", "useradd", "userdel"), "#!/bin/sh\nexit 0\n"
+    ),
     "opentelemetry-instrument": '#!/bin/sh\nexec "$@"\n',
 }
 """What documents call besides `allocator` and is not here, or must not be touched."""
@@ -43,6 +45,7 @@ FOLDERS = (
     "etc/systemd/system",
     "etc/traefik/dynamic",
     "opt",
+    "usr/local/bin",
     "var/lib",
 )
 """What a machine has and a document writes to; a test has its own."""
@@ -93,7 +96,9 @@ def placed(text: str, tmp_path: Path) -> str:
     """Return commands that write to the test's own folders where they name those of the machine."""
     for folder in FOLDERS:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    return re.sub(r"(?<![\w.])/(etc|opt|var/lib)/", rf"{tmp_path}/\1/", text.replace(REPOSITORY, str(ROOT)))
+    return re.sub(
+        r"(?<![\w.])/(etc|opt|usr/local/bin|var/lib)/", rf"{tmp_path}/\1/", text.replace(REPOSITORY, str(ROOT))
+    )
 
 
 @pytest.mark.parametrize(("text", "_"), blocks("bash", None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from machines import NO_INDEX, Fleet, package_index
 
 ROOT = Path(__file__).parents[2]
 FLEET = [sys.executable, str(ROOT / "deploy/demo/fleet.py")]
@@ -88,3 +90,26 @@ def test_keep_leaves_it_running_until_stop(environment: dict[str, str], tmp_path
     assert "already" in again.stderr
     assert run("--stop").returncode == 0
     assert left_running(tmp_path) == []
+
+
+@pytest.mark.xdist_group("built-in pool")
+def test_it_runs_from_a_clone_on_an_empty_machine(environment: dict[str, str], tmp_path: Path) -> None:
+    """As the README shows it; nothing is there but the distribution's programs and a package index."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if not names:
+        pytest.skip("needs the files of a clone")
+    with Fleet(tmp_path, ("newcomer",)) as fleet:
+        machine = fleet.machines["newcomer"]
+        for name in names.split("\0")[:-1]:
+            target = machine.root / "home/portlease" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target)
+        login = package_index() | {name: value for name, value in os.environ.items() if name.startswith("UV_")}
+        try:
+            done = machine.run("cd /home/portlease; scripts/quickstart", check=False, outside=True, login=login)
+        except subprocess.TimeoutExpired:
+            pytest.skip("the package index does not answer in time")
+    if done.returncode and "workers" not in done.stdout and NO_INDEX.search(done.stderr):
+        pytest.skip(f"no package index: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"started it again: healthy after .* on port \d+, the one it had", done.stdout)

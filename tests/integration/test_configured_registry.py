@@ -143,9 +143,9 @@ def test_an_argument_of_the_library_is_what_a_flag_is(
 
 def test_a_settings_file_that_cannot_be_read_stops_the_library_too(home: Path) -> None:
     (home / "work/allocator.toml").write_text("redis_url = 5\n")
-    with pytest.raises(ConfigurationError, match=r"allocator.toml: 'redis_url': "):
+    with pytest.raises(ConfigurationError, match=r"allocator.toml: 'redis_url'"):
         PortAllocator.from_url()
-    with pytest.raises(ConfigurationError, match=r"allocator.toml: 'redis_url': "):
+    with pytest.raises(ConfigurationError, match=r"allocator.toml: 'redis_url'"):
         AsyncPortAllocator()
 
 

@@ -24,6 +24,18 @@ def test_the_head_is_that_of_the_get(http, path: str) -> None:
     assert "content-length" in head.headers
 
 
+def test_each_route_that_can_be_read_has_its_head(http) -> None:
+    paths = [path for path, methods in http.get("/openapi.json").json()["paths"].items() if "get" in methods]
+    assert len(paths) > 15
+    for path in paths:
+        url = path.format(host="web-1", port=1, plugin="email", org="org-1")
+        head = http.head(url)
+        with http.stream("GET", url) as whole:
+            kinds = (head.headers.get("content-type"), whole.headers.get("content-type"))
+            assert (url, head.status_code, kinds[0]) == (url, whole.status_code, kinds[1])
+        assert head.content == b""
+
+
 @pytest.mark.parametrize("path", ["/v1/events", "/v1/fleet/changes"])
 def test_the_head_of_a_stream_ends(http, path: str) -> None:
     answer = http.head(path)

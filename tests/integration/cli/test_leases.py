@@ -323,7 +323,6 @@ def test_several_ports_are_tied_to_the_process_that_claims_them_again(
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("--ports", "a,b", "--instance", "auto"), "--ports and --instance auto do not go together"),
         (("--ports", "a,b", "--record"), "--ports and --record do not go together"),
         (("--ports", "a.b,a_b"), "the ports a.b and a_b would both be PORT_A_B"),
     ],
@@ -376,6 +375,18 @@ def test_one_host_and_key_have_the_same_instance_again(allocator: Allocator, por
     assert allocator(*words, "a b").code == 2
     assert allocator("claim", "email", "--org", "o", "--key", "a").code == 2
     assert len(ports.leases()) == 4
+
+
+def test_three_hosts_with_the_same_hook_have_an_instance_each_and_the_same_again(allocator: Allocator) -> None:
+    def hook(host: str) -> tuple[int, int]:
+        words = ("claim", "email", "--org", "org-123", "--instance", "auto", "--host", host, "--format", "json")
+        lease = json.loads(allocator(*words).out)
+        return lease["instance"], lease["port"]
+
+    first = [hook(host) for host in ("web-1", "web-2", "web-3")]
+    assert [instance for instance, _ in first] == [0, 1, 2]
+    assert len({port for _, port in first}) == 1  # a port is unique on its host
+    assert [hook(host) for host in ("web-1", "web-2", "web-3")] == first
 
 
 def test_run_takes_the_instance_of_its_host_or_key_again(allocator: Allocator) -> None:

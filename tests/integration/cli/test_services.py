@@ -195,11 +195,7 @@ def test_placing_words_that_contradict_each_other_are_refused(allocator: Allocat
     assert allocator("claim", "email", "--org", "o", *words).code == 2
 
 
-def test_the_lowest_free_instance_and_a_priority_on_the_command_line(allocator: Allocator) -> None:
-    words = ("claim", "email", "--org", "o", "--instance", "auto", "--format", "json")
-    assert [json.loads(allocator(*words).out)["instance"] for _ in range(3)] == [0, 1, 2]
-    assert allocator("release", "o/email#1").code == 0
-    assert json.loads(allocator(*words).out)["instance"] == 1
+def test_an_instance_or_a_priority_that_is_none_is_refused(allocator: Allocator) -> None:
     for wrong in (("--instance", "next"), ("--priority", "10"), ("--priority", "-1"), ("--priority", "x")):
         assert allocator("claim", "email", "--org", "o", *wrong).code == 2
 

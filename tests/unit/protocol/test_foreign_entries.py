@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from scripted_redis import claim, make_context
 
+from allocator import protocol
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
 from allocator.operations import listing
@@ -32,6 +35,14 @@ def turns(store, count):
 
 def named(store):
     return store.drive(strange_entries(POOL, sorted(store.key_names())))
+
+
+def test_each_key_of_the_table_of_keys_is_known():
+    table = (Path(protocol.__file__).parent / "lua/README.md").read_text()
+    kinds = re.findall(r"^\| `alloc:\{p\}:([a-z]+)", table, re.MULTILINE)
+    assert len(kinds) > 15
+    keys = [f"alloc:{{sdk-v2}}:{kind}:a" for kind in kinds if kind != "absent"]
+    assert strange_keys(["alloc:{sdk-v2}", *keys, "alloc:{sdk-v2}:other:a"]) == ["alloc:{sdk-v2}:other:a"]
 
 
 @pytest.mark.parametrize("member", MEMBERS)
