@@ -67,9 +67,9 @@ def _pass(redis_url: str, database_url: str, pool: str, statement: int, with_sig
 
     from allocator import AllocatorError, PortAllocator
     from allocator.database.connection import Database
+    from allocator.database.fenced import DeposedError
     from allocator.database.leader import Leader
     from allocator.database.reconciler import Reconciler, Report
-    from allocator.database.rows import DeposedError
     from allocator.database.upgrade import open_layout
     from allocator.model.tables import TableNames
 

@@ -7,11 +7,17 @@ process of its group or session; that one may live on when the wrapper has died,
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from allocator.kernel.identity import ProcessIdentity, identify
+from allocator.kernel.identity import ProcessIdentity, boot_id, identify, namespaces
 from allocator.kernel.processes import process_table, with_descendants
-from allocator.kernel.sockets import listeners
+from allocator.kernel.sockets import Listener, listeners
 from allocator.model.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from allocator.model.leases import Lease
 
 
 class Kin(Value):
@@ -51,3 +57,28 @@ class Kin(Value):
         """Return the process of the group or session that listens on a port, or None."""
         pids = (one.pid for one in listeners(port, port) if one.pid)
         return next((identify(pid) for pid in pids if self.includes(pid)), None)
+
+
+def is_stranger(lease: Lease | None, listener: Listener) -> bool:
+    """Return whether a listener on a leased port of this host is none of the leased worker's processes."""
+    if lease is None or lease.pid is None or listener.pid is None:
+        return False
+    if lease.boot not in {None, boot_id()} or lease.namespaces not in {None, namespaces()}:
+        return False  # its processes are not seen from here
+    if lease.holder_pid is None:  # the agent's: the lease is bound to a hook's wrapper
+        return listener.pid not in Kin.of(lease.pid).members()
+    table = process_table()
+    row, leased = table.get(listener.pid), table.get(lease.pid)
+    in_group = row is not None and leased is not None and row.group == leased.group
+    return not in_group and listener.pid not in with_descendants(lease.pid, lease.holder_pid)
+
+
+def ports_of_strangers(first: int, last: int, leases: Mapping[int, Lease]) -> set[int]:
+    """Return the ports of a range on which a program listens that has no lease, alone or beside the leased worker.
+
+    Args:
+        first: The first port.
+        last: The last one.
+        leases: The live leases of this host, by port.
+    """
+    return {one.port for one in listeners(first, last) if one.port not in leases or is_stranger(leases[one.port], one)}

@@ -8,6 +8,7 @@ never anything of a request that a caller chose freely.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from typing import TYPE_CHECKING
@@ -17,11 +18,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
+from allocator.agent.kin import ports_of_strangers
 from allocator.api.access import ReaderOfAny
 from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
-from allocator.kernel.socket_tables import listening_ports
 from allocator.model.errors import AllocatorError
 from allocator.model.pools import FLEET_SPACE
 from allocator.model.states import EVENT_TYPES, LIVE_STATES
@@ -95,7 +96,7 @@ class Metrics:
         )
         self.strange = Gauge(
             "allocator_pool_stranger_ports",
-            "Ports of this server's host without a lease that a program listens on.",
+            "Ports of this server's host that a program without a lease listens on, alone or beside the worker.",
             ["pool", "host"],
             registry=here,
         )
@@ -147,8 +148,9 @@ class Metrics:
             for reason in ("quarantined", "cooling"):
                 self.resting.labels(name, space, reason).set(0)
             if space in {claims.host, FLEET_SPACE}:
-                leased = {view.port for view in views if view.lease and view.lease.host == claims.host}
-                self.strange.labels(name, claims.host).set(len(listening_ports(rules.first, rules.last) - leased))
+                leases = {view.port: view.lease for view in views if view.lease and view.lease.host == claims.host}
+                strange = await asyncio.to_thread(ports_of_strangers, rules.first, rules.last, leases)
+                self.strange.labels(name, claims.host).set(len(strange))
             for view in views:
                 if view.lease:
                     self.leased.labels(name, view.lease.host, view.lease.state).inc()

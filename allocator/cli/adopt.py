@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from allocator.cli.options import Desk
     from allocator.database.adoption import Candidate
     from allocator.database.connection import Database
-    from allocator.database.rows import Row, RowKey, Rows
+    from allocator.database.fenced import FencedRows
+    from allocator.database.rows import Row, RowKey
 
 
 def register(application: typer.Typer) -> None:
@@ -110,7 +111,7 @@ _HEADINGS = ("HOST", "PORT", "WORKER", "WHAT WAS DONE", "DETAIL")
 
 
 MOST_LISTED = 1_000
-"""Rows that are listed where nobody listens: a table may have a million that nobody set to stopped."""
+"""FencedRows that are listed where nobody listens: a table may have a million that nobody set to stopped."""
 
 
 @dataclass(slots=True)
@@ -133,11 +134,11 @@ class Told:
 
 def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -> None:
     from allocator.database.adoption import in_batches, manual_rows, stop_unbound, unexplained_rows
-    from allocator.database.rows import Rows
+    from allocator.database.fenced import FencedRows
     from allocator.database.upgrade import check_writable, open_layout
 
     with database_of(at.settings) as database:
-        rows = Rows(open_layout(database, at.settings.table), at.pool)
+        rows = FencedRows(open_layout(database, at.settings.table), at.pool)
         check_writable(database, at.settings.table, leads=False)  # before a lease is made that no row follows
         talk(in_use(at.settings, database))
         bound, told = Told(), Told()
@@ -171,7 +172,7 @@ def _by_port(told: Told) -> list[tuple[object, ...]]:
     return sorted(told.lines, key=lambda line: (line[1] is None, line[1], line[2]))
 
 
-def _name_other_pools(at: Desk, database: Database, rows: Rows) -> None:
+def _name_other_pools(at: Desk, database: Database, rows: FencedRows) -> None:
     with database.reading() as connection:
         found = rows.other_pools(connection)
     if found:
@@ -179,7 +180,7 @@ def _name_other_pools(at: Desk, database: Database, rows: Rows) -> None:
         talk(f"pool {at.pool} has no row to take over here; the table has live rows of others: {told}; see --pool")
 
 
-def _adopted(at: Desk, database: Database, rows: Rows, one: Candidate, ttl_ms: int | None) -> tuple[str, str]:
+def _adopted(at: Desk, database: Database, rows: FencedRows, one: Candidate, ttl_ms: int | None) -> tuple[str, str]:
     from allocator.database.adoption import adopt_row, write_adopted
 
     if one.listener is None or one.why_not is not None:

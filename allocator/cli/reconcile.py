@@ -117,8 +117,8 @@ def _show(at: Desk, database: Database, form: ListFormat) -> None:
 
 
 def _once(at: Desk, database: Database, form: ListFormat) -> None:
+    from allocator.database.fenced import DeposedError
     from allocator.database.reconciler import Report
-    from allocator.database.rows import DeposedError
 
     reconciler = _reconciler(at, database)
     with _leadership(reconciler):

@@ -18,6 +18,7 @@ import typer
 
 from allocator.cli.app import interrupts_raised
 from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, seconds
+from allocator.kernel.outlets import PATIENCE_S, select_room
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 
 if TYPE_CHECKING:
@@ -132,12 +133,13 @@ def full_screen() -> Iterator[int]:
     os.set_blocking(changed, False)
 
     def enter() -> None:
-        tty.setcbreak(sys.stdin)
+        tty.setcbreak(sys.stdin, termios.TCSANOW)
         _write("\x1b[?1049h\x1b[?25l")
 
     def leave() -> None:
-        _write("\x1b[0m\x1b[?25h\x1b[?1049l")
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        if select_room(1, PATIENCE_S):  # a terminal that was stopped (Ctrl-S) takes nothing
+            _write("\x1b[0m\x1b[?25h\x1b[?1049l")
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
     def on_resize(*_: object) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -171,9 +173,12 @@ def full_screen() -> Iterator[int]:
 
 
 def _write(text: str) -> None:
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
+    """Write to the terminal itself: what a buffer still had would have to be written at the end, stopped or not."""
+    left = text.encode(sys.stdout.encoding or "ascii", "replace")
+    while left:
+        select_room(1, None)
+        with contextlib.suppress(BlockingIOError):
+            left = left[os.write(1, left) :]
 
 
 class Screen:

@@ -104,7 +104,7 @@ def who(
     """
     number = check_port(port)
     with desk(pool, host, redis_url, config, reads_only=True) as at:
-        from allocator.cli.checks.leases import is_stranger
+        from allocator.agent.kin import is_stranger
         from allocator.kernel.sockets import listeners
 
         view = _view(at, number)

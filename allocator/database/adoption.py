@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from allocator.client.lease_files import FileAnswers
 from allocator.database.errors import RowRefusedError
-from allocator.database.rows import NO_INSTANCE, Stop
+from allocator.database.fenced import Stop
+from allocator.database.rows import NO_INSTANCE
 from allocator.kernel.processes import command_words
 from allocator.kernel.socket_tables import listening_ports
 from allocator.kernel.sockets import listeners
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
     from allocator.database.connection import Database
-    from allocator.database.rows import Row, RowKey, Rows
+    from allocator.database.fenced import FencedRows
+    from allocator.database.rows import Row, RowKey
     from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
     from allocator.protocol.signatures.inspect import Whereabouts
 
 BATCH = 256
-"""Rows in one call of `find`, or in one transaction."""
+"""FencedRows in one call of `find`, or in one transaction."""
 
 ADOPTED_STATES = frozenset({LeaseState.STARTING, LeaseState.READY})
 
@@ -175,7 +177,7 @@ def adopt(
     return lease
 
 
-def manual_rows(allocator: PortAllocator, database: Database, rows: Rows) -> Iterator[Candidate]:
+def manual_rows(allocator: PortAllocator, database: Database, rows: FencedRows) -> Iterator[Candidate]:
     """Yield the rows of the manual days that may be of this host, each with who listens on its port.
 
     They are read a few thousand at a time, and twice: first those whose ports are bound here, to see which are rivals.
@@ -204,7 +206,7 @@ def in_batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield some
 
 
-def unexplained_rows(allocator: PortAllocator, database: Database, rows: Rows) -> list[Row]:
+def unexplained_rows(allocator: PortAllocator, database: Database, rows: FencedRows) -> list[Row]:
     """Return the live rows of this host whose lease Redis knows nothing of, long after its time, on a free port."""
     pool, host = allocator.pool(), allocator.session.host
     with database.reading() as connection:
@@ -228,7 +230,9 @@ def _whereabouts(allocator: PortAllocator, rows: Iterable[Row]) -> dict[RowKey, 
     return dict(zip(workers, found, strict=True))
 
 
-def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbound: list[Row]) -> dict[RowKey, str]:
+def stop_unbound(
+    allocator: PortAllocator, database: Database, rows: FencedRows, unbound: list[Row]
+) -> dict[RowKey, str]:
     """Set rows to stopped of which a person states that nothing runs there; return those that were not, and why.
 
     All of them in one transaction; where that does not stop each, one by one.
@@ -242,7 +246,7 @@ def stop_unbound(allocator: PortAllocator, database: Database, rows: Rows, unbou
     return {key: why_not for key, why_not in tried.items() if why_not is not None}
 
 
-def _stop(database: Database, rows: Rows, stop: Stop, now: float) -> str | None:
+def _stop(database: Database, rows: FencedRows, stop: Stop, now: float) -> str | None:
     try:
         with database.writing() as connection:
             if rows.stop(connection, [stop], now):
@@ -257,7 +261,7 @@ def _stop(database: Database, rows: Rows, stop: Stop, now: float) -> str | None:
     return "the table drops the change without an error; fix its triggers and rules"
 
 
-def write_adopted(database: Database, rows: Rows, key: RowKey, lease: Lease) -> str | None:
+def write_adopted(database: Database, rows: FencedRows, key: RowKey, lease: Lease) -> str | None:
     """Write the row of an adopted lease; return why it is not written, or None."""
     now = lease.expires_at - lease.ttl_ms / 1_000
     try:

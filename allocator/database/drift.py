@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from allocator.database.rows import RowKey, Stop
+from allocator.database.fenced import Stop
 from allocator.model.leases import written_time
 from allocator.model.states import LeaseState
 from allocator.model.tables import ERROR, STOPPED
 from allocator.protocol.replies import Reply
 
 if TYPE_CHECKING:
-    from allocator.database.rows import Row
+    from allocator.database.rows import Row, RowKey
     from allocator.model.leases import Lease
     from allocator.protocol.signatures.inspect import Whereabouts
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from allocator.client.session import new_token
-from allocator.database.rows import DeposedError
+from allocator.database.fenced import DeposedError
 from allocator.model.errors import AllocatorError
 from allocator.operations.lead import Leadership, give_up_leadership, take_leadership
 

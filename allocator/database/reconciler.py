@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from allocator.database.adoption import adoptable, in_batches
 from allocator.database.drift import Action, Difference, Kind, of_lease, of_row, said_by_lease
 from allocator.database.errors import DatabaseBusyError, RowRefusedError
-from allocator.database.rows import Rows
+from allocator.database.fenced import FencedRows
 from allocator.database.upgrade import check_writable, open_layout
 from allocator.kernel.sockets import listeners
 from allocator.operations import find, listing
@@ -63,7 +63,7 @@ class Report:
         written: How many rows were written or stopped.
         refused: The workers whose rows the database refused, with the reason.
         pending: The differences that a caller has not taken yet who shows them, each once; None where nobody does.
-        settled: The rows without a fence at places that are leased, which are not rows of the manual days any more.
+        settled: The rows without a fence at places that are leased, which are rows of the manual days no longer.
     """
 
     leases: int = 0
@@ -143,7 +143,7 @@ class Reconciler:
     ) -> None:
         self.allocator = allocator
         self.database = database
-        self.rows = Rows(layout, allocator.session.pool)
+        self.rows = FencedRows(layout, allocator.session.pool)
         self.leader = leader
         self._refreshes = refreshes
         self._clock_offset = 0.0

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from allocator.database.configured import open_database
 from allocator.database.connection import STATEMENT_S, Database
 from allocator.database.errors import RowRefusedError
-from allocator.database.rows import RowKey, Rows
+from allocator.database.fenced import FencedRows
 from allocator.database.upgrade import check_writable, open_layout
 from allocator.model.errors import ConfigurationError, HeldError
 from allocator.model.settings import load_settings
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from allocator.database.layout import Layout
-    from allocator.database.rows import Row
+    from allocator.database.rows import Row, RowKey
     from allocator.model.leases import Lease
     from allocator.model.names import WorkerId
 
@@ -111,7 +111,7 @@ class DatabaseRecorder:
         """
         if self._layout is None:
             self._layout = open_layout(self._database, self._names)
-        rows = Rows(self._layout, lease.pool)
+        rows = FencedRows(self._layout, lease.pool)
         key = self._key_of(rows, lease.worker)
         now = lease.expires_at - lease.ttl_ms / 1_000
         limit_s = min(STATEMENT_S, self._database.timeout_s)
@@ -141,14 +141,14 @@ class DatabaseRecorder:
         """
         if self._layout is None:
             self._layout = open_layout(self._database, self._names)
-        rows = Rows(self._layout, pool)
+        rows = FencedRows(self._layout, pool)
         key = self._key_of(rows, worker)
         if self._layout.named_by:
             with self._database.reading(limit_s=min(STATEMENT_S, self._database.timeout_s)) as connection:
                 for why in rows.unknown_names(connection, [key]).values():
                     raise ConfigurationError(f"{worker} can have no row: {why}, or claim without recording")
 
-    def _key_of(self, rows: Rows, worker: WorkerId) -> RowKey:
+    def _key_of(self, rows: FencedRows, worker: WorkerId) -> RowKey:
         key = rows.key_of(worker)
         if key is None:
             raise ConfigurationError(
@@ -169,11 +169,11 @@ class DatabaseRecorder:
             )
 
     @staticmethod
-    def _standing(connection: Connection, rows: Rows, key: RowKey, lease: Lease) -> Standing | None:
+    def _standing(connection: Connection, rows: FencedRows, key: RowKey, lease: Lease) -> Standing | None:
         row = rows.at_places(connection, [(lease.host, lease.port)]).get((lease.host, lease.port))
         return Standing(str(row.key), row.fence) if row and row.key != key else None
 
-    def _taken_meanwhile(self, rows: Rows, key: RowKey, lease: Lease, error: RowRefusedError) -> Standing:
+    def _taken_meanwhile(self, rows: FencedRows, key: RowKey, lease: Lease, error: RowRefusedError) -> Standing:
         with self._database.reading() as connection:
             standing = self._standing(connection, rows, key, lease)
         if standing is None:

@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from allocator.database.fenced import DeposedError
 from allocator.database.reconciler import Report
-from allocator.database.rows import DeposedError
 from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, DatabaseUnavailableError, StoreUnavailableError
 from allocator.model.names import WorkerId

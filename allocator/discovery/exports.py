@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from allocator.kernel.outlets import may_block, relay
 from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
 from allocator.model.log import ERROR, WARNING
@@ -62,7 +63,7 @@ def replace_file(path: Path, text: str) -> bool:
 def run_command(
     command: str, timeout_s: float = COMMAND_TIMEOUT_S, is_ended: Callable[[], bool] = lambda: False
 ) -> None:
-    """Run a shell command in a process group of its own, its output on standard error.
+    """Run a shell command in a process group of its own, its output on standard error, whether read or not.
 
     Args:
         command: The command.
@@ -74,10 +75,15 @@ def run_command(
     """
     try:
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+            ["/bin/sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if may_block(2) else 2,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     except OSError as error:
         raise AllocatorError(f"the command {command!r} cannot be started ({error.strerror}); make room") from None
+    relayed = relay(process.stdout, 2) if process.stdout else None
     deadline = time.monotonic() + timeout_s
     try:
         while process.poll() is None:
@@ -93,6 +99,8 @@ def run_command(
     finally:
         if process.poll() is None:
             _end_group(process)
+        if relayed is not None:
+            relayed.join(POLL_S)  # what it left in the background may keep the pipe open
     if process.returncode:
         how = f"with exit code {process.returncode}" if process.returncode > 0 else f"by signal {-process.returncode}"
         raise AllocatorError(f"the command {command!r} failed {how}; fix it")

@@ -11,10 +11,11 @@ import contextlib
 import errno
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,9 @@ MOST_BYTES = 1 << 20
 
 PIECE = 4_096
 """What is written in one go: a pipe that has room takes so much as a whole, and mixes it with nobody's (PIPE_BUF)."""
+
+CHUNK = 65_536
+"""What is read of a pipe in one go."""
 
 STALL_S = 0.25
 """A reader that has taken nothing for this long is not waited for."""
@@ -228,6 +232,31 @@ def select_room(descriptor: int, timeout_s: float | None) -> bool:
         return bool(poller.poll(None if timeout_s is None else timeout_s * 1_000))
     except OSError:
         return True  # writing tells what is wrong
+
+
+def may_block(descriptor: int) -> bool:
+    """Return whether writing there may block or fail: a pipe or socket that nobody reads, a file on a full disk.
+
+    A terminal is no such: a program behaves in another way at one, and is given it as it is.
+    """
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode)
+
+
+def relay(pipe: IO[bytes], descriptor: int) -> threading.Thread:
+    """Hand all that comes out of a pipe to the outlet of a descriptor, in a thread that ends with the pipe."""
+
+    def pass_on() -> None:
+        with pipe, contextlib.suppress(OSError):
+            while chunk := os.read(pipe.fileno(), CHUNK):
+                outlet(descriptor).write(chunk, patient=True)
+
+    thread = threading.Thread(target=pass_on, name=f"relay to {descriptor}", daemon=True)
+    thread.start()
+    return thread
 
 
 _outlets: dict[int, Outlet] = {}

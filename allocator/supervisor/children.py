@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Self
 from allocator.kernel.identity import start_time_of
 from allocator.kernel.processes import children_of, descendants_of, group_of, has_variable, process_table
 from allocator.store.embedded.process import is_embedded_server
+from allocator.supervisor.cgroup import enter_group, make_group, remove_group
 from allocator.supervisor.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from allocator.supervisor.terminal import Terminal
 
@@ -55,6 +57,7 @@ class Children:
         self._sure = False
         self.mark = os.urandom(16).hex()
         self.guard = Guard(f"{MARK}={self.mark}")
+        self._group: Path | None = None
         self.starting = threading.Lock()
         """Held while a process is started, and while it is asked whose one is."""
         self._own: set[int] = set()
@@ -67,11 +70,15 @@ class Children:
         self._sure = os.getpid() != 1 and not children_of(os.getpid())
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        if self.orphans_end:
+            self._group = self.guard.group = make_group(self.mark)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._end_adopted()
         self.guard.__exit__(*exc_info)
+        if self._group is not None:
+            remove_group(self._group)
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
@@ -89,13 +96,15 @@ class Children:
         if not self.orphans_end:
             return lambda: None
         with self.starting:
-            parent, writer = os.getpid(), self.guard.ready()
+            parent, writer, group = os.getpid(), self.guard.ready(), self._group
 
         def tie() -> None:
             if _LIBC is not None:
                 _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 if os.getppid() != parent:
                     os._exit(1)
+            if group is not None:
+                enter_group(group)
             with contextlib.suppress(OSError):
                 os.write(writer, b"add %d\n" % os.getpid())
 

@@ -3,7 +3,8 @@
 The kernel's parent-death signal reaches a worker's first process only; a listener two processes below it would live
 on with its port. The guard reads from a pipe that only the supervisor holds open: when the pipe ends without a
 farewell, it kills the groups that were not forgotten, whatever was started with the supervision's mark in its
-environment, and the strays that were reported to it. It must never end a group that was forgotten.
+environment or is in its control group, and the strays that were reported to it. It must never end a group that was
+forgotten.
 
 It is not the workers' parent, so that they are the supervisor's own children, and a shell, because it only waits: a
 second interpreter would cost nine megabytes.
@@ -15,11 +16,14 @@ import contextlib
 import os
 import subprocess
 import threading
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SCRIPT = """
 trap '' HUP INT QUIT TERM TSTP PIPE
-mark=$1 groups=' ' strays=' ' farewell=''
+mark=$1 control=$2 groups=' ' strays=' ' farewell=''
 while read -r word what; do
     case $word in
         add) groups="$groups$what " ;;
@@ -39,7 +43,10 @@ while [ -n "$grown" ]; do
         set -- ${line##*) }
         case $doomed in *" $pid "*) continue ;; esac
         case $groups$doomed$strays in
-            *" $2 "* | *" $3 "* | *" $pid:${20} "*) doomed="$doomed$pid " grown=yes ;;
+            *" $2 "* | *" $3 "* | *" $pid:${20} "*)
+                kill -s STOP "$pid"
+                doomed="$doomed$pid " grown=yes
+                ;;
         esac
     done
 done
@@ -54,19 +61,31 @@ else
         done
     }
 fi
+in_control() {
+    [ -n "$control" ] || return 0
+    while read -r pid; do
+        read -r name < "/proc/$pid/comm" || continue
+        case $name in valkey* | redis*) ;; *) echo "/proc/$pid/environ" ;; esac
+    done < "$control/cgroup.procs"
+}
 tries=0
 while [ $tries -lt 100 ]; do
-    found=$(marked)
+    found=$(marked; in_control)
     [ -n "$found" ] || break
     for file in $found; do pid=${file#/proc/}; kill -s KILL "${pid%/environ}"; done
     tries=$((tries + 1))
     sleep 0.02
 done
+while [ -d "$control" ] && [ $tries -lt 100 ]; do
+    rmdir "$control" || sleep 0.02
+    tries=$((tries + 1))
+done
 """
 """Groups are kept between single spaces; a group is forgotten once and only after it was added. A stray is its pid and
 its start time, the 20th field of proc_pid_stat(5) after the name; the second is the parent, the third the group. What
-is below any of them is found before the first is killed: later its parent is another one. A process that forks faster
-than it is seen is looked for again. Not every grep knows `-z` (BusyBox)."""
+is below any of them is found before the first is killed: later its parent is another one. Each is stopped when it is
+found: one that forks on would be followed for ever. Not every grep knows `-z` (BusyBox). An embedded server that a
+worker's command started is everybody's, and stays in the control group."""
 
 
 class Guard:
@@ -74,9 +93,13 @@ class Guard:
 
     Args:
         mark: `NAME=value`, which only this supervisor's workers have in their environment.
+
+    Attributes:
+        group: The control group of the workers, or None where there is none.
     """
 
     def __init__(self, mark: str) -> None:
+        self.group: Path | None = None
         self._mark = mark
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -130,7 +153,7 @@ class Guard:
         self._close()
         reader, self._writer = os.pipe2(os.O_CLOEXEC)
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", _SCRIPT, "allocator-guard", self._mark],
+            ["/bin/sh", "-c", _SCRIPT, "allocator-guard", self._mark, str(self.group or "")],
             stdin=reader,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

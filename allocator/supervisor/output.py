@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO
 
-from allocator.kernel.outlets import outlet
+from allocator.kernel.outlets import CHUNK, outlet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 KEPT_LINES = 20
-CHUNK = 65_536
 LONGEST_LINE = 8_192
 """A line that is longer is cut where it is kept, and broken where a name stands before each line."""
 
@@ -104,12 +102,3 @@ def _read(pipe: BinaryIO) -> bytes:
         return os.read(pipe.fileno(), CHUNK)
     except OSError:
         return b""
-
-
-def can_stand_still(descriptor: int) -> bool:
-    """Return whether a stream of the supervisor is a pipe or a socket, whose reader may stop reading."""
-    try:
-        mode = os.fstat(descriptor).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from allocator.kernel.outlets import may_block
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId
 from allocator.model.values import replace
-from allocator.supervisor.output import can_stand_still
 
 if TYPE_CHECKING:
     from allocator.supervisor.spec import WorkerSpec
@@ -32,11 +32,11 @@ def talking_together(specs: list[WorkerSpec], *, orphans_end: bool) -> list[Work
     """Return workers with the streams that the supervisor has to read.
 
     Of several, both are read, so that each line can carry its worker's name; of a single one standard error, to see why
-    it ends, and what goes into a pipe, so that it never waits for who reads there; nothing at all of workers that may
-    outlive the supervisor, for a pipe would not.
+    it ends, and what goes into a pipe or a file, so that it neither waits for who reads there nor fails on a full disk;
+    nothing at all of workers that may outlive the supervisor, for a pipe would not.
     """
     if not orphans_end:
         captured = frozenset[str]()
     else:
-        captured = BOTH if len(specs) > 1 or can_stand_still(1) else frozenset({"stderr"})
+        captured = BOTH if len(specs) > 1 or may_block(1) else frozenset({"stderr"})
     return [replace(spec, captured=captured) for spec in specs]

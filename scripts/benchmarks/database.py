@@ -25,8 +25,8 @@ from postgres import Postgres
 from redis import Redis
 
 from allocator.database.connection import Database
+from allocator.database.fenced import FencedRows
 from allocator.database.layout import make_layout
-from allocator.database.rows import Rows
 from allocator.database.upgrade import upgrade
 from allocator.kernel.answers import UnseenAnswers
 from allocator.model.names import WorkerId
@@ -116,7 +116,7 @@ class Fleet:
     def copy_rows(self) -> int:
         """Write the rows of all leases, faster than a reconciler would."""
         layout = make_layout(self.names)
-        rows = Rows(layout, FLEET.name)
+        rows = FencedRows(layout, FLEET.name)
         columns = [column.name for column in layout.runners.columns]
         count = 0
         with psycopg.connect(self.url) as connection, connection.cursor() as cursor:

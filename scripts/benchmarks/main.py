@@ -11,7 +11,7 @@ from typing import Any
 
 from ending import heed_signals
 
-from benchmarks.page import PARTS, facts, page, section
+from benchmarks.page import PARTS, SOAK, facts, page, section
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller pools and fleets")
     parser.add_argument("--out", type=Path, help="write the page there, the figures and the plots beside it")
     parser.add_argument("--server", help="the redis-server or valkey-server to measure")
-    only = parser.add_argument_group("parts", "only these, printed; all without one")
-    for part in PARTS:
+    only = parser.add_argument_group("parts", "only these, printed; all but --soak (an hour) without one")
+    for part in (*PARTS, SOAK):
         only.add_argument(f"--{part.name}", action="append_const", dest="parts", const=part, help=part.title)
     options = parser.parse_args()
     if options.out and options.parts:

@@ -22,6 +22,7 @@ from benchmarks import (
     layers,
     limits,
     pairs,
+    soak,
     status_page,
     supervisor,
 )
@@ -154,6 +155,11 @@ finds the new primary before a Sentinel names it, about a second after the promo
          supervisor.figures, supervisor.rows),
     Part("commands", "Whole commands", "From exec to exit, with the embedded server.", commands.figures, commands.rows),
 )  # fmt: skip
+
+SOAK = Part("soak", "Nothing grows",
+            "Every program that stays, while a fleet works at a hundred times its pace: when warm, and in the end.",
+            soak.figures, soak.rows)  # fmt: skip
+"""An hour by itself, and so no part of a whole run."""
 
 TITLE = """# Benchmarks
 

@@ -76,7 +76,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def _place(binary: str | None) -> Iterator[Place]:
+def place(binary: str | None) -> Iterator[Place]:
     with server(binary) as found, tempfile.TemporaryDirectory(prefix="bench-run-") as state:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
         pool = PoolSpec(name="bench-run", first=FIRST_PORT, last=FIRST_PORT + 2 * TIED - 1, cooldown_ms=0)
@@ -99,13 +99,13 @@ def _place(binary: str | None) -> Iterator[Place]:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return what was measured; the first word of each name is who, the last the unit."""
     rounds = 3 if quick else 15
-    with _place(binary) as place:
+    with place(binary) as here:
         return {
-            **_idle(place),
-            **_agent(place, ends=3 if quick else 10),
-            "start_ms": Spread.of(_starts(place, rounds)),
-            "stop_s": Spread.of([_stop(place) for _ in range(2 if quick else 5)]),
-            "refused_ms": Spread.of([_refused(place) for _ in range(rounds)]),
+            **_idle(here),
+            **_agent(here, ends=3 if quick else 10),
+            "start_ms": Spread.of(_starts(here, rounds)),
+            "stop_s": Spread.of([_stop(here) for _ in range(2 if quick else 5)]),
+            "refused_ms": Spread.of([_refused(here) for _ in range(rounds)]),
         }
 
 
@@ -115,10 +115,10 @@ def _idle(place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for count in (1, REPLICAS):
         process = place.run(*words, "--replicas", str(count), worker=HEALTHY)
-        _until(lambda count=count: [one.state for one in place.ports.leases()] == ["ready"] * count)
+        until(lambda count=count: [one.state for one in place.ports.leases()] == ["ready"] * count)
         time.sleep(SETTLE_S)
         share = _share(process.pid, WATCHED_S) / count
-        found |= {f"cpu_of_{count}": share, f"rss_of_{count}_mib": _rss_mib(process.pid)}
+        found |= {f"cpu_of_{count}": share, f"rss_of_{count}_mib": rss_mib(process.pid)}
         process.terminate()
         process.wait()
     return found
@@ -151,11 +151,11 @@ def _agent(place: Place, ends: int) -> dict[str, Any]:
             while place.ports.run(port_view(lease.pool, HOST, lease.port)).lease is not None:
                 time.sleep(0.002)
             delays.append((time.monotonic() - began) * 1_000)
-        memory = _rss_mib(agent.pid)
+        memory = rss_mib(agent.pid)
         agent.terminate()
         agent.wait()
     place.ports.release_all(*(lease for _, lease in tied[ends:]))
-    return {"agent_cpu": share, "agent_rss_mib": memory, "agent_release_ms": Spread.of(delays)}
+    return {"agent_cpu": share, "agentrss_mib": memory, "agent_release_ms": Spread.of(delays)}
 
 
 def _starts(place: Place, rounds: int) -> list[float]:
@@ -174,7 +174,7 @@ def _starts(place: Place, rounds: int) -> list[float]:
         for name, start in order[:: -1 if at % 2 else 1]:
             began = time.monotonic()
             process = start()
-            _until(lambda: _connects(port), every_s=0.001)
+            until(lambda: _connects(port), every_s=0.001)
             taken[name].append((time.monotonic() - began) * 1_000)
             process.terminate()
             process.wait()
@@ -184,12 +184,12 @@ def _starts(place: Place, rounds: int) -> list[float]:
 def _stop(place: Place) -> float:
     """Return the seconds from SIGTERM until nothing is left of a worker that ignores it, and of its supervisor."""
     process = place.run(worker=STUBBORN)
-    _until(lambda: [one.state for one in place.ports.leases()] == ["ready"])
+    until(lambda: [one.state for one in place.ports.leases()] == ["ready"])
     (lease,) = place.ports.leases()
     began = time.monotonic()
     process.terminate()
     process.wait()
-    _until(lambda: not place.ports.leases() and not Path(f"/proc/{lease.pid}").exists(), every_s=0.005)
+    until(lambda: not place.ports.leases() and not Path(f"/proc/{lease.pid}").exists(), every_s=0.005)
     return time.monotonic() - began
 
 
@@ -213,7 +213,7 @@ def _run_ns(pid: int) -> int:
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
 
 
-def _rss_mib(pid: int) -> float:
+def rss_mib(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1_024
 
@@ -223,7 +223,7 @@ def _connects(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _until(condition: Any, *, every_s: float = 0.02) -> None:
+def until(condition: Any, *, every_s: float = 0.02) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
@@ -248,6 +248,6 @@ def rows(found: dict[str, Any]) -> list[Row]:
         at_most("`run`: SIGTERM until nothing is left of a worker that ignores it", found["stop_s"], 6, " s", 2),
         at_most("`run`: from EADDRINUSE to the start on another port", found["refused_ms"], 1_000, " ms", 0),
         number(f"`agent`: processor time to renew {TIED:,} leases", found["agent_cpu"], 0.5, " %", 2),
-        Row(f"`agent`: resident memory, {TIED:,} leases", f"{found['agent_rss_mib']:.1f} MiB", ""),
+        Row(f"`agent`: resident memory, {TIED:,} leases", f"{found['agentrss_mib']:.1f} MiB", ""),
         at_most("`agent`: from a process's end to the release", found["agent_release_ms"], 1_000, " ms", 0),
     ]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from allocator import AsyncPortAllocator, PoolSpec, PortAllocator
 from allocator.api.application import create_app
-from allocator.api.hub import Hub, event_of, identifier_of
+from allocator.api.hub import Hub, PoolEvent, identifier_of
 from allocator.database.watcher import Watch
 from allocator.discovery.directory import Directory
 from allocator.model.errors import AllocatorError
@@ -162,5 +162,5 @@ IDENTIFIERS = st.from_regex(r"[0-9]{1,20}-[0-9]{1,20}", fullmatch=True)
 @given(identifier=IDENTIFIERS, fields=st.dictionaries(any_text(), any_text()))
 @examples(80)
 def test_any_fields_make_one_frame(identifier: str, fields: dict[str, str]) -> None:
-    frame = accepted(lambda: event_of(identifier, fields))
-    assert isinstance(frame, AllocatorError) or frame.frame.count(b"\n") == 4
+    frame = accepted(lambda: PoolEvent(identifier, fields).frame)
+    assert isinstance(frame, AllocatorError) or frame.count(b"\n") == 4

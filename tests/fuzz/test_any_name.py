@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scripted_redis import ScriptedRedis, claim, make_context
 
-from allocator.api.hub import event_of
+from allocator.api.hub import PoolEvent
 from allocator.client.lease_files import LeaseFiles
 from allocator.client.session import make_session
 from allocator.model.durations import parse_duration_ms, ttl_in_ms, written_duration
@@ -184,7 +184,7 @@ def test_names_that_are_accepted_come_back_from_redis_events_and_files(
     assert {pool_of_key(key.partition("}")[0] + "}") for key in store.key_names()} == {pool}
     fields = store.events(pool)[-1]
     assert (fields["worker"], fields["host"]) == (str(worker), host)
-    assert event_of("1-0", fields).frame.count(b"\n") == 4
+    assert PoolEvent("1-0", fields).frame.count(b"\n") == 4
     assert store.drive(endpoints(pool, plugin, org)) == []
     files = LeaseFiles(tmp_path_factory.mktemp("leases"))
     files.save(lease)

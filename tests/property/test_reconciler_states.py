@@ -24,9 +24,9 @@ from scripted_redis import MINUTE, ScriptedRedis, claim, make_context
 from allocator import DatabaseRecorder, PortAllocator
 from allocator.database import connection as connections
 from allocator.database.connection import Database
+from allocator.database.fenced import DeposedError
 from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
-from allocator.database.rows import DeposedError
 from allocator.database.upgrade import open_layout, upgrade
 from allocator.model.errors import AllocatorError, DatabaseUnavailableError, HeldError
 from allocator.model.names import WorkerId

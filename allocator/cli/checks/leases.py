@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from allocator.agent.kin import is_stranger
 from allocator.cli.checks.findings import Finding, finding_of_problem
-from allocator.kernel.identity import boot_id, namespaces
-from allocator.kernel.processes import process_table, with_descendants
 from allocator.kernel.sockets import listeners
 from allocator.model import problems
 from allocator.model.states import LeaseState
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from allocator.cli.options import Desk
-    from allocator.kernel.sockets import Listener
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
 
@@ -80,19 +78,3 @@ def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterat
             found = problems.of_silence(lease)
         if found is not None:
             yield finding_of_problem(found)
-
-
-def is_stranger(lease: Lease | None, listener: Listener) -> bool:
-    """Return whether a listener on a leased port of this host is none of the leased worker's processes."""
-    if lease is None or lease.pid is None or listener.pid is None:
-        return False
-    if lease.boot not in {None, boot_id()} or lease.namespaces not in {None, namespaces()}:
-        return False  # its processes are not seen from here
-    if lease.holder_pid is None:  # the agent's: the lease is bound to a hook's wrapper
-        from allocator.agent.kin import Kin
-
-        return listener.pid not in Kin.of(lease.pid).members()
-    table = process_table()
-    row, leased = table.get(listener.pid), table.get(lease.pid)
-    in_group = row is not None and leased is not None and row.group == leased.group
-    return not in_group and listener.pid not in with_descendants(lease.pid, lease.holder_pid)

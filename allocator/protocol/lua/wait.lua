@@ -43,7 +43,7 @@ local function run(read, call, try)
     return { NO_POOL }
   end
   local ahead, wanted, seat, tickets, waiters, needs = queue_before(read, base, space, ticket, explicit)
-  -- What listens on the host is not known here: such a claim gets the number of those ahead in its reply.
+  -- What listens on the host is not known here: a claim that finds less learns how many are ahead.
   if ahead > 0 and needs and count_free(read, base, ports_key, pool[1], wanted, now) >= needs + math.max(1, -explicit) then
     ahead = 0
   end

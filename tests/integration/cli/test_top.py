@@ -191,6 +191,18 @@ def test_a_signal_that_ends_it_gives_the_terminal_back(allocator, ports) -> None
     assert written.rstrip().endswith("\x1b[?25h\x1b[?1049l")
 
 
+def test_a_terminal_that_was_stopped_does_not_keep_it_from_ending(allocator, ports) -> None:
+    """Ctrl-S: the terminal takes nothing any more, neither the next picture nor what gives it back."""
+
+    def stop_and_end(terminal: int) -> None:
+        group = os.tcgetpgrp(terminal)
+        os.write(terminal, b"\x13")
+        os.kill(group, signal.SIGTERM)
+
+    _, status = screen_of(allocator, 80, 24, [(b"Nothing is wrong.", stop_and_end)])
+    assert status == 128 + signal.SIGTERM
+
+
 def test_what_happens_is_seen_and_ended_leases_go(allocator, ports) -> None:
     lease = failing(ports)
     steps = [

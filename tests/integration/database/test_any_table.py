@@ -17,10 +17,10 @@ from allocator import DatabaseRecorder, PortAllocator
 from allocator.client.lease_files import LeaseFiles
 from allocator.database.adoption import adopt_row, manual_rows
 from allocator.database.connection import Database
+from allocator.database.fenced import FencedRows
 from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report, differences
 from allocator.database.restore import restore_from_rows
-from allocator.database.rows import Rows
 from allocator.database.upgrade import check, open_layout, statements, upgrade
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import WorkerId
@@ -83,7 +83,7 @@ def test_their_table_is_adopted_recorded_reconciled_and_restored(
         has = set(rows_of(theirs, "SELECT * FROM plugin_instances")[0])
         assert not has & {"pid", "last_error", "lease_expires_at", "restart_count", "stopped_at", "updatedAt"}
         layout, leader = open_layout(theirs, NAMES), Leader(ports)
-        rows = Rows(layout, pool.name)
+        rows = FencedRows(layout, pool.name)
         found = list(manual_rows(ports, theirs, rows))
         assert [one.why_not for one in found] == [None] * 20
         files = LeaseFiles(tmp_path / "leases")

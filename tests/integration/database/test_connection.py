@@ -12,9 +12,9 @@ from sqlalchemy import event, text
 
 from allocator.database.adoption import unexplained_rows
 from allocator.database.connection import Database
+from allocator.database.fenced import FencedRows
 from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
-from allocator.database.rows import Rows
 from allocator.database.upgrade import open_layout, upgrade
 from allocator.model.errors import ConfigurationError, DatabaseUnavailableError
 from allocator.model.tables import TableNames
@@ -68,13 +68,13 @@ def test_a_moment_that_python_has_no_datetime_for_is_unknown_and_ends_nothing(
         table.add("org-2/email", host=lease.host, port=lease.port + 1, runtime_state="ready", fence=7)
         table.run(f"UPDATE plugin_runners SET pid = :pid, lease_expires_at = '{moment}'", pid=lease.pid)
         layout = open_layout(database, NAMES)
-        read = {str(row.key): row.expires_at for row in Rows(layout, ports.session.pool).in_order(database)}
+        read = {str(row.key): row.expires_at for row in FencedRows(layout, ports.session.pool).in_order(database)}
         assert read == {"org-1/email#0": None, "org-2/email#0": None}
-        assert [str(row.key) for row in unexplained_rows(ports, database, Rows(layout, ports.session.pool))] == [
+        assert [str(row.key) for row in unexplained_rows(ports, database, FencedRows(layout, ports.session.pool))] == [
             "org-2/email#0"
         ]
         Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
-        read = {str(row.key): row.expires_at for row in Rows(layout, ports.session.pool).in_order(database)}
+        read = {str(row.key): row.expires_at for row in FencedRows(layout, ports.session.pool).in_order(database)}
     assert read == {"org-1/email#0": pytest.approx(lease.expires_at, abs=1), "org-2/email#0": None}
 
 
@@ -86,7 +86,7 @@ def test_a_value_that_cannot_be_read_is_an_error_that_names_the_table(postgres_u
         table.run("UPDATE plugin_runners SET lease_expires_at = 'infinity'")
         strict = TimestamptzLoader
         event.listen(database.engine, "checkout", lambda raw, *_: raw.adapters.register_loader("timestamptz", strict))
-        rows = Rows(open_layout(database, NAMES), table.pool)
+        rows = FencedRows(open_layout(database, NAMES), table.pool)
         says = r"table plugin_runners holds .*too large.*; correct"
         for opened in (database.reading, database.writing):
             with pytest.raises(ConfigurationError, match=says), opened() as connection:

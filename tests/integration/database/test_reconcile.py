@@ -13,9 +13,9 @@ from servers import client_of
 
 from allocator import LeaseState, PortAllocator
 from allocator.database.connection import Database
+from allocator.database.fenced import DeposedError
 from allocator.database.leader import Leader
 from allocator.database.reconciler import Reconciler, Report
-from allocator.database.rows import DeposedError
 from allocator.database.upgrade import open_layout, upgrade
 from allocator.model.tables import TableNames
 from allocator.operations.listing import reap

@@ -14,10 +14,11 @@ from runners_table import Table
 from allocator import DatabaseRecorder, PortAllocator
 from allocator.database.adoption import manual_rows, unexplained_rows
 from allocator.database.connection import Database
+from allocator.database.fenced import FencedRows
 from allocator.database.leader import Leader
 from allocator.database.reconciler import SETTLED_AT_ONCE, Reconciler, Report
 from allocator.database.restore import restore_from_rows
-from allocator.database.rows import READ_AT_ONCE, Rows
+from allocator.database.rows import READ_AT_ONCE
 from allocator.database.upgrade import check, open_layout, upgrade
 from allocator.model.tables import TableNames
 
@@ -122,7 +123,7 @@ def test_a_role_with_one_connection_can_do_everything(
         assert check(database, NAMES).is_fit
         fill(database, pool.name, SETTLED_AT_ONCE + 50)
         layout = open_layout(database, NAMES)
-        rows = Rows(layout, pool.name)
+        rows = FencedRows(layout, pool.name)
         ports.claim("stripe", org="org-2")
         report = Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
         assert report.written == 1
@@ -140,7 +141,7 @@ def test_a_walk_gives_every_row_once_in_order_however_the_pages_fall(
 ) -> None:
     fill(database, "p", 230)
     fill(database, "other", 40)
-    rows = Rows(open_layout(database, NAMES), "p")
+    rows = FencedRows(open_layout(database, NAMES), "p")
     whole = [row.place for row in rows.in_order(database)]
     assert len(whole) == 230 < READ_AT_ONCE
     assert whole == sorted(whole)
@@ -156,7 +157,7 @@ def test_no_transaction_is_open_while_a_walk_is_looked_at(postgres_url: str) -> 
         table = Table(database, "p")
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'portlease' AND state LIKE 'idle in%'"
         with psycopg.connect(postgres_url, autocommit=True) as looking:
-            for number, _ in enumerate(Rows(open_layout(database, NAMES), "p").in_order(database)):
+            for number, _ in enumerate(FencedRows(open_layout(database, NAMES), "p").in_order(database)):
                 if number in {0, READ_AT_ONCE - 1, READ_AT_ONCE}:
                     assert looking.execute(query).fetchone() == (0,)
         assert len(table.rows()) == READ_AT_ONCE + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -63,9 +64,9 @@ def full_pipe() -> Iterator[int]:
         yield writer
 
 
-def talkative(fleet: Fleet, *words: str, stdout: int, stderr: int) -> subprocess.Popen:
+def talkative(fleet: Fleet, *words: str, **options: object) -> subprocess.Popen:
     words = ("--ttl", f"{TTL_S:g}s", "--health", "/", "--stop-timeout", f"{STOP_TIMEOUT_S:g}s", *words)
-    return fleet.run(*words, command=[sys.executable, "-c", TALKATIVE, "{port}"], stdout=stdout, stderr=stderr)
+    return fleet.run(*words, command=[sys.executable, "-c", TALKATIVE, "{port}"], **options)
 
 
 def lives_through_three_ttls(fleet: Fleet) -> None:
@@ -106,6 +107,16 @@ def test_a_pipe_that_was_closed_and_a_full_disk_stop_nobody(fleet: Fleet) -> Non
     with small_pipe() as (reader, closed), Path("/dev/full").open("wb") as full:
         talkative(fleet, stdout=closed, stderr=full.fileno())
         os.close(reader)
+        lives_through_three_ttls(fleet)
+
+
+def test_a_disk_that_is_full_fails_no_worker_whose_output_is_a_file(fleet: Fleet, tmp_path: Path) -> None:
+    """The limit of a file's size is a disk of a size; Node.js and Python end with an error that is not caught."""
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))  # noqa: E731  # as short as can be
+        talkative(fleet, stdout=file, stderr=subprocess.DEVNULL, preexec_fn=limit)
+        eventually(lambda: log.stat().st_size == 65_536)
         lives_through_three_ttls(fleet)
 
 
@@ -213,6 +224,14 @@ def test_agents_servers_and_exports_end_behind_a_full_pipe_too(fleet: Fleet) -> 
         for process in started:
             process.terminate()
         assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+
+
+def test_the_command_of_an_export_does_not_wait_for_a_reader(fleet: Fleet) -> None:
+    with full_pipe() as full:
+        reload = "seq 1 100000; seq 1 100000 >&2; touch reloaded"
+        exporting = fleet.spawn("export", "env", "--out", "workers.env", "--exec", reload, stdout=full, stderr=full)
+        assert exporting.wait(timeout=60) == 0
+    assert (fleet.state / "reloaded").exists()
 
 
 def _heeds_sigterm(pid: int) -> bool:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from supervised import Fleet, eventually, finish
 
+from allocator.agent.kin import ports_of_strangers
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -77,6 +79,8 @@ def test_a_stranger_on_the_workers_port_is_an_event_degraded_and_named_until_it_
             f"(pid {pid}) listens on {its_address}:{lease.port}, leased by org-1/email#0"
             in (finish(fleet.spawn("doctor"))[1])
         )
+        assert ports_of_strangers(lease.port, lease.port, {lease.port: shared}) == {lease.port}
+    assert ports_of_strangers(lease.port, lease.port, {lease.port: shared}) == set()
     again = fleet.lease()
     assert (again.pid, again.restarts) == (lease.pid, 0)
 
