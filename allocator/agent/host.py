@@ -119,7 +119,7 @@ class HostAgent:
         self._exits.wake()
 
     def step(self) -> None:
-        """Do one round: what is due now, and nothing that waits; what fails for one pool stops no other."""
+        """Do what is due now, without waiting; a failure of one pool does not stop the others."""
         now = self._clock()
         if self._files_changed() or now >= self._scan_at:
             self._scan(now)
@@ -154,7 +154,7 @@ class HostAgent:
                 self._counts[tied.lease.pool].doubts += 1
 
     def _by_pool(self) -> dict[str, list[TiedLease]]:
-        """Return the leases of each pool that there is something to do for: its own, and those of lease files."""
+        """Return the leases by pool: of the agent's own pool, and of every pool in the lease files."""
         found: dict[str, list[TiedLease]] = {self._allocator.session.pool: []}
         for tied in self._tied.values():
             found.setdefault(tied.lease.pool, []).append(tied)
@@ -295,7 +295,7 @@ class HostAgent:
         self._forget(tied.key)
 
     def _look_back(self, pool: str, leases: list[TiedLease], now: float) -> None:
-        """Release what this host still has in a pool from before it was started again: those of `run`.
+        """Release the leases of `run` from before the machine's last start.
 
         A lease that is draining, of a host that is not any more, goes back to what its health is.
         """

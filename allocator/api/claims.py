@@ -77,7 +77,7 @@ class Claims:
         return self._by_pool[name]
 
     def known_pool(self, name: str | None) -> str:
-        """Return a pool's name fit for a metric: one whose rules were read, else `other`."""
+        """Return a pool's name as a metric's label: the name of a pool that was used here, otherwise `other`."""
         known = self.allocator.session.pool
         if name in {None, known}:
             return known
@@ -127,7 +127,7 @@ class Claims:
         return list(several.values()), is_here
 
     async def _elsewhere(self, at: AsyncPortAllocator, host: str) -> AsyncPortAllocator:
-        """Return an allocator that claims as another host, which stays the machine that it is known to be."""
+        """Return an allocator that claims for another host and does not change that host's identity."""
         identity = await at.run(listing.host_identity(at.session.pool, host))
         return AsyncPortAllocator(at.store, at.session.as_host(host, identity))
 
@@ -162,7 +162,7 @@ class Claims:
             return {}
 
     def confirm(self, lease: Lease) -> None:
-        """Take a lease into custody that its caller has renewed, and so has heard of.
+        """Begin the custody of a lease; its caller has renewed it, so the claim's answer has arrived.
 
         A claim alone is not enough: if its answer never arrived, nobody would ever give the port back.
         """
@@ -175,12 +175,12 @@ class Claims:
             self._custody.forget(lease)
 
     async def held(self, pool: str | None, host: str, port: int, token: str) -> Lease:
-        """Return the lease of a port with the token that its holder gave; whether that is right, the scripts state."""
+        """Return the lease of a port with the token that its holder gave; the scripts check the token."""
         view = await self.view(pool, host, port)
         return replace(view.lease or self.nominal(pool, host, port), token=token)
 
     def nominal(self, pool: str | None, host: str, port: int) -> Lease:
-        """Return what stands for a lease that Redis does not have (any more): its place, and a worker that is nobody.
+        """Return a stand-in for a lease that Redis does not have (any more): its host and port, and no real worker.
 
         It is enough to end one: the scripts go by port and token, and may still have to write that it expired.
         """
@@ -204,7 +204,7 @@ class Claims:
         count: int,
         wanted: Callable[[Lease], bool],
     ) -> list[Lease]:
-        """Return up to `count` live leases behind a place, by host and port, reading no more hosts than it takes.
+        """Return up to `count` live leases after a host and port, in order, reading only the hosts that are needed.
 
         Args:
             pool: The pool, or None for the default one.

@@ -228,7 +228,7 @@ def write_named(leases: Mapping[str, Lease], form: Format) -> None:
 
 
 class FinishedOrUndone(FileAnswers):
-    """The lease files, with a Ctrl-C that undoes a claim once its tokens are written, and comes too late at its end."""
+    """The lease files of a claim; Ctrl-C undoes the claim from when its tokens are written until its leases are."""
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
@@ -273,7 +273,7 @@ def instance_of(at: Desk, worker: WorkerId, key: str) -> WorkerId:
 
 
 def check_several(ports: str | None, *, contiguous: bool, others: Mapping[str, object]) -> None:
-    """Check that a claim for several ports asks for nothing that only one can have.
+    """Check that a claim for several ports has no option that is for one port only.
 
     Raises:
         InvalidInputError: When it does.
@@ -288,7 +288,7 @@ def check_several(ports: str | None, *, contiguous: bool, others: Mapping[str, o
 
 
 def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str | None]) -> None:
-    """Check that a claim does not state both where and anywhere.
+    """Check that a claim does not have both a host and `--any-host`.
 
     Raises:
         InvalidInputError: When it does.
@@ -302,7 +302,7 @@ def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str |
 def claim_anywhere(
     at: Desk, worker: WorkerId, spread: str | None, known: list[Lease], claim_on: Callable[[PortAllocator], Lease]
 ) -> Lease:
-    """Claim a port on the host where a worker is, else where it is best placed; on the next one when that filled up.
+    """Claim a port on the worker's last host, otherwise on the best one; on the next when that is full.
 
     Args:
         at: What the command works with.

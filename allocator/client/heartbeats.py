@@ -152,7 +152,7 @@ class HeldLease(Generic[E_]):
             self._rewrite = True
 
     def stay_with_parent(self, lost: E_) -> None:
-        """Become a copy in a forked child: `lost` is set, and nothing that is done with it reaches the lease.
+        """Become a copy in a forked child: `lost` is set, and no method changes the lease.
 
         Args:
             lost: A new event; the one before may have been in use by a thread that the child does not have.
@@ -189,7 +189,7 @@ class HeartbeatPlan(Generic[E_]):
         return with_held(self._counts, [(one.lease.pool, one.doubtful) for one in self.held])
 
     def add(self, held: HeldLease[E_]) -> None:
-        """Keep this lease alive from now on."""
+        """Renew this lease from now on."""
         self._held[_token(held.lease)] = held
         self._plan_next()
 
@@ -208,7 +208,7 @@ class HeartbeatPlan(Generic[E_]):
         return list(self._held.values())
 
     def seconds_to_wait(self) -> float | None:
-        """Return for how long nothing is to do; None when nothing is held."""
+        """Return the seconds until something is due; None when no lease is held."""
         if self._due_at is None:
             return None
         return max(0.0, self._due_at - self._session.clock())
@@ -276,7 +276,7 @@ class HeartbeatPlan(Generic[E_]):
             self.touch()
 
     def fail(self, error: Exception) -> None:
-        """Take in that a renewal got no answer: try again soon, and state which leases are doubtful."""
+        """Apply that a renewal got no answer: plan another one soon, and return which leases are doubtful."""
         if not isinstance(error, AllocatorError):
             log.error("a heartbeat failed; it is tried again", exc_info=error)
         self._failures += 1

@@ -1,4 +1,4 @@
-"""The reconciler: makes SQL show where every worker of a pool runs. Level-triggered: it compares, whatever woke it.
+"""The reconciler: makes SQL show where every worker of a pool runs. Level-triggered: each pass compares both sides.
 
 A pass walks both sides in the order of their key (host, port), a few thousand of each in memory, and nominates the
 workers for whom they differ. Whoever was nominated, by a pass or by an event, is then settled: both sides are read
@@ -88,7 +88,7 @@ class Report:
 def differences(
     allocator: PortAllocator, database: Database, names: TableNames, *, refreshes: bool = True
 ) -> Iterator[Difference]:
-    """Yield where the table of workers and the leases of a pool differ; nothing is written, and little is in memory.
+    """Yield the differences between the table of workers and a pool's leases, in pages; nothing is written.
 
     First what has a place in the pool, by host and port, then the rows that were written by hand, by worker, then who
     listens on this host without a lease.
@@ -193,7 +193,7 @@ class Reconciler:
 
     @staticmethod
     def _merged(leases: Iterator[Lease], rows: Iterator[Row]) -> Iterator[tuple[Lease | None, Row | None]]:
-        """Yield leases and rows in the order of their places, side by side where they have one place."""
+        """Yield leases and rows in the order of host and port, as a pair where both have the same."""
         lease, row = next(leases, None), next(rows, None)
         while lease or row:
             left = (lease.host, lease.port) if lease else None
@@ -317,7 +317,7 @@ class Reconciler:
     def _leased_elsewhere(
         by_key: dict[RowKey, WorkerId | None], by_lease: set[RowKey], known: dict[WorkerId, Whereabouts]
     ) -> set[RowKey]:
-        """Return the workers whose rows were met away from their leases, where the walk shows them."""
+        """Return the workers whose row and lease have different hosts or ports, where the walk shows both."""
         found = ((key, known.get(worker)) for key, worker in by_key.items() if worker and key not in by_lease)
         return {key for key, whereabouts in found if whereabouts and whereabouts.lease}
 
@@ -367,7 +367,7 @@ class Reconciler:
         return self._written_one_by_one(todo, report)
 
     def _written_one_by_one(self, todo: Settlement, report: Report) -> int:
-        """Write each row in a transaction of its own, so that the trouble of one is that one's."""
+        """Write each row in its own transaction, so that a failure affects one row only."""
         written = busy = 0
         for part in self._apart(todo):
             try:

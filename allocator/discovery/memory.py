@@ -57,7 +57,7 @@ class _Known:
         return self.sighting.lease.plugin, self.sighting.lease.org
 
     def is_over(self, now: float) -> bool:
-        """Return whether an address that Redis does not show is good no longer; its time begins at the first call."""
+        """Return whether an address that Redis does not show has expired; its time begins at the first call."""
         if self.until is None:
             left_s = self.sighting.left_ms / 1_000
             was_silent = left_s < SILENT * self.ttl_s and now >= self.doubted_until
@@ -158,7 +158,7 @@ class AddressMemory:
             known.until = known.doubted_until
 
     def doubt(self) -> None:
-        """Apply that Redis is back after it could not be asked: what expired meanwhile may have a holder that lives."""
+        """Apply that Redis answers again: leases that expired meanwhile may still have live holders."""
         now = self._clock()
         for known in self._known.values():
             known.doubted_until = now + known.ttl_s
@@ -166,7 +166,7 @@ class AddressMemory:
                 known.until = known.doubted_until
 
     def _forget_others(self, place: _Place, worker: str, fence: int) -> None:
-        """Forget whom a grant ends: who was in its place, where its worker was, who had its port in a fleet."""
+        """Forget the addresses that a grant replaces: on its host and port, of its worker, of its port in a fleet."""
         others = {place, self._of_worker.get(worker, place)}
         if self.is_fleet:
             others |= self._of_port.get(place[1], set())

@@ -101,12 +101,12 @@ class Answers:
         return step.tokens
 
     def keep_leases(self, step: KeepLeases) -> bool:
-        """Return whether a claim was the caller's to end."""
+        """Return that the leases are the caller's."""
         del step
         return True
 
     def warn(self, step: Warn) -> None:
-        """Show a sentence; a program that calls a library has nobody who would read it."""
+        """Ignore a warning: a program that uses the library has no terminal to show it on."""
 
     def answer(self, step: Step) -> object:
         """Return what a step asks for."""

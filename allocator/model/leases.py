@@ -1,6 +1,6 @@
 """The lease as a value: what a holder knows, what a reader sees, and how both are written as JSON.
 
-A token stands only in the holder's own copy: it is left out of `repr` and of every listing.
+Only the holder's own copy has the token: it is left out of `repr` and of every listing.
 """
 
 from __future__ import annotations

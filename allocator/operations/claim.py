@@ -153,18 +153,18 @@ def _settled(
 
 
 def _is_kept(context: Context, pool: PoolSpec, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[bool]:
-    """Have the leases written down; return whether they are the caller's, and not given back by another claim."""
+    """Let the driver store the leases; return whether they are still the caller's, not released by another claim."""
     is_ended = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), leases)
     return is_ended or not attempt.was_taken_up or (yield from _are_live(pool, leases))
 
 
 def _named(attempt: Attempt) -> tuple[WorkerId, ...]:
-    """Return under whose names the tokens are kept: nobody's, while the instance is not known."""
+    """Return the workers under whose names the tokens are stored; none while the instance is not known."""
     return () if attempt.request.auto_instance else attempt.workers
 
 
 def _with_kept_tokens(context: Context, attempt: Attempt) -> Operation[Attempt]:
-    """Have the tokens written down before Redis is asked: a claim that is killed can then be taken up again."""
+    """Let the driver store the tokens before Redis is asked, so that a killed claim can be continued."""
     if attempt.request.token is not None:
         return attempt
     kept: tuple[str, ...] = yield KeepTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
@@ -342,7 +342,7 @@ def _after_renaming(
 
 
 def _given_back(context: Context, attempt: Attempt, holder: Lease, token: str, error: HeldError) -> Operation[Attempt]:
-    """Give back a lease of the workers that is in the way of what they ask for now, and begin with new tokens."""
+    """Release a lease of the workers that does not fit this request, and begin with new tokens."""
     yield from end.release(context, [replace(holder, token=token)])
     yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
     anew = yield from _with_kept_tokens(context, first_attempt(context, replace(attempt.request, token=None)))
@@ -409,7 +409,7 @@ def _are_live(pool: PoolSpec, leases: tuple[Lease, ...]) -> Operation[bool]:
 
 
 def _undone(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error: BaseException) -> Operation[None]:
-    """Leave nothing of a claim that failed: no position in the queue, no kept token, no lease.
+    """Undo a failed claim: its position in the queue, its stored tokens, its leases.
 
     A Redis that did not answer may have granted what it was asked for: then the tokens stay kept for the next claim.
     """

@@ -203,7 +203,7 @@ class Connection:
         return replies
 
     def _rest_of(self, deadline: float) -> Any:  # noqa: ANN401  # as above
-        """Read until the answer that has begun is there as a whole, and no longer than until the deadline."""
+        """Read until the answer is complete, at most until the deadline."""
         while (left_s := deadline - monotonic()) > 0:
             self._socket.settimeout(left_s)
             try:
@@ -394,7 +394,7 @@ def _tcp_socket(options: ConnectionOptions, deadline: float) -> socket.socket:
 
 
 def _meant(error: OSError) -> OSError:
-    """Return the error of a call: the end of TLS without a farewell is a closed connection like any other."""
+    """Return the error of a call; the end of TLS without a closing message counts as a closed connection."""
     if type(error).__name__ in {"SSLEOFError", "SSLZeroReturnError"}:
         return ConnectionResetError(CLOSED)
     return error

@@ -225,7 +225,7 @@ class WorkerStart:
             self._asked = order
 
     def _leave(self, order: Command) -> None:
-        """End it once everybody who hands out its address has had time to see that it is draining."""
+        """End the worker after `--drain-delay`, so that readers of addresses have seen that it is draining."""
         if self._health.state is LeaseState.STARTING or not self._spec.drain_delay_s:
             self._asked = order
             return
@@ -237,7 +237,7 @@ class WorkerStart:
             self._leaves = order
 
     def _suspend(self) -> None:
-        """Stand still: whoever asks for this worker is to know it before this process stands still itself."""
+        """Mark the lease as degraded before this process is stopped by Ctrl-Z."""
         self.group.stop()
         self._checks.close()
         if self._health.suspended(time.monotonic()):
@@ -279,7 +279,7 @@ class WorkerStart:
             self._given_up = STRANGER
 
     def _heed_sharing(self, was: str) -> None:
-        """Make known who else listens on one of its ports: connections of its callers end there."""
+        """Report another process that listens on one of its ports as well: it gets some of the connections."""
         if self._health.shared and not was:
             self._talk(f"{self._held.worker}: {self._health.shared}", self._held.own.lease, level=WARNING)
             self._held.record(self._health.shared)
@@ -369,7 +369,7 @@ class WorkerStart:
             probe.close()
 
     def _refused(self, status: int) -> int | None:
-        """Return the port that it could not have because somebody else listens there, or None."""
+        """Return the port that it could not bind because another process listens there, or None."""
         if self._asked or self._held.lost or self._health.ready_at is not None:
             return None
         if self._checks.stranger_since is not None and self._given_up:
@@ -387,7 +387,7 @@ class WorkerStart:
         return next(taken, said[0] if said else None)
 
     def _is_closing(self, refused: list[int]) -> bool:
-        """Return whether nobody but closing connections has the port that it could not have: it starts there again."""
+        """Return whether only closing connections use the port that it could not bind: then it starts there again."""
         closing = closing_ports(refused)
         if closing:
             self._talk(
