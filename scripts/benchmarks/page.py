@@ -22,6 +22,7 @@ from benchmarks import (
     layers,
     limits,
     pairs,
+    rows,
     soak,
     status_page,
     supervisor,
@@ -147,6 +148,15 @@ finds the new primary before a Sentinel names it, about a second after the promo
     Part("fleet", "A whole fleet", "Heartbeats, claims beside them, and half of the hosts gone at once.",
          fleet.figures, fleet.rows),
     Part("database", "The reconciler", "On PostgreSQL.", database.figures, database.rows),
+    Part(
+        "rows",
+        "An application's table",
+        """\
+Rows that were written by hand: uuid keys, foreign keys, mixed case, a fifth of them live. Each
+command as a whole process.""",
+        rows.figures,
+        rows.rows,
+    ),
     Part("api", "The HTTP API", "A process of its own; listeners and claims share another.", api.figures, api.rows),
     Part("page", "The status page",
          "Hosts full of leases, 100 events a second; pages that read as ours does, and ours in Chromium.",
