@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import redis
-from api_server import served
+from api_server import Worker, served
 
 from allocator import AsyncPortAllocator, PortAllocator
 from allocator.api.access import Access
@@ -39,6 +40,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 AXE_VERSION = "4.11.0"
+SCREENS: dict[str, dict[str, Any]] = {
+    "desktop": {"viewport": {"width": 1280, "height": 900}},
+    "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
+}
 SCREENSHOTS = os.environ.get("ALLOCATOR_SCREENSHOTS")
 
 
@@ -81,13 +86,25 @@ def browser(chromium: str) -> Iterator[Any]:
         running.close()
 
 
+class PatientWorker(Worker):
+    """A caller whose leases outlive a test on a slow machine."""
+
+    def claim(self, plugin: str = "email", org: str = "org-1", **words: Any) -> dict:
+        return super().claim(plugin, org, **{"ttl_s": 600} | words)
+
+
+@pytest.fixture
+def worker(http: httpx.Client) -> Worker:
+    return PatientWorker(http)
+
+
 class Viewer:
     """A page, and whatever went wrong in it."""
 
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.context = browser.new_context(**options)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.wrong: list[str] = []
         self.page.on("console", lambda message: self.wrong.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
@@ -105,13 +122,19 @@ class Viewer:
         return int(self.page.locator(f'#counters b[data-count="{status}"]').inner_text())
 
     def until_there_are(self, count: int, selector: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.page.locator(selector).count() != count:
             assert time.monotonic() < deadline, self.page.locator(selector).all_inner_texts()
             self.page.wait_for_timeout(50)
 
     def fact(self, name: str) -> str:
         return self.page.locator(f'#facts dd[data-fact="{name}"]').inner_text()
+
+    def has_no_violation(self, what: str) -> None:
+        """Check what is shown, with axe-core in the page, and that nothing is wider than the screen."""
+        found = self.page.evaluate("axe.run()")["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == [], what
+        self.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
     def live(self) -> Viewer:
         self.page.locator('#connection[data-state="live"]').wait_for()
@@ -439,6 +462,56 @@ def test_axe_finds_no_violation(look, worker, http, axe: str, pool: PoolSpec, sc
         viewer.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
+def test_every_view_fits_its_screen_and_axe_finds_no_violation(
+    look, worker, http, axe: str, ports: PortAllocator, pool: PoolSpec, screen: str
+) -> None:
+    """Problems, search, filters, panels of a port and of a host, services, events: as a colleague opens them."""
+    failing = worker.claim("email", "org-17")
+    http.patch(worker.path(failing), json={"state": "degraded", "last_error": "503"}, headers=worker.proof(failing))
+    ports.run(listing.cordon(pool.name, "web-1", on=True))
+    viewer = look(bypass_csp=True, **SCREENS[screen]).live()
+    page, chosen = viewer.page, f"{failing['port']}"
+    page.locator('#problems-list li[data-check="degraded"]').wait_for()
+    page.evaluate(axe)
+    seen = {
+        "/": page.locator('#conditions button[data-status="cordoned"]:not(.none)'),
+        f"/web-1/{chosen}": page.locator("#history li").nth(1),
+        "/web-1/": page.locator("#facts", has_text="cordoned: gives out no new ports"),
+        "/services": page.locator('#services-table tr[data-service="org-17/email"]'),
+        "/events": page.locator('#events li[data-type="granted"]'),
+    }
+    for address, shown in seen.items():
+        page.evaluate("address => { location.hash = address; }", f"#/{pool.name}{address}")
+        shown.wait_for()
+        viewer.has_no_violation(address)
+    page.locator("#search").fill("org-17")
+    page.locator("#found-list li[data-lease]").wait_for()
+    viewer.has_no_violation("search")
+    page.locator("#found-list li[data-lease] a").click()
+    page.locator('#facts dd[data-fact="Last error"]', has_text="503").wait_for()
+    assert page.url.endswith(f"/web-1/{chosen}")
+    page.locator("#detail-close").click()
+    page.locator('#conditions button[data-status="cordoned"]').click()
+    page.locator("#hosts-text", has_text="1 of 1 hosts").wait_for()
+
+
+def test_a_hundred_long_labels_of_another_program_fit_a_small_phone(
+    look, worker, redis_url: str, pool: PoolSpec
+) -> None:
+    lease = worker.claim("email", "org-1")
+    labels = {f"l{number}": "<img src=x onerror=alert(1)>" + "w" * 228 for number in range(100)}
+    key = f"alloc:{{{pool.name}}}:lease:web-1:{lease['port']}"
+    client = redis.Redis.from_url(redis_url)
+    client.set(key, json.dumps(json.loads(client.get(key)) | {"labels": labels}), keepttl=True)
+    viewer = look(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    viewer.port(lease["port"]).tap()
+    viewer.page.locator('#facts dd[data-fact="Label l99"]').wait_for()
+    assert viewer.page.locator("main img").count() == 0
+    assert viewer.page.locator("#facts").evaluate("facts => facts.scrollWidth <= facts.clientWidth")
+    viewer.page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")
+
+
 def test_a_server_with_credentials_asks_for_a_token_and_keeps_it_out_of_addresses(
     browser, redis_url: str, pool, tmp_path: Path
 ) -> None:
@@ -560,7 +633,7 @@ def test_a_page_that_slept_for_a_day_catches_up(browser, url: str, worker) -> No
     worker.claim("email", "org-1")
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.clock.install()
     page.goto(url)
     page.locator('#connection[data-state="live"]').wait_for()
