@@ -46,7 +46,7 @@ S = TypeVar("S", bound="BaseStore")
 
 
 def naming_arguments(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function that is called with other arguments than it has report it with an InvalidInputError."""
+    """Make a function raise an InvalidInputError when it is called with wrong arguments."""
 
     @wraps(function)
     def checking(*arguments: P.args, **named: P.kwargs) -> T:
@@ -223,7 +223,7 @@ class LeaseOperations(Generic[E_]):
     def resolve(
         self, plugin: str, *, org: str, wait: Duration | None = None, prefer_local: bool = False
     ) -> Operation[Endpoint]:
-        """Return where the next ready worker of a service is: each in turn, whoever asks, from whatever host.
+        """Return the address of the next ready worker of a service; all callers on all hosts share one rotation.
 
         Args:
             plugin: The service's plugin.
@@ -260,7 +260,7 @@ class LeaseOperations(Generic[E_]):
         return str((yield from hosts.register(self.session.context, self.session.pool)))
 
     def host_session(self, host: str) -> Operation[Session]:
-        """Return the settings that claim for another host, which stays the machine that it is known to be."""
+        """Return settings that claim for another host without changing that host's identity."""
         from allocator.operations import listing
 
         identity = yield from listing.host_identity(self.session.pool, check_name("host", check_text("host", host)))
@@ -321,7 +321,7 @@ class LeaseOperations(Generic[E_]):
 
 
 class AllocatorBase(Generic[E_, S]):
-    """What the allocators have that is driven by nobody: how they are made, what they hold.
+    """What the allocators have beside operations: how they are made, which leases they hold.
 
     Args:
         store: The connection to Redis; None for that of the settings.
@@ -390,7 +390,7 @@ class AllocatorBase(Generic[E_, S]):
 
     @property
     def _heartbeats(self) -> HeartbeatRunner[E_]:
-        """What renews the leases that are held, made with the first of them; of two threads that ask, one makes it."""
+        """What renews the held leases; made once, when the first lease is held."""
         if self._runner is None:
             self.__dict__.setdefault("_runner", self._runner_class(self.session, self.run))
         assert self._runner is not None  # noqa: S101  # set above

@@ -84,11 +84,11 @@ class Directory:
 
     @property
     def age_s(self) -> float:
-        """For how many seconds Redis could not be asked; 0.0 while it can."""
+        """Seconds since Redis last answered; 0.0 while it answers."""
         return self._clock() - self._current_at if self.stale and self._current_at is not None else 0.0
 
     def start(self) -> None:
-        """Read what is wanted and keep it current from now on.
+        """Read the workers of the chosen services and keep them current from now on.
 
         Raises:
             AllocatorError: When Redis cannot be read now.
@@ -105,7 +105,7 @@ class Directory:
             self._thread.start()
 
     def add(self, plugin: str, org: str) -> None:
-        """Want one more service; its workers are read before this returns.
+        """Add a service; its workers are read before this returns.
 
         Raises:
             AllocatorError: When Redis cannot be read now.

@@ -101,7 +101,7 @@ class OpenFolder(Value):
         os.rename(name, target, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def link(self, name: str, target: str) -> None:
-        """Give a file a second name, which nothing has.
+        """Give a file a second name, if no file has that name.
 
         Raises:
             FileExistsError: When something has it.
@@ -391,7 +391,7 @@ def _same(folder: OpenFolder, name: str, text: str) -> bool:
 
 
 def _finish(folder: OpenFolder, name: str, before: os.stat_result | None) -> None:
-    """Give a new file the owner of the one that it replaces, and let the disk have it."""
+    """Give a new file the owner of the one that it replaces, and write it to the disk (`fsync`)."""
     descriptor = os.open(name, os.O_RDONLY | _FILE_FLAGS, dir_fd=folder.descriptor)
     try:
         if before is not None and os.geteuid() == 0:
@@ -404,7 +404,7 @@ def _finish(folder: OpenFolder, name: str, before: os.stat_result | None) -> Non
 
 
 def user_name(uid: int) -> str:
-    """Return a user for people: `user ana`, or `user 1000` when it has no name."""
+    """Return a user as text: `user ana`, or `user 1000` when it has no name."""
     import pwd
 
     try:

@@ -99,7 +99,7 @@ def renew(
 
 
 def renew_each(context: Context, leases: Sequence[Lease], *, rewrite: bool = False) -> Operation[list[RenewOutcome]]:
-    """Extend leases of many holders: what fails for one of them, or for its pool, stops nobody else's renewal.
+    """Extend leases of many holders; a failure of one lease or pool does not affect the others.
 
     Arguments and results are those of `renew`; the outcome of a lease that could not be renewed has the error.
 
@@ -121,7 +121,7 @@ def renew_each(context: Context, leases: Sequence[Lease], *, rewrite: bool = Fal
 
 
 def _renew_apart(context: Context, leases: list[Lease], *, rewrite: bool) -> Operation[list[RenewOutcome]]:
-    """Renew leases of one pool together, and in halves when that fails, until the one is found that it is about."""
+    """Renew leases of one pool together; when that fails, in halves, until the failing lease is found."""
     try:
         return (yield from renew(context, leases, rewrite=rewrite))
     except StoreUnavailableError as error:

@@ -97,7 +97,7 @@ class ServerInfo(Value, kw_only=True):
             raise ConfigurationError(f"Redis at {shown_url} is version {self.version}; use 6.2 or newer, or Valkey")
 
     def warnings(self) -> list[str]:
-        """Return what works but should be known."""
+        """Return warnings: what works, but is a risk."""
         if self.append_only is False:
             return [
                 (
@@ -185,7 +185,7 @@ class BaseStore:
         return self._client
 
     def _seconds_to_try(self, error: Exception, spent_s: float) -> float:
-        """Return for how many seconds a call is made again after an error; 0 for not at all."""
+        """Return the seconds for which a call is repeated after an error; 0: not at all."""
         left_s = self._timeout_s - spent_s
         if not is_transient(error) or left_s <= 0:
             return 0.0
@@ -278,7 +278,7 @@ def is_unknown_script(reply: Any) -> bool:  # noqa: ANN401  # a reply
 
 
 def info_refused(error: ReplyError) -> dict[str, Any]:
-    """Return what is known of a server whose user may not ask, or that does not know `INFO`: nothing.
+    """Return the empty information of a server that refuses `INFO`.
 
     Raises:
         ReplyError: When it may answer a little later, or nobody may ask it anything.

@@ -1,6 +1,6 @@
 """`run`: one worker or many under one supervisor, each in a thread of its own, until the last one has ended.
 
-This module deals out signals and collects ends; what happens to a worker is decided in `worker`.
+This module passes signals on and waits for the ends of workers; what happens to a worker is decided in `worker`.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class _Crew:
             self._suspend(number)
 
     def _suspend(self, number: int) -> None:
-        """Let workers and supervisor stand still, as a shell's Ctrl-Z does, until the shell lets them go on."""
+        """Stop workers and supervisor, as Ctrl-Z in a shell does, until the shell continues them."""
         for worker in self._workers:
             worker.suspend()
         terminal = self._children.terminal

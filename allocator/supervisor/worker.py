@@ -45,7 +45,7 @@ SIGTERM."""
 
 
 class _Outcome(Value):
-    """What becomes of the ports once their worker does not run on them any more.
+    """What happens to the ports after their worker has ended.
 
     Attributes:
         declined: The port that goes into quarantine, or None.
@@ -104,7 +104,7 @@ class Worker:
     # -- what others tell it --
 
     def stop(self, *, at_once: bool = False, told: bool = False, number: int = signal.SIGTERM) -> None:
-        """Let it end, gracefully or at once; by SIGTERM only after the delay in which others drop it.
+        """End it, gracefully or at once; gracefully means that SIGTERM comes after the drain delay.
 
         Args:
             at_once: Whether it has no time to tidy up.
@@ -123,7 +123,7 @@ class Worker:
 
     @property
     def seen_after_s(self) -> float:
-        """How long it may take until everybody who hands out its address has seen that it is ready."""
+        """Seconds until every reader of addresses has seen that it is ready, at most."""
         return self._spec.drain_delay_s
 
     @property
@@ -141,7 +141,7 @@ class Worker:
         return None if start is None else start.group.stopped_by()
 
     def suspend(self) -> None:
-        """Let its processes stand still, and its lease tell so; returns when that is done or takes too long."""
+        """Stop its processes as Ctrl-Z does and mark its lease; returns when that is done or takes too long."""
         start = self._running
         if start is None:
             return
@@ -150,7 +150,7 @@ class Worker:
         start.suspended.wait(SUSPEND_S)
 
     def go_on(self, *, lend: bool) -> None:
-        """Let its processes go on that stood still; `lend`: with the terminal."""
+        """Continue its stopped processes; `lend`: with the terminal."""
         start = self._running
         if start is None:
             return
