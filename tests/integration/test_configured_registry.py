@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from sqlalchemy import create_engine, text
+from supervised import eventually
 
 from allocator import (
     AsyncPluginTransport,
@@ -205,6 +206,7 @@ def test_service_and_transports_ask_the_configured_registry(
     with ports.hold("email", org="o") as lease:
         ports.update(lease, state=LeaseState.READY)
         with Service("email", org="o") as service:
+            eventually(lambda: service.endpoints)
             assert [one.port for one in service.endpoints] == [lease.port]
         seen: list[int | None] = []
 
