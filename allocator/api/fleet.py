@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -21,7 +22,7 @@ from allocator.api.models import (
 from allocator.api.problems import NOT_FOUND, ProblemError
 from allocator.api.routes import HostName, PoolName, claims_of, problems
 from allocator.kernel.socket_tables import listening_ports
-from allocator.model.errors import InvalidInputError
+from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.operations import hosts as whole_hosts
 from allocator.operations import listing
 from allocator.operations.end import Forced
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from allocator.api.claims import Claims
     from allocator.api.keeper import Keepers
     from allocator.model.pools import PoolSpec
+
+log = logging.getLogger("allocator.api")
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
@@ -42,18 +45,25 @@ async def pools(request: Request, caller: ReaderOfAny) -> list[PoolBody]:
     """
     claims = claims_of(request)
     keepers: Keepers = request.app.state.keepers
-    found = []
+    found: list[PoolBody] = []
+    unread: ConfigurationError | None = None
     for name in await claims.allocator.store.pool_names():
         if not caller.may_use(name):
             continue
         at = claims.pool(name)
         keeper = keepers.kept.get(name)
-        if keeper is not None and keeper.index is not None and keeper.is_live:
-            hosts, leased = len(keeper.index.shown), keeper.index.leased
-        else:
-            read = await at.hosts()
-            hosts, leased = len(read), sum(host.leases for host in read)
-        found.append(_pool(await at.pool(), hosts, leased, served=at is claims.allocator))
+        try:
+            if keeper is not None and keeper.index is not None and keeper.is_live:
+                hosts, leased = len(keeper.index.shown), keeper.index.leased
+            else:
+                read = await at.hosts()
+                hosts, leased = len(read), sum(host.leases for host in read)
+            found.append(_pool(await at.pool(), hosts, leased, served=at is claims.allocator))
+        except ConfigurationError as error:  # another program's key, which is no reason to list none
+            unread = error
+            log.warning("the pool %s is left out: %s", name, error)
+    if unread is not None and not found:
+        raise unread
     return found
 
 

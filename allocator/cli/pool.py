@@ -24,6 +24,7 @@ from allocator.cli.options import (
 )
 from allocator.cli.output import write_json, write_rows
 from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError
+from allocator.model.log import WARNING
 from allocator.model.names import check_name
 from allocator.model.pools import PoolSpec
 
@@ -162,12 +163,20 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
     from allocator.operations.context import read_pool
 
     with desk(None, None, redis_url, config, reads_only=True) as at:
-        rows = []
+        rows: list[tuple[object, ...]] = []
+        unread: ConfigurationError | None = None
         for name in sorted({*at.allocator.store.pool_names(), *BUILT_IN}):
-            pool = at.allocator.run(read_pool(name)) or BUILT_IN.get(name)
+            try:
+                pool = at.allocator.run(read_pool(name)) or BUILT_IN.get(name)
+            except ConfigurationError as error:  # another program's key, which is no reason to list none
+                unread = error
+                talk(str(error), level=WARNING)
+                continue
             if pool is None:  # removed while it was read
                 continue
             rows.append((pool.name, pool.first, pool.last, pool.size, pool.scope))
+        if unread is not None and not rows:
+            raise unread
         write_rows(("NAME", "FIRST", "LAST", "PORTS", "SCOPE"), rows, form)
 
 
