@@ -65,7 +65,7 @@ def restores(database: Database, fleet: Fleet) -> None:
 
 def looks(database: Database, fleet: Fleet) -> None:
     assert check(database, NAMES).is_fit
-    differences(fleet.ports, database, NAMES)
+    assert all(one.kind for one in differences(fleet.ports, database, NAMES))
 
 
 WORK: dict[str, Callable[[Database, Fleet], None]] = {
