@@ -59,7 +59,7 @@ async def pools(request: Request, caller: ReaderOfAny) -> list[PoolBody]:
                 read = await at.hosts()
                 hosts, leased = len(read), sum(host.leases for host in read)
             found.append(_pool(await at.pool(), hosts, leased, served=at is claims.allocator))
-        except ConfigurationError as error:  # another program's key, which is no reason to list none
+        except ConfigurationError as error:  # another program's key must not hide all pools
             unread = error
             log.warning("the pool %s is left out: %s", name, error)
     if unread is not None and not found:

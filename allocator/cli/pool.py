@@ -168,7 +168,7 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
         for name in sorted({*at.allocator.store.pool_names(), *BUILT_IN}):
             try:
                 pool = at.allocator.run(read_pool(name)) or BUILT_IN.get(name)
-            except ConfigurationError as error:  # another program's key, which is no reason to list none
+            except ConfigurationError as error:  # another program's key must not hide all pools
                 unread = error
                 talk(str(error), level=WARNING)
                 continue
