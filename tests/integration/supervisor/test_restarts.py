@@ -173,14 +173,17 @@ def test_a_host_that_is_drained_during_a_restart_ends_the_worker_as_a_drain_does
 
 def test_a_killed_supervisor_leaves_nothing_that_a_stray_started_last(fleet: Fleet) -> None:
     """What left by `setsid env -i` forks on: what it started within the last moment has no mark and no known parent."""
-    forking = "import os, time\nwhile True:\n    if os.fork() == 0: time.sleep(600)\n    time.sleep(0.2)"
-    (fleet.state / "forking.py").write_text(forking)
-    script = f'env -i setsid {sys.executable} -S forking.py & exec "$@"'
+    forking = (
+        "import os, time\nfor _ in range(300):\n    if os.fork() == 0: time.sleep(60), os._exit(0)\n    time.sleep(0.2)"
+    )
+    path = fleet.state / "forking.py"
+    path.write_text(forking)
+    script = f'env -i setsid {sys.executable} -S {path} & exec "$@"'
     process = fleet.run(command=["sh", "-c", script, "sh", *PYTHON_WORKER])
     lease = fleet.lease()
 
     def strays() -> list[int]:
-        return [pid for pid in process_table() if b"forking.py" in _words(pid)]
+        return [pid for pid in process_table() if os.fsencode(path) in _words(pid)]
 
     eventually(lambda: len(strays()) > 15)  # the first of them was seen long ago, on a busy machine too
     process.kill()
