@@ -195,13 +195,14 @@ local function run(read, call, try)
   end
 
   -- Only pools that have waiters or limits pay for them.
-  local ticket, said, notes = ARGV[tail + 5] or '', nil, nil
+  local ticket, said, notes, gone = ARGV[tail + 5] or '', nil, nil, nil
   local has_limits, waits = find(rules, ' more=1', 1, true), waiting and tonumber(waiting) > now and not superseded
   local is_block = needed > 1 and ARGV[tail + 6] == '1'
   if waits or has_limits then
     --@include limits
     if waits then
-      local ahead, wanted, seat, _, waiters, needs = queue_before(read, base, space, ticket, is_block and -1 or explicit)
+      local ahead, wanted, seat, tickets, waiters, needs = queue_before(read, base, space, ticket, is_block and -1 or explicit)
+      gone = gone_of(tickets, waiters, ticket)
       avoid, said = avoid .. wanted, seat and waiters[seat]
       if ahead > 0 and needs and count_free(read, base, ports_key, rules, avoid, now) >= needs + needed then
         ahead = 0
@@ -482,6 +483,9 @@ local function run(read, call, try)
   end
 
   -- writes --
+  if gone and gone[1] then
+    call('ZREM', base .. ':waiters:' .. space, unpack(gone))
+  end
   if unseen then
     --@include grants
     for _, it in ipairs(unseen) do

@@ -66,10 +66,9 @@ local function run(read, call, try)
   end
 
   -- writes --
-  for i = 1, #tickets do
-    if not waiters[i] and tickets[i] ~= ticket then
-      call('ZREM', line, tickets[i])
-    end
+  local gone = gone_of(tickets, waiters, ticket)
+  if gone[1] then
+    call('ZREM', line, unpack(gone))
   end
   if leaves then
     call('ZREM', line, ticket)

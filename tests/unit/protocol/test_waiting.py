@@ -121,6 +121,7 @@ def test_a_waiter_that_died_is_passed_by_and_taken_out(store, full):
     assert try_claim(store, context, 11) is None
     store.drive(release(context, [held[1]]))
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
+    assert not store.client.exists(*[f"alloc:{{{POOL}}}:waiters:{space}" for space in ("*", "web-1")])
     stand(store, context, 13)
     space = "*" if store.client.exists(f"alloc:{{{POOL}}}:ports:*") else "web-1"
     assert store.client.zrange(f"alloc:{{{POOL}}}:waiters:{space}", 0, -1) == [ticket(13).encode()]

@@ -45,6 +45,17 @@ local function queue_before(read, base, space, ticket, explicit)
   return ahead, wanted, seat, tickets, waiters, needs
 end
 
+-- The tickets of those who are gone, but for the asker's own.
+local function gone_of(tickets, waiters, ticket)
+  local gone = {}
+  for i = 1, #tickets do
+    if not waiters[i] and tickets[i] ~= ticket then
+      gone[#gone + 1] = tickets[i]
+    end
+  end
+  return gone
+end
+
 -- How many ports of a namespace are free, at least: those in `avoid` (ranges) are not, nor are those of other plugins where
 -- the pool keeps them apart. Where that is enough for all who are ahead, one behind them need not wait until the
 -- first has looked: it may have died, and a queue in which some have died would stand still with ports free.
