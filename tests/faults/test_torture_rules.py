@@ -64,6 +64,17 @@ def test_lost_data_excuses_an_overlap_with_what_was_confirmed_before() -> None:
     assert "a: holdings overlap" in rules(history(claimed(0.0, 1), renewed, by_two(1.0, 2), faults=[FLUSH]))
 
 
+def test_of_two_grants_by_two_primaries_the_newer_takes_over_within_a_ttl() -> None:
+    both = Fault("two primaries", 0.0, 0.6, loses_since=0.0)
+    kept, again = call("keep", 1.0, "renewed", fence=1), call("renew", 1.4, "reasserted", token=TWO, actor="b", fence=3)
+    lost = call("renew", 1.6, "lost", outcome=REFUSED)
+    assert rules(history(claimed(0.1, 1), by_two(0.3, 2), kept, again, lost, faults=[both])) == set()
+    found = rules(history(claimed(0.1, 1), by_two(0.8, 2), kept, again, lost, faults=[both]))
+    assert {"a: holdings overlap", "c: taken away"} <= found
+    late = call("keep", 2.9, "renewed", fence=1), call("renew", 3.0, "reasserted", token=TWO, actor="b", fence=3)
+    assert "a: holdings overlap" in rules(history(claimed(0.1, 1), by_two(0.3, 2), kept, *late, faults=[both]))
+
+
 def test_lost_data_never_excuses_a_grant_of_a_port_that_is_listened_on() -> None:
     leased = [{"actor": "b", "at": 1.1, "port": 9, "fence": 2, "token": TWO}]
     made = history(claimed(0.0, 1), by_two(1.0, 2), faults=[FLUSH], leased=leased)

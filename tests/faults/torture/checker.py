@@ -66,7 +66,7 @@ def _overlaps(facts: Facts, confirmations: Iterable[Confirmation]) -> Iterator[t
 def _excused(facts: Facts, first: Confirmation, second: Confirmation) -> bool:
     """Return whether Redis may have had no more of the first confirmation when it gave the second."""
     lost = facts.excuses.may_be_lost(first.began, first.ended, second.ended)
-    return lost or facts.excuses.ends_early(first.began, second.ended)
+    return lost or facts.excuses.ends_early(first.began, second.ended) or facts.came_back(second, first)
 
 
 def ports_rest_for_their_grace(facts: Facts) -> Iterator[Violation]:
@@ -238,6 +238,9 @@ def sure_holders_are_not_told_lost(facts: Facts) -> Iterator[Violation]:
             if known is None or known.until <= call.ended:
                 continue
             lost = facts.excuses.may_be_lost(known.began, known.ended, call.ended)
+            newer = (one for one in facts.by_port[known.port] if known.began < one.ended and one.began < call.ended)
+            if any(facts.came_back(one, known) for one in newer):
+                continue
             if not lost and not facts.excuses.ends_early(known.began, call.ended):
                 yield Violation("c: taken away", "a sure holder was told that its lease is lost", (known, call))
 

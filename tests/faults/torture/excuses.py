@@ -3,7 +3,8 @@
 - *Lost data.* A server that was emptied, that came back with less than it had confirmed, or that was replaced by a
   replica which had not yet heard, cannot know what it forgot (docs/explanation/guarantees.md, "Losing data": the kernel
   arbitrates). It excuses that a lease and a newer one overlap where the first was confirmed by what may be lost and the
-  second granted after. It never excuses a grant of a port that its holder listens on.
+  second granted after. It never excuses a grant of a port that its holder listens on. Where two servers were in charge
+  for a while, each may have granted the port; the older grant is confirmed until the newer one's holder renews.
 - *A clock that goes ahead* by more than the grace ends leases early ("What it rests on"). The jumps between the
   confirmation and the grant are added up; up to the grace they excuse nothing but that the grace itself was shorter.
 - *A clock that goes back* lengthens leases by as much. With data lost before the clock has caught up, the last fence is

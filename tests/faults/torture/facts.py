@@ -157,6 +157,23 @@ class Facts:
         jumps = [(it.began, it.ended) for it in self.excuses.jumps if it.jump_s > 0]
         return any(since <= call.ended and until >= one.began for since, until in (*losses, *jumps))
 
+    def came_back(self, newer: Confirmation, older: Confirmation) -> bool:
+        """Return whether a lease may have been lost and then re-asserted over one that it had followed or met.
+
+        Two servers that were both in charge may have granted one port; the newer of the grants stays once its holder
+        has renewed it, a TTL after the loss at most. Until then the older one is confirmed as well.
+        """
+        return newer.token != older.token and any(
+            one.grants
+            and one.fence > older.fence
+            and one.began <= loss.ended
+            and one.ended >= (loss.loses_since or 0.0)
+            and older.began <= loss.ended + self.history.ttl_s
+            for one in self.by_token.get(newer.token, ())
+            if one.port == older.port and one is not newer
+            for loss in self.excuses.losses
+        )
+
     def told_between(self, since: float, until: float) -> int:
         """Return how many calls that make an event took effect between two times, at least."""
         return bisect(self.told, until) - bisect(self.told, since)

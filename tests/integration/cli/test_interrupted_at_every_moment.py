@@ -34,7 +34,7 @@ def interrupted(allocator, words: list[str], after_imports: int) -> int:
     environment = allocator.environment()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         text, seen = b"", 0
-        while seen <= after_imports and select.select([process.stderr], [], [], QUIET_S)[0]:
+        while seen <= after_imports and select.select([process.stderr], [], [], QUIET_S if seen else 60)[0]:
             text += os.read(process.stderr.fileno(), 200)
             seen += BEGUN.encode() in text
         assert seen, text.decode()
