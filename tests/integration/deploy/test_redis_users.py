@@ -130,7 +130,7 @@ def test_a_reader_sees_everything_but_tokens_and_changes_nothing(empty: Server) 
             lambda: reader.run(listing.cordon(SPEC.name, "web-1", on=True)),
             lambda: reader.run(host_operations.drain(SPEC.name, "web-1")),
         ):
-            with pytest.raises(ConfigurationError, match="ACL") as refused:
+            with pytest.raises(ConfigurationError, match="does not allow this user") as refused:
                 change()
             assert str(lease.token) not in str(refused.value)
         with pytest.raises(redis.exceptions.NoPermissionError):
@@ -351,7 +351,7 @@ def test_every_script_is_for_readers_or_refused_to_them(empty: Server, name: str
         if name in FOR_READERS:
             USES[name](reader, lease)
         else:
-            with pytest.raises(ConfigurationError, match="ACL"):
+            with pytest.raises(ConfigurationError, match="does not allow this user"):
                 USES[name](reader, lease)
     assert contents(empty) == before
 
