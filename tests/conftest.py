@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from postgres import Postgres
     from scripted_redis import ServerProcess
 
-for typed, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
-    if signal.getsignal(typed) is signal.SIG_IGN:  # started in the background of a shell, and so would be all
-        signal.signal(typed, usual)
+USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+for ignored, usual in USUAL.items():
+    if (
+        signal.getsignal(ignored) is signal.SIG_IGN
+    ):  # started in the background of a shell or by nohup, and so would be all
+        signal.signal(ignored, usual)
 HANDLERS = {
     number: signal.getsignal(number)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
