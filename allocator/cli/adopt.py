@@ -111,7 +111,7 @@ _HEADINGS = ("HOST", "PORT", "WORKER", "WHAT WAS DONE", "DETAIL")
 
 
 MOST_LISTED = 1_000
-"""FencedRows that are listed where nobody listens: a table may have a million that nobody set to stopped."""
+"""Rows that are listed where nobody listens: a table may have a million that nobody set to stopped."""
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from allocator.protocol.signatures.inspect import Whereabouts
 
 BATCH = 256
-"""FencedRows in one call of `find`, or in one transaction."""
+"""Rows in one call of `find`, or in one transaction."""
 
 ADOPTED_STATES = frozenset({LeaseState.STARTING, LeaseState.READY})
 

@@ -50,7 +50,7 @@ class FencedRows(Rows):
 
     @cached_property
     def _was_live(self) -> sa.ColumnElement[bool]:
-        """The same for a statement that is run with many sets of values, which cannot have lists among them."""
+        """Whether a row is live, without a list: a statement that is run with many sets of values cannot have one."""
         words = words_of(self.layout.names, LIVE_ROW_STATES)
         return sa.or_(*(self.layout.column("runtime_state") == word for word in words))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from allocator.database.fenced import MAX_FENCE, FencedRows
-from allocator.database.rows import READ_AT_ONCE
+from allocator.database.fenced import MAX_FENCE
+from allocator.database.rows import READ_AT_ONCE, Rows
 from allocator.operations.context import pool_rules
 from allocator.operations.lead import Remembered, restore
 
@@ -62,7 +62,7 @@ def restore_from_rows(
         done.known += len(results) - sum(results)
         claims.clear()
 
-    for row in FencedRows(layout, pool.name).in_order(database):
+    for row in Rows(layout, pool.name).in_order(database):
         claim = _remembered(pool, row)
         if claim is not None:
             claims.append(claim)
