@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 for ignored, usual in USUAL.items():
-    if (
-        signal.getsignal(ignored) is signal.SIG_IGN
-    ):  # started in the background of a shell or by nohup, and so would be all
+    if signal.getsignal(ignored) is signal.SIG_IGN:  # started in a shell's background or by nohup, and so would be all
         signal.signal(ignored, usual)
 HANDLERS = {
     number: signal.getsignal(number)
