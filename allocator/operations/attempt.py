@@ -172,7 +172,6 @@ class Attempt(Value, kw_only=True):
         refused: The ports that were refused, which are not tried again.
         own_holders: How many leases of the workers themselves stood in the way.
         waiting: The waiter, once the queue was joined.
-        ticket: The waiter's ticket, or an empty text for one who does not wait.
     """
 
     request: ClaimRequest
@@ -187,7 +186,6 @@ class Attempt(Value, kw_only=True):
     refused: frozenset[int] = frozenset()
     own_holders: int = 0
     waiting: Waiting | None = None
-    ticket: str = ""
 
     def after_refusal(self, error: AllocatorError) -> Attempt:
         """Claim another port after one that the kernel, or another worker's row, refused; `error` past the limit."""

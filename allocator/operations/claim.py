@@ -130,7 +130,6 @@ def first_attempt(context: Context, request: ClaimRequest) -> Attempt:
         deadline=context.clock() + request.wait_s,
         is_new=request.token is None,
         superseded=request.supersede_fence or 0,
-        ticket=request.ticket,
     )
 
 
@@ -241,11 +240,16 @@ def _call(
         hint=request.hint or 0,
         port=request.port or 0,
         superseded=attempt.superseded,
-        ticket=attempt.ticket,
+        ticket=_ticket(attempt),
         contiguous=request.contiguous,
         look_from=look_from,
         replicas=1 if pool.durability == "replica" else 0,
     )
+
+
+def _ticket(attempt: Attempt) -> str:
+    """Return the waiter's ticket, or an empty text for one who does not wait."""
+    return attempt.waiting.ticket if attempt.waiting else attempt.request.ticket
 
 
 def _refused(
@@ -376,8 +380,8 @@ def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) ->
         raise error
     from allocator.operations import queue
 
-    waiting = attempt.waiting or Waiting.of(attempt.request, attempt.ticket or context.new_token()[:16])
-    attempt = replace(attempt, waiting=waiting, ticket=waiting.ticket)
+    waiting = attempt.waiting or Waiting.of(attempt.request, attempt.request.ticket or context.new_token()[:16])
+    attempt = replace(attempt, waiting=waiting)
     waiting = yield from queue.wait_for_turn(context, waiting, error, deadline=attempt.deadline)
     return replace(attempt, waiting=waiting)
 
@@ -393,7 +397,7 @@ def _after_none_free(
     context: Context, pool: PoolSpec, attempt: Attempt, reply: NoneFree | Refused
 ) -> Operation[Attempt]:
     """Return the attempt when it is its turn; otherwise the error counts what is in the way."""
-    error = yield from refusals.refusal(context, pool, attempt.request, reply, waits=bool(attempt.ticket))
+    error = yield from refusals.refusal(context, pool, attempt.request, reply, waits=bool(_ticket(attempt)))
     try:
         return (yield from _after_waiting(context, attempt, error))
     except ExhaustedError as late:
@@ -419,7 +423,7 @@ def _undone(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error
         if attempt.waiting:
             from allocator.operations import queue
 
-            yield from queue.leave(context, attempt.request, attempt.ticket)
+            yield from queue.leave(context, attempt.request, attempt.waiting.ticket)
         is_ours = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
         if not attempt.is_new or not is_ours:
             return

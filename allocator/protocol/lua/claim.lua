@@ -204,10 +204,7 @@ local function run(read, call, try)
       local ahead, wanted, seat, tickets, waiters, needs = queue_before(read, base, space, ticket, is_block and -1 or explicit)
       gone = gone_of(tickets, waiters, ticket)
       avoid, said = avoid .. wanted, seat and waiters[seat]
-      if ahead > 0 and needs and count_free(read, base, ports_key, rules, avoid, now) >= needs + needed then
-        ahead = 0
-      end
-      if ahead > 0 then
+      if ahead > 0 and not is_room(read, base, ports_key, rules, avoid, now, needs, needed) then
         return { QUEUED, ahead }
       end
     end

@@ -43,12 +43,14 @@ local function run(read, call, try)
     return { NO_POOL }
   end
   local ahead, wanted, seat, tickets, waiters, needs = queue_before(read, base, space, ticket, explicit)
+  local leaves = ARGV[2] == 'leave'
   -- What listens on the host is not known here: a claim that finds less learns how many are ahead.
-  if ahead > 0 and needs and count_free(read, base, ports_key, pool[1], wanted, now) >= needs + math.max(1, -explicit) then
+  if not leaves and ahead > 0
+      and is_room(read, base, ports_key, pool[1], wanted, now, needs, math.max(1, -explicit)) then
     ahead = 0
   end
   local place, look_ms = read('ZSCORE', line, ticket), -1
-  local joins, leaves = not place, ARGV[2] == 'leave'
+  local joins = not place
   for i = 1, math.min(seat or #tickets, 4) do
     if tickets[i] ~= ticket and waiters[i] then
       local left = read('PTTL', base .. ':waiter:' .. tickets[i])

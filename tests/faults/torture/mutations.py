@@ -121,12 +121,14 @@ MUTATIONS = {
         },
     ),
     "line-not-heeded": Mutation(
-        "whoever comes takes a port, whoever waits", frozenset("e"), {"claim": {"if ahead > 0 then": "if false then"}}
+        "whoever comes takes a port, whoever waits",
+        frozenset("e"),
+        {"claim": {"if ahead > 0 and not": "if false and not"}},
     ),
     "those-ahead-not-counted": Mutation(
         "one free port is enough to pass by all who wait",
         frozenset("e"),
-        {"claim": {">= needs + needed then": ">= needed then"}},
+        {"claim": {">= needs + needed\n": ">= needed\n"}},
     ),
     "last-come-first-served": Mutation(
         "the line is served from its end",

@@ -47,7 +47,6 @@ local function count_live(read, base, key, members, is_counted, worker)
       else
         local its_space, port = string.match(member, '^(.*):(%d+)$')
         its_space, port = its_space or '-', port or '0'
-        its_space, port = its_space or '-', port or '0'
         local tokens = base .. ':tokens:' .. its_space
         local grant = read('HGET', tokens, port)
         gone[#gone + 1] = { key, member }

@@ -84,6 +84,11 @@ local function count_free(read, base, ports_key, rules, avoid, now)
   return free
 end
 
+-- Whether ports are free for all who are ahead (`needs`, see queue_before) and for one who asks for `needed` besides.
+local function is_room(read, base, ports_key, rules, avoid, now, needs, needed)
+  return needs ~= nil and count_free(read, base, ports_key, rules, avoid, now) >= needs + needed
+end
+
 -- The queue of those whom a limit of the organisation (org), of the plugin (plugin) or of both (instances), or a lease
 -- that their worker has already (worker), holds back; nil where the kind is none of these. Each is a zset of tickets, by
 -- priority and then by who came first.
