@@ -176,14 +176,15 @@ async def _pair(port: int, connections: Any, number: int, due: float, latencies:
     assert status == 201, body
     lease = json.loads(body)
     proof = f"Allocator-Token: {headers['allocator-token']}\r\n"
-    await _ask(reader, writer, "DELETE", f"/v1/leases/{lease['host']}/{lease['port']}", b"", proof)
+    status, _, body = await _ask(reader, writer, "DELETE", f"/v1/leases/{lease['host']}/{lease['port']}", b"", proof)
+    assert status == 200, body
     connections.put_nowait((reader, writer))
 
 
 async def _ask(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, method: str, path: str, body: bytes, more: str = ""
 ) -> tuple[int, dict[str, str], bytes]:
-    kind = "Content-Type: application/json\r\n" if body else ""
+    kind = "" if method == "GET" else "Content-Type: application/json\r\n"
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{kind}{more}Content-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
