@@ -17,7 +17,7 @@ TYPE_CHECKING = False  # not from `typing`: 10 ms in which Ctrl-C would find the
 if TYPE_CHECKING:
     from allocator.client.aio import AsyncPortAllocator
     from allocator.client.blocking import PortAllocator
-    from allocator.client.counting import HolderMetrics
+    from allocator.client.counts import HolderMetrics
     from allocator.client.heartbeats import HeldLease
     from allocator.client.tracing import OpenTelemetryTracer
     from allocator.database.recorder import DatabaseRecorder
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "allocator.client.aio": ("AsyncPortAllocator",),
     "allocator.client.blocking": ("PortAllocator",),
-    "allocator.client.counting": ("HolderMetrics",),
+    "allocator.client.counts": ("HolderMetrics",),
     "allocator.client.heartbeats": ("HeldLease",),
     "allocator.client.tracing": ("OpenTelemetryTracer",),
     "allocator.database.recorder": ("DatabaseRecorder",),

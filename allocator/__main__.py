@@ -31,7 +31,7 @@ def main() -> None:
     open_closed_streams()
     status = status_of(sys.argv[1:])
     _finish_output()
-    _discard_talk_that_nobody_reads()
+    _discard_messages_that_nobody_reads()
     if obeyed:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done but Python's own end, which would show a traceback
     if not NEED_A_TIDY_END & sys.modules.keys() and sys.gettrace() is None:
@@ -85,23 +85,23 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
             status = run_command(arguments)
         sys.stdout.flush()
     except AllocatorError as error:
-        return _say(str(error), getattr(error, "status", error.exit_code), error)
+        return _report(str(error), getattr(error, "status", error.exit_code), error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return 0
     except UnicodeEncodeError:
-        return _say("an argument is not valid text; use names of letters, digits, '.', '_' and '-'", EXIT_USAGE)
+        return _report("an argument is not valid text; use names of letters, digits, '.', '_' and '-'", EXIT_USAGE)
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _say(f"{error.name} is not installed; pip install 'portlease[{extra}]'", EXIT_CONFIGURATION)
+        return _report(f"{error.name} is not installed; pip install 'portlease[{extra}]'", EXIT_CONFIGURATION)
     except OSError as error:
         _discard_output()
         what = os.fsdecode(error.filename) if error.filename else "standard output or a file of this command"
-        return _say(
+        return _report(
             f"{what} could not be used ({error.strerror or error}); make room or fix its rights", EXIT_CONFIGURATION
         )
     return status
@@ -129,7 +129,7 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _discard_talk_that_nobody_reads() -> None:
+def _discard_messages_that_nobody_reads() -> None:
     """Send what standard error did not take nowhere: Python would try again at its end, and exit with 120."""
     try:
         sys.stderr.flush()
@@ -137,13 +137,13 @@ def _discard_talk_that_nobody_reads() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _say(message: str, status: int, error: Exception | None = None) -> int:
+def _report(message: str, status: int, error: Exception | None = None) -> int:
     from contextlib import suppress
 
-    from allocator.cli.options import talk
+    from allocator.cli.options import report
 
-    if talk.log is not None:  # a long-running command: its last message is a line of its log
-        talk.log.error("%s", message, extra={"error": error})
+    if report.log is not None:  # a long-running command: its last message is a line of its log
+        report.log.error("%s", message, extra={"error": error})
         return status
     from allocator.kernel.outlets import PATIENCE_S, select_room
 

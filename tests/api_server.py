@@ -49,8 +49,10 @@ class Worker:
     http: httpx.Client
     tokens: dict[tuple[str, int], str] = field(default_factory=dict)
 
-    def claim(self, plugin: str = "email", org: str = "org-1", *, headers: dict | None = None, **words: Any) -> dict:
-        answer = self.http.post("/v1/leases", json={"plugin": plugin, "org": org, **words}, headers=headers)
+    def claim(
+        self, plugin: str = "email", org: str = "org-1", *, headers: dict | None = None, **arguments: Any
+    ) -> dict:
+        answer = self.http.post("/v1/leases", json={"plugin": plugin, "org": org, **arguments}, headers=headers)
         assert answer.status_code == 201, answer.text
         lease = answer.json()
         self.tokens[lease["host"], lease["port"]] = answer.headers["Allocator-Token"]

@@ -48,8 +48,8 @@ class FarHost:
         self._stack.close()
 
     def _make(self) -> None:
-        words = ["unshare", "--net", "sh", "-c", "echo made; exec sleep 100000"]
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        arguments = ["unshare", "--net", "sh", "-c", "echo made; exec sleep 100000"]
+        self._process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._stack.callback(self._process.wait)
         self._stack.callback(self._process.kill)
         assert self._process.stdout is not None
@@ -67,8 +67,8 @@ class FarHost:
         # Who has the address is known for ever: otherwise the kernel itself would report that nobody answers for it.
         _run("ip", "neigh", "replace", self.address, "lladdr", MAC, "dev", self._near, "nud", "permanent")
 
-    def _there(self, *words: str) -> None:
-        _run(*self.command, "ip", *words)
+    def _there(self, *arguments: str) -> None:
+        _run(*self.command, "ip", *arguments)
 
     @property
     def command(self) -> list[str]:
@@ -132,5 +132,5 @@ def _pass_on(source: socket.socket, target: socket.socket) -> None:
     source.close()
 
 
-def _run(*words: str | Path) -> None:
-    subprocess.run(words, check=True, capture_output=True, text=True)
+def _run(*arguments: str | Path) -> None:
+    subprocess.run(arguments, check=True, capture_output=True, text=True)

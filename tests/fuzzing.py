@@ -136,19 +136,19 @@ def changed_keys(client: Any, before: dict[bytes, tuple[bytes, int]]) -> set[byt
     return {key for key in before | after if key not in over and before.get(key) != after.get(key)}
 
 
-def run(words: list[str], given: str = "[pool]\n") -> tuple[int, str, str]:
+def run(arguments: list[str], given: str = "[pool]\n") -> tuple[int, str, str]:
     """Run a command in this process as `main` does; return its exit code and what it wrote to both outputs."""
     from allocator.__main__ import status_of
 
-    out, talk = io.StringIO(), io.StringIO()
+    out, report = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(talk),
+        contextlib.redirect_stderr(report),
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr("sys.stdin", io.StringIO(given))
         try:
-            code = status_of(words)
+            code = status_of(arguments)
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
-    return code, out.getvalue(), talk.getvalue()
+    return code, out.getvalue(), report.getvalue()

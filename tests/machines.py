@@ -151,30 +151,30 @@ class Machine:
             (self._init, "ip link set eth0 up"),
             (self._init, "ip route add default via 10.99.0.1"),
         ):
-            words = ["nsenter", "--target", str(target), "--net", *line.split()]
-            subprocess.run(words, check=True, capture_output=True, text=True)
+            arguments = ["nsenter", "--target", str(target), "--net", *line.split()]
+            subprocess.run(arguments, check=True, capture_output=True, text=True)
 
     def _is_up(self) -> bool:
         if Path(f"/proc/{self._init}/comm").read_text() != "systemd\n":
             return False
-        words = self._words("systemctl", "is-system-running")
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        arguments = self._words("systemctl", "is-system-running")
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         return done.stdout.strip() in {"running", "degraded"}
 
-    def _words(self, *words: str, net: bool = True, login: dict[str, str] | None = None) -> list[str]:
+    def _words(self, *arguments: str, net: bool = True, login: dict[str, str] | None = None) -> list[str]:
         spaces = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", *(["--net"] if net else [])]
         environment = {"HOME": "/root", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", **(login or {})}
         variables = [f"{key}={value}" for key, value in environment.items()]
         enter = ["nsenter", "--target", str(self._init), *spaces]
-        return [*enter, "env", "--chdir=/root", "-i", *variables, *words]
+        return [*enter, "env", "--chdir=/root", "-i", *variables, *arguments]
 
     def run(
         self, script: str, *, check: bool = True, outside: bool = False, login: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run lines of bash in a login as root; `outside` reaches this machine's network instead of its own."""
-        words = self._words("bash", "-euo", "pipefail", "-c", script, net=not outside, login=login)
+        text = self._words("bash", "-euo", "pipefail", "-c", script, net=not outside, login=login)
         done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5 * ENOUGH_S, check=False
+            text, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5 * ENOUGH_S, check=False
         )
         if check and done.returncode:
             raise AssertionError(f"on {self.name}: {script}\nended with {done.returncode}\n{done.stdout}{done.stderr}")
@@ -223,9 +223,9 @@ class Fleet:
         return self
 
     def _switch(self, stack: contextlib.ExitStack) -> int:
-        words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c",
+        arguments = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c",
                  "ip link add switch type bridge && ip link set switch up && echo up; exec sleep 100000"]  # fmt: skip
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         stack.callback(process.wait)
         stack.callback(process.kill)
         assert process.stdout
@@ -240,8 +240,8 @@ class Fleet:
 
 def package_index() -> dict[str, str]:
     """Return the package index of this environment as variables for pip."""
-    words = [sys.executable, "-m", "pip", "config", "list"]
-    lines = subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+    arguments = [sys.executable, "-m", "pip", "config", "list"]
+    lines = subprocess.run(arguments, capture_output=True, text=True, check=False).stdout.splitlines()
     wanted = re.compile(r"(?:global|:env:)\.(index-url|trusted-host|default-timeout)='(.*)'")
     found = [match for line in lines if (match := wanted.fullmatch(line))]
     variables = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}

@@ -66,9 +66,9 @@ class Postgres:
                   "--locale", "C.UTF-8")  # fmt: skip
         self.process = self.start()
 
-    def _run(self, name: str, *words: str) -> None:
+    def _run(self, name: str, *options: str) -> None:
         done = subprocess.run(
-            [str(self._home / "bin" / name), *words], capture_output=True, text=True, check=False,
+            [str(self._home / "bin" / name), *options], capture_output=True, text=True, check=False,
             env=self._environment(), cwd="/", **self._as_nobody,
         )  # fmt: skip
         if done.returncode:
@@ -81,11 +81,11 @@ class Postgres:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the server and wait until it answers."""
-        words = ["-D", str(self.data), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1",
+        options = ["-D", str(self.data), "-p", str(self.port), "-c", "listen_addresses=127.0.0.1",
                  "-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "max_connections=60"]  # fmt: skip
         log = (self.directory / "log").open("ab")
         self.process = subprocess.Popen(
-            [str(self._home / "bin" / "postgres"), *words], stdout=log, stderr=log, env=self._environment(), cwd="/",
+            [str(self._home / "bin" / "postgres"), *options], stdout=log, stderr=log, env=self._environment(), cwd="/",
             **self._as_nobody,
         )  # fmt: skip
         log.close()
@@ -110,7 +110,7 @@ class Postgres:
 
     def _children(self) -> list[int]:
         pid = self.process.pid
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(name) for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def url(self, database: str, user: str = "postgres") -> str:
         """Return the URL of one of its databases."""

@@ -27,10 +27,10 @@ class Reconcilers:
     """
 
     def __init__(self, redis_url: str, database_url: str, pool: str) -> None:
-        words = [sys.executable, __file__, redis_url, database_url, pool]
+        arguments = [sys.executable, __file__, redis_url, database_url, pool]
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
         )
 
     def _ask(self, **order: Any) -> dict[str, Any]:

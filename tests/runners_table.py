@@ -69,7 +69,7 @@ class Table:
             for row in self.run("SELECT * FROM plugin_runners ORDER BY organization_id, plugin_id, instance")
         }
 
-    def places(self) -> dict[str, tuple[str | None, int | None, str]]:
+    def addresses(self) -> dict[str, tuple[str | None, int | None, str]]:
         """Return host, port and state of each worker."""
         return {worker: (row["host"], row["port"], row["runtime_state"]) for worker, row in self.rows().items()}
 

@@ -28,11 +28,11 @@ from allocator.operations.steps import (
     DescribeListener,
     JudgeHolder,
     Judgement,
-    KeepLeases,
-    KeepTokens,
     ProvePorts,
     ReadClosing,
     ReadListeners,
+    StoreLeases,
+    StoreTokens,
     Verdict,
 )
 from allocator.protocol.wire import ScriptCall, script
@@ -130,11 +130,11 @@ class ScriptedRedis:
     def run(self, step: ScriptCall) -> Any:
         """Run one script, loading it when the server does not know it."""
         one = script(step.script)
-        words = [*step.keys, *step.args]
+        arguments = [*step.keys, *step.args]
         try:
-            return self.client.evalsha(one.sha1, len(step.keys), *words)
+            return self.client.evalsha(one.sha1, len(step.keys), *arguments)
         except redis.exceptions.NoScriptError:
-            return self.client.eval(one.source, len(step.keys), *words)
+            return self.client.eval(one.source, len(step.keys), *arguments)
 
     def answer(self, step: Any) -> Any:  # noqa: PLR0911  # a line for each step
         if isinstance(step, ScriptCall):
@@ -144,9 +144,9 @@ class ScriptedRedis:
             return frozenset(port for port in self.listening if step.first <= port <= step.last)
         if isinstance(step, ProvePorts):
             return frozenset(step.ports) & self.refused
-        if isinstance(step, KeepTokens):
+        if isinstance(step, StoreTokens):
             return step.tokens
-        if isinstance(step, KeepLeases):
+        if isinstance(step, StoreLeases):
             return True
         if isinstance(step, JudgeHolder):
             return Judgement(Verdict.ALIVE)
@@ -222,7 +222,7 @@ class ScriptedRedis:
             elif field == b"reaped":
                 self.client.hset(key, field, f"{max(0, int(first) - ms)} {second}")
             elif field.startswith(b"strikes:"):
-                at, until = (int(word) - ms for word in second.split())
+                at, until = (int(name) - ms for name in second.split())
                 self.client.hset(key, field, f"{first} {at} {until}")
 
     def _age_visit(self, key: str, ms: int) -> None:

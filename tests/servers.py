@@ -70,10 +70,10 @@ class Server:
         self.port = free_port()
         file = self.directory / "server.conf"
         file.write_text(configuration)
-        words = [str(binary or valkey_binary()), str(file), "--bind", "127.0.0.1", "--dir", str(self.directory)]
-        words += ["--port", str(self.port)] if "--port" not in settings else []
-        words += ["--save", ""] if not mode else []
-        self._words = [*words, *settings, *([mode] if mode else [])]
+        arguments = [str(binary or valkey_binary()), str(file), "--bind", "127.0.0.1", "--dir", str(self.directory)]
+        arguments += ["--port", str(self.port)] if "--port" not in settings else []
+        arguments += ["--save", ""] if not mode else []
+        self._words = [*arguments, *settings, *([mode] if mode else [])]
         self._environment = os.environ | MALLOC_VARIABLES | (environment or {})
         self.process = self.start()
 

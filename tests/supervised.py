@@ -83,9 +83,9 @@ class Fleet:
         }
         return kept | own | variables
 
-    def spawn(self, *words: str, variables: dict[str, str] | None = None, **options: object) -> subprocess.Popen:
+    def spawn(self, *arguments: str, variables: dict[str, str] | None = None, **options: object) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, "-m", "allocator", *words],
+            [sys.executable, "-m", "allocator", *arguments],
             env=self.environment(**variables or {}),
             cwd=self.state,
             **{"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
@@ -94,11 +94,11 @@ class Fleet:
         return process
 
     def run(
-        self, *words: str, command: list[str] = PYTHON_WORKER, org: str = "org-1", **options: object
+        self, *arguments: str, command: list[str] = PYTHON_WORKER, org: str = "org-1", **options: object
     ) -> subprocess.Popen:
         """Run a worker; it is stopped without the delay for proxies unless the words ask for one."""
-        hurry = () if "--drain-delay" in words else ("--drain-delay", "0s")
-        return self.spawn("run", "email", "--org", org, *hurry, *words, "--", *command, **options)
+        hurry = () if "--drain-delay" in arguments else ("--drain-delay", "0s")
+        return self.spawn("run", "email", "--org", org, *hurry, *arguments, "--", *command, **options)
 
     def lease(self, state: str = "ready", org: str = "org-1") -> Lease:
         """Wait for the lease of an organisation to be in a state."""

@@ -63,8 +63,8 @@ class Watching:
             self.error = error
             raise
 
-    def said(self, words: str) -> bool:
-        return any(words in line for line in self.lines)
+    def printed(self, text: str) -> bool:
+        return any(text in line for line in self.lines)
 
     def __enter__(self) -> Self:
         self._thread.start()

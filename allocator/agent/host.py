@@ -13,12 +13,12 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from allocator.agent.bound import BoundLease, process_of
 from allocator.agent.checks import asks_for_checks, check_of
 from allocator.agent.exits import Exits
 from allocator.agent.kin import Kin
-from allocator.agent.tied import TiedLease, process_of
 from allocator.agent.troubles import Troubles
-from allocator.client.counting import HolderCounts, with_held
+from allocator.client.counts import HolderCounts, with_held
 from allocator.client.health import Verdict
 from allocator.client.heartbeats import about
 from allocator.kernel.holders import is_of_this_kernel
@@ -61,7 +61,7 @@ class HostAgent:
 
     Args:
         allocator: The connection, and which host it is.
-        places: The lease files of each user whose leases it looks after.
+        folders: The lease files of each user whose leases it looks after.
         on_step: Called after each round.
         clock: The monotonic clock, in seconds.
     """
@@ -69,13 +69,13 @@ class HostAgent:
     def __init__(
         self,
         allocator: PortAllocator,
-        places: Sequence[LeaseFiles],
+        folders: Sequence[LeaseFiles],
         *,
         on_step: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._allocator, self._places, self._on_step, self._clock = allocator, places, on_step, clock
-        self._tied: dict[tuple[LeaseFiles, str], TiedLease] = {}
+        self._allocator, self._folders, self._on_step, self._clock = allocator, folders, on_step, clock
+        self._bound: dict[tuple[LeaseFiles, str], BoundLease] = {}
         self._seen: dict[tuple[LeaseFiles, str], int] = {}
         self._changed_at: dict[LeaseFiles, int] = {}
         self._exits = Exits()
@@ -89,15 +89,15 @@ class HostAgent:
     @property
     def counts(self) -> dict[str, HolderCounts]:
         """What became of the leases that it looks after, by pool."""
-        return with_held(self._counts, [(one.lease.pool, one.doubtful) for one in list(self._tied.values())])
+        return with_held(self._counts, [(one.lease.pool, one.doubtful) for one in list(self._bound.values())])
 
     def __repr__(self) -> str:
-        return f"<HostAgent {self._allocator.session.host} with {len(self._tied)} leases>"
+        return f"<HostAgent {self._allocator.session.host} with {len(self._bound)} leases>"
 
     def take_over(self) -> int:
         """Read all lease files once; return how many leases are bound to a process of this host."""
         self._scan(self._clock())
-        return len(self._tied)
+        return len(self._bound)
 
     def run(self) -> None:
         """Look after the leases until `stop`; they live on when it returns, for as long as their TTL."""
@@ -136,7 +136,7 @@ class HostAgent:
         self._check_health(now)
         self._on_step()
 
-    def _look_after(self, pool: str, leases: list[TiedLease], now: float) -> None:
+    def _look_after(self, pool: str, leases: list[BoundLease], now: float) -> None:
         self._renew_due(leases, now)
         self._release_ended(leases, now)
         if now >= self._look_back_at.get(pool, 0.0) and self._troubles.is_due((pool, "boot"), now):
@@ -146,23 +146,23 @@ class HostAgent:
             with self._troubles.concerning((pool, "reap"), now):
                 self._reap(pool, now)
 
-    def _doubt(self, leases: list[TiedLease], now: float) -> None:
+    def _doubt(self, leases: list[BoundLease], now: float) -> None:
         """Mark the leases whose time has passed; they are renewed all the same when Redis is back."""
-        for tied in leases:
-            if tied.lease.deadline is not None and now >= tied.lease.deadline and not tied.doubtful:
-                tied.doubtful = True
-                self._counts[tied.lease.pool].doubts += 1
+        for bound in leases:
+            if bound.lease.deadline is not None and now >= bound.lease.deadline and not bound.doubtful:
+                bound.doubtful = True
+                self._counts[bound.lease.pool].doubts += 1
 
-    def _by_pool(self) -> dict[str, list[TiedLease]]:
+    def _by_pool(self) -> dict[str, list[BoundLease]]:
         """Return the leases by pool: of the agent's own pool, and of every pool in the lease files."""
-        found: dict[str, list[TiedLease]] = {self._allocator.session.pool: []}
-        for tied in self._tied.values():
-            found.setdefault(tied.lease.pool, []).append(tied)
+        found: dict[str, list[BoundLease]] = {self._allocator.session.pool: []}
+        for bound in self._bound.values():
+            found.setdefault(bound.lease.pool, []).append(bound)
         self._reap_at = {pool: self._reap_at.get(pool, 0.0) for pool in found}
         return found
 
     def _seconds_to_wait(self) -> float:
-        checks = [tied.check for tied in self._tied.values() if tied.check]
+        checks = [bound.check for bound in self._bound.values() if bound.check]
         due = [check.health.next_at if check.probe is None else 0.0 for check in checks]
         return max(0.02, min([LOOK_S, *(at - self._clock() for at in due)]))
 
@@ -170,27 +170,27 @@ class HostAgent:
 
     def _files_changed(self) -> bool:
         changed = False
-        for place in self._places:
+        for folder in self._folders:
             try:
-                at = place.directory.stat().st_mtime_ns
+                at = folder.directory.stat().st_mtime_ns
             except OSError:
                 at = 0
-            if self._changed_at.get(place) != at:
-                self._changed_at[place] = at
+            if self._changed_at.get(folder) != at:
+                self._changed_at[folder] = at
                 changed = True
         return changed
 
     def _scan(self, now: float) -> None:
         self._scan_at = now + SCAN_S
         found: dict[tuple[LeaseFiles, str], int] = {}
-        for place in self._places:
+        for folder in self._folders:
             try:
-                found |= self._files_of(place)
+                found |= self._files_of(folder)
             except AllocatorError as error:  # what is known of this user's leases stays
-                self._troubles.failed(place, error, now)
-                found |= {key: at for key, at in self._seen.items() if key[0] == place}
+                self._troubles.failed(folder, error, now)
+                found |= {key: at for key, at in self._seen.items() if key[0] == folder}
             else:
-                self._troubles.ended(place)
+                self._troubles.ended(folder)
         for key in self._seen.keys() - found.keys():
             self._forget(key)  # somebody released it
         for key, at in found.items():
@@ -198,24 +198,24 @@ class HostAgent:
                 self._read(key, now)
         self._seen = found
 
-    def _files_of(self, place: LeaseFiles) -> dict[tuple[LeaseFiles, str], int]:
+    def _files_of(self, folder: LeaseFiles) -> dict[tuple[LeaseFiles, str], int]:
         """Return the lease files of one user, with the time of their last change.
 
         A file that is gone was released by somebody; when the whole folder is gone, nobody has released anything.
         """
-        names = place.scan()
-        if names is None and any(key[0] == place for key in self._tied):
-            raise ConfigurationError(f"the folder {place.directory} is gone; its leases end with their processes")
-        return {(place, name): at for name, at in (names or {}).items()}
+        names = folder.scan()
+        if names is None and any(key[0] == folder for key in self._bound):
+            raise ConfigurationError(f"the folder {folder.directory} is gone; its leases end with their processes")
+        return {(folder, name): at for name, at in (names or {}).items()}
 
     def _read(self, key: tuple[LeaseFiles, str], now: float) -> None:
-        place, name = key
+        folder, name = key
         try:
-            lease = place.read(name)
+            lease = folder.read(name)
             if lease is None or lease.pid is None or not self._is_of_this_host(lease):
                 self._forget(key)
                 return
-            self._tie(TiedLease(lease, place, name))
+            self._bind(BoundLease(lease, folder, name))
         except AllocatorError as error:
             self._troubles.failed(key, error, now)
         else:
@@ -225,63 +225,65 @@ class HostAgent:
         """Return whether a lease is this host's, or was claimed here under another name: the machine was renamed."""
         return lease.host == self._allocator.session.host or is_of_this_kernel(lease)
 
-    def _tie(self, tied: TiedLease) -> None:
-        known = self._tied.get(tied.key)
-        if known and known.lease.token == tied.lease.token and _process(known.lease) == _process(tied.lease):
-            tied.renew_at, tied.changed = known.renew_at, known.changed
-            tied.draining, tied.kin = known.draining, known.kin
-            if dict(known.lease.labels) == dict(tied.lease.labels):
-                tied.check = known.check
-        if tied.kin is None:
-            tied.kin = Kin.of(tied.lease.pid or 0)
-        process = process_of(tied.lease)
-        self._exits.remove(tied.key)
-        self._tied[tied.key] = tied
-        if process is None or not self._exits.add(tied.key, process):
-            self._end(tied.key)
-        elif tied.check is None and asks_for_checks(tied.lease.labels):
-            tied.check = check_of(tied.lease, tied.kin, self._clock())
+    def _bind(self, bound: BoundLease) -> None:
+        known = self._bound.get(bound.key)
+        if known and known.lease.token == bound.lease.token and _process(known.lease) == _process(bound.lease):
+            bound.renew_at, bound.changed = known.renew_at, known.changed
+            bound.draining, bound.kin = known.draining, known.kin
+            if dict(known.lease.labels) == dict(bound.lease.labels):
+                bound.check = known.check
+        if bound.kin is None:
+            bound.kin = Kin.of(bound.lease.pid or 0)
+        process = process_of(bound.lease)
+        self._exits.remove(bound.key)
+        self._bound[bound.key] = bound
+        if process is None or not self._exits.add(bound.key, process):
+            self._end(bound.key)
+        elif bound.check is None and asks_for_checks(bound.lease.labels):
+            bound.check = check_of(bound.lease, bound.kin, self._clock())
 
     def _forget(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
         self._troubles.ended(key)
-        tied = self._tied.pop(key, None)
-        if tied and tied.check:
-            tied.check.close()
+        bound = self._bound.pop(key, None)
+        if bound and bound.check:
+            bound.check.close()
 
     def _end(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
-        tied = self._tied.get(key)
-        if tied is not None and not self._follow(tied):
-            tied.ended = True
+        bound = self._bound.get(key)
+        if bound is not None and not self._follow(bound):
+            bound.ended = True
 
-    def _follow(self, tied: TiedLease) -> bool:
+    def _follow(self, bound: BoundLease) -> bool:
         """Bind a lease whose process has ended to one of its group or session that listens; return whether one does."""
-        lease, kin = tied.lease, tied.kin
+        lease, kin = bound.lease, bound.kin
         heir = kin.listener(lease.port) if kin else None
-        if kin is None or heir is None or heir.pid == lease.pid or not self._exits.add(tied.key, heir):
+        if kin is None or heir is None or heir.pid == lease.pid or not self._exits.add(bound.key, heir):
             return False
-        tied.lease = replace(lease, pid=heir.pid, pid_started=heir.start_time)
-        tied.kin = replace(kin, pid=heir.pid)
+        bound.lease = replace(lease, pid=heir.pid, pid_started=heir.start_time)
+        bound.kin = replace(kin, pid=heir.pid)
         if asks_for_checks(lease.labels):
-            tied.check = check_of(tied.lease, tied.kin, self._clock())
-        tied.changed, tied.renew_at = True, 0.0
-        words = (lease.pid, heir.pid, lease.address, lease.worker)
-        log.warning("process %s has ended and process %s listens on %s: it has %s now", *words, extra=about(tied.lease))
-        self._save(tied)
+            bound.check = check_of(bound.lease, bound.kin, self._clock())
+        bound.changed, bound.renew_at = True, 0.0
+        details = (lease.pid, heir.pid, lease.address, lease.worker)
+        log.warning(
+            "process %s has ended and process %s listens on %s: it has %s now", *details, extra=about(bound.lease)
+        )
+        self._save(bound)
         return True
 
     # -- Redis --
 
-    def _release_ended(self, leases: list[TiedLease], now: float) -> None:
-        for tied in leases:
-            if tied.ended and tied.key in self._tied and self._troubles.is_due(tied.key, now):
-                with self._troubles.concerning(tied.key, now, tied.lease):
-                    self._release(tied)
+    def _release_ended(self, leases: list[BoundLease], now: float) -> None:
+        for bound in leases:
+            if bound.ended and bound.key in self._bound and self._troubles.is_due(bound.key, now):
+                with self._troubles.concerning(bound.key, now, bound.lease):
+                    self._release(bound)
 
-    def _release(self, tied: TiedLease) -> None:
-        lease = tied.lease
-        if self._has_a_new_process(tied):
+    def _release(self, bound: BoundLease) -> None:
+        lease = bound.lease
+        if self._has_a_new_process(bound):
             return
         try:
             released = self._allocator.release(lease)
@@ -289,54 +291,54 @@ class HostAgent:
             log.warning("%s", error, extra=about(lease))
             released = False
         if released:
-            words = (lease.pid, lease.address, lease.worker)
-            log.info("process %s has ended: released %s of %s", *words, extra=about(lease))
-        tied.files.remove(lease)
-        self._forget(tied.key)
+            details = (lease.pid, lease.address, lease.worker)
+            log.info("process %s has ended: released %s of %s", *details, extra=about(lease))
+        bound.files.remove(lease)
+        self._forget(bound.key)
 
-    def _look_back(self, pool: str, leases: list[TiedLease], now: float) -> None:
+    def _look_back(self, pool: str, leases: list[BoundLease], now: float) -> None:
         """Release the leases of `run` from before the machine's last start.
 
         A lease that is draining, of a host that is not any more, goes back to what its health is.
         """
         context = self._allocator.session.context
         for lease in self._allocator.run(listing.leases(pool, context.host)):
-            for tied in leases:
-                if lease.state is LeaseState.DRAINING and lease.fence == tied.lease.fence:
-                    tied.draining = True  # if it is not to be: the next renewal tells
+            for bound in leases:
+                if lease.state is LeaseState.DRAINING and lease.fence == bound.lease.fence:
+                    bound.draining = True  # if it is not to be: the next renewal tells
             if self._is_of_an_earlier_boot(lease) and self._allocator.run(end_the_dead(context, lease)):
-                words = (lease.address, lease.worker)
-                log.info("the machine was started again: released %s of %s", *words, extra=about(lease))
+                details = (lease.address, lease.worker)
+                log.info("the machine was started again: released %s of %s", *details, extra=about(lease))
         self._look_back_at[pool] = now + LOOK_BACK_S * self._allocator.session.rng.uniform(0.8, 1.2)
 
     def _is_of_an_earlier_boot(self, lease: Lease) -> bool:
         """Return whether a lease of this host is from before the machine was started again: its token went with it."""
         return lease.host == self._allocator.session.host and bool(boot_id()) and lease.boot not in {None, boot_id()}
 
-    def _has_a_new_process(self, tied: TiedLease) -> bool:
+    def _has_a_new_process(self, bound: BoundLease) -> bool:
         """Return whether the worker has claimed again meanwhile: the same lease, bound to its new process."""
-        lease = tied.lease
-        known = tied.files.read(tied.name)
+        lease = bound.lease
+        known = bound.files.read(bound.name)
         if known is not None and (known.token != lease.token or _process(known) != _process(lease)):
-            self._seen.pop(tied.key, None)
+            self._seen.pop(bound.key, None)
             self._scan_at = 0.0
-            self._forget(tied.key)
+            self._forget(bound.key)
             return True
         rules = self._allocator.run(pool_rules(self._allocator.session.context, lease.pool))
-        space = rules.space_of(lease.host)
-        live = self._allocator.run(listing.port_view(lease.pool, space, lease.port)).lease
+        namespace = rules.namespace_of(lease.host)
+        live = self._allocator.run(listing.port_view(lease.pool, namespace, lease.port)).lease
         # Its file follows within a moment; if it does not, the lease ends by its TTL.
         return live is not None and live.worker == lease.worker and _process(live) != _process(lease)
 
-    def _renew_due(self, leases: list[TiedLease], now: float) -> None:
-        due = [tied for tied in leases if now >= tied.renew_at and not tied.ended]
-        due = [tied for tied in due if self._troubles.is_due(tied.key, now)]
+    def _renew_due(self, leases: list[BoundLease], now: float) -> None:
+        due = [bound for bound in leases if now >= bound.renew_at and not bound.ended]
+        due = [bound for bound in due if self._troubles.is_due(bound.key, now)]
         for rewrite in (False, True):
-            if chosen := [tied for tied in due if tied.changed is rewrite]:
+            if chosen := [bound for bound in due if bound.changed is rewrite]:
                 self._renew(chosen, now, rewrite=rewrite)
 
-    def _renew(self, chosen: list[TiedLease], now: float, *, rewrite: bool) -> None:
-        leases = [tied.lease for tied in chosen]
+    def _renew(self, chosen: list[BoundLease], now: float, *, rewrite: bool) -> None:
+        leases = [bound.lease for bound in chosen]
         session = self._allocator.session
         try:
             with session.span("renew", *leases) as span:
@@ -346,58 +348,58 @@ class HostAgent:
             for lease in leases:
                 self._counts[lease.pool].renewals["unanswered"] += 1
             raise
-        for tied, outcome in zip(chosen, outcomes, strict=True):
-            self._counts[tied.lease.pool].renewals[outcome.word] += 1
-            self._apply(tied, outcome, now)
+        for bound, outcome in zip(chosen, outcomes, strict=True):
+            self._counts[bound.lease.pool].renewals[outcome.code] += 1
+            self._apply(bound, outcome, now)
 
-    def _apply(self, tied: TiedLease, outcome: RenewOutcome, now: float) -> None:
+    def _apply(self, bound: BoundLease, outcome: RenewOutcome, now: float) -> None:
         """Take over what became of one lease at its renewal."""
         if outcome.failed:
-            self._troubles.failed(tied.key, outcome.failed, now, tied.lease)
+            self._troubles.failed(bound.key, outcome.failed, now, bound.lease)
             return
-        self._troubles.ended(tied.key)
+        self._troubles.ended(bound.key)
         if outcome.lost:
-            log.error("%s", outcome.lost, extra=about(tied.lease))
+            log.error("%s", outcome.lost, extra=about(bound.lease))
             with contextlib.suppress(AllocatorError):  # its owner may have put anything there by now
-                tied.files.remove(tied.lease)
-            self._forget(tied.key)
+                bound.files.remove(bound.lease)
+            self._forget(bound.key)
             return
-        before = tied.lease
-        tied.confirm(outcome.lease, now)
-        if tied.draining and not outcome.draining:  # the host gives out ports again: back to what its health is
-            tied.changed, tied.renew_at = True, now
-        tied.draining = outcome.draining
+        before = bound.lease
+        bound.confirm(outcome.lease, now)
+        if bound.draining and not outcome.draining:  # the host gives out ports again: back to what its health is
+            bound.changed, bound.renew_at = True, now
+        bound.draining = outcome.draining
         if outcome.reap_due:
             self._reap_at[before.pool] = now
         if outcome.lease.fence != before.fence:
-            words = (before.worker, before.address)
-            log.warning("re-asserted the lease of %s on %s", *words, extra=about(outcome.lease))
-            self._save(tied)
+            details = (before.worker, before.address)
+            log.warning("re-asserted the lease of %s on %s", *details, extra=about(outcome.lease))
+            self._save(bound)
 
-    def _save(self, tied: TiedLease) -> None:
+    def _save(self, bound: BoundLease) -> None:
         try:
-            tied.files.save(tied.lease)
+            bound.files.save(bound.lease)
         except AllocatorError as error:
-            log.warning("%s", error, extra=about(tied.lease))
+            log.warning("%s", error, extra=about(bound.lease))
 
     def _reap(self, pool: str, now: float) -> None:
         reaped = self._allocator.run(listing.reap(pool))
         wait_s = LONGEST_REAP_S if reaped.next_s is None else max(LOOK_S, reaped.next_s)
-        wait_s += self._allocator.session.rng.uniform(0.0, REAP_SPREAD_S * reaped.spaces)
+        wait_s += self._allocator.session.rng.uniform(0.0, REAP_SPREAD_S * reaped.namespaces)
         self._reap_at[pool] = now + min(LONGEST_REAP_S, wait_s)
 
     # -- health --
 
     def _check_health(self, now: float) -> None:
-        for tied in self._tied.values():
-            if tied.check is None or tied.ended or tied.check.step(now) not in {Verdict.READY, Verdict.DEGRADED}:
+        for bound in self._bound.values():
+            if bound.check is None or bound.ended or bound.check.step(now) not in {Verdict.READY, Verdict.DEGRADED}:
                 continue
-            health = tied.check.health
-            said = replace(tied.lease, state=health.state)
-            tied.lease = replace(said, last_error=health.why) if health.why else said
-            tied.changed, tied.renew_at = True, now  # written with the next renewal, which is due now
-            log.info("%s on %s is %s", said.worker, said.address, said.state, extra=about(said))
-            self._save(tied)
+            health = bound.check.health
+            checked = replace(bound.lease, state=health.state)
+            bound.lease = replace(checked, last_error=health.why) if health.why else checked
+            bound.changed, bound.renew_at = True, now  # written with the next renewal, which is due now
+            log.info("%s on %s is %s", checked.worker, checked.address, checked.state, extra=about(checked))
+            self._save(bound)
 
 
 def _process(lease: Lease) -> tuple[int | None, int | None]:

@@ -142,8 +142,8 @@ def _without_port(authority: str) -> str:
 
 
 def _bearer_of(headers: Headers) -> str | None:
-    scheme, words = get_authorization_scheme_param(headers.get("authorization"))
-    return words if scheme.lower() == "bearer" and words else None
+    scheme, credential = get_authorization_scheme_param(headers.get("authorization"))
+    return credential if scheme.lower() == "bearer" and credential else None
 
 
 class PoolIn(Enum):

@@ -122,5 +122,5 @@ def searched_text(lease: Lease) -> str:
     """Return what a search looks through for a lease, in small letters."""
     pid = f" pid:{lease.pid} {lease.pid}" if lease.pid is not None else ""
     labels = "".join(f" {name}={value}" for name, value in lease.labels.items())
-    words = f"{lease.address} {lease.worker} {lease.org} {lease.plugin} {lease.state}{pid}{labels}"
-    return f"{words} {lease.last_error or ''}".lower()
+    searched = f"{lease.address} {lease.worker} {lease.org} {lease.plugin} {lease.state}{pid}{labels}"
+    return f"{searched} {lease.last_error or ''}".lower()

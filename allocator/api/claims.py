@@ -16,7 +16,7 @@ from allocator.client.session import Session
 from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.model.states import LeaseState
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
-    from allocator.client.session import ClaimArguments, ProcessWords
+    from allocator.client.session import ClaimArguments, ProcessFields
     from allocator.model.pools import PoolSpec
     from allocator.operations.listing import PortView
 
@@ -135,7 +135,7 @@ class Claims:
         """Return what Redis reports of a port of a host; in a pool of scope `fleet`, of that port on any host."""
         at = self.pool(pool)
         rules = await self.rules(at)
-        view = await at.run(listing.port_view(at.session.pool, rules.space_of(host), port))
+        view = await at.run(listing.port_view(at.session.pool, rules.namespace_of(host), port))
         if view.lease and view.lease.host != host:
             return replace(view, lease=None)
         return view
@@ -144,20 +144,20 @@ class Claims:
         """Return the rules of a pool as they were read last."""
         return await at.run(pool_rules(at.session.context, at.session.pool))
 
-    def process_words(self, at: AsyncPortAllocator, host: str, pid: int) -> ProcessWords:
+    def process_fields(self, at: AsyncPortAllocator, host: str, pid: int) -> ProcessFields:
         """Return what a lease shows of its worker's process: on another host than the own one, its pid alone.
 
         Raises:
             InvalidInputError: When no such process lives on the own host.
         """
-        return at.session.process_words(pid=pid) if host == self.host else {"pid": pid}
+        return at.session.process_fields(pid=pid) if host == self.host else {"pid": pid}
 
-    def known_process(self, at: AsyncPortAllocator, host: str, pid: int | None) -> ProcessWords:
+    def known_process(self, at: AsyncPortAllocator, host: str, pid: int | None) -> ProcessFields:
         """Return what a lease shows of a process that its holder knows; nothing when that one has ended."""
         if pid is None:
             return {}
         try:
-            return self.process_words(at, host, pid)
+            return self.process_fields(at, host, pid)
         except InvalidInputError:
             return {}
 
@@ -216,10 +216,10 @@ class Claims:
         at = self.pool(pool)
         name = at.session.pool
         found: list[Lease] = []
-        for space in await at.run(listing.spaces(name)):
-            if space != FLEET_SPACE and (space < after[0] or host not in {None, space}):
+        for namespace in await at.run(listing.namespaces(name)):
+            if namespace != FLEET_NAMESPACE and (namespace < after[0] or host not in {None, namespace}):
                 continue
-            views = await at.run(listing.ports(name, space))
+            views = await at.run(listing.ports(name, namespace))
             here = sorted((view.lease for view in views if view.lease), key=lambda lease: (lease.host, lease.port))
             found += [
                 lease

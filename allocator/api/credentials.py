@@ -64,7 +64,7 @@ class Caller:
         """Return whether the credential is for a pool."""
         return self.pools is None or pool in self.pools
 
-    def token_for(self, *words: str) -> str:
+    def token_for(self, *parts: str) -> str:
         """Return the lease token that these values always give for this caller, as 32 hexadecimal digits.
 
         Raises:
@@ -76,7 +76,7 @@ class Caller:
                 "Idempotency-Key needs a caller that this server can tell from others, and it cannot tell who you are; "
                 "send an Allocator-Token of your own making, or start the server with --tokens-file"
             )
-        return hmac.digest(secret, "\0".join(words).encode(), "sha256").hex()[:32]
+        return hmac.digest(secret, "\0".join(parts).encode(), "sha256").hex()[:32]
 
 
 def new_api_token() -> str:
@@ -158,26 +158,26 @@ class _Credential(NamedTuple):
 def _parse(path: Path, text: str) -> dict[str, _Credential]:
     known: dict[str, _Credential] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        words = line.partition("#")[0].split()
-        if not words:
+        parts = line.partition("#")[0].split()
+        if not parts:
             continue
-        pools = _pools(words[3:])
-        if len(words) < 3 or words[1] not in set(Scope) or not _HASH.fullmatch(words[2]) or pools == frozenset():
+        pools = _pools(parts[3:])
+        if len(parts) < 3 or parts[1] not in set(Scope) or not _HASH.fullmatch(parts[2]) or pools == frozenset():
             raise ConfigurationError(
                 f"{path}: line {number} is not a credential; write 'name read|lease|admin|force hash', "
                 "as 'allocator token' prints it, and 'pools=NAME,NAME' behind it for some pools only"
             )
-        known[words[2]] = _Credential(words[0], Scope(words[1]), pools)
+        known[parts[2]] = _Credential(parts[0], Scope(parts[1]), pools)
     return known
 
 
-def _pools(words: list[str]) -> frozenset[str] | None:
+def _pools(parts: list[str]) -> frozenset[str] | None:
     """Return the pools that the end of a line names: None when it names none, nothing when it is wrong."""
-    if not words:
+    if not parts:
         return None
-    names = words[0].removeprefix(_POOLS).split(",")
+    names = parts[0].removeprefix(_POOLS).split(",")
     try:
         checked = frozenset(check_name("pool", name) for name in names)
     except InvalidInputError:
         return frozenset()
-    return checked if len(words) == 1 and words[0].startswith(_POOLS) else frozenset()
+    return checked if len(parts) == 1 and parts[0].startswith(_POOLS) else frozenset()

@@ -127,9 +127,9 @@ async def host(request: Request, _caller: Reader, host: HostName, pool: PoolName
 
 async def _ports(claims: Claims, rules: PoolSpec, host: str) -> list[PortBody]:
     at = claims.pool(rules.name)
-    space = rules.space_of(host)
+    namespace = rules.namespace_of(host)
     found = {}
-    for view in await at.run(listing.ports(rules.name, space, quarantine=True)):
+    for view in await at.run(listing.ports(rules.name, namespace, quarantine=True)):
         lease = view.lease if view.lease and view.lease.host == host else None
         found[view.port] = PortBody(
             port=view.port,

@@ -19,7 +19,7 @@ from allocator.model import problems
 from allocator.model.errors import InvalidInputError
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId, check_name, check_port
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.model.states import LIVE_STATES, LeaseState
 from allocator.model.values import replace
 
@@ -69,30 +69,30 @@ class FleetIndex:
 
     # -- reading --
 
-    def load(self, space: str, known: KnownHost, ports: Iterable[KnownPort], now: float) -> None:
-        """Take what was read of a space: a host, or the ports of the whole fleet.
+    def load(self, namespace: str, known: KnownHost, ports: Iterable[KnownPort], now: float) -> None:
+        """Take what was read of a namespace: a host, or the ports of the whole fleet.
 
         Args:
-            space: The host, or `*`.
+            namespace: The host, or `*`.
             known: What Redis has of it.
             ports: Its ports that cannot be claimed.
             now: When they were asked for, by the server's clock.
         """
-        cells: dict[str, dict[int, Cell]] = {space: {}}
+        cells: dict[str, dict[int, Cell]] = {namespace: {}}
         for one in ports:
-            host = one.lease.host if one.lease else space
+            host = one.lease.host if one.lease else namespace
             before = self.hosts[host].cells.get(one.port) if host in self.hosts else None
             cells.setdefault(host, {})[one.port] = self._read_cell(one, known, before, now)
         for host, found in cells.items():
             entry = self.hosts.setdefault(host, HostEntry(host))
-            if host == space:
+            if host == namespace:
                 entry.known = known
             if entry.changed_at > now - CLOCKS_S:  # what an event reported meanwhile may be newer than what was read
-                self.unread_hosts.add(space)
+                self.unread_hosts.add(namespace)
             entry.cells = found
             entry.rested_at = min((cell.until for cell in found.values() if cell.until is not None), default=math.inf)
             self._hear(entry, now)
-        emptied = self.hosts.keys() - cells.keys() if space == FLEET_SPACE else set()
+        emptied = self.hosts.keys() - cells.keys() if namespace == FLEET_NAMESPACE else set()
         for name in emptied:
             self.hosts[name].cells.clear()
         self._changed(*cells, *emptied)
@@ -126,7 +126,7 @@ class FleetIndex:
         self.hosts[host].cells[one.port] = Cell(str(one.lease.state), since, cell.fence, lease=one.lease)
         self._changed(host)
 
-    def keep_only(self, hosts: Iterable[str]) -> None:
+    def drop_others(self, hosts: Iterable[str]) -> None:
         """Forget the hosts that Redis does not have any more."""
         for name in self.hosts.keys() - set(hosts):
             self.forget(name)
@@ -272,7 +272,7 @@ class FleetIndex:
     @property
     def shown(self) -> list[HostEntry]:
         """The hosts, without the space of the whole fleet."""
-        return [entry for name, entry in self.hosts.items() if name != FLEET_SPACE]
+        return [entry for name, entry in self.hosts.items() if name != FLEET_NAMESPACE]
 
     def totals(self) -> Counter[str]:
         """Return how many ports there are of each status, and how many in all (`size`) and to claim (`free`)."""
@@ -290,9 +290,9 @@ class FleetIndex:
                 self._taken.subtract(before or ())
                 self._taken.update(counts)
                 self._counts[name] = counts
-        spaces = 1 if self.rules.scope == "fleet" else len(self.shown)
+        namespaces = 1 if self.rules.scope == "fleet" else len(self.shown)
         found = self._taken.copy()
-        found["size"] = spaces * self.rules.size
+        found["size"] = namespaces * self.rules.size
         found["free"] = max(0, found["size"] - self._taken.total())
         return found
 
@@ -396,17 +396,17 @@ class FleetIndex:
             found.append(problems.of_lost_workers(host, workers, self.lost[workers[0]][1], self._named))
         return found
 
-    def search(self, words: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:
+    def search(self, terms: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:
         """Return the hosts and the leases that match all of the query, up to `most` of each, and how many leases do.
 
         What is written exactly so comes first (`org-1` before `org-17`), and of that what is not ready.
         """
-        hosts = [entry for entry in self.shown if all(word in entry.name.lower() for word in words)]
+        hosts = [entry for entry in self.shown if all(term in entry.name.lower() for term in terms)]
         found = [
-            (not set(words) <= set(cell.text.split()), cell.status == "ready", entry.name, port, cell.lease)
+            (not set(terms) <= set(cell.text.split()), cell.status == "ready", entry.name, port, cell.lease)
             for entry in self.shown
             for port, cell in entry.cells.items()
-            if cell.lease is not None and all(word in cell.text for word in words)
+            if cell.lease is not None and all(term in cell.text for term in terms)
         ]
         first = heapq.nsmallest(most, found, key=lambda one: one[:4])
         return sorted(hosts, key=lambda one: one.name)[:most], [one[4] for one in first], len(found)

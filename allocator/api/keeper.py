@@ -16,7 +16,7 @@ from allocator.api.background import end_tasks
 from allocator.api.index import FleetIndex
 from allocator.kernel.socket_tables import listening_ports
 from allocator.model.errors import AllocatorError, StoreUnavailableError
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
 from allocator.protocol.keys import event_time, events_key
@@ -172,8 +172,8 @@ class Keeper:
             await self._read_host(index, host)
         for _ in range(min(DETAILS, len(index.unread))):
             (host, port), _nothing = index.unread.popitem(last=False)
-            space = FLEET_SPACE if rules.scope == "fleet" else host
-            index.load_port(host, await self._ask(InspectPortCall(pool=rules.name, space=space, port=port)))
+            namespace = FLEET_NAMESPACE if rules.scope == "fleet" else host
+            index.load_port(host, await self._ask(InspectPortCall(pool=rules.name, namespace=namespace, port=port)))
         now = self.now()
         index.rest(now)
         if self._claims.host in index.hosts:
@@ -191,7 +191,7 @@ class Keeper:
     async def _read_all(self, *, within_s: float) -> None:
         await self._set_clock()
         rules = await self._at.run(pool_rules(self._at.session.context, self._at.session.pool, fresh=True))
-        names = await self._at.run(listing.spaces(rules.name))
+        names = await self._at.run(listing.namespaces(rules.name))
         index = self.index
         is_first = index is None or index.rules != rules
         if index is None or is_first:
@@ -202,16 +202,16 @@ class Keeper:
             await asyncio.sleep(pause_s)
         if not names:
             await asyncio.sleep(pause_s)
-        names = await self._at.run(listing.spaces(rules.name))  # some may be new since
-        index.keep_only([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
+        names = await self._at.run(listing.namespaces(rules.name))  # some may be new since
+        index.drop_others([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
         if is_first:
             await self._read_past(index)
         self.index = index
 
     async def _read_host(self, index: FleetIndex, name: str) -> None:
         asked_at = self.now()
-        known, ports = await self._at.run(listing.known_space(index.rules, name))
-        if not known.identity and not ports and name != FLEET_SPACE:
+        known, ports = await self._at.run(listing.known_namespace(index.rules, name))
+        if not known.identity and not ports and name != FLEET_NAMESPACE:
             index.forget(name)
             return
         index.load(name, known, ports, asked_at)

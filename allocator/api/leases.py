@@ -147,7 +147,7 @@ async def list_leases(
     def wanted(lease: Lease) -> bool:
         return org in {None, lease.org} and plugin in {None, lease.plugin} and (not state or lease.state in state)
 
-    found = await claims_of(request).page(pool, host, _place(after), limit + 1, wanted)
+    found = await claims_of(request).page(pool, host, _position(after), limit + 1, wanted)
     more = len(found) > limit
     last = found[limit - 1] if more else None
     return LeasePage(
@@ -156,7 +156,7 @@ async def list_leases(
     )
 
 
-def _place(after: str | None) -> tuple[str, int]:
+def _position(after: str | None) -> tuple[str, int]:
     name, _, port = (after or ":0").rpartition(":")
     return name, int(port)
 
@@ -202,11 +202,11 @@ async def renew(
     """Extend a lease by its TTL from now; set its state, TTL, pid or labels where they are given."""
     claims = claims_of(request)
     at = claims.pool(pool)
-    said = body or RenewBody()
-    before = await _holders_copy(claims, at, host, port, said)
-    after = _changed(before, said)
-    if said.pid is not None:
-        after = replace(after, **claims.process_words(at, host, said.pid))
+    changes = body or RenewBody()
+    before = await _holders_copy(claims, at, host, port, changes)
+    after = _changed(before, changes)
+    if changes.pid is not None:
+        after = replace(after, **claims.process_fields(at, host, changes.pid))
     with watched_renewal(request, pool):
         (lease,) = await at.renew(replace(after, token=known_token(token)), rewrite=after != before)
     claims.confirm(lease)
@@ -215,12 +215,12 @@ async def renew(
     return LeaseBody.of(lease)
 
 
-async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port: int, said: RenewBody) -> Lease:
+async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port: int, changes: RenewBody) -> Lease:
     """Return the lease as its holder has it: from Redis, or from what the holder reported where Redis lost it."""
     view = await claims.view(at.session.pool, host, port)
     if view.lease is not None:
         return view.lease
-    known = said.known_by_holder()
+    known = changes.known_by_holder()
     if known is None:
         raise LeaseLostError(
             f"port {port} on {host} has no live lease; send it as holder_copy to have it back if only Redis lost it, "
@@ -243,24 +243,24 @@ async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port:
     )
 
 
-def _changed(lease: Lease, said: RenewBody) -> Lease:
+def _changed(lease: Lease, changes: RenewBody) -> Lease:
     changed = lease
-    if said.state is not None and said.state != lease.state:
-        if said.state not in TRANSITIONS[lease.state]:
+    if changes.state is not None and changes.state != lease.state:
+        if changes.state not in TRANSITIONS[lease.state]:
             raise InvalidInputError(
-                f"a lease cannot go from {lease.state} to {said.state}; see the states in the reference",
+                f"a lease cannot go from {lease.state} to {changes.state}; see the states in the reference",
                 host=lease.host,
                 port=lease.port,
             )
-        changed = replace(changed, state=said.state)
-    if said.ttl_s is not None:
-        changed = replace(changed, ttl_ms=ttl_in_ms(said.ttl_s))
-    if said.labels is not None:
-        changed = replace(changed, labels=check_labels(said.labels))
-    if said.restarts is not None:
-        changed = replace(changed, restarts=said.restarts)
-    if said.last_error is not None:
-        changed = replace(changed, last_error=error_line(said.last_error) or None)
+        changed = replace(changed, state=changes.state)
+    if changes.ttl_s is not None:
+        changed = replace(changed, ttl_ms=ttl_in_ms(changes.ttl_s))
+    if changes.labels is not None:
+        changed = replace(changed, labels=check_labels(changes.labels))
+    if changes.restarts is not None:
+        changed = replace(changed, restarts=changes.restarts)
+    if changes.last_error is not None:
+        changed = replace(changed, last_error=error_line(changes.last_error) or None)
     return changed
 
 

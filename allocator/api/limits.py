@@ -71,19 +71,19 @@ class LimitMiddleware:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self._limits.body_bytes:
-            await self._refuse_size(scope, receive, send, goes_on=True)
+            await self._refuse_size(scope, receive, send, has_more=True)
             return
         await self._pass_bounded(scope, receive, send)
 
     async def _pass_bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         received = 0
-        is_over = goes_on = False
+        is_over = has_more = False
 
         async def bounded() -> Message:
-            nonlocal received, is_over, goes_on
+            nonlocal received, is_over, has_more
             message = await receive()
             received += len(message.get("body", b""))
-            goes_on = message.get("more_body", False)
+            has_more = message.get("more_body", False)
             if received > self._limits.body_bytes:
                 is_over = True
                 raise _TooLargeError
@@ -96,9 +96,9 @@ class LimitMiddleware:
         with contextlib.suppress(_TooLargeError):
             await self._app(scope, bounded, watched)
         if is_over:
-            await self._refuse_size(scope, receive, send, goes_on=goes_on)
+            await self._refuse_size(scope, receive, send, has_more=has_more)
 
-    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send, *, goes_on: bool) -> None:
+    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send, *, has_more: bool) -> None:
         """Answer at once, and read on before the connection is closed.
 
         A socket that is closed with unread data is reset, and a caller that is still sending would see the reset in
@@ -112,7 +112,7 @@ class LimitMiddleware:
                 await send(message)
                 return
             await send({**message, "more_body": True})
-            more = goes_on
+            more = has_more
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     while more:

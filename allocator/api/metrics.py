@@ -24,7 +24,7 @@ from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of
 from allocator.api.routes import claims_of, problems
 from allocator.model.errors import AllocatorError
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.model.states import EVENT_TYPES, LIVE_STATES
 from allocator.operations import listing
 from allocator.protocol.keys import queue_key
@@ -136,18 +136,18 @@ class Metrics:
     async def _look_at_pool(self, claims: Claims, name: str) -> None:
         at = claims.pool(name)
         rules = await claims.rules(at)
-        spaces = await at.run(listing.spaces(name))
-        for host in spaces:
-            for state in sorted(LIVE_STATES) if host != FLEET_SPACE else ():
+        namespaces = await at.run(listing.namespaces(name))
+        for host in namespaces:
+            for state in sorted(LIVE_STATES) if host != FLEET_NAMESPACE else ():
                 self.leased.labels(name, host, state).set(0)
-        for space in [FLEET_SPACE] if rules.scope == "fleet" else spaces:
-            views = await at.run(listing.ports(name, space, quarantine=True))
-            self.ports.labels(name, space).set(rules.size)
-            self.waiters.labels(name, space).set(await at.store.count_members(queue_key(name, space)))
-            self.free.labels(name, space).set(max(0, rules.size - len(views)))
+        for namespace in [FLEET_NAMESPACE] if rules.scope == "fleet" else namespaces:
+            views = await at.run(listing.ports(name, namespace, quarantine=True))
+            self.ports.labels(name, namespace).set(rules.size)
+            self.waiters.labels(name, namespace).set(await at.store.count_members(queue_key(name, namespace)))
+            self.free.labels(name, namespace).set(max(0, rules.size - len(views)))
             for reason in ("quarantined", "cooling"):
-                self.resting.labels(name, space, reason).set(0)
-            if space in {claims.host, FLEET_SPACE}:
+                self.resting.labels(name, namespace, reason).set(0)
+            if namespace in {claims.host, FLEET_NAMESPACE}:
                 leases = {view.port: view.lease for view in views if view.lease and view.lease.host == claims.host}
                 strange = await asyncio.to_thread(ports_of_strangers, rules.first, rules.last, leases)
                 self.strange.labels(name, claims.host).set(len(strange))
@@ -156,11 +156,11 @@ class Metrics:
                     self.leased.labels(name, view.lease.host, view.lease.state).inc()
                     self.restarts.labels(name, view.lease.plugin).inc(view.lease.restarts)
                 else:
-                    self.resting.labels(name, space, view.why).inc()
+                    self.resting.labels(name, namespace, view.why).inc()
 
 
 @contextlib.contextmanager
-def _told(tell: Callable[[str], None]) -> Iterator[None]:
+def _shown(count: Callable[[str], None]) -> Iterator[None]:
     """Tell what the block came to: `ok`, the kind of its AllocatorError, or `unexpected`."""
     outcome = "unexpected"
     try:
@@ -170,7 +170,7 @@ def _told(tell: Callable[[str], None]) -> Iterator[None]:
         outcome = kind_of(error).name
         raise
     finally:
-        tell(outcome)
+        count(outcome)
 
 
 @contextlib.contextmanager
@@ -179,13 +179,13 @@ def watched_claim(request: Request, pool: str | None) -> Iterator[None]:
     found: Metrics = request.app.state.metrics
     label, began = claims_of(request).known_pool(pool), time.perf_counter()
 
-    def tell(outcome: str) -> None:
+    def count(outcome: str) -> None:
         seconds = time.perf_counter() - began
         found.claims.labels(label, outcome).inc()
         found.claim_seconds.labels(label).observe(seconds)
         request.app.state.samples.on_claim(label, seconds, granted=outcome == "ok")
 
-    with _told(tell), found.in_progress.labels(label).track_inprogress():
+    with _shown(count), found.in_progress.labels(label).track_inprogress():
         yield
 
 
@@ -193,7 +193,7 @@ def watched_claim(request: Request, pool: str | None) -> Iterator[None]:
 def watched_renewal(request: Request, pool: str | None) -> Iterator[None]:
     """Count a renewal by what it came to."""
     found: Metrics = request.app.state.metrics
-    with _told(lambda outcome: found.renewals.labels(claims_of(request).known_pool(pool), outcome).inc()):
+    with _shown(lambda outcome: found.renewals.labels(claims_of(request).known_pool(pool), outcome).inc()):
         yield
 
 

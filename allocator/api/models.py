@@ -106,7 +106,7 @@ class ClaimBody(_Request):
     labels: Labels = {}
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
+    def _check_combination(self) -> Self:
         """Refuse what only one port can have, or only several, and a key that has no instance to choose."""
         if self.key is not None and self.instance != "auto":
             raise PydanticCustomError("key", "key goes with the instance auto; add it, or leave key out")

@@ -220,8 +220,8 @@ def _wrong_method(request: Request) -> JSONResponse:
     """Return the problem of a path that has other methods: all of them, where the framework names its first route's."""
     routed = {method for method in METHODS if _is_routed(request, method)}
     allowed = [method for method in METHODS if method in routed or (method == "HEAD" and "GET" in routed)]
-    words = " or ".join(filter(None, [", ".join(allowed[:-1]), *allowed[-1:]]))
-    detail = f"{request.method} is not allowed here; use {words}"
+    methods = " or ".join(filter(None, [", ".join(allowed[:-1]), *allowed[-1:]]))
+    detail = f"{request.method} is not allowed here; use {methods}"
     return problem(METHOD_NOT_ALLOWED, detail, headers={"Allow": ", ".join(allowed)})
 
 

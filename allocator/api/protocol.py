@@ -26,8 +26,8 @@ log = logging.getLogger("allocator.api")
 class BoundedProtocol(H11Protocol):
     """uvicorn's protocol with a limit of time for each thing that a client can be slow at."""
 
-    def __init__(self, connection: Connection, **words: Any) -> None:  # noqa: ANN401  # uvicorn's
-        super().__init__(**words)
+    def __init__(self, connection: Connection, **parts: Any) -> None:  # noqa: ANN401  # uvicorn's
+        super().__init__(**parts)
         self._connection = connection
         self._limit: asyncio.TimerHandle | None = None
 

@@ -16,8 +16,8 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
-    talk,
+    cli_context,
+    report,
 )
 from allocator.cli.output import write_rows
 from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError
@@ -26,7 +26,7 @@ from allocator.model.names import WorkerId, check_port, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.database.adoption import Candidate
     from allocator.database.connection import Database
     from allocator.database.fenced import FencedRows
@@ -84,27 +84,27 @@ def adopt(
         raise InvalidInputError(f"{given[0]} goes with {missing}; give --port, --org and --plugin together")
     if given and apply:
         raise InvalidInputError("--apply is about the rows of the table; leave out --port, --org and --plugin")
-    with desk(pool, host, redis_url, config, database_url=database_url) as at:
+    with cli_context(pool, host, redis_url, config, database_url=database_url) as context:
         if port is not None and org is not None and plugin is not None:
             worker = WorkerId.parse(f"{org}/{plugin}#{instance}")
-            _by_hand(at, WorkerId(org, plugin, worker.instance), check_port(port), ttl_ms, form)
+            _by_hand(context, WorkerId(org, plugin, worker.instance), check_port(port), ttl_ms, form)
         else:
-            _from_rows(at, ttl_ms, form, apply=apply)
+            _from_rows(context, ttl_ms, form, apply=apply)
 
 
-def _by_hand(at: Desk, worker: WorkerId, port: int, ttl_ms: int | None, form: ListFormat) -> None:
+def _by_hand(context: CliContext, worker: WorkerId, port: int, ttl_ms: int | None, form: ListFormat) -> None:
     from allocator.database.adoption import adopt as make_lease
     from allocator.kernel.sockets import listeners
 
-    at.allocator.pool().check_port(port)
+    context.allocator.pool().check_port(port)
     found = listeners(port, port)
     if not found:
-        raise InvalidInputError(f"nobody listens on port {port} of {at.host}; claim it instead: allocator claim")
+        raise InvalidInputError(f"nobody listens on port {port} of {context.host}; claim it instead: allocator claim")
     pid = next((one.pid for one in found if one.pid is not None), None)
     if pid is None:
         raise InvalidInputError(f"the process that listens on port {port} cannot be seen by this user; run as its user")
-    lease = make_lease(at.allocator, at.files, worker, port, pid, ttl_ms=ttl_ms)
-    write_rows(_HEADINGS, [(at.host, port, str(worker), "adopted", f"pid {lease.pid}")], form)
+    lease = make_lease(context.allocator, context.files, worker, port, pid, ttl_ms=ttl_ms)
+    write_rows(_HEADINGS, [(context.host, port, str(worker), "adopted", f"pid {lease.pid}")], form)
 
 
 _HEADINGS = ("HOST", "PORT", "WORKER", "WHAT WAS DONE", "DETAIL")
@@ -115,7 +115,7 @@ MOST_LISTED = 1_000
 
 
 @dataclass(slots=True)
-class Told:
+class Listed:
     """What was done with rows, by lines, and how many were not taken over."""
 
     lines: list[tuple[object, ...]] = field(default_factory=list)
@@ -132,61 +132,65 @@ class Told:
             self.lines.append((row.host, row.port, str(row.key), done, f"nobody listens on its port here{why_not}"))
 
 
-def _from_rows(at: Desk, ttl_ms: int | None, form: ListFormat, *, apply: bool) -> None:
+def _from_rows(context: CliContext, ttl_ms: int | None, form: ListFormat, *, apply: bool) -> None:
     from allocator.database.adoption import in_batches, manual_rows, stop_unbound, unexplained_rows
     from allocator.database.fenced import FencedRows
     from allocator.database.upgrade import check_writable, open_layout
 
-    with database_of(at.settings) as database:
-        rows = FencedRows(open_layout(database, at.settings.table), at.pool)
-        check_writable(database, at.settings.table, leads=False)  # before a lease is made that no row follows
-        talk(in_use(at.settings, database))
-        bound, told = Told(), Told()
+    with database_of(context.settings) as database:
+        rows = FencedRows(open_layout(database, context.settings.table), context.pool)
+        check_writable(database, context.settings.table, leads=False)  # before a lease is made that no row follows
+        report(in_use(context.settings, database))
+        bound, listed = Listed(), Listed()
 
         def unbound() -> Iterator[Row]:
             """Adopt what runs, on the way; yield what does not."""
-            for one in manual_rows(at.allocator, database, rows):
+            for one in manual_rows(context.allocator, database, rows):
                 if one.listener is None and one.why_not is not None and one.row.key.worker is not None:
                     yield one.row
                     continue
-                done, why = _adopted(at, database, rows, one, ttl_ms)
-                bound.lines.append((at.host, one.row.port, str(one.row.key), done, why))
+                done, why = _adopted(context, database, rows, one, ttl_ms)
+                bound.lines.append((context.host, one.row.port, str(one.row.key), done, why))
                 bound.left += done == "nothing" or "not written" in why
-            yield from unexplained_rows(at.allocator, database, rows)
+            yield from unexplained_rows(context.allocator, database, rows)
 
         for some in in_batches(unbound()):
-            told.add_unbound(some, stop_unbound(at.allocator, database, rows, some) if apply else None)
-        if not bound.lines and not told.lines:
-            _name_other_pools(at, database, rows)
-    write_rows(_HEADINGS, [*_by_port(bound), *_by_port(told)], form)
-    if more := told.unbound - len(told.lines):
-        talk(f"{more} more rows where nobody listens are not listed")
-    if told.unbound and not apply:
-        talk(f"{told.unbound} rows show a worker where nobody listens; --apply sets them to stopped")
-    if left := bound.left + told.left:
-        talk(f"{left} rows were not taken over")
+            listed.add_unbound(some, stop_unbound(context.allocator, database, rows, some) if apply else None)
+        if not bound.lines and not listed.lines:
+            _name_other_pools(context, database, rows)
+    write_rows(_HEADINGS, [*_by_port(bound), *_by_port(listed)], form)
+    if more := listed.unbound - len(listed.lines):
+        report(f"{more} more rows where nobody listens are not listed")
+    if listed.unbound and not apply:
+        report(f"{listed.unbound} rows show a worker where nobody listens; --apply sets them to stopped")
+    if left := bound.left + listed.left:
+        report(f"{left} rows were not taken over")
         raise typer.Exit(FOUND)
 
 
-def _by_port(told: Told) -> list[tuple[object, ...]]:
-    return sorted(told.lines, key=lambda line: (line[1] is None, line[1], line[2]))
+def _by_port(listed: Listed) -> list[tuple[object, ...]]:
+    return sorted(listed.lines, key=lambda line: (line[1] is None, line[1], line[2]))
 
 
-def _name_other_pools(at: Desk, database: Database, rows: FencedRows) -> None:
+def _name_other_pools(context: CliContext, database: Database, rows: FencedRows) -> None:
     with database.reading() as connection:
         found = rows.other_pools(connection)
     if found:
-        told = ", ".join(f"{count} in pool {shown(pool)}" for pool, count in found.items())
-        talk(f"pool {at.pool} has no row to take over here; the table has live rows of others: {told}; see --pool")
+        named = ", ".join(f"{count} in pool {shown(pool)}" for pool, count in found.items())
+        report(
+            f"pool {context.pool} has no row to take over here; the table has live rows of others: {named}; see --pool"
+        )
 
 
-def _adopted(at: Desk, database: Database, rows: FencedRows, one: Candidate, ttl_ms: int | None) -> tuple[str, str]:
+def _adopted(
+    context: CliContext, database: Database, rows: FencedRows, one: Candidate, ttl_ms: int | None
+) -> tuple[str, str]:
     from allocator.database.adoption import adopt_row, write_adopted
 
     if one.listener is None or one.why_not is not None:
         return "nothing", one.why_not or ""
     try:
-        lease = adopt_row(at.allocator, at.files, one.row, one.listener, ttl_ms=ttl_ms)
+        lease = adopt_row(context.allocator, context.files, one.row, one.listener, ttl_ms=ttl_ms)
     except (HeldError, ExhaustedError, InvalidInputError) as error:
         return "nothing", str(error)
     refused = write_adopted(database, rows, one.row.key, lease)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, cli_context, report
 from allocator.cli.serve import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, InvalidInputError
 from allocator.model.log import ERROR
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from allocator.agent.host import HostAgent
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
 
@@ -79,24 +79,24 @@ def agent(
     from allocator.agent.notify import ServiceManager
     from allocator.cli.checks.rights import report_missing_rights
     from allocator.cli.logs import start_logging
-    from allocator.client.counting import HolderMetrics, serve_registry
+    from allocator.client.counts import HolderMetrics, serve_registry
 
     with contextlib.ExitStack() as stack:
-        at = stack.enter_context(desk(pool, host, redis_url, config))
-        places = _places(at, leases)
+        at = stack.enter_context(cli_context(pool, host, redis_url, config))
+        folders = _folders(at, leases)
         stack.enter_context(_only_one(at.settings.agent_lock, at.host))
         listeners = _listeners(stack, at, socket_path, listen)
         start_logging()
         manager = ServiceManager(os.environ, time.monotonic)
-        core = HostAgent(at.allocator, places, on_step=manager.beat)
+        core = HostAgent(at.allocator, folders, on_step=manager.beat)
         if metrics_listen is not None:
             stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(core))
         count = core.take_over()
-        application = _application(at, core, places[0]) if listeners else None
+        application = _application(at, core, folders[0]) if listeners else None
         where = ", ".join(_shown(listener) for listener in listeners) or "no socket"
-        said = f"looking after {count} leases of host {at.host}; the API is on {where}"
-        talk(said)
-        manager.ready(said)
+        message = f"looking after {count} leases of host {at.host}; the API is on {where}"
+        report(message)
+        manager.ready(message)
         report_missing_rights(at.settings)
         try:
             _run(core, application, listeners)
@@ -104,18 +104,18 @@ def agent(
             manager.stopping()
 
 
-def _places(at: Desk, directories: list[str] | None) -> list[LeaseFiles]:
+def _folders(context: CliContext, directories: list[str] | None) -> list[LeaseFiles]:
     from allocator.client.lease_files import LeaseFiles
 
-    places = [at.files]
+    folders = [context.files]
     for directory in directories or []:
         try:
-            places.append(LeaseFiles.of_another(Path(directory)))
+            folders.append(LeaseFiles.of_another(Path(directory)))
         except (OSError, ValueError):
             raise InvalidInputError(
                 f"{shown(directory)} is not a directory of lease files; make or correct it"
             ) from None
-    return places
+    return folders
 
 
 @contextlib.contextmanager
@@ -143,7 +143,7 @@ def _only_one(path: Path, host: str) -> Iterator[None]:
 
 
 def _listeners(
-    stack: contextlib.ExitStack, at: Desk, socket_path: str | None, listen: str | None
+    stack: contextlib.ExitStack, context: CliContext, socket_path: str | None, listen: str | None
 ) -> list[socket.socket]:
     try:
         import fastapi  # noqa: F401  # whether it is there
@@ -154,7 +154,7 @@ def _listeners(
                 f"the API needs the package {error.name}; install it with: pip install 'portlease[server]'"
             ) from None
         return []
-    path = Path(socket_path) if socket_path else at.settings.agent_socket
+    path = Path(socket_path) if socket_path else context.settings.agent_socket
     found = [stack.enter_context(_unix_listener(path))]
     stack.callback(path.unlink, missing_ok=True)
     if listen is not None:
@@ -199,14 +199,14 @@ def _shown(listener: socket.socket) -> str:
     return f"unix:{name}" if isinstance(name, str) else f"http://{name[0]}:{name[1]}"
 
 
-def _application(at: Desk, core: HostAgent, files: LeaseFiles) -> FastAPI:
+def _application(context: CliContext, core: HostAgent, files: LeaseFiles) -> FastAPI:
     """Return the API, whose claims for processes of this host the agent looks after."""
     from allocator.api.access import Access
     from allocator.api.application import create_app
-    from allocator.client.counting import HolderMetrics
+    from allocator.client.counts import HolderMetrics
 
     access = Access(hosts=[*LOOPBACK_NAMES])
-    application = create_app(async_allocator(at.settings), access=access, custody=_Custody(core, files))
+    application = create_app(async_allocator(context.settings), access=access, custody=_Custody(core, files))
     application.state.metrics.registry.register(HolderMetrics(core))
     return application
 
@@ -224,20 +224,20 @@ class _Custody:
                 return
             self._files.save(lease)
         except AllocatorError as error:
-            talk(str(error), level=ERROR)
+            report(str(error), level=ERROR)
         self._core.look()
 
     def forget(self, lease: Lease) -> None:
         try:
             self._files.remove(lease)
         except AllocatorError as error:
-            talk(str(error), level=ERROR)
+            report(str(error), level=ERROR)
         self._core.look()
 
 
 def _shown_by_holder(lease: Lease) -> tuple[object, ...]:
     """Return all of a lease that a heartbeat does not change."""
-    return lease.token, lease.fence, lease.state, lease.ttl_ms, lease.holder_words()
+    return lease.token, lease.fence, lease.state, lease.ttl_ms, lease.holder_fields()
 
 
 def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.socket]) -> None:
@@ -251,14 +251,14 @@ def _run(core: HostAgent, application: FastAPI | None, listeners: list[socket.so
 
     failures: list[BaseException] = []
 
-    def look_after() -> None:
+    def renew_leases() -> None:
         try:
             core.run()
         except BaseException as error:  # noqa: BLE001  # raised again below
             failures.append(error)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=look_after, name="allocator-agent")
+    thread = threading.Thread(target=renew_leases, name="allocator-agent")
     thread.start()
     try:
         run_server(application, *listeners)

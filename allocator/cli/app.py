@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 MAX_USAGE_LINE = 300
-MOST_WORDS_OF_RUN = 3
+MOST_ARGUMENTS_OF_RUN = 3
 """`run`, a plugin, and one more: that may be a command."""
 
 _MODULES = {
@@ -108,7 +108,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     import os
 
-    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
     completing = any(name.startswith("_ALLOCATOR_COMPLETE") for name in os.environ)
     names = [wanted] if wanted in _MODULES and not completing else list(_MODULES)
     command = get_command(_application([name for name in names if name]))
@@ -138,8 +138,8 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "allocator"
-            told = one_line(str(text())) + forgotten_dashes(arguments)
-            typer.echo(f"allocator: {told}{' See' if told.endswith('?') else '; see'} '{path} --help'", err=True)
+            message = one_line(str(text())) + forgotten_dashes(arguments)
+            typer.echo(f"allocator: {message}{' See' if message.endswith('?') else '; see'} '{path} --help'", err=True)
         return EXIT_USAGE
     return status if isinstance(status, int) else 0
 
@@ -147,12 +147,12 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
 def forgotten_dashes(arguments: Sequence[str]) -> str:
     """Return what to print when the options of a worker's command were taken for those of `run`, or an empty text."""
     before = ["", *arguments]
-    words = [  # but not what may be an option's value
-        word
-        for previous, word in zip(before, arguments, strict=False)
-        if not word.startswith("-") and (not previous.startswith("-") or "=" in previous)
+    names = [  # but not what may be an option's value
+        name
+        for previous, name in zip(before, arguments, strict=False)
+        if not name.startswith("-") and (not previous.startswith("-") or "=" in previous)
     ]
-    if words[:1] != ["run"] or "--" in arguments or len(words) < MOST_WORDS_OF_RUN:
+    if names[:1] != ["run"] or "--" in arguments or len(names) < MOST_ARGUMENTS_OF_RUN:
         return ""
     return "; if that is of the worker's command, put -- before the command: allocator run PLUGIN --org ORG -- COMMAND"
 
@@ -160,8 +160,8 @@ def forgotten_dashes(arguments: Sequence[str]) -> str:
 def one_line(message: str) -> str:
     """Return a message of the parser, which repeats what was typed, fit for one line of at most 300 characters."""
     printable = "".join(character if character.isprintable() else " " for character in message)
-    words = " ".join(printable.split()).rstrip(".")
-    return words if len(words) <= MAX_USAGE_LINE else words[:MAX_USAGE_LINE] + "…"
+    text = " ".join(printable.split()).rstrip(".")
+    return text if len(text) <= MAX_USAGE_LINE else text[:MAX_USAGE_LINE] + "…"
 
 
 @contextmanager

@@ -11,18 +11,18 @@ import typer
 
 from allocator.cli.app import ignore_interrupts, interrupts_raised
 from allocator.cli.options import (
+    CliContext,
     ConfigOption,
     DatabaseOption,
-    Desk,
     Format,
     HostOption,
     LeaseFormat,
     PoolOption,
     RedisOption,
-    desk,
+    cli_context,
     living_process,
+    report,
     seconds,
-    talk,
 )
 from allocator.cli.output import write_json
 from allocator.client.lease_files import FileAnswers
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.client.session import ClaimArguments
     from allocator.model.leases import Lease
-    from allocator.operations.steps import KeepLeases, KeepTokens, LeaseRecorder, Warn
+    from allocator.operations.steps import LeaseRecorder, StoreLeases, StoreTokens, Warn
 
 Plugin = Annotated[str, typer.Argument(help="The worker's plugin, for example email.")]
 OrgOption = Annotated[str, typer.Option("--org", envvar="ALLOCATOR_ORG", metavar="ORG", help="The organisation's id.")]
@@ -157,7 +157,7 @@ def claim(
     alone = {"--port": port, "--token": token, "--any-host": any_host or None, "--record": record or None}
     check_several(ports, contiguous=contiguous, others=alone)
     with ExitStack() as stack:
-        at = stack.enter_context(desk(pool, host, redis_url, config, database_url=database_url))
+        at = stack.enter_context(cli_context(pool, host, redis_url, config, database_url=database_url))
         if record:
             at.allocator.recorder = stack.enter_context(recorder(at))
         worker = WorkerId(org, plugin, arguments["instance"])
@@ -237,21 +237,21 @@ class FinishedOrUndone(FileAnswers):
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def keep_tokens(self, step: KeepTokens) -> tuple[str, ...]:
+    def store_tokens(self, step: StoreTokens) -> tuple[str, ...]:
         """Write down the tokens; from now on Ctrl-C is raised."""
         self._stack.enter_context(interrupts_raised())
-        return super().keep_tokens(step)
+        return super().store_tokens(step)
 
-    def keep_leases(self, step: KeepLeases) -> bool:
+    def store_leases(self, step: StoreLeases) -> bool:
         """Write the lease files; from then on Ctrl-C is ignored."""
-        done = super().keep_leases(step)
+        done = super().store_leases(step)
         if step.leases:
             ignore_interrupts()
         return done
 
     def warn(self, step: Warn) -> None:
         """Print the sentence to standard error."""
-        talk(step.sentence)
+        report(step.sentence)
 
 
 def check_key(key: str | None, instance: str) -> None:
@@ -264,11 +264,13 @@ def check_key(key: str | None, instance: str) -> None:
         raise InvalidInputError("--key goes with --instance auto; add it, or leave --key out")
 
 
-def instance_of(at: Desk, worker: WorkerId, key: str) -> WorkerId:
+def instance_of(context: CliContext, worker: WorkerId, key: str) -> WorkerId:
     """Return a worker with the instance that its service has for a key on this host."""
     from allocator.operations.numbers import number_of
 
-    number = at.allocator.run(number_of(at.allocator.session.context, at.pool, worker.org, worker.plugin, key))
+    number = context.allocator.run(
+        number_of(context.allocator.session.context, context.pool, worker.org, worker.plugin, key)
+    )
     return WorkerId(worker.org, worker.plugin, number)
 
 
@@ -300,12 +302,16 @@ def check_placing(*, any_host: bool, spread: str | None, others: dict[str, str |
 
 
 def claim_anywhere(
-    at: Desk, worker: WorkerId, spread: str | None, known: list[Lease], claim_on: Callable[[PortAllocator], Lease]
+    context: CliContext,
+    worker: WorkerId,
+    spread: str | None,
+    known: list[Lease],
+    claim_on: Callable[[PortAllocator], Lease],
 ) -> Lease:
     """Claim a port on the worker's last host, otherwise on the best one; on the next when that is full.
 
     Args:
-        at: What the command works with.
+        context: What the command works with.
         worker: Who the lease is for.
         spread: What is to be spread over the hosts, if anything.
         known: The saved leases of this very worker.
@@ -322,9 +328,11 @@ def claim_anywhere(
     tried: frozenset[str] = frozenset()
     while True:
         if host is None or host in tried:
-            host = at.allocator.run(place(at.pool, worker, spread=cast("Spread | None", spread), without=tried)).host
+            host = context.allocator.run(
+                place(context.pool, worker, spread=cast("Spread | None", spread), without=tried)
+            ).host
         try:
-            return claim_on(at.allocator.for_host(host))
+            return claim_on(context.allocator.for_host(host))
         except (LimitError, RecoveringError):
             raise
         except ExhaustedError:
@@ -332,13 +340,13 @@ def claim_anywhere(
 
 
 @contextmanager
-def recorder(at: Desk) -> Iterator[LeaseRecorder]:
+def recorder(context: CliContext) -> Iterator[LeaseRecorder]:
     """Give what writes the rows of leases into the database that the settings name."""
     from allocator.cli.db import database_of
     from allocator.database.recorder import DatabaseRecorder
 
-    with database_of(at.settings) as database:
-        yield DatabaseRecorder(database, at.settings.table)
+    with database_of(context.settings) as database:
+        yield DatabaseRecorder(database, context.settings.table)
 
 
 def claim_arguments(
@@ -363,7 +371,7 @@ def claim_arguments(
     hint_port = environment_hint(worker.plugin, os.environ)
     if priority not in set("0123456789"):
         raise InvalidInputError(f"{shown(priority)} is not a priority; give a whole number from 0 to 9")
-    pairs = dict(word.partition("=")[::2] for word in labels or [])
+    pairs = dict(label.partition("=")[::2] for label in labels or [])
     ttl_s = seconds(ttl, "TTL")
     if ttl_s == 0:
         raise InvalidInputError("a TTL of 0 ends at once; give for example 30s")

@@ -27,9 +27,9 @@ def pools(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def hosts(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the hosts of the pool that begin so."""
-    from allocator.operations.listing import spaces
+    from allocator.operations.listing import namespaces
 
-    return _beginning(incomplete, _read(ctx, lambda at: at.run(spaces(at.session.pool))))
+    return _beginning(incomplete, _read(ctx, lambda at: at.run(namespaces(at.session.pool))))
 
 
 def workers(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -49,7 +49,7 @@ def targets(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _beginning(incomplete: str, found: list[str]) -> list[str]:
-    return [word for word in dict.fromkeys(found) if word.startswith(incomplete) and word != "*"]
+    return [name for name in dict.fromkeys(found) if name.startswith(incomplete) and name != "*"]
 
 
 def _read(ctx: typer.Context, read: Callable[[PortAllocator], list[str]]) -> list[str]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.groups import CommandGroup
-from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, PoolOption, RowsFormat, read_settings, talk
+from allocator.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    ListFormat,
+    PoolOption,
+    RowsFormat,
+    read_settings,
+    report,
+)
 from allocator.cli.output import write_json
 from allocator.model.owned import private_folder
 
@@ -52,9 +60,9 @@ def upgrade(pool: PoolOption = None, database_url: DatabaseOption = None, config
     settings = read_settings(pool, None, None, config, database_url=database_url)
     with database_of(settings, make=False) as database:
         done = bring_up(database, settings.table, settings.pool)
-        talk(in_use(settings, database))
+        report(in_use(settings, database))
         for line in done:
-            talk(f"added {line}")
+            report(f"added {line}")
         print(f"{settings.table} in {database.shown_url}: {'up to date' if not done else 'upgraded'}")
 
 
@@ -68,7 +76,7 @@ def check(form: RowsFormat = ListFormat.TEXT, database_url: DatabaseOption = Non
     settings = read_settings(None, None, None, config, database_url=database_url)
     with database_of(settings, make=False) as database:
         found = look(database, settings.table)
-        talk(in_use(settings, database))
+        report(in_use(settings, database))
         if form is ListFormat.JSON:
             findings = [{"text": finding.text, "blocks": finding.blocks} for finding in found.findings]
             write_json({"fit": found.is_fit, "missing": found.missing, "findings": findings})
@@ -80,7 +88,7 @@ def check(form: RowsFormat = ListFormat.TEXT, database_url: DatabaseOption = Non
             if not found.missing and not found.findings:
                 print("all well")
     if found.missing:
-        talk("'allocator db upgrade' adds what is missing; 'allocator db sql' prints how")
+        report("'allocator db upgrade' adds what is missing; 'allocator db sql' prints how")
     if found.missing or found.findings:
         raise typer.Exit(FOUND)
 
@@ -130,7 +138,9 @@ def database_of(settings: Settings, *, make: bool = True) -> Iterator[Database]:
     if not settings.database_url:
         with private_folder(settings.state_dir, shared=True):
             pass
-    database = open_database(settings, make=make, on_made=lambda made: talk(f"no database is configured: made {made}"))
+    database = open_database(
+        settings, make=make, on_made=lambda made: report(f"no database is configured: made {made}")
+    )
     try:
         yield database
     finally:

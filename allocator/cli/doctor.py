@@ -10,15 +10,15 @@ import typer
 from allocator.cli.checks.findings import Finding, finding_of, patiently
 from allocator.cli.checks.programs import running_programs
 from allocator.cli.options import (
+    CliContext,
     ConfigOption,
     DatabaseOption,
-    Desk,
     HostOption,
     ListFormat,
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
+    cli_context,
 )
 from allocator.cli.output import write_json
 from allocator.model.durations import format_duration
@@ -52,62 +52,62 @@ def doctor(
 
     Example: allocator doctor
     """
-    with desk(pool, host, redis_url, config, database_url=database_url, reads_only=True) as at:
+    with cli_context(pool, host, redis_url, config, database_url=database_url, reads_only=True) as context:
         server: ServerInfo | None = None
         condition = "away"
         try:
-            server = at.allocator.store.server()
-            findings = [*_with_redis(at), *_without_redis(at)]
+            server = context.allocator.store.server()
+            findings = [*_with_redis(context), *_without_redis(context)]
         except AllocatorError as error:
             if not isinstance(error, StoreUnavailableError):  # it answers
                 condition = "not usable as it is"
-            findings = [finding_of("redis", error), *_builtin_pool(at), *_without_redis(at)]
-        _write(at, server or condition, findings, form)
+            findings = [finding_of("redis", error), *_builtin_pool(context), *_without_redis(context)]
+        _write(context, server or condition, findings, form)
     if findings:
         raise typer.Exit(FOUND)
 
 
-def _with_redis(at: Desk) -> Iterator[Finding]:
+def _with_redis(context: CliContext) -> Iterator[Finding]:
     from allocator.cli.checks import foreign_keys, host_agent, kernel, leases, leftovers, redis_server, table_of_workers
 
-    yield from patiently("redis", lambda: redis_server.check_server(at))
-    yield from patiently("rights", lambda: redis_server.check_rights(at))
+    yield from patiently("redis", lambda: redis_server.check_server(context))
+    yield from patiently("rights", lambda: redis_server.check_rights(context))
 
     def of_this_host() -> Iterator[Finding]:
-        rules = at.allocator.pool()
+        rules = context.allocator.pool()
         yield from kernel.check_kernel(rules)
-        yield from leases.check_host(at, rules)
-        live = {lease.port: lease for lease in at.allocator.leases(host=at.host)}
-        now = at.allocator.store.server_time()
-        yield from leases.check_name(at, live, now)
+        yield from leases.check_host(context, rules)
+        live = {lease.port: lease for lease in context.allocator.leases(host=context.host)}
+        now = context.allocator.store.server_time()
+        yield from leases.check_name(context, live, now)
         yield from leases.check_leases(rules, live, now)
-        yield from leftovers.check_lease_files(at, live)
-        yield from host_agent.check_tied_leases(at, live, now)
+        yield from leftovers.check_lease_files(context, live)
+        yield from host_agent.check_bound_leases(context, live, now)
 
     yield from patiently("leases", of_this_host)
-    yield from patiently("keys", lambda: foreign_keys.check_keys(at))
-    yield from patiently("drift", lambda: table_of_workers.check_drift(at))
+    yield from patiently("keys", lambda: foreign_keys.check_keys(context))
+    yield from patiently("drift", lambda: table_of_workers.check_drift(context))
 
 
-def _builtin_pool(at: Desk) -> Iterator[Finding]:
+def _builtin_pool(context: CliContext) -> Iterator[Finding]:
     """Yield what is wrong with this kernel for a pool whose rules are known without Redis."""
     from allocator.cli.checks.kernel import check_kernel
     from allocator.model.pools import SDK_V2
 
-    if at.pool == SDK_V2.name:
+    if context.pool == SDK_V2.name:
         yield from check_kernel(SDK_V2)
 
 
-def _without_redis(at: Desk) -> Iterator[Finding]:
+def _without_redis(context: CliContext) -> Iterator[Finding]:
     from allocator.cli.checks import host_agent, leftovers, table_of_workers
 
-    yield from patiently("database", lambda: table_of_workers.check_table(at))
-    yield from patiently("agent", lambda: host_agent.check_agent(at))
-    yield from patiently("leftover", lambda: leftovers.check_files(at))
-    yield from patiently("leftover", lambda: leftovers.check_embedded_server(at))
+    yield from patiently("database", lambda: table_of_workers.check_table(context))
+    yield from patiently("agent", lambda: host_agent.check_agent(context))
+    yield from patiently("leftover", lambda: leftovers.check_files(context))
+    yield from patiently("leftover", lambda: leftovers.check_embedded_server(context))
 
 
-def _write(at: Desk, server: ServerInfo | str, findings: list[Finding], form: ListFormat) -> None:
+def _write(context: CliContext, server: ServerInfo | str, findings: list[Finding], form: ListFormat) -> None:
     if form is ListFormat.JSON:
         known = ("kind", "version", "role", "eviction")
         facts = None if isinstance(server, str) else {name: getattr(server, name) for name in known}
@@ -118,10 +118,10 @@ def _write(at: Desk, server: ServerInfo | str, findings: list[Finding], form: Li
         print(f"server   {server}")
     else:
         print(f"server   {server.kind} {server.version}, {server.role or 'role unknown'}")
-    print(f"host     {at.host}, pool {at.pool}")
+    print(f"host     {context.host}, pool {context.pool}")
     for program in running_programs():
         print(f"program  {program.name}, pid {program.pid}, for {format_duration(program.since_s * 1_000)}")
     for finding in findings:
-        print(f"finding  {finding.what}; {finding.mend}")
+        print(f"finding  {finding.what}; {finding.fix}")
     if not findings:
         print("all well")

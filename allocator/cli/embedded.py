@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from allocator.cli.groups import CommandGroup
-from allocator.cli.options import ConfigOption, ListFormat, RowsFormat, read_settings, talk
+from allocator.cli.options import ConfigOption, ListFormat, RowsFormat, read_settings, report
 from allocator.cli.output import write_rows
 from allocator.model.durations import format_duration
 
@@ -33,7 +33,7 @@ def status(form: RowsFormat = ListFormat.TEXT, config: ConfigOption = None) -> N
     settings = read_settings(None, None, None, config)
     found = EmbeddedServer(settings.state_dir).status()
     if found is None:
-        talk("no embedded server runs; the next command that needs one starts it")
+        report("no embedded server runs; the next command that needs one starts it")
         raise typer.Exit(NOT_RUNNING)
     headings = ("PID", "VERSION", "SOCKET", "DATA", "MEMORY", "UPTIME", "PERSISTENT")
     memory = f"{found.memory_bytes / 1_048_576:.1f} MiB" if form is ListFormat.TEXT else found.memory_bytes
@@ -50,4 +50,4 @@ def stop(config: ConfigOption = None) -> None:
     from allocator.store.embedded import EmbeddedServer
 
     settings = read_settings(None, None, None, config)
-    talk("the embedded server is stopped" if EmbeddedServer(settings.state_dir).stop() else "no embedded server runs")
+    report("the embedded server is stopped" if EmbeddedServer(settings.state_dir).stop() else "no embedded server runs")

@@ -14,9 +14,9 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
+    cli_context,
+    items_of,
     seconds,
-    words_of,
 )
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError, printable
@@ -29,7 +29,7 @@ from allocator.protocol.keys import event_time, events_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
 
 MAX_EVENTS = 10_000
 COUNT = 20
@@ -115,25 +115,25 @@ def events(
         worker=None if worker is None else WorkerId.parse(worker),
         host=None if host is None else check_name("host", host),
         port=None if port is None else check_port(port),
-        types=words_of(types, "--type", EVENT_TYPES),
+        types=items_of(types, "--type", EVENT_TYPES),
     )
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
-        store, stream = at.allocator.store, events_key(at.pool)
+    with cli_context(pool, None, redis_url, config, reads_only=True) as context:
+        store, stream = context.allocator.store, events_key(context.pool)
         known = store.newest_events(stream, most if wanted == Wanted() and since_s is None else MAX_EVENTS)
         if not known:
-            at.allocator.run(check_pool(at.pool))
+            context.allocator.run(check_pool(context.pool))
         after = 0.0 if since_s is None else store.server_time() - since_s
         found = [(name, fields) for name, fields in known if event_time(name) >= after and wanted.has(fields)]
         for name, fields in found[-most:]:
             _write(name, fields, form)
         if follow:
-            for name, fields in _coming(at, stream, known[-1][0] if known else "0-0"):
+            for name, fields in _coming(context, stream, known[-1][0] if known else "0-0"):
                 if wanted.has(fields):
                     _write(name, fields, form)
 
 
-def _coming(at: Desk, stream: str, last: str) -> Iterator[tuple[str, dict[str, str]]]:
-    store = at.allocator.store
+def _coming(context: CliContext, stream: str, last: str) -> Iterator[tuple[str, dict[str, str]]]:
+    store = context.allocator.store
     while True:
         if store.wait_for_event(stream, last, 60.0):
             for name, fields in store.read_events(stream, last, PAGE):
@@ -151,6 +151,6 @@ def _write(identifier: str, fields: dict[str, str], form: ListFormat) -> None:
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
     rest = {name: value for name, value in fields.items() if name not in {"type", "host", "port", "worker"}}
     tail = " ".join(f"{name}={value}" for name, value in rest.items())
-    place = f"{fields.get('host')}:{fields.get('port')}"
-    line = f"{clock}  {fields.get('type', '?').ljust(10)}  {place}  {fields.get('worker')}  {tail}"
+    address = f"{fields.get('host')}:{fields.get('port')}"
+    line = f"{clock}  {fields.get('type', '?').ljust(10)}  {address}  {fields.get('worker')}  {tail}"
     print(printable(line), flush=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from allocator.cli.app import interrupts_raised
-from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, talk
+from allocator.cli.options import ConfigOption, PoolOption, RedisOption, cli_context, report
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_name, check_plugin
@@ -90,10 +90,10 @@ def export(
     def render(directory: Directory) -> str:
         return FORMATS[form](directory.services())
 
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
-        at.allocator.run(check_pool(at.pool))
+    with cli_context(pool, None, redis_url, config, reads_only=True) as context:
+        context.allocator.run(check_pool(context.pool))
         wanted = Directory(
-            at.allocator,
+            context.allocator,
             whole_pool=True,
             wanted=lambda its_plugin, its_org: plugin in {None, its_plugin} and org in {None, its_org},
             always=services,
@@ -103,7 +103,7 @@ def export(
                 directory.start()
                 print(render(directory), end="")
                 return
-            exporter = Exporter(directory, render, Path(out), command=command, timeout_s=timeout_s, talk=talk)
+            exporter = Exporter(directory, render, Path(out), command=command, timeout_s=timeout_s, report=report)
             with interrupts_raised():  # a command that runs is ended too
                 if watch:
                     start_logging()

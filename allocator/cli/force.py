@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import talk
+from allocator.cli.options import report
 from allocator.model.errors import InvalidInputError
 from allocator.operations.end import Forced
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
 
 ReasonOption = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="With --force: why, for the events.")
@@ -23,7 +23,7 @@ YesOption = Annotated[bool, typer.Option("--yes", help="With --force: do not ask
 MISPLACED = InvalidInputError("--reason and --yes belong to --force; add it, or leave them out")
 
 
-def operator(at: Desk) -> str:
+def operator(context: CliContext) -> str:
     """Return who types, as `user@host`."""
     import getpass
 
@@ -31,17 +31,17 @@ def operator(at: Desk) -> str:
         user = getpass.getuser()
     except (OSError, KeyError):  # a container's user without a name
         user = str(os.getuid())
-    return f"{user}@{at.host}"
+    return f"{user}@{context.host}"
 
 
-def forced(at: Desk, *, force: bool, reason: str | None, yes: bool) -> Forced | None:
+def forced(context: CliContext, *, force: bool, reason: str | None, yes: bool) -> Forced | None:
     """Return who ends leases of others and why, or None without `--force`.
 
     Raises:
         InvalidInputError: When there is no reason, or one without `--force`.
     """
     if force:
-        return Forced(operator(at), reason or "")
+        return Forced(operator(context), reason or "")
     if reason is not None or yes:
         raise MISPLACED
     return None
@@ -56,7 +56,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return
     if not typer.confirm(question, err=True):
-        talk("nothing was changed")
+        report("nothing was changed")
         raise typer.Exit(1)
 
 

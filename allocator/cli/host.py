@@ -18,16 +18,16 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
+    cli_context,
+    report,
     seconds,
-    talk,
 )
 from allocator.cli.output import write_rows
 from allocator.model.errors import ExhaustedError, InvalidInputError
 from allocator.model.names import check_name
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.leases import Lease
 
 HostName = Annotated[str, typer.Argument(help="The host's name.", autocompletion=completion.hosts)]
@@ -79,13 +79,15 @@ def show(
 
 
 def _write(name: str | None, form: ListFormat, pool: str | None, redis_url: str | None, config: str | None) -> None:
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
-        hosts = at.allocator.hosts()
-        rules = at.allocator.pool()
+    with cli_context(pool, None, redis_url, config, reads_only=True) as context:
+        hosts = context.allocator.hosts()
+        rules = context.allocator.pool()
         taken = sum(host.leases for host in hosts)
         hosts = [host for host in hosts if name in {None, host.name}]
         if name is not None and not hosts:
-            raise InvalidInputError(f"host {name} is not known in pool {at.pool}; see 'allocator host ls'", host=name)
+            raise InvalidInputError(
+                f"host {name} is not known in pool {context.pool}; see 'allocator host ls'", host=name
+            )
         rows = [
             (
                 host.name,
@@ -111,13 +113,13 @@ def register_host(
 
     Example: allocator host register --advertise 10.0.0.5
     """
-    with desk(pool, host, redis_url, config, advertise=advertise) as at:
-        done = at.allocator.register()
-        talk(f"host {at.host} is registered in pool {at.pool} as {_known_address(at)}: {done}")
+    with cli_context(pool, host, redis_url, config, advertise=advertise) as context:
+        done = context.allocator.register()
+        report(f"host {context.host} is registered in pool {context.pool} as {_known_address(context)}: {done}")
 
 
-def _known_address(at: Desk) -> str:
-    return next(host.address for host in at.allocator.hosts() if host.name == at.host)
+def _known_address(context: CliContext) -> str:
+    return next(host.address for host in context.allocator.hosts() if host.name == context.host)
 
 
 def cordon(name: HostName, pool: PoolOption = None, redis_url: RedisOption = None, config: ConfigOption = None) -> None:
@@ -142,10 +144,10 @@ def _set(name: str, pool: str | None, redis_url: str | None, config: str | None,
     from allocator.operations import listing
 
     check_name("host", name)
-    with desk(pool, None, redis_url, config) as at:
-        changed = at.allocator.run(listing.cordon(at.pool, name, on=on))
+    with cli_context(pool, None, redis_url, config) as context:
+        changed = context.allocator.run(listing.cordon(context.pool, name, on=on))
         state = "cordoned" if on else "not cordoned"
-        talk(f"host {name} is {state}{'' if changed else ' already'}")
+        report(f"host {name} is {state}{'' if changed else ' already'}")
 
 
 def drain(
@@ -168,24 +170,24 @@ def drain(
 
     check_name("host", name)
     timeout_s = seconds(timeout, "timeout") or 0.0
-    with desk(pool, None, redis_url, config) as at:
-        at.allocator.run(hosts.drain(at.pool, name))
-        left = at.allocator.leases(host=name)
-        talk(f"host {name} is draining: {leases(len(left))}" if left else f"host {name} is empty")
+    with cli_context(pool, None, redis_url, config) as context:
+        context.allocator.run(hosts.drain(context.pool, name))
+        left = context.allocator.leases(host=name)
+        report(f"host {name} is draining: {leases(len(left))}" if left else f"host {name} is empty")
         if left and not no_wait:
-            _wait_until_empty(at, name, timeout_s)
+            _wait_until_empty(context, name, timeout_s)
 
 
-def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
+def _wait_until_empty(context: CliContext, name: str, timeout_s: float) -> None:
     from allocator.operations import listing
     from allocator.protocol.keys import events_key
 
     deadline = time.monotonic() + timeout_s
-    cursor = at.allocator.run(listing.newest_event(at.pool))
+    cursor = context.allocator.run(listing.newest_event(context.pool))
     before: list[Lease] | None = None
-    while left := at.allocator.leases(host=name):
+    while left := context.allocator.leases(host=name):
         if before and len(left) < len(before):
-            talk(f"{leases(len(left))} left on {name}")
+            report(f"{leases(len(left))} left on {name}")
         before = left
         wait_s = min(DRAIN_LOOK_S, deadline - time.monotonic())
         if wait_s <= 0:
@@ -195,9 +197,9 @@ def _wait_until_empty(at: Desk, name: str, timeout_s: float) -> None:
                 f"{', …' if len(left) > 5 else ''}); they end when their workers do, or by their TTL",
                 host=name,
             )
-        cursor = at.allocator.store.wait_for_event(events_key(at.pool), cursor, wait_s) or cursor
-        at.allocator.run(listing.reap(at.pool))
-    talk(f"host {name} is empty")
+        cursor = context.allocator.store.wait_for_event(events_key(context.pool), cursor, wait_s) or cursor
+        context.allocator.run(listing.reap(context.pool))
+    report(f"host {name} is empty")
 
 
 def forget(
@@ -219,10 +221,10 @@ def forget(
     from allocator.operations import hosts
 
     check_name("host", name)
-    with desk(pool, None, redis_url, config) as at:
-        ending = forced(at, force=force, reason=reason, yes=yes)
+    with cli_context(pool, None, redis_url, config) as context:
+        ending = forced(context, force=force, reason=reason, yes=yes)
         if ending:
-            count = len(at.allocator.leases(host=name))
-            confirm(f"End {leases(count)} of host {name} in pool {at.pool}, for {ending.reason!r}?", yes=yes)
-        ended = at.allocator.run(hosts.forget(at.pool, name, forced=ending))
-        talk(f"host {name} is forgotten in pool {at.pool}" + (f"; {leases(ended)} ended" if ending else ""))
+            count = len(context.allocator.leases(host=name))
+            confirm(f"End {leases(count)} of host {name} in pool {context.pool}, for {ending.reason!r}?", yes=yes)
+        ended = context.allocator.run(hosts.forget(context.pool, name, forced=ending))
+        report(f"host {name} is forgotten in pool {context.pool}" + (f"; {leases(ended)} ended" if ending else ""))

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from allocator.cli.options import talk
+from allocator.cli.options import report
 from allocator.kernel.outlets import outlet
 from allocator.model.leases import written_time
 from allocator.model.settings import SETTINGS
@@ -73,7 +73,7 @@ class OutletHandler(logging.Handler):
 
 
 def _report(lines: int, what: str) -> None:
-    talk(f"{lines} {'line' if lines == 1 else 'lines'} of {what} could not be written and were dropped")
+    report(f"{lines} {'line' if lines == 1 else 'lines'} of {what} could not be written and were dropped")
 
 
 def start_logging() -> None:
@@ -92,4 +92,4 @@ def start_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("allocator").setLevel(logging.INFO)
-    talk.log = logging.getLogger("allocator")
+    report.log = logging.getLogger("allocator")

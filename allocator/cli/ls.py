@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk, words_of
+from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat, cli_context, items_of
 from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.names import check_name, check_plugin
@@ -18,7 +18,7 @@ from allocator.operations.context import check_pool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.leases import Lease
 
 HEADINGS = ("HOST", "PORT", "ORG", "PLUGIN", "INSTANCE", "STATE", "PID", "ENDS IN", "FENCE")
@@ -77,35 +77,35 @@ def list_leases(
             check_name(kind, name)
     if plugin is not None:
         check_plugin(plugin)
-    states = words_of(state, "--state", LIVE_STATES)
-    (order,) = words_of(sort, "--sort", ORDERS, only_one=True)
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
+    states = items_of(state, "--state", LIVE_STATES)
+    (order,) = items_of(sort, "--sort", ORDERS, only_one=True)
+    with cli_context(pool, None, redis_url, config, reads_only=True) as context:
 
         def read() -> list[Lease]:
-            found = at.allocator.leases(org=org, plugin=plugin, host=host)
+            found = context.allocator.leases(org=org, plugin=plugin, host=host)
             return sorted((one for one in found if not states or one.state in states), key=ORDERS[order])  # type: ignore[arg-type]  # one order compares one kind
 
         leases = read()
         if not leases:
-            at.allocator.run(check_pool(at.pool))
-        _write(at, leases, form)
+            context.allocator.run(check_pool(context.pool))
+        _write(context, leases, form)
         if watch:
-            _watch(at, read, leases, form)
+            _watch(context, read, leases, form)
 
 
-def _watch(at: Desk, read: Callable[[], list[Lease]], before: list[Lease], form: ListFormat) -> None:
+def _watch(context: CliContext, read: Callable[[], list[Lease]], before: list[Lease], form: ListFormat) -> None:
     from allocator.operations.listing import newest_event
     from allocator.protocol.keys import events_key
 
     is_painted = form is ListFormat.TEXT and sys.stdout.isatty()
-    cursor = at.allocator.run(newest_event(at.pool))
+    cursor = context.allocator.run(newest_event(context.pool))
     while True:
-        cursor = at.allocator.store.wait_for_event(events_key(at.pool), cursor, LOOK_S) or cursor
+        cursor = context.allocator.store.wait_for_event(events_key(context.pool), cursor, LOOK_S) or cursor
         leases = read()
         if is_painted:
             sys.stdout.write("\x1b[H\x1b[J")
         if is_painted or [_state(one) for one in leases] != [_state(one) for one in before]:
-            _write(at, leases, form)
+            _write(context, leases, form)
             before = leases
 
 
@@ -113,11 +113,11 @@ def _state(lease: Lease) -> tuple[object, ...]:
     return (lease.address, lease.fence, lease.state, lease.pid)
 
 
-def _write(at: Desk, leases: list[Lease], form: ListFormat) -> None:
+def _write(context: CliContext, leases: list[Lease], form: ListFormat) -> None:
     if form is ListFormat.JSON:
         write_json([lease.as_json() for lease in leases])
         return
-    now = at.allocator.store.server_time()
+    now = context.allocator.store.server_time()
     write_rows(HEADINGS, [_row(lease, now) for lease in leases], form)
     sys.stdout.flush()
 

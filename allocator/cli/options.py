@@ -67,7 +67,7 @@ LeaseFormat = Annotated[Format, typer.Option("--format", help="Form of the outpu
 RowsFormat = Annotated[ListFormat, typer.Option("--format", help="Form of the output.")]
 
 
-class Desk(Value):
+class CliContext(Value):
     """What a command works with.
 
     Attributes:
@@ -103,12 +103,12 @@ def read_settings(
     flags = {"pool": pool, "host": host, "redis_url": redis_url, **others}
     settings = load_settings(flags, os.environ, config=config)
     for refused in settings.refused:
-        talk(refused)
+        report(refused)
     return settings
 
 
 @contextmanager
-def desk(
+def cli_context(
     pool: str | None = None,
     host: str | None = None,
     redis_url: str | None = None,
@@ -117,11 +117,11 @@ def desk(
     advertise: str | None = None,
     database_url: str | None = None,
     reads_only: bool = False,
-) -> Iterator[Desk]:
+) -> Iterator[CliContext]:
     """Give what a command works with, connected lazily, closed at the end."""
     settings = read_settings(pool, host, redis_url, config, advertise=advertise, database_url=database_url)
     with blocking_allocator(settings, reads_only=reads_only) as allocator:
-        yield Desk(settings, allocator)
+        yield CliContext(settings, allocator)
 
 
 def blocking_allocator(settings: Settings, *, reads_only: bool = False) -> PortAllocator:
@@ -142,7 +142,7 @@ def blocking_allocator(settings: Settings, *, reads_only: bool = False) -> PortA
 
 def report_embedded(status: EmbeddedStatus) -> None:
     """Report that this command started an embedded server."""
-    talk(f"no Redis is configured: started an embedded server (pid {status.pid}) with its data in {status.data_dir}")
+    report(f"no Redis is configured: started an embedded server (pid {status.pid}) with its data in {status.data_dir}")
 
 
 def seconds(text: str | None, what: str) -> float | None:
@@ -150,7 +150,7 @@ def seconds(text: str | None, what: str) -> float | None:
     return None if text is None else parse_duration_ms(text, what=what) / 1_000
 
 
-def words_of(text: str | None, option: str, known: Iterable[str], *, only_one: bool = False) -> frozenset[str]:
+def items_of(text: str | None, option: str, known: Iterable[str], *, only_one: bool = False) -> frozenset[str]:
     """Return the items of a list with commas; nothing for an option that was not given.
 
     Args:
@@ -162,11 +162,11 @@ def words_of(text: str | None, option: str, known: Iterable[str], *, only_one: b
     Raises:
         InvalidInputError: When it has another item.
     """
-    words = [] if text is None else [text] if only_one else text.split(",")
-    for word in words:
-        if word not in known:
-            raise InvalidInputError(f"{shown(word)} is not a value of {option}; choose {', '.join(sorted(known))}")
-    return frozenset(words)
+    items = [] if text is None else [text] if only_one else text.split(",")
+    for item in items:
+        if item not in known:
+            raise InvalidInputError(f"{shown(item)} is not a value of {option}; choose {', '.join(sorted(known))}")
+    return frozenset(items)
 
 
 def living_process(text: str) -> int:
@@ -182,7 +182,7 @@ def living_process(text: str) -> int:
     return int(text)
 
 
-class Voice:
+class Console:
     """Prints one line for the person who watches; that nobody does stops no command.
 
     Attributes:
@@ -210,4 +210,4 @@ class Voice:
                 print(f"allocator: {line}", file=sys.stderr)
 
 
-talk = Voice()
+report = Console()

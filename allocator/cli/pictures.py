@@ -194,11 +194,11 @@ def sorted_hosts(index: FleetIndex, now: float) -> list[HostEntry]:
     return sorted(index.shown, key=lambda one: (-badness(one), one.name))
 
 
-def pool_rows(index: FleetIndex, look: Look, words: list[str], most_problems: int) -> list[Row]:
+def pool_rows(index: FleetIndex, look: Look, terms: list[str], most_problems: int) -> list[Row]:
     """Return the pool: problems, counters, what a filter found, hosts worst first."""
     totals = index.totals()
-    found = [one for one in index.problems(look.now)[0] if all(word in one.what.lower() for word in words)]
-    rows = [row(f"Problems ({len(found):,})" if found else "Nothing is wrong." if not words else "Problems (0)", "1")]
+    found = [one for one in index.problems(look.now)[0] if all(term in one.what.lower() for term in terms)]
+    rows = [row(f"Problems ({len(found):,})" if found else "Nothing is wrong." if not terms else "Problems (0)", "1")]
     rows += problem_rows(found[:most_problems], look)
     if len(found) > most_problems:
         rows.append(
@@ -207,15 +207,15 @@ def pool_rows(index: FleetIndex, look: Look, words: list[str], most_problems: in
             )
         )
     rows += [row(""), *counters({status: totals[status] for status in SIGNS}, look), row("")]
-    if words:
-        _, leases, count = index.search(words, MOST_FOUND)
+    if terms:
+        _, leases, count = index.search(terms, MOST_FOUND)
         rows.append(row(f"Workers ({count:,})", "1"))
         rows += [port_row(index.hosts[one.host].cells[one.port], one.host, one.port, look) for one in leases]
         rows.append(row(""))
     hosts = [
         one
         for one in sorted_hosts(index, look.now)
-        if all(word in f"{one.name} {condition_of(one)}".lower() for word in words)
+        if all(term in f"{one.name} {condition_of(one)}".lower() for term in terms)
     ]
     rows.append(row(f"Hosts, worst first ({len(hosts):,})", "1"))
     names = min(max((len(one.name) for one in hosts), default=4) + 11, max(12, look.columns // 3))
@@ -225,12 +225,13 @@ def pool_rows(index: FleetIndex, look: Look, words: list[str], most_problems: in
 def port_row(cell: Cell, host: str | None, port: int, look: Look) -> Row:
     """Return a port's line: its status, worker and last error."""
     table = SIGNS[cell.status]
-    place = f"{host}:{port}" if host else str(port)
+    address = f"{host}:{port}" if host else str(port)
     worker = str(cell.lease.worker) if cell.lease else ""
     error = cell.lease.last_error or "" if cell.lease else ""
     restarts = f"{cell.lease.restarts} restarts  " if cell.lease and cell.lease.restarts else ""
     text = (
-        f"{padded(place, 18 if host else 6)} {padded(worker, 28)} {padded(look.ago(cell.since), 11)} {restarts}{error}"
+        f"{padded(address, 18 if host else 6)} {padded(worker, 28)} {padded(look.ago(cell.since), 11)} "
+        f"{restarts}{error}"
     )
     head = (f"{look.sign(table)} {padded(table[2], 13)}", table[3])
     return Row((head, (printable(text).rstrip(), "0")), host, port)

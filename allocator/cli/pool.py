@@ -19,8 +19,8 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
-    talk,
+    cli_context,
+    report,
 )
 from allocator.cli.output import write_json, write_rows
 from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError
@@ -29,7 +29,7 @@ from allocator.model.names import check_name
 from allocator.model.pools import PoolSpec
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
 
 
 def register(application: typer.Typer) -> None:
@@ -59,7 +59,7 @@ def apply(
     Example: allocator pool apply pool.toml
     """
     from allocator.model.files import parse_pool
-    from allocator.model.reading import MAX_FILE_BYTES, read_text
+    from allocator.model.small_files import MAX_FILE_BYTES, read_text
 
     try:
         text = sys.stdin.read(MAX_FILE_BYTES) if file == "-" else read_text(Path(file))
@@ -67,27 +67,27 @@ def apply(
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigurationError(f"the pool file {file} cannot be read ({reason}); check its name and rights") from None
     pool = parse_pool("standard input" if file == "-" else file, text)
-    with desk(pool.name, None, redis_url, config, reads_only=dry_run) as at:
+    with cli_context(pool.name, None, redis_url, config, reads_only=dry_run) as context:
         if dry_run:
-            _foresee(at, pool)
+            _foresee(context, pool)
             return
-        done = at.allocator.apply_pool(pool, by=operator(at))
-        talk(f"pool {pool.name}: {done}, ports {pool.first}-{pool.last}")
+        done = context.allocator.apply_pool(pool, by=operator(context))
+        report(f"pool {pool.name}: {done}, ports {pool.first}-{pool.last}")
         if pool.has_limits:
             from allocator.model.pool_changes import limits_below_use
 
-            for line in limits_below_use(pool, at.allocator.leases()):
-                talk(line)
+            for line in limits_below_use(pool, context.allocator.leases()):
+                report(line)
 
 
-def _foresee(at: Desk, pool: PoolSpec) -> None:
+def _foresee(context: CliContext, pool: PoolSpec) -> None:
     from allocator.model.pool_changes import differences, effects
     from allocator.operations.context import read_pool
 
-    before = at.allocator.run(read_pool(pool.name))
-    leases = at.allocator.leases()
+    before = context.allocator.run(read_pool(pool.name))
+    leases = context.allocator.leases()
     changed = list(differences(before, pool))
-    if before is not None and before.scope != pool.scope and at.allocator.hosts():
+    if before is not None and before.scope != pool.scope and context.allocator.hosts():
         print(f"refused  the scope of a pool that hosts use cannot change ({before.scope} to {pool.scope})")
     print(f"pool     {pool.name} would be {'created' if before is None else 'changed' if changed else 'unchanged'}")
     for name, old, new in changed:
@@ -111,8 +111,8 @@ def history(
     from allocator.protocol.keys import event_time, history_key
 
     check_name("pool", name)
-    with desk(name, None, redis_url, config, reads_only=True) as at:
-        versions = at.allocator.store.newest_events(history_key(name), 100)
+    with cli_context(name, None, redis_url, config, reads_only=True) as context:
+        versions = context.allocator.store.newest_events(history_key(name), 100)
         if not versions:
             raise PoolMissingError(f"pool {name} has no history in this Redis; see 'allocator pool ls'")
         rows: list[tuple[object, ...]] = []
@@ -146,8 +146,8 @@ def show(
     from allocator.model.files import written_pool
 
     check_name("pool", name)
-    with desk(name, None, redis_url, config, reads_only=True) as at:
-        pool = at.allocator.pool()
+    with cli_context(name, None, redis_url, config, reads_only=True) as context:
+        pool = context.allocator.pool()
         if form is ListFormat.TEXT:
             print(written_pool(pool))
             return
@@ -162,15 +162,15 @@ def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None
     from allocator.model.pools import BUILT_IN
     from allocator.operations.context import read_pool
 
-    with desk(None, None, redis_url, config, reads_only=True) as at:
+    with cli_context(None, None, redis_url, config, reads_only=True) as context:
         rows: list[tuple[object, ...]] = []
         unread: ConfigurationError | None = None
-        for name in sorted({*at.allocator.store.pool_names(), *BUILT_IN}):
+        for name in sorted({*context.allocator.store.pool_names(), *BUILT_IN}):
             try:
-                pool = at.allocator.run(read_pool(name)) or BUILT_IN.get(name)
+                pool = context.allocator.run(read_pool(name)) or BUILT_IN.get(name)
             except ConfigurationError as error:  # another program's key must not hide all pools
                 unread = error
-                talk(str(error), level=WARNING)
+                report(str(error), level=WARNING)
                 continue
             if pool is None:  # removed while it was read
                 continue
@@ -198,13 +198,13 @@ def remove(
     from allocator.operations import hosts
 
     check_name("pool", name)
-    with desk(name, None, redis_url, config) as at:
-        ending = forced(at, force=force, reason=reason, yes=yes)
+    with cli_context(name, None, redis_url, config) as context:
+        ending = forced(context, force=force, reason=reason, yes=yes)
         if ending:
-            count = len(at.allocator.leases())
+            count = len(context.allocator.leases())
             confirm(f"Remove pool {name} and end its {leases(count)}, for {ending.reason!r}?", yes=yes)
-        ended = at.allocator.run(hosts.remove_pool(name, by=operator(at), forced=ending))
-        talk(f"pool {name} is removed" + (f"; {leases(ended)} ended" if ending else ""))
+        ended = context.allocator.run(hosts.remove_pool(name, by=operator(context), forced=ending))
+        report(f"pool {name} is removed" + (f"; {leases(ended)} ended" if ending else ""))
 
 
 def restore(
@@ -240,8 +240,11 @@ def restore(
     wait_ms = None if for_ is None else parse_duration_ms(for_, what="time")
     if wait_ms == 0:
         raise InvalidInputError("ports that wait for 0 s wait for nobody; give for example --for 5m")
-    with desk(pool, None, redis_url, config, database_url=database_url) as at, database_of(at.settings) as database:
-        done = restore_from_rows(at.allocator, database, open_layout(database, at.settings.table), wait_ms)
-        talk(f"pool {at.pool}: {done.restored} ports wait for their workers, {done.known} were known to Redis")
+    with (
+        cli_context(pool, None, redis_url, config, database_url=database_url) as context,
+        database_of(context.settings) as database,
+    ):
+        done = restore_from_rows(context.allocator, database, open_layout(database, context.settings.table), wait_ms)
+        report(f"pool {context.pool}: {done.restored} ports wait for their workers, {done.known} were known to Redis")
         for worker in done.unfit:
-            talk(f"the row of {worker} cannot be a claim: its names, host or port are not of this pool")
+            report(f"the row of {worker} cannot be a claim: its names, host or port are not of this pool")

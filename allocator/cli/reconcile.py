@@ -18,8 +18,8 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
-    talk,
+    cli_context,
+    report,
 )
 from allocator.cli.output import write_array, write_json, write_rows
 from allocator.model.durations import parse_duration_ms
@@ -29,7 +29,7 @@ from allocator.model.log import ERROR
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.database.connection import Database
     from allocator.database.reconciler import Reconciler
 
@@ -75,35 +75,35 @@ def reconcile(
 
         start_logging()
     with (
-        desk(pool, host, redis_url, config, database_url=database_url, reads_only=dry_run) as at,
-        database_of(at.settings) as database,
+        cli_context(pool, host, redis_url, config, database_url=database_url, reads_only=dry_run) as context,
+        database_of(context.settings) as database,
     ):
         if dry_run:
-            _show(at, database, form)
+            _show(context, database, form)
         elif once:
-            _once(at, database, form)
+            _once(context, database, form)
         else:
-            _watch(at, database, every_s, metrics_listen)
+            _watch(context, database, every_s, metrics_listen)
 
 
-def _reconciler(at: Desk, database: Database) -> Reconciler:
+def _reconciler(context: CliContext, database: Database) -> Reconciler:
     from allocator.database.leader import Leader
     from allocator.database.reconciler import Reconciler
     from allocator.database.upgrade import open_layout
 
     return Reconciler(
-        at.allocator,
+        context.allocator,
         database,
-        open_layout(database, at.settings.table),
-        leader=Leader(at.allocator),
-        refreshes=at.settings.refresh_expiry,
+        open_layout(database, context.settings.table),
+        leader=Leader(context.allocator),
+        refreshes=context.settings.refresh_expiry,
     )
 
 
-def _show(at: Desk, database: Database, form: ListFormat) -> None:
+def _show(context: CliContext, database: Database, form: ListFormat) -> None:
     from allocator.database.reconciler import differences
 
-    found = differences(at.allocator, database, at.settings.table, refreshes=at.settings.refresh_expiry)
+    found = differences(context.allocator, database, context.settings.table, refreshes=context.settings.refresh_expiry)
     first = next(found, None)
     if form is ListFormat.JSON:
         write_array(one.as_json() for one in chain([first] if first else [], found))
@@ -116,28 +116,28 @@ def _show(at: Desk, database: Database, form: ListFormat) -> None:
         raise typer.Exit(FOUND)
 
 
-def _once(at: Desk, database: Database, form: ListFormat) -> None:
+def _once(context: CliContext, database: Database, form: ListFormat) -> None:
     from allocator.database.fenced import DeposedError
     from allocator.database.reconciler import Report
 
-    reconciler = _reconciler(at, database)
+    reconciler = _reconciler(context, database)
     with _leadership(reconciler):
-        _adopt_manual(at, reconciler)
+        _adopt_manual(context, reconciler)
         try:
-            report = reconciler.run(Report())
+            result = reconciler.run(Report())
         except DeposedError:
-            raise HeldError(f"another reconciler of pool {at.pool} took over; it makes the pass") from None
-    counts = {str(kind): count for kind, count in sorted(report.counts.items())}
+            raise HeldError(f"another reconciler of pool {context.pool} took over; it makes the pass") from None
+    counts = {str(kind): count for kind, count in sorted(result.counts.items())}
     if form is ListFormat.JSON:
         write_json(
-            {"leases": report.leases, "written": report.written, "differences": counts, "refused": report.refused}
+            {"leases": result.leases, "written": result.written, "differences": counts, "refused": result.refused}
         )
     else:
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no drift"
-        print(f"pool {at.pool}: {report.leases} leases, {told}; {report.written} rows written")
-    for worker, why in report.refused.items():
-        talk(f"the database refuses the row of {worker}: {why}", level=ERROR)
-    if report.refused:
+        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no drift"
+        print(f"pool {context.pool}: {result.leases} leases, {summary}; {result.written} rows written")
+    for worker, why in result.refused.items():
+        report(f"the database refuses the row of {worker}: {why}", level=ERROR)
+    if result.refused:
         raise typer.Exit(FOUND)
 
 
@@ -160,24 +160,24 @@ def _leadership(reconciler: Reconciler) -> Iterator[None]:
         leader.give_up()
 
 
-def _adopt_manual(at: Desk, reconciler: Reconciler) -> None:
+def _adopt_manual(context: CliContext, reconciler: Reconciler) -> None:
     """Make leases of what runs on this host since the manual days."""
     from allocator.database.adoption import adopt_row, manual_rows
 
-    for one in manual_rows(at.allocator, reconciler.database, reconciler.rows):
+    for one in manual_rows(context.allocator, reconciler.database, reconciler.rows):
         if one.listener is None or one.why_not is not None:
             continue
         try:
-            lease = adopt_row(at.allocator, at.files, one.row, one.listener)
+            lease = adopt_row(context.allocator, context.files, one.row, one.listener)
         except (HeldError, ExhaustedError, InvalidInputError, ConfigurationError) as error:
-            talk(f"{one.row.key} was not adopted: {error}")
+            report(f"{one.row.key} was not adopted: {error}")
         else:
-            talk(
+            report(
                 f"adopted {lease.worker} on {lease.address} (pid {lease.pid}); the agent of this host renews it", lease
             )
 
 
-def _watch(at: Desk, database: Database, every_s: float, metrics_listen: str | None) -> None:
+def _watch(context: CliContext, database: Database, every_s: float, metrics_listen: str | None) -> None:
     from allocator.database.watcher import Watch, patiently
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -186,13 +186,13 @@ def _watch(at: Desk, database: Database, every_s: float, metrics_listen: str | N
         if metrics_listen is not None:
             from allocator.database.metrics import serve_metrics
 
-            gauge = stack.enter_context(serve_metrics(metrics_listen, at.pool))
-        reconciler = patiently(lambda: _reconciler(at, database), talk)
-        watch = Watch(reconciler, every_s, talk, gauge, first=lambda: _adopt_manual(at, reconciler))
+            gauge = stack.enter_context(serve_metrics(metrics_listen, context.pool))
+        reconciler = patiently(lambda: _reconciler(context, database), report)
+        watch = Watch(reconciler, every_s, report, gauge, first=lambda: _adopt_manual(context, reconciler))
         try:
             watch.run(lambda: False)
         except KeyboardInterrupt:
-            talk("stopped")
+            report("stopped")
 
 
 def _interrupt(_number: int, _frame: object) -> None:

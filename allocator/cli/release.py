@@ -8,14 +8,14 @@ import typer
 
 from allocator.cli.claim import TokenOption  # noqa: TC001  # Typer reads the annotations
 from allocator.cli.force import MISPLACED, ReasonOption, YesOption, confirm, operator
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, cli_context, report
 from allocator.cli.targets import AllOption, Targets, chosen, held_by_others
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.operations.end import Forced
 from allocator.operations.end import force as end_by_force
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.leases import Lease
 
 
@@ -53,16 +53,16 @@ def release(
                 "--force ends leases that are named, without --all and --token: ports, or workers as "
                 "org/plugin#instance; for all of a host 'allocator host forget HOST --force'"
             )
-        with desk(pool, None, redis_url, config) as at:
-            _end(at, held_by_others(at, targets, host), Forced(operator(at), reason or ""), yes=yes)
+        with cli_context(pool, None, redis_url, config) as context:
+            _end(context, held_by_others(context, targets, host), Forced(operator(context), reason or ""), yes=yes)
         return
     if reason is not None or yes:
         raise MISPLACED
-    with desk(pool, host, redis_url, config) as at:
+    with cli_context(pool, host, redis_url, config) as context:
         refused: HeldError | None = None
-        for lease in chosen(at, targets, every_one, token, "release"):
+        for lease in chosen(context, targets, every_one, token, "release"):
             try:
-                ended = at.allocator.release(lease)
+                ended = context.allocator.release(lease)
             except HeldError as error:  # somebody else has the port: a lease that was saved here has ended
                 if every_one:
                     ended = False
@@ -70,15 +70,15 @@ def release(
                     refused = refused or error
                     ended = True
             if not ended:
-                talk(f"the lease of {lease.worker} on {lease.address} had ended already")
-            at.files.remove(lease)
+                report(f"the lease of {lease.worker} on {lease.address} had ended already")
+            context.files.remove(lease)
         if refused:
             raise refused
 
 
-def _end(at: Desk, found: list[Lease], forced: Forced, *, yes: bool) -> None:
+def _end(context: CliContext, found: list[Lease], forced: Forced, *, yes: bool) -> None:
     for lease in found:
         confirm(f"End the lease of {lease.worker} on {lease.address} ({lease.state}), for {forced.reason!r}?", yes=yes)
-    for lease, ended in zip(found, at.allocator.run(end_by_force(found, forced)), strict=True):
+    for lease, ended in zip(found, context.allocator.run(end_by_force(found, forced)), strict=True):
         whose = f"the lease of {lease.worker} on {lease.address}"
-        talk(f"{whose} is ended; if its holder lives, it stops" if ended else f"{whose} had ended already")
+        report(f"{whose} is ended; if its holder lives, it stops" if ended else f"{whose} had ended already")

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.claim import TokenOption, TtlOption  # noqa: TC001  # Typer reads the annotations
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, living_process, seconds, talk
+from allocator.cli.options import (
+    ConfigOption,
+    HostOption,
+    PoolOption,
+    RedisOption,
+    cli_context,
+    living_process,
+    report,
+    seconds,
+)
 from allocator.cli.targets import AllOption, Targets, chosen
 from allocator.model.errors import InvalidInputError, StoreUnavailableError
 from allocator.model.values import replace
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.errors import LeaseLostError
     from allocator.model.leases import Lease
 
@@ -52,11 +61,11 @@ def renew(
         raise InvalidInputError("an interval below 50ms only burdens Redis; give for example --every 10s")
     process = living_process(pid) if pid is not None else None
     ttl_s = seconds(ttl, "TTL")
-    with desk(pool, host, redis_url, config) as at:
-        leases = chosen(at, targets, every_one, token, "renew")
+    with cli_context(pool, host, redis_url, config) as context:
+        leases = chosen(context, targets, every_one, token, "renew")
         if ttl_s is not None:
-            leases = with_ttl(at, leases, round(ttl_s * 1_000))
-        renewals = Renewals(at, leases, rewrite=ttl_s is not None)
+            leases = with_ttl(context, leases, round(ttl_s * 1_000))
+        renewals = Renewals(context, leases, rewrite=ttl_s is not None)
         if interval_s is None:
             renewals.once()
         else:
@@ -65,10 +74,10 @@ def renew(
         raise renewals.lost
 
 
-def with_ttl(at: Desk, leases: list[Lease], ttl_ms: int) -> list[Lease]:
+def with_ttl(context: CliContext, leases: list[Lease], ttl_ms: int) -> list[Lease]:
     """Return leases as they stand in Redis, which the holder may have changed since, with another TTL."""
     hosts = {lease.host for lease in leases}
-    live = {(one.host, one.port, one.fence): one for host in hosts for one in at.allocator.leases(host=host)}
+    live = {(one.host, one.port, one.fence): one for host in hosts for one in context.allocator.leases(host=host)}
     return [
         replace(live.get((lease.host, lease.port, lease.fence), lease), token=lease.token, ttl_ms=ttl_ms)
         for lease in leases
@@ -88,10 +97,10 @@ class Renewals:
         lost: The first loss, or None.
     """
 
-    def __init__(self, at: Desk, leases: list[Lease], *, rewrite: bool) -> None:
+    def __init__(self, context: CliContext, leases: list[Lease], *, rewrite: bool) -> None:
         self.leases = leases
         self.lost: LeaseLostError | None = None
-        self._at = at
+        self._at = context
         self._rewrite = rewrite
         self._reached = False
         self._silent = False
@@ -108,7 +117,7 @@ class Renewals:
             if not self._reached:
                 raise
             if not self._silent:
-                talk(f"{error}; trying on, for the ports are still in use")
+                report(f"{error}; trying on, for the ports are still in use")
             self._silent = True
         else:
             self._reached, self._silent = True, False
@@ -124,7 +133,7 @@ class Renewals:
             if pid is None:
                 time.sleep(interval_s)
             elif process is None or wait_for_exit(process, interval_s):
-                talk(f"process {pid} has ended; its leases end by their TTL")
+                report(f"process {pid} has ended; its leases end by their TTL")
                 return
 
     def _renew(self) -> None:
@@ -138,7 +147,7 @@ class Renewals:
             if outcome.lost is not None:
                 files.remove(lease)
                 if self.lost is not None:
-                    talk(str(outcome.lost))
+                    report(str(outcome.lost))
                 self.lost = self.lost or outcome.lost
                 continue
             saved = files.load(lease.pool, lease.host, lease.port)

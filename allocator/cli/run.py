@@ -21,13 +21,13 @@ from allocator.cli.claim import (
     check_key,
     instance_of,
 )
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, desk, talk
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, cli_context, report
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, shown
 from allocator.model.values import replace
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.supervisor.spec import WorkerSpec
 
 
@@ -145,7 +145,7 @@ def run(
         str | None,
         typer.Option("--metrics-listen", metavar="HOST:PORT", help="Address to serve the metrics of these leases at."),
     ] = None,
-    procfile: Annotated[
+    workers_file: Annotated[
         str | None, typer.Option("--workers", metavar="FILE", help="TOML file with the workers to run.")
     ] = None,
     pool: PoolOption = None,
@@ -163,7 +163,7 @@ def run(
     """
     from allocator.cli.app import forgotten_dashes
     from allocator.cli.logs import start_logging
-    from allocator.client.counting import HolderMetrics, serve_registry
+    from allocator.client.counts import HolderMetrics, serve_registry
     from allocator.supervisor.run import Supervision, run_workers
 
     given = {
@@ -193,28 +193,28 @@ def run(
     }
     check_key(key, instance)
     by_key = instance == "auto"
-    if by_key and (replicas != "1" or procfile):
+    if by_key and (replicas != "1" or workers_file):
         raise InvalidInputError("--instance auto is of one worker; leave --replicas and --workers out")
     own = {"plugin": plugin, "command": command, "port": port}
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
     policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
     try:
-        specs = _specs(given, own, "0" if by_key else instance, replicas, procfile, orphans_end=orphans_end)
+        specs = _specs(given, own, "0" if by_key else instance, replicas, workers_file, orphans_end=orphans_end)
     except InvalidInputError as error:
         hint = forgotten_dashes(sys.argv[1:]) if command else ""
         raise InvalidInputError(f"{error}{hint}") from None
     start_logging()
-    with desk(pool, host, redis_url, config) as at:
-        at.allocator.session.on_lost = _policy(at, policy)
+    with cli_context(pool, host, redis_url, config) as context:
+        context.allocator.session.on_lost = _policy(context, policy)
         if by_key:
             (only,) = specs
-            worker = instance_of(at, WorkerId(only.claim["org"], only.plugin), key or at.host)
+            worker = instance_of(context, WorkerId(only.claim["org"], only.plugin), key or context.host)
             specs = [replace(only, claim={**only.claim, "instance": worker.instance})]
-        supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, talk=talk, files=at.files)
+        supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, report=report, files=context.files)
         with contextlib.ExitStack() as stack:
             if metrics_listen is not None:
-                stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(at.allocator))
-            status = run_workers(at.allocator, specs, supervision)
+                stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(context.allocator))
+            status = run_workers(context.allocator, specs, supervision)
     raise typer.Exit(status)
 
 
@@ -223,23 +223,23 @@ def _specs(
     own: dict[str, Any],
     instance: str,
     replicas: str,
-    procfile: str | None,
+    workers_file: str | None,
     *,
     orphans_end: bool,
 ) -> list[WorkerSpec]:
     """Return what to run, whole and checked: nothing is claimed before."""
     from allocator.supervisor.fields import convert, spec_of
-    from allocator.supervisor.replicas import replicated, talking_together
+    from allocator.supervisor.replicas import replicated, with_named_output
     from allocator.supervisor.spec import check_spec
 
     values = {field: convert(field, value) for field, value in given.items() if value is not None}
     count = convert("replicas", replicas)
-    if procfile is not None:
+    if workers_file is not None:
         if any(own.values()) or count > 1:
             raise InvalidInputError("--workers has what to run; omit the plugin, its command, --port and --replicas")
-        from allocator.supervisor.procfile import read_procfile
+        from allocator.supervisor.workers_file import read_workers_file
 
-        return talking_together(read_procfile(Path(procfile), values, os.environ), orphans_end=orphans_end)
+        return with_named_output(read_workers_file(Path(workers_file), values, os.environ), orphans_end=orphans_end)
     if not own["plugin"]:
         raise InvalidInputError("there is no plugin; name one, or --workers FILE")
     if "org" not in values:
@@ -249,7 +249,7 @@ def _specs(
     values |= {field: convert(field, value) for field, value in own.items() if value is not None}
     spec = spec_of(values | {"instance": convert("instance", instance)}, os.environ)
     check_spec(spec)
-    return talking_together(replicated(spec, count), orphans_end=orphans_end)
+    return with_named_output(replicated(spec, count), orphans_end=orphans_end)
 
 
 def _choice(value: str, option: str, choices: tuple[str, str]) -> str:
@@ -258,15 +258,16 @@ def _choice(value: str, option: str, choices: tuple[str, str]) -> str:
     raise InvalidInputError(f"{shown(value)} is not a value of {option}; choose {choices[0]} or {choices[1]}")
 
 
-def _policy(at: Desk, given: str | None) -> Literal["keep", "stop"]:
+def _policy(context: CliContext, given: str | None) -> Literal["keep", "stop"]:
     """Return what to do about a doubtful lease: a port that is unique over the fleet has no kernel to arbitrate."""
     if given == "stop":
         return "stop"
-    if at.allocator.pool().scope == "host":
+    if context.allocator.pool().scope == "host":
         return "keep"
     if given == "keep":
         raise InvalidInputError(
-            f"--on-lost keep is not for pool {at.pool}: its ports are unique over all hosts, and no one kernel knows "
+            f"--on-lost keep is not for pool {context.pool}: its ports are unique over all hosts, and no one "
+            "kernel knows "
             "who has which; leave it out"
         )
     return "stop"

@@ -18,8 +18,8 @@ from allocator.cli.options import (
     blocking_allocator,
     option,
     read_settings,
+    report,
     report_embedded,
-    talk,
 )
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
 from allocator.model.log import WARNING
@@ -95,7 +95,7 @@ def serve(
     view = drift_view(settings)
     application = create_app(async_allocator(settings), access=access, limits=limits, drift_view=view)
     where = f"http{'s' if files else ''}://{_shown_address(address)}:{listener.getsockname()[1]}"
-    talk(f"serving pool {settings.pool} on {where}; the page is at {where}/")
+    report(f"serving pool {settings.pool} on {where}; the page is at {where}/")
     report_missing_rights(settings)
     run_server(application, listener, tls=files)
 
@@ -149,12 +149,12 @@ def _warn(settings: Settings, access: Access, address: str) -> None:
     if access.tokens is None:
         return
     if access.tokens.load() == 0:
-        talk(
+        report(
             f"the tokens file {access.tokens.path} names no credential yet: every request is refused until it does",
             level=WARNING,
         )
     if not is_loopback(address) and settings.tls_cert is None:
-        talk(
+        report(
             "bearer tokens travel in clear text here; give --tls-cert and --tls-key unless a proxy does TLS",
             level=WARNING,
         )
@@ -254,7 +254,7 @@ def token(
     made = new_api_token()
     line = tokens_line(name, Scope(scope), made, pools or ())
     if file is None:
-        talk(f"add this line to the tokens file: {line}")
+        report(f"add this line to the tokens file: {line}")
     else:
         _append(Path(file), line)
     print(made)

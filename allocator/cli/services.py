@@ -14,7 +14,7 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    desk,
+    cli_context,
     seconds,
 )
 from allocator.cli.output import write_json
@@ -23,7 +23,7 @@ from allocator.model.names import check_name, check_plugin
 from allocator.operations.context import check_pool
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.endpoints import Endpoint
 
 
@@ -67,18 +67,18 @@ def resolve(
         raise InvalidInputError("--watch shows all workers as they come and go; leave the other choices out")
     if every_one and prefer_local:
         raise InvalidInputError("--all and --prefer-local contradict each other; choose one")
-    with desk(pool, host, redis_url, config, reads_only=True) as at:
-        at.allocator.run(check_pool(at.pool))
+    with cli_context(pool, host, redis_url, config, reads_only=True) as context:
+        context.allocator.run(check_pool(context.pool))
         if watch:
-            _watch(at, plugin, org, form)
+            _watch(context, plugin, org, form)
             return
         if not every_one:
-            _write(at.allocator.resolve(plugin, org=org, wait=wait_s, prefer_local=prefer_local), form)
+            _write(context.allocator.resolve(plugin, org=org, wait=wait_s, prefer_local=prefer_local), form)
             return
-        found = at.allocator.endpoints(plugin, org=org)
+        found = context.allocator.endpoints(plugin, org=org)
         if not found:
-            at.allocator.resolve(plugin, org=org, wait=wait_s)
-            found = at.allocator.endpoints(plugin, org=org)
+            context.allocator.resolve(plugin, org=org, wait=wait_s)
+            found = context.allocator.endpoints(plugin, org=org)
         if form is ListFormat.JSON:
             write_json([one.as_json() for one in found])
         else:
@@ -93,11 +93,11 @@ def _write(endpoint: Endpoint, form: ListFormat) -> None:
         print(endpoint)
 
 
-def _watch(at: Desk, plugin: str, org: str, form: ListFormat) -> None:
+def _watch(context: CliContext, plugin: str, org: str, form: ListFormat) -> None:
     from allocator.discovery.directory import Directory
     from allocator.discovery.service import Service
 
-    with Directory(at.allocator) as directory:
+    with Directory(context.allocator) as directory:
         for change, endpoint in Service(plugin, org=org, directory=directory).changes():
             if form is ListFormat.JSON:
                 write_json({"change": change, **endpoint.as_json()})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import talk
+from allocator.cli.options import report
 from allocator.kernel.answers import Answers
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port, check_token, shown
@@ -18,7 +18,7 @@ from allocator.operations.find import Here, find, is_here
 from allocator.operations.listing import port_view
 
 if TYPE_CHECKING:
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.leases import Lease
     from allocator.operations.steps import Warn
 
@@ -47,7 +47,9 @@ def parse_target(target: str) -> WorkerId | int:
     return check_port(target)
 
 
-def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | None, verb: str) -> list[Lease]:
+def chosen(
+    context: CliContext, targets: list[str] | None, every_one: bool, token: str | None, verb: str
+) -> list[Lease]:
     """Return the leases that a command line names, with their tokens.
 
     Raises:
@@ -57,40 +59,40 @@ def chosen(at: Desk, targets: list[str] | None, every_one: bool, token: str | No
     if every_one == bool(targets):
         raise InvalidInputError(f"name the leases to {verb}: ports, workers as ORG/PLUGIN, or --all")
     if every_one:
-        found = [*at.files.all(at.pool, at.host), *_under_former_names(at)]
+        found = [*context.files.all(context.pool, context.host), *_under_former_names(context)]
         if not found:
-            talk(f"no lease was claimed by this user on {at.host}; nothing to {verb}{_other_names(at)}")
+            report(f"no lease was claimed by this user on {context.host}; nothing to {verb}{_other_names(context)}")
         return found
     given = token or os.environ.get("ALLOCATOR_TOKEN")
     if given and len(targets or []) != 1:
         raise InvalidInputError("a token belongs to one lease; name just one port or worker with it")
-    found = [lease for target in targets or [] if (lease := _one(at, target, given, verb))]
+    found = [lease for target in targets or [] if (lease := _one(context, target, given, verb))]
     if not given:
-        found += [other for lease in found for other in further_ports(at, lease)]
+        found += [other for lease in found for other in further_ports(context, lease)]
     return list({(lease.port, lease.token): lease for lease in found}.values())
 
 
-def held_by_others(at: Desk, targets: list[str], host: str | None) -> list[Lease]:
+def held_by_others(context: CliContext, targets: list[str], host: str | None) -> list[Lease]:
     """Return the live leases that a command line names, whoever holds them, with a worker's further ports.
 
     Args:
-        at: What the command works with.
+        context: What the command works with.
         targets: Workers, or ports of the host.
         host: The only host that is meant; None for this one's ports, and for workers wherever they are.
 
     Raises:
         InvalidInputError: When a name or a port is none.
     """
-    live = at.allocator.leases(host=None if host is None else check_name("host", host))
+    live = context.allocator.leases(host=None if host is None else check_name("host", host))
     found: list[Lease] = []
     for target in targets:
         meant = parse_target(target)
         if isinstance(meant, int):
-            named = [one for one in live if one.port == meant and one.host == (host or at.host)]
+            named = [one for one in live if one.port == meant and one.host == (host or context.host)]
         else:
             named = [one for one in live if meant in {one.worker, base_worker(one)}]
         if not named:
-            talk(f"{target} has no live lease{f' on {host}' if host else ''}; nothing to end")
+            report(f"{target} has no live lease{f' on {host}' if host else ''}; nothing to end")
         found += [one for one in named if one not in found]
     return found
 
@@ -100,21 +102,29 @@ def base_worker(lease: Lease) -> WorkerId:
     return WorkerId(lease.org, lease.plugin.partition("+")[0], lease.instance)
 
 
-def further_ports(at: Desk, lease: Lease) -> list[Lease]:
+def further_ports(context: CliContext, lease: Lease) -> list[Lease]:
     """Return the saved leases of the further ports of a worker that has several."""
-    return [other for other in at.files.all(at.pool, lease.host) if base_worker(other) == lease.worker != other.worker]
+    return [
+        other
+        for other in context.files.all(context.pool, lease.host)
+        if base_worker(other) == lease.worker != other.worker
+    ]
 
 
-def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
+def _one(context: CliContext, target: str, token: str | None, verb: str) -> Lease | None:
     named = parse_target(target)
     worker, port = (None, named) if isinstance(named, int) else (named, 0)
-    saved = at.files.find(at.pool, at.host, worker) if worker else at.files.load(at.pool, at.host, port)
+    saved = (
+        context.files.find(context.pool, context.host, worker)
+        if worker
+        else context.files.load(context.pool, context.host, port)
+    )
     if saved is None:
-        before = [one for one in _under_former_names(at) if (one.worker == worker if worker else one.port == port)]
+        before = [one for one in _under_former_names(context) if (one.worker == worker if worker else one.port == port)]
         saved = max(before, key=lambda one: one.fence, default=None)
     if saved and not token:
         return saved
-    live = _live(at, worker, port)
+    live = _live(context, worker, port)
     if token and (known := live or saved):
         return replace(known, token=check_token(token))
     if live:
@@ -124,53 +134,59 @@ def _one(at: Desk, target: str, token: str | None, verb: str) -> Lease | None:
             holder=live,
         )
     if verb == "release":
-        talk(f"{target} has no lease on {at.host}; nothing to release{_other_names(at)}")
+        report(f"{target} has no lease on {context.host}; nothing to release{_other_names(context)}")
         return None
-    raise LeaseLostError(f"{target} has no lease on {at.host}; claim it again{_other_names(at)}")
+    raise LeaseLostError(f"{target} has no lease on {context.host}; claim it again{_other_names(context)}")
 
 
-def _under_former_names(at: Desk) -> list[Lease]:
+def _under_former_names(context: CliContext) -> list[Lease]:
     """Return the saved leases that this machine has from before its name changed; a name that was set is no such."""
-    if at.settings.host is not None:
+    if context.settings.host is not None:
         return []
     found: list[Lease] = []
-    for host in _other_hosts(at):
-        if _is_here(at, host):
-            talk(f"this machine was called {host} before and is {at.host} now; its leases as {host} are found as well")
-            found += at.files.all(at.pool, host)
+    for host in _other_hosts(context):
+        if _is_here(context, host):
+            report(
+                f"this machine was called {host} before and is {context.host} now; its leases as {host} are found as "
+                "well"
+            )
+            found += context.files.all(context.pool, host)
     return found
 
 
-def _other_hosts(at: Desk) -> list[str]:
-    return sorted({lease.host for lease in at.files.all(at.pool)} - {at.host})
+def _other_hosts(context: CliContext) -> list[str]:
+    return sorted({lease.host for lease in context.files.all(context.pool)} - {context.host})
 
 
-def _other_names(at: Desk) -> str:
+def _other_names(context: CliContext) -> str:
     """Return under which other names this user has leases, for the end of a sentence."""
-    names = _other_hosts(at)
+    names = _other_hosts(context)
     return f"; this user has leases as host {', '.join(names)}: name it with --host" if names else ""
 
 
-def _live(at: Desk, worker: WorkerId | None, port: int) -> Lease | None:
+def _live(cli: CliContext, worker: WorkerId | None, port: int) -> Lease | None:
     """Return the live lease of a worker, or on a port, of this host."""
-    context = at.allocator.session.context
-    rules = at.allocator.run(pool_rules(context, at.pool))
+    context = cli.allocator.session.context
+    rules = cli.allocator.run(pool_rules(context, cli.pool))
     if worker:
-        (known,) = at.allocator.run(find(rules, [worker]))
+        (known,) = cli.allocator.run(find(rules, [worker]))
         found = known.lease
     else:
-        found = at.allocator.run(port_view(at.pool, rules.space_of(context.host), port)).lease
+        found = cli.allocator.run(port_view(cli.pool, rules.namespace_of(context.host), port)).lease
         if found is None:
             rules.check_port(port)
-    if found is None or found.host == at.host:
+    if found is None or found.host == cli.host:
         return found
-    return found if at.settings.host is None and _is_here(at, found.host) else None
+    return found if cli.settings.host is None and _is_here(cli, found.host) else None
 
 
 class _Aloud(Answers):
     def warn(self, step: Warn) -> None:
-        talk(step.sentence)
+        report(step.sentence)
 
 
-def _is_here(at: Desk, host: str) -> bool:
-    return at.allocator.run(is_here(at.allocator.session.context, at.pool, host), _Aloud()) is not Here.OTHER
+def _is_here(context: CliContext, host: str) -> bool:
+    return (
+        context.allocator.run(is_here(context.allocator.session.context, context.pool, host), _Aloud())
+        is not Here.OTHER
+    )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.app import interrupts_raised
-from allocator.cli.options import ConfigOption, PoolOption, RedisOption, desk, seconds
+from allocator.cli.options import ConfigOption, PoolOption, RedisOption, cli_context, seconds
 from allocator.kernel.outlets import PATIENCE_S, select_room
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 
@@ -73,8 +73,8 @@ def top(
     interval_s = seconds(every, "interval") or 0.0
     if interval_s < 0.1:
         raise InvalidInputError("an interval below 100ms only burdens Redis; give for example --every 2s")
-    with desk(pool, None, redis_url, config, reads_only=True) as at:
-        watched = WatchedPool(at.allocator, at.pool, interval_s, is_default=pool is None)
+    with cli_context(pool, None, redis_url, config, reads_only=True) as context:
+        watched = WatchedPool(context.allocator, context.pool, interval_s, is_default=pool is None)
         if once or not is_capable():
             print_once(watched)
             return
@@ -198,7 +198,7 @@ class Screen:
         self._away: str | None = None
         self._opened: list[tuple[str, int | None]] = []
         self._chosen: list[int] = [0]
-        self._words = ""
+        self._typed = ""
         self._is_typing = False
         self._past: Past = []
         self._rows: list[Row] = []
@@ -252,12 +252,12 @@ class Screen:
     def _take(self, name: str, key: bytes) -> bool:
         if self._is_typing and (name not in WHILE_TYPING or key in {b"j", b"k"}):
             if key == b"\x1b":
-                self._is_typing, self._words = False, ""
+                self._is_typing, self._typed = False, ""
             elif key.isascii() and key.decode().isprintable():
-                self._words += key.decode()
+                self._typed += key.decode()
             self._chosen[-1] = 0
         elif name == "erase" and self._is_typing:
-            self._words = self._words[:-1]
+            self._typed = self._typed[:-1]
         elif name == "enter" and self._is_typing:
             self._is_typing = False
         elif name == "filter":
@@ -275,8 +275,8 @@ class Screen:
         if self._opened:
             self._opened.pop()
             self._chosen.pop()
-        elif self._words:
-            self._words = ""
+        elif self._typed:
+            self._typed = ""
         else:
             return False
         return True
@@ -309,7 +309,7 @@ class Screen:
             return
         look = Look(columns, has_unicode(), self._watched.now)
         if not self._opened:
-            self._rows = pool_rows(index, look, self._words.lower().split(), most_problems=max(3, rows // 3))
+            self._rows = pool_rows(index, look, self._typed.lower().split(), most_problems=max(3, rows // 3))
         elif (port := self._opened[-1][1]) is None:
             self._rows = host_rows(index, self._opened[-1][0], look)
         else:
@@ -328,9 +328,9 @@ class Screen:
             lines.append(painted(one, look.columns, coloured=coloured, chosen=bool(choices) and number == at))
         lines += [""] * (rows - 1 - len(lines))
         hint = self._rows[at].hint if choices else ""
-        foot = f"/{self._words}_" if self._is_typing else hint or HELP
-        if self._words and not self._is_typing:
-            foot = f"/{self._words}   {foot}"
+        foot = f"/{self._typed}_" if self._is_typing else hint or HELP
+        if self._typed and not self._is_typing:
+            foot = f"/{self._typed}   {foot}"
         lines.append(f"{foot[: look.columns - 1]}")
         _write("\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import ConfigOption, Desk, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat, desk
+from allocator.cli.options import (
+    CliContext,
+    ConfigOption,
+    HostOption,
+    ListFormat,
+    PoolOption,
+    RedisOption,
+    RowsFormat,
+    cli_context,
+)
 from allocator.cli.output import write_json
 from allocator.cli.targets import parse_target
 from allocator.model.errors import LeaseLostError, printable
@@ -44,18 +53,18 @@ def show(
 
     Example: allocator show org-123/email
     """
-    with desk(pool, host, redis_url, config, reads_only=True) as at:
+    with cli_context(pool, host, redis_url, config, reads_only=True) as context:
         named = parse_target(target)
         if not isinstance(named, int):
-            lease = next((one for one in at.allocator.leases() if one.worker == named), None)
+            lease = next((one for one in context.allocator.leases() if one.worker == named), None)
             if lease is None:
-                raise LeaseLostError(f"{named} has no live lease in pool {at.pool}; see 'allocator ls'")
+                raise LeaseLostError(f"{named} has no live lease in pool {context.pool}; see 'allocator ls'")
             facts: dict[str, object] = dict(lease.as_json())
         else:
-            view = _view(at, named)
+            view = _view(context, named)
             if view.why == "free":
-                at.allocator.pool().check_port(named)
-            facts = {"pool": at.pool, "host": at.host, "port": view.port, "status": view.why}
+                context.allocator.pool().check_port(named)
+            facts = {"pool": context.pool, "host": context.host, "port": view.port, "status": view.why}
             if view.lease:
                 facts |= view.lease.as_json()
             elif view.claimable_in_ms > 0:
@@ -63,11 +72,13 @@ def show(
         _write_facts(facts, form)
 
 
-def _view(at: Desk, port: int) -> PortView:
+def _view(context: CliContext, port: int) -> PortView:
     from allocator.operations.listing import port_view
 
-    rules = at.allocator.pool()
-    return at.allocator.run(port_view(at.pool, rules.space_of(at.allocator.session.context.host), port))
+    rules = context.allocator.pool()
+    return context.allocator.run(
+        port_view(context.pool, rules.namespace_of(context.allocator.session.context.host), port)
+    )
 
 
 def _write_facts(facts: dict[str, object], form: ListFormat) -> None:
@@ -81,7 +92,7 @@ def _write_facts(facts: dict[str, object], form: ListFormat) -> None:
 
 def _fact(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}={word}" for name, word in value.items()) or "-"
+        return ", ".join(f"{name}={text}" for name, text in value.items()) or "-"
     return "-" if value is None else str(value)
 
 
@@ -103,14 +114,14 @@ def who(
     Example: allocator who 5556
     """
     number = check_port(port)
-    with desk(pool, host, redis_url, config, reads_only=True) as at:
+    with cli_context(pool, host, redis_url, config, reads_only=True) as context:
         from allocator.agent.kin import is_stranger
         from allocator.kernel.sockets import listeners
 
-        view = _view(at, number)
+        view = _view(context, number)
         listening = listeners(number, number)
         lease = view.lease
-        rules = at.allocator.pool()
+        rules = context.allocator.pool()
         status = view.why if view.why != "free" or number in rules else "not in the pool"
         if form is ListFormat.JSON:
             write_json(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from allocator.api.index import FleetIndex
 from allocator.kernel.socket_tables import listening_ports
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.operations import listing
 from allocator.operations.context import pool_rules
 from allocator.protocol.keys import event_time, events_key
@@ -80,15 +80,15 @@ class WatchedPool:
         rules = at.run(pool_rules(at.session.context, self._pool, fresh=True))
         index = FleetIndex(rules, is_default=self._is_default)
         self._position = at.run(listing.newest_event(self._pool))
-        for name in at.run(listing.spaces(self._pool)):
+        for name in at.run(listing.namespaces(self._pool)):
             self._read_host(index, name)
         for identifier, fields in reversed(at.store.newest_events(events_key(self._pool), PAST_EVENTS)):
             index.learn_since(fields, event_time(identifier))
         return index
 
     def _read_host(self, index: FleetIndex, name: str) -> None:
-        known, ports = self._allocator.run(listing.known_space(index.rules, name))
-        if not known.identity and not ports and name != FLEET_SPACE:
+        known, ports = self._allocator.run(listing.known_namespace(index.rules, name))
+        if not known.identity and not ports and name != FLEET_NAMESPACE:
             index.hosts.pop(name, None)
         else:
             index.load(name, known, ports, self.now)
@@ -102,8 +102,8 @@ class WatchedPool:
         for identifier, fields in events:
             self._position = identifier
             index.apply(fields, event_time(identifier))
-        names = at.run(listing.spaces(self._pool))
-        index.keep_only([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
+        names = at.run(listing.namespaces(self._pool))
+        index.drop_others([*names, *(name for name, entry in index.hosts.items() if entry.cells)])
         share = min(len(names), math.ceil(len(names) * self._every_s / CHECK_S))
         again = {names[(self._next + number) % len(names)] for number in range(share)}
         self._next += share
@@ -112,8 +112,8 @@ class WatchedPool:
             self._read_host(index, name)
         for _ in range(min(DETAILS, len(index.unread))):
             (host, port), _nothing = index.unread.popitem(last=False)
-            space = FLEET_SPACE if index.rules.scope == "fleet" else host
-            index.load_port(host, at.run(ask(InspectPortCall(pool=self._pool, space=space, port=port))))
+            namespace = FLEET_NAMESPACE if index.rules.scope == "fleet" else host
+            index.load_port(host, at.run(ask(InspectPortCall(pool=self._pool, namespace=namespace, port=port))))
         return True
 
     def _see_strangers(self, index: FleetIndex) -> None:

@@ -26,7 +26,7 @@ from allocator.store.base import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from allocator.client.counting import HolderCounts
+    from allocator.client.counts import HolderCounts
     from allocator.client.runners import HeartbeatRunner
     from allocator.client.session import OnLost, Session, Tracer
     from allocator.kernel.answers import Answers
@@ -418,15 +418,15 @@ class AllocatorBase(Generic[E_, S]):
         """Renew a claimed lease by heartbeats until `let_go`; in asyncio this needs a running event loop."""
         return self._heartbeats.add(lease)
 
-    def update(self, held: HeldLease[E_], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
+    def update(self, held: HeldLease[E_], **fields: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
         """Set the state of a held lease or what it shows of its worker; the heartbeats write it at once.
 
         Args:
             held: The lease.
-            **words: Its `state`, and what it shows of its worker (see `HolderWords`).
+            **fields: Its `state`, and what it shows of its worker (see `HolderFields`).
 
         Raises:
             ValueError: When the state is an ended one, or cannot follow the present one.
             InvalidInputError: When a field is of another type, or labels are not valid.
         """
-        self._heartbeats.update(held, **words)
+        self._heartbeats.update(held, **fields)

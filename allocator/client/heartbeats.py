@@ -12,11 +12,11 @@ import contextlib
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 
-from allocator.client.counting import HolderCounts, with_held
+from allocator.client.counts import HolderCounts, with_held
 from allocator.model.backoff import Backoff
 from allocator.model.durations import format_duration
 from allocator.model.errors import AllocatorError, InvalidInputError, LeaseLostError
-from allocator.model.leases import NUMBER_WORDS, TEXT_WORDS, error_line
+from allocator.model.leases import NUMBER_FIELDS, TEXT_FIELDS, error_line
 from allocator.model.log import log
 from allocator.model.names import check_labels
 from allocator.model.states import LIVE_STATES, TRANSITIONS, LeaseState
@@ -42,7 +42,7 @@ T2 = 0.875
 RETRY = Backoff(first=0.02, longest=0.05, least=0.25)
 """A renewal that failed is tried again after this part of the TTL: doubling, or the first again when urgent."""
 
-_KINDS: dict[str, type] = dict.fromkeys(NUMBER_WORDS, int) | dict.fromkeys(TEXT_WORDS, str)
+_KINDS: dict[str, type] = dict.fromkeys(NUMBER_FIELDS, int) | dict.fromkeys(TEXT_FIELDS, str)
 
 
 class Signal(Protocol):
@@ -60,7 +60,7 @@ class Signal(Protocol):
 E_ = TypeVar("E_", bound=Signal)
 
 
-class HolderWords(TypedDict, total=False):
+class HolderFields(TypedDict, total=False):
     """What a holder may report of itself in its lease; see `Lease`."""
 
     pid: int | None
@@ -118,12 +118,12 @@ class HeldLease(Generic[E_]):
         """The fencing token; it grows when the lease had to be re-asserted."""
         return self.lease.fence
 
-    def set(self, *, state: LeaseState | None = None, **words: Unpack[HolderWords]) -> None:
+    def set(self, *, state: LeaseState | None = None, **fields: Unpack[HolderFields]) -> None:
         """Change what the lease shows of its worker; the next heartbeat, which is due at once, writes it.
 
         Args:
             state: Where it is in its life; a live state, for a lease is ended by releasing or declining it.
-            **words: See `HolderWords`.
+            **words: See `HolderFields`.
 
         Raises:
             ValueError: When the state is an ended one, or cannot follow the present one.
@@ -131,22 +131,22 @@ class HeldLease(Generic[E_]):
         """
         if state is not None and state not in LIVE_STATES:
             raise ValueError(f"a lease that is held cannot be {state}; release or decline it")
-        for name, value in words.items():
+        for name, value in fields.items():
             wanted = _KINDS.get(name)
             if wanted and value is not None and type(value) is not wanted:
                 raise InvalidInputError(
                     f"{name} of a lease cannot be {value!r}; give a value of type {wanted.__name__}"
                 )
-        if "labels" in words:
-            words["labels"] = check_labels(dict(words["labels"]))
-        if words.get("last_error"):
-            words["last_error"] = error_line(words["last_error"] or "")
+        if "labels" in fields:
+            fields["labels"] = check_labels(dict(fields["labels"]))
+        if fields.get("last_error"):
+            fields["last_error"] = error_line(fields["last_error"] or "")
         if state is not None and state != self.lease.state:
             if state not in TRANSITIONS[self.lease.state]:
                 raise ValueError(f"a lease cannot go from {self.lease.state} to {state}")
             self.lease = replace(self.lease, state=state)
             self._rewrite = True
-        changed = replace(self.lease, **words)
+        changed = replace(self.lease, **fields)
         if changed != self.lease:
             self.lease = changed
             self._rewrite = True
@@ -248,7 +248,7 @@ class HeartbeatPlan(Generic[E_]):
             if outcome.lost:
                 self._lose(held, outcome.lost)
                 continue
-            self._counts[held.lease.pool].renewals[outcome.word] += 1
+            self._counts[held.lease.pool].renewals[outcome.code] += 1
             if outcome.failed:
                 self._doubt(held, outcome.failed)
                 failed.append(held)
@@ -263,9 +263,9 @@ class HeartbeatPlan(Generic[E_]):
                 held.lease = replace(held.lease, state=LeaseState.DRAINING)
                 held.draining.set()
                 log.warning("host %s is draining: %s is to stop", held.host, held.worker, extra=about(held.lease))
-            words = _words(held.lease)
-            held._rewrite = words != _words(before)  # noqa: SLF001  # the plan and its leases are one unit
-            held.lease = replace(after, **words)
+            copied = _holder_copy(held.lease)
+            held._rewrite = copied != _holder_copy(before)  # noqa: SLF001  # the plan and its leases are one unit
+            held.lease = replace(after, **copied)
         well = [held for held in self._held.values() if held not in failed]
         if failed:
             self._failures += 1
@@ -339,8 +339,8 @@ def about(lease: Lease) -> dict[str, Lease]:
     return {"lease": lease}
 
 
-def _words(lease: Lease) -> dict[str, Any]:
-    return lease.holder_words() | {"state": lease.state}
+def _holder_copy(lease: Lease) -> dict[str, Any]:
+    return lease.holder_fields() | {"state": lease.state}
 
 
 def _token(lease: Lease) -> str:

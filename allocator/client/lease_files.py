@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from allocator.kernel.answers import Answers
 from allocator.model.encodings import FILE
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import HOLDER_WORDS, Lease
+from allocator.model.leases import HOLDER_FIELDS, Lease
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.owned import foreign_folder, private_folder
 from allocator.model.states import LeaseState
 from allocator.model.values import Value
 from allocator.operations.steps import Judgement, Verdict
-from allocator.protocol.wire import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_words
+from allocator.protocol.wire import MAX_TIME_MS, WRONG_SHAPES, bounded, holder_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from allocator.model.owned import OpenFolder
-    from allocator.operations.steps import JudgeHolder, KeepLeases, KeepTokens
+    from allocator.operations.steps import JudgeHolder, StoreLeases, StoreTokens
 
 MAX_FILE_NAME = 255
 """Longest name of a file in bytes, on every file system that matters; a pool and a host can have 128 each."""
@@ -111,7 +111,7 @@ class LeaseFiles(Value):
             "granted_at": lease.granted_at,
             "expires_at": lease.expires_at,
             "token": lease.token,
-        } | {name: value for name in HOLDER_WORDS if (value := getattr(lease, name))}
+        } | {name: value for name in HOLDER_FIELDS if (value := getattr(lease, name))}
         with self._writing(json.dumps(content)) as (folder, temporary):
             folder.move(temporary, _name(lease.pool, lease.host, lease.port))
 
@@ -225,13 +225,13 @@ class FileAnswers(Answers):
     def __init__(self, files: LeaseFiles) -> None:
         self.files = files
 
-    def keep_tokens(self, step: KeepTokens) -> tuple[str, ...]:
+    def store_tokens(self, step: StoreTokens) -> tuple[str, ...]:
         """Write down the tokens; return those of an earlier claim of these workers that was not finished."""
         named = zip(step.workers, step.tokens, strict=False)  # without names there is nothing to keep them under
         kept = [self.files.begin_claim(step.pool, step.host, worker, token)[0] for worker, token in named]
         return tuple(kept) if step.workers else step.tokens
 
-    def keep_leases(self, step: KeepLeases) -> bool:
+    def store_leases(self, step: StoreLeases) -> bool:
         """Write the lease files, then forget the tokens; return whether this did."""
         for lease in step.leases:
             for former in self.files.all(step.pool, step.host):
@@ -261,7 +261,7 @@ def _lease(fields: Any) -> Lease:  # noqa: ANN401  # whatever stood in a file
         granted_at=_moment(fields["granted_at"]),
         expires_at=_moment(fields["expires_at"]),
         token=_token(fields["token"]),
-        **holder_words(fields),
+        **holder_fields(fields),
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from allocator.client.counting import HolderCounts
+    from allocator.client.counts import HolderCounts
     from allocator.client.session import Session
     from allocator.model.leases import Lease
     from allocator.operations.steps import Operation
@@ -70,10 +70,10 @@ class HeartbeatRunner(Generic[E_]):
             self._wake()
         return held
 
-    def update(self, held: HeldLease[E_], **words: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
+    def update(self, held: HeldLease[E_], **fields: Any) -> None:  # noqa: ANN401  # those of HeldLease.set
         """Change fields of a lease; they are written at once."""
         with self._lock:
-            held.set(**words)
+            held.set(**fields)
             self._plan.touch()
             self._wake()
 

@@ -130,7 +130,7 @@ class Tracer(Protocol):
         ...
 
 
-class ProcessWords(TypedDict, total=False):
+class ProcessFields(TypedDict, total=False):
     """What a lease shows of the processes that it is bound to; see `Lease`."""
 
     pid: int
@@ -329,7 +329,7 @@ class Session(Value, frozen=False, kw_only=True):
         ttl = given.pop("ttl", None)
         if check_flag("record", record):
             needed(self.recorder)
-        holder = self.process_words(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None))
+        holder = self.process_fields(pid=given.pop("pid", None), holder_pid=given.pop("holder_pid", None))
         return ClaimRequest(
             pool=self.pool,
             worker=WorkerId(given.pop("org"), given.pop("plugin"), given.pop("instance", 0)),
@@ -341,7 +341,7 @@ class Session(Value, frozen=False, kw_only=True):
             **given,
         )
 
-    def process_words(self, **pids: int | None) -> ProcessWords:
+    def process_fields(self, **pids: int | None) -> ProcessFields:
         """Return what a lease shows of the processes of this host that it is bound to.
 
         Args:
@@ -351,19 +351,19 @@ class Session(Value, frozen=False, kw_only=True):
             InvalidInputError: When no such process lives.
             ConfigurationError: When it is hidden from this user.
         """
-        words: ProcessWords = {}
+        fields: ProcessFields = {}
         for name, pid in pids.items():
             if pid is None:
                 continue
             if self.identity is not None:  # another host's process: nothing can be seen of it from here
-                words |= {name: pid}  # type: ignore[misc]  # two literal names
+                fields |= {name: pid}  # type: ignore[misc]  # two literal names
                 continue
             process = identify(pid)
             if process is None:
                 raise InvalidInputError(f"{pid} is not the pid of a living process; give one of this host")
             started = "pid_started" if name == "pid" else "holder_started"
-            words |= {name: pid, started: process.start_time, "boot": boot_id(), "namespaces": namespaces()}  # type: ignore[misc]  # two literal names
-        return words
+            fields |= {name: pid, started: process.start_time, "boot": boot_id(), "namespaces": namespaces()}  # type: ignore[misc]  # two literal names
+        return fields
 
     def stops_in_doubt(self, pool: str) -> bool:
         """Return whether a holder stops when Redis has not confirmed its lease in time.

@@ -86,9 +86,9 @@ class OpenTelemetrySpan:
         if error is not None:
             from opentelemetry.trace import Status, StatusCode
 
-            words = str(error) if isinstance(error, AllocatorError) else type(error).__name__
+            message = str(error) if isinstance(error, AllocatorError) else type(error).__name__
             self._span.set_attribute("allocator.outcome", outcome_of(error))
-            self._span.set_status(Status(StatusCode.ERROR, words))
+            self._span.set_status(Status(StatusCode.ERROR, message))
         self._context.__exit__(kind, error, trace)
 
     def granted(self, lease: Lease) -> Lease:
@@ -98,13 +98,13 @@ class OpenTelemetrySpan:
 
     def renewed(self, outcomes: Outcomes) -> Outcomes:
         """Write down what a renewal came to."""
-        words = [outcome.word for outcome in outcomes]
+        codes = [outcome.code for outcome in outcomes]
         if len(outcomes) == 1:
-            self._span.set_attributes(_of_lease(outcomes[0].lease) | {"allocator.outcome": words[0]})
+            self._span.set_attributes(_of_lease(outcomes[0].lease) | {"allocator.outcome": codes[0]})
             return outcomes
-        for outcome, word in zip(outcomes, words, strict=True):
-            self._span.add_event(word, _of_lease(outcome.lease))
-        worst = next((word for word in ("lost", "reasserted") if word in words), "renewed")
+        for outcome, code in zip(outcomes, codes, strict=True):
+            self._span.add_event(code, _of_lease(outcome.lease))
+        worst = next((code for code in ("lost", "reasserted") if code in codes), "renewed")
         self._span.set_attribute("allocator.outcome", worst)
         return outcomes
 
@@ -128,9 +128,9 @@ def _of_worker(worker: WorkerId) -> dict[str, str | int]:
 
 
 def _of_lease(lease: Lease) -> dict[str, str | int]:
-    place: dict[str, str | int] = {
+    attributes: dict[str, str | int] = {
         "allocator.host": lease.host,
         "allocator.port": lease.port,
         "allocator.fence": lease.fence,
     }
-    return _of_worker(lease.worker) | place
+    return _of_worker(lease.worker) | attributes

@@ -16,7 +16,7 @@ from allocator.client.lease_files import FileAnswers
 from allocator.database.errors import RowRefusedError
 from allocator.database.fenced import Stop
 from allocator.database.rows import NO_INSTANCE
-from allocator.kernel.processes import command_words
+from allocator.kernel.processes import command_arguments
 from allocator.kernel.socket_tables import listening_ports
 from allocator.kernel.sockets import listeners
 from allocator.model.errors import InvalidInputError
@@ -76,16 +76,18 @@ class Rivals:
 def rivals_by_port(rows: Iterable[Row], listening: Mapping[int, Listener], host: str) -> dict[int, Rivals]:
     """Return what is to be known of the manual rows of each port that is bound here; the others are not kept."""
     found: dict[int, Rivals] = {}
-    words: dict[int, list[str]] = {}
+    arguments: dict[int, list[str]] = {}
     for row in rows:
         listener = listening.get(row.port or 0)
         if listener is None or not is_manual(row, host):
             continue
         rivals = found.setdefault(listener.port, Rivals())
         rivals.count += 1
-        if listener.pid is not None and listener.port not in words:
-            words[listener.port] = list(command_words(listener.pid))
-        if len(rivals.meant) < 2 and any(_names(word, row.key.org) for word in words.get(listener.port, ())):
+        if listener.pid is not None and listener.port not in arguments:
+            arguments[listener.port] = list(command_arguments(listener.pid))
+        if len(rivals.meant) < 2 and any(
+            _names(argument, row.key.org) for argument in arguments.get(listener.port, ())
+        ):
             rivals.meant.append(row.key)
     return found
 
@@ -127,8 +129,8 @@ def _why_not(row: Row, rivals: Rivals, listener: Listener | None) -> str | None:
     return f"{rivals.count} rows have its port and no host; adopt the right one with --port, --org and --plugin"
 
 
-def _names(word: str, org: str) -> bool:
-    return word == org or word.endswith(f"={org}")
+def _names(argument: str, org: str) -> bool:
+    return argument == org or argument.endswith(f"={org}")
 
 
 def adoptable(rows: Callable[[], Iterable[Row]], listening: Iterable[Listener], host: str) -> dict[RowKey, Listener]:
@@ -171,7 +173,7 @@ def adopt(
         ttl_ms=ttl_ms,
         state=state,
         bound_already=True,
-        holder=allocator.session.process_words(pid=pid),
+        holder=allocator.session.process_fields(pid=pid),
     )
     (lease,) = allocator.run(claim(allocator.session.context, request), FileAnswers(files))
     return lease

@@ -109,7 +109,9 @@ class Database:
         }
         engine = create_engine(self._url, connect_args=options, pool_timeout=self.timeout_s)
         event.listen(
-            engine, "do_connect", lambda _dialect, _record, args, words: LimitedConnection.connect(*args, **words)
+            engine,
+            "do_connect",
+            lambda _dialect, _record, args, parameters: LimitedConnection.connect(*args, **parameters),
         )
         event.listen(engine, "connect", prepare)
         return engine

@@ -86,7 +86,7 @@ class Difference:
         }
 
 
-def said_by_lease(lease: Lease, row: Row) -> str | None:
+def shown_by_lease(lease: Lease, row: Row) -> str | None:
     """Return how a row differs from its worker's live lease, as `name row → lease`, or None when it does not."""
     pairs = (
         ("host", row.host, lease.host),
@@ -103,12 +103,12 @@ def said_by_lease(lease: Lease, row: Row) -> str | None:
             if column not in row.lacks
         ),
     )
-    told = [
+    detail = [
         f"{name} {old if old is not None else '-'} → {new if new is not None else '-'}"
         for name, old, new in pairs
         if old != new
     ]
-    return ", ".join(told) or None
+    return ", ".join(detail) or None
 
 
 def of_lease(lease: Lease, key: RowKey | None, row: Row | None, why_not: str | None = None) -> Difference | None:
@@ -120,23 +120,23 @@ def of_lease(lease: Lease, key: RowKey | None, row: Row | None, why_not: str | N
         row: The row, or None for none.
         why_not: Why its worker can have no row, or None when it can.
     """
-    place = {"worker": str(lease.worker), "host": lease.host, "port": lease.port, "lease": lease, "key": key}
+    row_fields = {"worker": str(lease.worker), "host": lease.host, "port": lease.port, "lease": lease, "key": key}
     if key is None:
-        words = f"organisation {lease.org} is not a uuid, which is what the column holds"
-        return Difference(Kind.MISSING_ROW, Action.NONE, detail=words, **place)  # type: ignore[arg-type]  # as above
+        reason = f"organisation {lease.org} is not a uuid, which is what the column holds"
+        return Difference(Kind.MISSING_ROW, Action.NONE, detail=reason, **row_fields)  # type: ignore[arg-type]  # as above
     if why_not is not None:
-        return Difference(Kind.MISSING_ROW, Action.NONE, detail=why_not, **place)  # type: ignore[arg-type]  # as above
+        return Difference(Kind.MISSING_ROW, Action.NONE, detail=why_not, **row_fields)  # type: ignore[arg-type]  # as above
     if row is None:
-        words = f"leased, {lease.state}, fence {lease.fence}"
-        return Difference(Kind.MISSING_ROW, Action.WRITE, detail=words, **place)  # type: ignore[arg-type]  # as above
-    told = said_by_lease(lease, row)
-    if told is None:
+        reason = f"leased, {lease.state}, fence {lease.fence}"
+        return Difference(Kind.MISSING_ROW, Action.WRITE, detail=reason, **row_fields)  # type: ignore[arg-type]  # as above
+    detail = shown_by_lease(lease, row)
+    if detail is None:
         return None
-    kind = Kind.WRONG_PORT if row.place != (lease.host, lease.port) else Kind.WRONG_STATE
+    kind = Kind.WRONG_PORT if row.address != (lease.host, lease.port) else Kind.WRONG_STATE
     if row.fence is not None and row.fence > lease.fence:
-        told += "; the row is of a newer lease, which its holder will re-assert"
-        return Difference(kind, Action.NONE, detail=told, **place)  # type: ignore[arg-type]  # as above
-    return Difference(kind, Action.WRITE, detail=told, **place)  # type: ignore[arg-type]  # as above
+        detail += "; the row is of a newer lease, which its holder will re-assert"
+        return Difference(kind, Action.NONE, detail=detail, **row_fields)  # type: ignore[arg-type]  # as above
+    return Difference(kind, Action.WRITE, detail=detail, **row_fields)  # type: ignore[arg-type]  # as above
 
 
 def of_row(row: Row, known: Whereabouts | None, tenant: Lease | None) -> Difference | None:
@@ -149,23 +149,23 @@ def of_row(row: Row, known: Whereabouts | None, tenant: Lease | None) -> Differe
     """
     if not row.is_live:
         return None
-    place = {"worker": str(row.key), "host": row.host, "port": row.port, "key": row.key}
+    row_fields = {"worker": str(row.key), "host": row.host, "port": row.port, "key": row.key}
     if known is not None and known.explains_end_of(row.fence):
         state, why = how_it_ended(row, known)
-        words = why or f"its lease was {known.how}"
+        reason = why or f"its lease was {known.how}"
         stop = Stop(row.key, known.fence, state, why)
-        return Difference(Kind.STALE_ROW, Action.STOP, detail=f"{row.state}; {words}", stop=stop, **place)  # type: ignore[arg-type]  # as above
+        return Difference(Kind.STALE_ROW, Action.STOP, detail=f"{row.state}; {reason}", stop=stop, **row_fields)  # type: ignore[arg-type]  # as above
     if tenant is not None:
-        words = f"{row.state}; its port is leased to {tenant.worker}"
+        reason = f"{row.state}; its port is leased to {tenant.worker}"
         is_newer = (
             row.fence is not None and row.fence > tenant.fence
         )  # one of its own fence is its row under another key
         action = Action.NONE if is_newer else Action.STOP
         stop = Stop(row.key, row.fence, STOPPED, f"its port was leased to {tenant.worker}")
-        return Difference(Kind.DUPLICATE_LIVE, action, detail=words, stop=None if is_newer else stop, **place)  # type: ignore[arg-type]  # as above
-    told = "has no host" if row.host is None else "has no port" if row.port is None else "has no fence"
-    words = told if row.fence is None or row.host is None or row.port is None else "Redis knows no lease of it"
-    return Difference(Kind.UNKNOWN_ROW, Action.NONE, detail=f"{row.state}; {words}", **place)  # type: ignore[arg-type]  # as above
+        return Difference(Kind.DUPLICATE_LIVE, action, detail=reason, stop=None if is_newer else stop, **row_fields)  # type: ignore[arg-type]  # as above
+    detail = "has no host" if row.host is None else "has no port" if row.port is None else "has no fence"
+    reason = detail if row.fence is None or row.host is None or row.port is None else "Redis knows no lease of it"
+    return Difference(Kind.UNKNOWN_ROW, Action.NONE, detail=f"{row.state}; {reason}", **row_fields)  # type: ignore[arg-type]  # as above
 
 
 def how_it_ended(row: Row, known: Whereabouts) -> tuple[str, str | None]:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from allocator.database.layout import Layout
     from allocator.model.tables import NameTable, TableNames
 
-TOLD_BY = ("organization_id", "plugin_id")
+REPORTED_BY = ("organization_id", "plugin_id")
 """Without these columns a table is not one of workers; all others can be added."""
 
-_WORDS = frozenset({"pool", "plugin_id", "host", "last_error"})
+_TYPE_NAMES = frozenset({"pool", "plugin_id", "host", "last_error"})
 _NUMBERS = frozenset({"instance", "port", "pid", "restart_count", "fence"})
 _MOMENTS = frozenset({"lease_expires_at", "created_at", "updated_at", "stopped_at"})
 
@@ -92,7 +92,7 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
     if kind is not None:
         raise ConfigurationError(f"{names} is {kind}; name an ordinary table in [database] of allocator.toml")
     columns = {column["name"]: column for column in inspector.get_columns(names.table, schema=names.schema)}
-    missing = [names.column(name) for name in TOLD_BY if names.column(name) not in columns]
+    missing = [names.column(name) for name in REPORTED_BY if names.column(name) not in columns]
     if missing:
         raise ConfigurationError(
             f"the table {names} is something else: it has no column {missing[0]}; map its names in "
@@ -101,8 +101,8 @@ def read_facts(connection: Connection, names: TableNames) -> TableFacts | None:
     for what, one in (("plugin", names.plugin), ("organization", names.organization)):
         if one is not None:
             _check_names(inspector, names, what, one)
-    told = columns.get(names.column("runtime_state"))
-    state = told["type"] if told else None
+    state_column = columns.get(names.column("runtime_state"))
+    state = state_column["type"] if state_column else None
     return TableFacts(
         columns=columns,
         types=_types(names, columns, is_sqlite=connection.dialect.name == "sqlite"),
@@ -249,7 +249,7 @@ def _bound_type(names: TableNames, name: str, default: TypeEngine[Any], has: Typ
         if not too_small or name not in {"fence", "port"}:
             return default
     if (
-        name in _WORDS | {"organization_id", "runtime_state"}
+        name in _TYPE_NAMES | {"organization_id", "runtime_state"}
         and isinstance(has, sa.String)
         and not isinstance(has, sa.Enum)
     ):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import sqlalchemy as sa
 
 from allocator.database.errors import RowRefusedError
-from allocator.database.layout import words_of
+from allocator.database.layout import values_of
 from allocator.database.rows import Rows
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, STOPPED
 
@@ -51,8 +51,8 @@ class FencedRows(Rows):
     @cached_property
     def _was_live(self) -> sa.ColumnElement[bool]:
         """Whether a row is live, without a list: a statement that is run with many sets of values cannot have one."""
-        words = words_of(self.layout.names, LIVE_ROW_STATES)
-        return sa.or_(*(self.layout.column("runtime_state") == word for word in words))
+        parts = values_of(self.layout.names, LIVE_ROW_STATES)
+        return sa.or_(*(self.layout.column("runtime_state") == part for part in parts))
 
     def leader_fence(self, connection: Connection) -> int:
         """Return the fence of the last leader that wrote, 0 when there was none or it can be no leader's."""
@@ -140,7 +140,7 @@ class FencedRows(Rows):
             "instance": lease.instance,
             "host": lease.host,
             "port": lease.port,
-            "runtime_state": self.layout.names.word(str(lease.state)),
+            "runtime_state": self.layout.names.value_of(str(lease.state)),
             "fence": lease.fence,
             "pid": lease.pid,
             "lease_expires_at": lease.expires_at,
@@ -184,7 +184,7 @@ class FencedRows(Rows):
         ids = self._ids(connection, [one.key for one in stops])
         parameters = [
             self._key(one.key, ids[one.key])
-            | {"its_fence": one.fence, "its_state": self.layout.names.word(one.state), "why": one.why}
+            | {"its_fence": one.fence, "its_state": self.layout.names.value_of(one.state), "why": one.why}
             | {"moment": now, "moment_too": now}
             for one in stops
             if one.key in ids
@@ -234,7 +234,7 @@ class FencedRows(Rows):
                 sa.or_(*others),
                 sa.or_(fence.is_(None), older) if unfenced else older,
             )
-            .values(runtime_state=self.layout.names.word(STOPPED), **self._of_an_end())
+            .values(runtime_state=self.layout.names.value_of(STOPPED), **self._of_an_end())
         )
         ids = self._ids(connection, [key for key, _ in leases])
         parameters = [

@@ -146,7 +146,7 @@ def make_layout(
     """
     metadata = sa.MetaData(schema=names.schema)
     known = default_types() | dict(types or {})
-    defaults = _DEFAULTS | {"pool": _text(pool), "runtime_state": _text(names.word("starting"))}
+    defaults = _DEFAULTS | {"pool": _text(pool), "runtime_state": _text(names.value_of("starting"))}
     columns = [
         sa.Column(
             names.column(name),
@@ -161,13 +161,13 @@ def make_layout(
     runners = sa.Table(names.table, metadata, *columns)
     state, port = runners.c["runtime_state"], runners.c["port"]
     runners.append_constraint(sa.PrimaryKeyConstraint(*(runners.c[name] for name in WORKER_COLUMNS)))
-    known_words = words_of(names, ROW_STATES)
-    runners.append_constraint(sa.CheckConstraint(state.in_(known_words), name=f"{names.table}_state_known"))
+    known_values = values_of(names, ROW_STATES)
+    runners.append_constraint(sa.CheckConstraint(state.in_(known_values), name=f"{names.table}_state_known"))
     runners.append_constraint(sa.CheckConstraint(port.between(1, 65_535), name=f"{names.table}_port_range"))
-    live = state.in_(words_of(names, LIVE_ROW_STATES))
+    live = state.in_(values_of(names, LIVE_ROW_STATES))
     address = (runners.c["pool"], runners.c["host"], port)
     sa.Index(f"{names.table}_live", *address, unique=True, postgresql_where=live, sqlite_where=live)
-    asked = state.in_(words_of(names, DISCOVERED_STATES))
+    asked = state.in_(values_of(names, DISCOVERED_STATES))
     sa.Index(f"{names.table}_found", port, postgresql_where=asked, sqlite_where=asked)
     leaders = sa.Table(
         f"{names.table}_leaders",
@@ -180,9 +180,9 @@ def make_layout(
     return Layout(names, runners, leaders, _named_by(names, known))
 
 
-def words_of(names: TableNames, states: Iterable[str]) -> list[str]:
+def values_of(names: TableNames, states: Iterable[str]) -> list[str]:
     """Return the table's names for states, each once."""
-    return list(dict.fromkeys(names.word(state) for state in states))
+    return list(dict.fromkeys(names.value_of(state) for state in states))
 
 
 def _named_by(names: TableNames, types: Mapping[str, TypeEngine[Any]]) -> dict[str, sa.Table]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from allocator.client.counting import serve_registry
+from allocator.client.counts import serve_registry
 from allocator.database.drift import Kind
 from allocator.model.errors import AllocatorError, DatabaseUnavailableError
 

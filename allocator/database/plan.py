@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
-from allocator.database.layout import WORKER_COLUMNS, Layout, words_of
+from allocator.database.layout import WORKER_COLUMNS, Layout, values_of
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, ROW_STATES
 
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ class Planner:
             yield Step(f"table {self.layout.leaders.name}", self._written(CreateTable(self.layout.leaders)))
 
     def _states(self, facts: TableFacts) -> Iterator[Step]:
-        for word in words_of(self._names, ROW_STATES):
-            if facts.states is not None and word not in facts.states:
-                added = f"ALTER TYPE {facts.enum_name} ADD VALUE IF NOT EXISTS {_literal(word)}"
-                yield Step(f"state {word}", added, apart=True)
+        for value in values_of(self._names, ROW_STATES):
+            if facts.states is not None and value not in facts.states:
+                added = f"ALTER TYPE {facts.enum_name} ADD VALUE IF NOT EXISTS {_literal(value)}"
+                yield Step(f"state {value}", added, apart=True)
 
     def _columns(self, facts: TableFacts) -> Iterator[Step]:
         for ours in self.layout.runners.c:
@@ -141,18 +141,18 @@ class Planner:
         yield Step(f"index {name}", f"CREATE UNIQUE INDEX {self._quote(name)} ON {self._table} ({listed})")
 
     def _numbering(self) -> str:
-        place = ("rowid",) if self._is_sqlite else ("tableoid", "ctid")  # partitions count their rows apart
-        places = ", ".join(f"{name} AS its_{name}" for name in place)
-        same_place = " AND ".join(f"{self._table}.{name} = numbered.its_{name}" for name in place)
+        row_id = ("rowid",) if self._is_sqlite else ("tableoid", "ctid")  # partitions count their rows apart
+        row_ids = ", ".join(f"{name} AS its_{name}" for name in row_id)
+        same_row = " AND ".join(f"{self._table}.{name} = numbered.its_{name}" for name in row_id)
         of = {name: self._quote(self._names.column(name)) for name in COLUMNS}
-        live = ", ".join(_literal(word) for word in words_of(self._names, LIVE_ROW_STATES))
+        live = ", ".join(_literal(value) for value in values_of(self._names, LIVE_ROW_STATES))
         newest = f", {of['created_at']} DESC" if self.layout.has("created_at") else ""
         return (  # names only, each quoted by the dialect
             f"UPDATE {self._table} SET {of['instance']} = numbered.number FROM ("  # noqa: S608
-            f"SELECT {places}, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
+            f"SELECT {row_ids}, row_number() OVER (PARTITION BY {of['pool']}, {of['organization_id']}, "
             f"{of['plugin_id']} ORDER BY CASE WHEN {of['runtime_state']} IN ({live}) THEN 0 ELSE 1 END"
             f"{newest}) - 1 AS number FROM {self._table}) AS numbered "
-            f"WHERE {same_place} AND numbered.number > 0"
+            f"WHERE {same_row} AND numbered.number > 0"
         )
 
     def _checks(self, facts: TableFacts) -> Iterator[Step]:
@@ -216,12 +216,12 @@ class Planner:
     def _contradictions(self, facts: TableFacts) -> Iterator[Finding]:
         state = self._names.column("runtime_state")
         for name, text in facts.checks.items():
-            words = words_of(self._names, ROW_STATES)
-            unknown = [word for word in words if _literal(word) not in text]
+            values = values_of(self._names, ROW_STATES)
+            unknown = [value for value in values if _literal(value) not in text]
             if state in text and name != f"{self._names.table}_state_known" and unknown:
                 yield Finding(
                     f"the check {name} of {self._names} does not know the state {unknown[0]}; "
-                    f"let it allow {', '.join(words)}",
+                    f"let it allow {', '.join(values)}",
                     True,
                 )
         for rule, count in facts.counts.items():
@@ -287,11 +287,11 @@ def count_contradictions(connection: Connection, layout: Layout, facts: TableFac
                 )
     if f"{names.table}_live" not in facts.indexes and columns("host", "port", "runtime_state"):
         pool = [layout.column("pool")] if columns("pool") else []
-        place = [*pool, layout.column("host"), layout.column("port")]
-        live = layout.column("runtime_state").in_(_known(facts, words_of(names, LIVE_ROW_STATES)))
+        row_id = [*pool, layout.column("host"), layout.column("port")]
+        live = layout.column("runtime_state").in_(_known(facts, values_of(names, LIVE_ROW_STATES)))
         there = sa.and_(layout.column("host").is_not(None), layout.column("port").is_not(None))
         counts[f"{names.table}_live"] = _count(
-            connection, sa.select(sa.literal(1)).where(live, there).group_by(*place).having(sa.func.count() > 1)
+            connection, sa.select(sa.literal(1)).where(live, there).group_by(*row_id).having(sa.func.count() > 1)
         )
     worker = [layout.column(name) for name in WORKER_COLUMNS if columns(name)]
     if columns("instance") and frozenset(names.column(name) for name in WORKER_COLUMNS) not in facts.unique_over:
@@ -311,7 +311,7 @@ def _count_nameless(connection: Connection, layout: Layout, facts: TableFacts) -
     """Return how many live rows refer to no row of the tables that have the names, by the column that refers to it."""
     counts = {}
     for rule, table in layout.named_by.items():
-        live = layout.column("runtime_state").in_(_known(facts, words_of(layout.names, LIVE_ROW_STATES)))
+        live = layout.column("runtime_state").in_(_known(facts, values_of(layout.names, LIVE_ROW_STATES)))
         source = layout.runners.outerjoin(table, table.c["key"] == layout.column(rule))
         nameless = sa.select(sa.literal(1)).select_from(source).where(live, table.c["name"].is_(None))
         counts[rule] = _count(connection, nameless)

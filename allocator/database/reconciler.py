@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from allocator.database.adoption import adoptable, in_batches
-from allocator.database.drift import Action, Difference, Kind, of_lease, of_row, said_by_lease
+from allocator.database.drift import Action, Difference, Kind, of_lease, of_row, shown_by_lease
 from allocator.database.errors import DatabaseBusyError, RowRefusedError
 from allocator.database.fenced import FencedRows
 from allocator.database.upgrade import check_writable, open_layout
@@ -184,8 +184,8 @@ class Reconciler:
 
     def _leases(self, report: Report, here: set[int]) -> Iterator[Lease]:
         pool, host = self.rows.pool, self.allocator.session.host
-        for space in self.allocator.run(listing.spaces(pool)):
-            views = self.allocator.run(listing.ports(pool, space))
+        for namespace in self.allocator.run(listing.namespaces(pool)):
+            views = self.allocator.run(listing.ports(pool, namespace))
             found = sorted((view.lease for view in views if view.lease), key=lambda one: (one.host, one.port))
             report.leases += len(found)
             here.update(lease.port for lease in found if lease.host == host)
@@ -197,7 +197,7 @@ class Reconciler:
         lease, row = next(leases, None), next(rows, None)
         while lease or row:
             left = (lease.host, lease.port) if lease else None
-            right = row.place if row else None
+            right = row.address if row else None
             if left == right:
                 yield lease, row
                 lease, row = next(leases, None), next(rows, None)
@@ -211,7 +211,7 @@ class Reconciler:
     def _agree(self, lease: Lease | None, row: Row | None) -> bool:
         if lease is None or row is None or row.fence != lease.fence or self.rows.key_of(lease.worker) != row.key:
             return False
-        if said_by_lease(lease, row) is not None:
+        if shown_by_lease(lease, row) is not None:
             return False
         return not self._is_overdue(row)
 
@@ -239,8 +239,8 @@ class Reconciler:
             yield
         theirs = {one.port for one in adopted.values()}
         for port, listener in {one.port: one for one in listening if one.port not in theirs}.items():
-            words = f"{described(listener)} listens without a lease"
-            report.add(Difference(Kind.UNKNOWN_LISTENER, Action.NONE, None, host, port, words))
+            detail = f"{described(listener)} listens without a lease"
+            report.add(Difference(Kind.UNKNOWN_LISTENER, Action.NONE, None, host, port, detail))
         yield
 
     def _unclaimed(
@@ -252,9 +252,9 @@ class Reconciler:
             return  # settled already: by its worker's lease, or by that of its port
         difference = of_row(row, whereabouts, None)
         if difference is not None and listener is not None:
-            words = f"{difference.detail}; {described(listener)} listens on its port"
-            place = (self.allocator.session.host, row.port)
-            difference = Difference(Kind.UNKNOWN_ROW, Action.ADOPT, difference.worker, *place, words, key=row.key)
+            detail = f"{difference.detail}; {described(listener)} listens on its port"
+            address = (self.allocator.session.host, row.port)
+            difference = Difference(Kind.UNKNOWN_ROW, Action.ADOPT, difference.worker, *address, detail, key=row.key)
         if difference is not None:
             report.add(difference)
 
@@ -289,7 +289,7 @@ class Reconciler:
         with self.database.reading() as connection:
             rows = self.rows.of_workers(connection, list(by_key))
             unknown = self.rows.unknown_names(connection, leases)
-            standing = self.rows.at_places(connection, [(one.host, one.port) for one in leases.values() if one])
+            standing = self.rows.at_addresses(connection, [(one.host, one.port) for one in leases.values() if one])
         tenants = {(lease.host, lease.port): lease for lease in leases.values() if lease}
         others = {row.key: row for row in standing.values() if row.key not in by_key}
         rows |= others
@@ -342,7 +342,7 @@ class Reconciler:
                 if other is not None and other.key != key:
                     todo.crowded.append((key, lease))
         else:
-            difference = of_row(row, known, tenants.get(row.place)) if row else None
+            difference = of_row(row, known, tenants.get(row.address)) if row else None
             if row and row.fence is None:
                 report.settled.add(key)
             if difference and difference.stop:

@@ -170,7 +170,7 @@ class DatabaseRecorder:
 
     @staticmethod
     def _standing(connection: Connection, rows: FencedRows, key: RowKey, lease: Lease) -> Standing | None:
-        row = rows.at_places(connection, [(lease.host, lease.port)]).get((lease.host, lease.port))
+        row = rows.at_addresses(connection, [(lease.host, lease.port)]).get((lease.host, lease.port))
         return Standing(str(row.key), row.fence) if row and row.key != key else None
 
     def _taken_meanwhile(self, rows: FencedRows, key: RowKey, lease: Lease, error: RowRefusedError) -> Standing:

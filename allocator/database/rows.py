@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from allocator.database.errors import reading_rows
-from allocator.database.layout import WORKER_COLUMNS, words_of
+from allocator.database.layout import WORKER_COLUMNS, values_of
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, shown
 from allocator.model.tables import COLUMNS, LIVE_ROW_STATES
@@ -100,7 +100,7 @@ class Row:
         return state == self.state or state in self.alike
 
     @property
-    def place(self) -> tuple[str, int]:
+    def address(self) -> tuple[str, int]:
         """Host and port of a row that has both."""
         return self.host or "", self.port or 0
 
@@ -131,7 +131,7 @@ class Rows:
 
     @cached_property
     def _is_live(self) -> sa.ColumnElement[bool]:
-        return self.layout.column("runtime_state").in_(words_of(self.layout.names, LIVE_ROW_STATES))
+        return self.layout.column("runtime_state").in_(values_of(self.layout.names, LIVE_ROW_STATES))
 
     @cached_property
     def _has_uuids(self) -> bool:
@@ -225,13 +225,13 @@ class Rows:
         query = self._select.where(sa.tuple_(*columns).in_([(*ids[key], key.instance) for key in ids]))
         return {row.key: row for row in self._read(connection, query)}
 
-    def at_places(self, connection: Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+    def at_addresses(self, connection: Connection, addresses: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
         """Return the live rows at places (host and port)."""
-        if not places:
+        if not addresses:
             return {}
         at = sa.tuple_(self.layout.column("host"), self.layout.column("port"))
-        query = self._select.where(self._is_live, at.in_(list(places)))
-        return {row.place: row for row in self._read(connection, query)}
+        query = self._select.where(self._is_live, at.in_(list(addresses)))
+        return {row.address: row for row in self._read(connection, query)}
 
     def _read(self, connection: Connection, query: sa.Select[Any]) -> Iterator[Row]:
         with reading_rows(self.layout.names):
@@ -240,10 +240,10 @@ class Rows:
 
     def _row(self, found: Sequence[Any]) -> Row:
         """Return a row as it is read; what SQLite's columns hold of another type than theirs is unknown."""
-        org, plugin, instance, host, port, word, fence, pid, expires_at, restarts, error, its_org, its_plugin, *_ = (
+        org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error, its_org, its_plugin, *_ = (
             found
         )
-        states = self.layout.names.states_of(_text(word) or "")
+        states = self.layout.names.states_of(_text(state) or "")
         return Row(
             key=RowKey(
                 _text(its_org or org) or "",

@@ -86,11 +86,11 @@ def begin(connection: Connection, *, limit_s: float, lock_s: float, idle_s: floa
         idle_s: After how long without a statement the server ends the transaction.
     """
     limits = {"statement_timeout": limit_s, "lock_timeout": lock_s, "idle_in_transaction_session_timeout": idle_s}
-    words = [
+    statements = [
         *_READ_ALIKE,
         *(f"SET LOCAL {name} = {max(1, round(seconds * 1_000))}" for name, seconds in limits.items()),
     ]
-    connection.execution_options(no_parameters=True).exec_driver_sql("; ".join(words))
+    connection.execution_options(no_parameters=True).exec_driver_sql("; ".join(statements))
 
 
 def prepare(connection: LimitedConnection, _record: object) -> None:

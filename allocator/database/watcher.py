@@ -57,7 +57,7 @@ class Gauge(Protocol):
         ...
 
 
-def patiently(make: Callable[[], Reconciler], say: Callable[[str], None]) -> Reconciler:
+def patiently(make: Callable[[], Reconciler], report: Callable[[str], None]) -> Reconciler:
     """Return what `make` makes, waiting for a Redis or a database that is away.
 
     Raises:
@@ -69,7 +69,7 @@ def patiently(make: Callable[[], Reconciler], say: Callable[[str], None]) -> Rec
             return make()
         except (DatabaseUnavailableError, StoreUnavailableError) as error:
             if failures == 0:
-                say(f"{error}; waiting for it")
+                report(f"{error}; waiting for it")
             failures += 1
             time.sleep(BACKOFF.pause(failures))
 
@@ -81,14 +81,14 @@ class Watch:
     Attributes:
         reconciler: Compares and writes; it has a leader's candidacy.
         every_s: Seconds between the beginnings of two passes.
-        say: Prints in one line what changed.
+        report: Prints in one line what changed.
         gauge: Takes in what happens, for metrics, or None.
         first: What a new leader does once before its first pass.
     """
 
     reconciler: Reconciler
     every_s: float
-    say: Callable[[str], None]
+    report: Callable[[str], None]
     gauge: Gauge | None = None
     first: Callable[[], None] | None = None
     _cursor: str = "0-0"
@@ -139,13 +139,13 @@ class Watch:
 
     def _begin_to_lead(self) -> None:
         self._leads, self._stands_by_for = True, None
-        self.say(f"leading the reconcilers of pool {self.reconciler.rows.pool}")
+        self.report(f"leading the reconcilers of pool {self.reconciler.rows.pool}")
         if self.gauge:
             self.gauge.leads(leads=True)
 
     def _lead_no_more(self, other: str) -> None:
         if self._leads or self._stands_by_for != other:
-            self.say(f"standing by: {other} leads the reconcilers of pool {self.reconciler.rows.pool}")
+            self.report(f"standing by: {other} leads the reconcilers of pool {self.reconciler.rows.pool}")
         self._leads, self._began, self._stands_by_for = False, False, other
         if self.gauge:
             self.gauge.leads(leads=False)
@@ -168,7 +168,7 @@ class Watch:
         if self.gauge:
             self.gauge.passed(report, time.monotonic() - began)
         if self._failures:
-            self.say("Redis and the database answer again, and are equal")
+            self.report("Redis and the database answer again, and are equal")
         self._failures = 0
         while not should_stop() and (left_s := began + self.every_s - time.monotonic()) > 0:
             assert self.reconciler.leader is not None  # noqa: S101  # as above
@@ -196,7 +196,7 @@ class Watch:
 
     def _wait_out(self, error: AllocatorError) -> None:
         if self._failures == 0:
-            self.say(f"{error}; waiting for it")
+            self.report(f"{error}; waiting for it")
         log.debug("attempt %d: %s", self._failures + 1, error)
         if self.gauge:
             self.gauge.failed(error)

@@ -216,8 +216,8 @@ class Directory:
     def _now_stale(self, error: AllocatorError) -> None:
         if not self.stale and not self._closed.is_set():
             self.stale = True
-            words = (self.age_s, error)
-            log.warning("the directory is not kept current; what it knows stays, as read %.0f s ago (%s)", *words)
+            details = (self.age_s, error)
+            log.warning("the directory is not kept current; what it knows stays, as read %.0f s ago (%s)", *details)
 
     def _checked(self, cursor: str) -> str:
         """Return the event to go on from: the first again where the newest one is older, for Redis lost some then."""

@@ -148,7 +148,7 @@ class Exporter:
         path: The file.
         command: What to run after each replacement, or None.
         timeout_s: Time that the command has.
-        talk: Prints one line for the person who watches.
+        report: Prints one line for the person who watches.
         clock: The monotonic clock, in seconds.
     """
 
@@ -160,7 +160,7 @@ class Exporter:
         *,
         command: str | None = None,
         timeout_s: float = COMMAND_TIMEOUT_S,
-        talk: Callable[..., None] = lambda _line, **_level: None,
+        report: Callable[..., None] = lambda _line, **_level: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
@@ -168,7 +168,7 @@ class Exporter:
         self._path = path
         self._command = command
         self._timeout_s = timeout_s
-        self._talk = talk
+        self._report = report
         self._clock = clock
         self._stopping = False
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -215,18 +215,18 @@ class Exporter:
         if self._command is not None and _differs(self._path, text):
             self._due.set()
         if replace_file(self._path, text):
-            self._talk(f"{self._path} is written")
+            self._report(f"{self._path} is written")
         if self._command is not None and self._due:
             run_command(self._command, self._timeout_s, lambda: self._stopping)
             self._due.clear()
 
     def _failed(self, error: AllocatorError) -> None:
         if self._stopping:
-            self._talk(str(error), level=ERROR)
+            self._report(str(error), level=ERROR)
             return
         pause_s = RETRY.pause(self._failures + 1)
         stays = "; the last file stays" if isinstance(error, StoreUnavailableError) else ""
-        self._talk(f"{error}{stays}; trying again in {pause_s:g} s", level=WARNING)
+        self._report(f"{error}{stays}; trying again in {pause_s:g} s", level=WARNING)
         self._failures += 1
         self._pause(pause_s)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ServiceName = tuple[str, str]
 """Plugin and organisation."""
-_Place = tuple[str, int]
+_Address = tuple[str, int]
 """Host and port."""
 
 ENDED = frozenset({"released", "declined", "superseded", "forced"})
@@ -84,16 +84,16 @@ class AddressMemory:
     ) -> None:
         self._states = states
         self._clock = clock
-        self._known: dict[_Place, _Known] = {}
-        self._services: dict[ServiceName, set[_Place]] = {}
-        self._of_worker: dict[str, _Place] = {}
-        self._of_port: dict[int, set[_Place]] = {}
+        self._known: dict[_Address, _Known] = {}
+        self._services: dict[ServiceName, set[_Address]] = {}
+        self._of_worker: dict[str, _Address] = {}
+        self._of_port: dict[int, set[_Address]] = {}
         self._touched: set[ServiceName] = set()
         self.is_fleet = False
 
     def good(self, service: ServiceName) -> list[Sighting]:
         """Return what is known of the good addresses of a service, by host and port."""
-        return [self._known[place].sighting for place in sorted(self._services.get(service, ()))]
+        return [self._known[address].sighting for address in sorted(self._services.get(service, ()))]
 
     def endpoints(self, service: ServiceName) -> tuple[Endpoint, ...]:
         """Return the good addresses of a service, in order."""
@@ -101,7 +101,7 @@ class AddressMemory:
 
     def services(self) -> set[ServiceName]:
         """Return the services that have a good address."""
-        return {service for service, places in self._services.items() if places}
+        return {service for service, addresses in self._services.items() if addresses}
 
     def take_touched(self) -> set[ServiceName]:
         """Return the services whose addresses may have changed since the last call."""
@@ -121,39 +121,39 @@ class AddressMemory:
             sightings: All their live leases, in whatever state.
         """
         now = self._clock()
-        shown: set[_Place] = set()
+        shown: set[_Address] = set()
         for one in sightings:
-            place = (one.lease.host, one.lease.port)
-            shown.add(place)
-            before = self._known.get(place)
-            self._forget_others(place, str(one.lease.worker), one.lease.fence)
+            address = (one.lease.host, one.lease.port)
+            shown.add(address)
+            before = self._known.get(address)
+            self._forget_others(address, str(one.lease.worker), one.lease.fence)
             if one.lease.state in self._states:
-                self._remember(place, _addressed(one, before), now)
+                self._remember(address, _addressed(one, before), now)
             else:
-                self._forget(place)
+                self._forget(address)
         for service in services:
-            for place in [place for place in self._services.get(service, ()) if place not in shown]:
-                if self._known[place].is_over(now):
-                    self._forget(place)
+            for address in [address for address in self._services.get(service, ()) if address not in shown]:
+                if self._known[address].is_over(now):
+                    self._forget(address)
 
     def hear(self, fields: Mapping[str, str]) -> None:
         """Apply one event of the pool's stream."""
         kind, host, worker = fields.get("type", ""), fields.get("host", ""), fields.get("worker", "")
         port, fence = _number(fields.get("port")), _number(fields.get("fence"))
-        place = (host, port)
-        known = self._known.get(place)
+        address = (host, port)
+        known = self._known.get(address)
         if kind == "forgotten":
             for one in [one for one in self._known if one[0] == host]:
                 self._forget(one)
         elif kind in GRANTED:
-            self._forget_others(place, worker, fence)
+            self._forget_others(address, worker, fence)
         elif known is None or fence < known.sighting.lease.fence:
             return
         elif kind == "changed":
             if fields.get("state") not in self._states:
-                self._forget(place)
+                self._forget(address)
         elif kind in ENDED or (kind == "expired" and self._clock() >= known.doubted_until):
-            self._forget(place)
+            self._forget(address)
         elif kind == "expired":
             known.until = known.doubted_until
 
@@ -165,34 +165,34 @@ class AddressMemory:
             if known.until is not None:
                 known.until = known.doubted_until
 
-    def _forget_others(self, place: _Place, worker: str, fence: int) -> None:
+    def _forget_others(self, address: _Address, worker: str, fence: int) -> None:
         """Forget the addresses that a grant replaces: on its host and port, of its worker, of its port in a fleet."""
-        others = {place, self._of_worker.get(worker, place)}
+        others = {address, self._of_worker.get(worker, address)}
         if self.is_fleet:
-            others |= self._of_port.get(place[1], set())
+            others |= self._of_port.get(address[1], set())
         for other in others:
             known = self._known.get(other)
-            is_same = other == place and known is not None and str(known.sighting.lease.worker) == worker
+            is_same = other == address and known is not None and str(known.sighting.lease.worker) == worker
             if known is not None and not is_same and known.sighting.lease.fence < fence:
                 self._forget(other)
 
-    def _remember(self, place: _Place, sighting: Sighting, now: float) -> None:
-        self._forget(place)
-        known = self._known[place] = _Known(sighting, now)
-        self._services.setdefault(known.service, set()).add(place)
+    def _remember(self, address: _Address, sighting: Sighting, now: float) -> None:
+        self._forget(address)
+        known = self._known[address] = _Known(sighting, now)
+        self._services.setdefault(known.service, set()).add(address)
         self._touched.add(known.service)
-        self._of_worker[str(sighting.lease.worker)] = place
-        self._of_port.setdefault(place[1], set()).add(place)
+        self._of_worker[str(sighting.lease.worker)] = address
+        self._of_port.setdefault(address[1], set()).add(address)
 
-    def _forget(self, place: _Place) -> None:
-        known = self._known.pop(place, None)
+    def _forget(self, address: _Address) -> None:
+        known = self._known.pop(address, None)
         if known is None:
             return
-        self._services[known.service].discard(place)
+        self._services[known.service].discard(address)
         self._touched.add(known.service)
-        self._of_port[place[1]].discard(place)
+        self._of_port[address[1]].discard(address)
         worker = str(known.sighting.lease.worker)
-        if self._of_worker.get(worker) == place:
+        if self._of_worker.get(worker) == address:
             del self._of_worker[worker]
 
 

@@ -149,8 +149,8 @@ class Service:
         version = 0
         while True:
             now = {(str(one), one.worker): one for one in self.endpoints}  # a lease that is re-asserted is not a change
-            yield from (("down", one) for place, one in before.items() if place not in now)
-            yield from (("up", one) for place, one in now.items() if place not in before)
+            yield from (("down", one) for address, one in before.items() if address not in now)
+            yield from (("up", one) for address, one in now.items() if address not in before)
             before = now
             left = None if deadline is None else max(0.0, deadline - self._clock())
             newer = self._directory.wait_for_change(version, left)

@@ -19,12 +19,12 @@ from allocator.model.errors import ConfigurationError
 from allocator.operations.steps import (
     DescribeListener,
     JudgeHolder,
-    KeepLeases,
-    KeepTokens,
     ProvePorts,
     ReadClosing,
     ReadListeners,
     Step,
+    StoreLeases,
+    StoreTokens,
     Warn,
 )
 
@@ -96,11 +96,11 @@ class Answers:
 
         return judge(step.holder, step.host)
 
-    def keep_tokens(self, step: KeepTokens) -> tuple[str, ...]:
+    def store_tokens(self, step: StoreTokens) -> tuple[str, ...]:
         """Return the tokens to claim with."""
         return step.tokens
 
-    def keep_leases(self, step: KeepLeases) -> bool:
+    def store_leases(self, step: StoreLeases) -> bool:
         """Return that the leases are the caller's."""
         del step
         return True
@@ -122,8 +122,8 @@ _METHODS: dict[type, str] = {
     DescribeListener: "describe_listener",
     ReadClosing: "read_closing",
     JudgeHolder: "judge_holder",
-    KeepTokens: "keep_tokens",
-    KeepLeases: "keep_leases",
+    StoreTokens: "store_tokens",
+    StoreLeases: "store_leases",
     Warn: "warn",
 }
 

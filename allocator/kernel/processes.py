@@ -88,7 +88,7 @@ def children_of(pid: int) -> list[int]:
     Who is given a child whose parent ended is its main thread. Source: Linux, `find_new_reaper` in kernel/exit.c.
     """
     try:
-        return [int(word) for word in proc_text(pid, f"task/{pid}/children").split()]
+        return [int(number) for number in proc_text(pid, f"task/{pid}/children").split()]
     except OSError:
         return []
 
@@ -104,7 +104,7 @@ def descendants_of(*roots: int) -> set[int]:
         pid = left.pop()
         for thread in _threads_of(pid):
             with contextlib.suppress(OSError):
-                started = {int(word) for word in proc_text(pid, f"task/{thread}/children").split()}
+                started = {int(number) for number in proc_text(pid, f"task/{thread}/children").split()}
                 left += started - found
                 found |= started
     return found
@@ -160,13 +160,13 @@ def command_name(pid: int) -> str | None:
     except OSError:
         return None
     try:
-        words = proc_text(pid, "cmdline").split("\0")[:2]
+        arguments = proc_text(pid, "cmdline").split("\0")[:2]
         program = (PROC / str(pid) / "exe").readlink().name
     except OSError:
         return _printable(own)
     # A process may rename its main thread (newer versions of Node call it MainThread): such a name is nothing that was
     # started. Scripts have the name of their file, which is the second argument after the interpreter.
-    if any(Path(word).name.startswith(own) for word in (program, *words)):
+    if any(Path(argument).name.startswith(own) for argument in (program, *arguments)):
         return _printable(own)
     return _printable(program.removesuffix(" (deleted)"))
 
@@ -199,7 +199,7 @@ def facts_of(identity: ProcessIdentity) -> ProcessFacts | None:
         return None
 
 
-def command_words(pid: int) -> list[str]:
+def command_arguments(pid: int) -> list[str]:
     """Return the arguments that a process was started with, none when they may not be seen.
 
     To be compared, never shown: they may hold secrets.

@@ -159,9 +159,11 @@ def read_proc(root: Path = PROC) -> Iterator[ListeningSocket]:
     if all(table is None for table in tables):
         raise FileNotFoundError(f"{root}/net/tcp")
     for table in tables:
-        for words, port, uid, inode in re.findall(_PROC_ROW, table or b""):
+        for digits, port, uid, inode in re.findall(_PROC_ROW, table or b""):
             # The kernel prints each 32-bit word of the address as a number in its own byte order.
-            packed = b"".join(struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8))
+            packed = b"".join(
+                struct.pack("=I", int(digits[start : start + 8], 16)) for start in range(0, len(digits), 8)
+            )
             family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
             yield ListeningSocket(int(port, 16), family, packed, int(uid), int(inode))
 
@@ -212,7 +214,10 @@ def user_of_connection(near: tuple[str, int], far: tuple[str, int], root: Path =
     wanted = (_mapped(near[0]), near[1], _mapped(far[0]), far[1])
     for name in ("tcp", "tcp6"):
         for here, port, there, to, uid in re.findall(_ESTABLISHED, _table(root / "net" / name) or b""):
-            if int(port, 16) == near[1] and (_from_words(here), near[1], _from_words(there), int(to, 16)) == wanted:
+            if (
+                int(port, 16) == near[1]
+                and (_from_hexadecimal(here), near[1], _from_hexadecimal(there), int(to, 16)) == wanted
+            ):
                 return int(uid)
     return None
 
@@ -224,8 +229,8 @@ def _mapped(address: str) -> bytes:
     return _MAPPED_PREFIX + socket.inet_aton(address)
 
 
-def _from_words(words: bytes) -> bytes:
-    packed = b"".join(struct.pack("=I", int(words[start : start + 8], 16)) for start in range(0, len(words), 8))
+def _from_hexadecimal(digits: bytes) -> bytes:
+    packed = b"".join(struct.pack("=I", int(digits[start : start + 8], 16)) for start in range(0, len(digits), 8))
     return packed if len(packed) == 16 else _MAPPED_PREFIX + packed
 
 

@@ -82,24 +82,24 @@ class Alphabet:
 
     def encode(self, name: str) -> str:
         """Return a name in this alphabet."""
-        words = []
+        parts = []
         for at, character in enumerate(name):
             if at == 0 and character in self.first:
-                words.append(self.first[character])
+                parts.append(self.first[character])
             elif character == "-" and self.lone_hyphen is not None and not self._is_plain(name[at + 1 : at + 2]):
-                words.append(self.lone_hyphen)
+                parts.append(self.lone_hyphen)
             else:
-                words.append(self._code(character))
-        return "".join(words)
+                parts.append(self._code(character))
+        return "".join(parts)
 
     def decode(self, text: str) -> str:
         """Return the name that `encode` made this of."""
-        names, words = [], self._words
+        names, codes = [], self._codes
         start = next((one for one in self.first if text.startswith(self.first[one])), None)
         if start is not None:
             names.append(start)
             text = text[len(self.first[start]) :]
-        names += [words.get(word, word) for word in self._pattern.findall(text)]
+        names += [codes.get(code, code) for code in self._pattern.findall(text)]
         return "".join(names)
 
     def service(self, plugin: str, org: str) -> str:
@@ -117,13 +117,13 @@ class Alphabet:
         return character.isalnum() and (character not in _UPPER or self.capital is None)
 
     @cached_property
-    def _words(self) -> dict[str, str]:
-        words = {self._code(character): character for character in _NAMES}
-        return words if self.lone_hyphen is None else words | {self.lone_hyphen: "-"}
+    def _codes(self) -> dict[str, str]:
+        pieces = {self._code(character): character for character in _NAMES}
+        return pieces if self.lone_hyphen is None else pieces | {self.lone_hyphen: "-"}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._words, key=len, reverse=True)
+        longest_first = sorted(self._codes, key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
 

@@ -44,7 +44,7 @@ from allocator.model.durations import parse_duration_ms, written_duration
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port, shown
 from allocator.model.pools import PoolSpec
-from allocator.model.reading import toml_of
+from allocator.model.small_files import toml_of
 from allocator.model.tables import NameTable, TableNames
 from allocator.model.values import Value, declared_fields, field
 

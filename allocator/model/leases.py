@@ -103,9 +103,9 @@ class Lease(Value, kw_only=True):
         """`host:port`."""
         return f"{self.host}:{self.port}"
 
-    def holder_words(self) -> dict[str, Any]:
-        """Return what the holder states of itself, by name (`HOLDER_WORDS`)."""
-        return {name: getattr(self, name) for name in HOLDER_WORDS}
+    def holder_fields(self) -> dict[str, Any]:
+        """Return what the holder states of itself, by name (`HOLDER_FIELDS`)."""
+        return {name: getattr(self, name) for name in HOLDER_FIELDS}
 
     def as_json(self, *, with_token: bool = False) -> dict[str, object]:
         """Return the object that `--format json` prints; `expires_at` is RFC 3339 in UTC, `ttl_s` seconds.
@@ -136,15 +136,15 @@ class Lease(Value, kw_only=True):
         return shown
 
 
-_told = [one for one in declared_fields(Lease) if one.metadata]
-HOLDER_WORDS = tuple(one.name for one in _told)
+_reported = [one for one in declared_fields(Lease) if one.metadata]
+HOLDER_FIELDS = tuple(one.name for one in _reported)
 """What a holder states of itself: the members of a lease that scripts carry and never read."""
 
-PROCESS_FIELDS = tuple(one.name for one in _told if one.metadata["process"])
+PROCESS_FIELDS = tuple(one.name for one in _reported if one.metadata["process"])
 """Of these, the ones that name processes."""
 
-NUMBER_WORDS = frozenset(one.name for one in _told if str(one.type).startswith("int"))
-TEXT_WORDS = frozenset(one.name for one in _told if str(one.type).startswith("str"))
+NUMBER_FIELDS = frozenset(one.name for one in _reported if str(one.type).startswith("int"))
+TEXT_FIELDS = frozenset(one.name for one in _reported if str(one.type).startswith("str"))
 """Of these, which are whole numbers and which are texts."""
 
 

@@ -275,8 +275,8 @@ def environment_names(plugin: str) -> tuple[str, ...]:
 
     `email` gives `EMAIL_PLUGIN_PORT`; `@hay/plugin-email` gives `HAY_PLUGIN_EMAIL_PLUGIN_PORT` and `EMAIL_PLUGIN_PORT`.
     """
-    words = (re.sub(r"[^A-Z0-9]", "_", name.upper()) for name in (plugin.removeprefix("@"), short_name(plugin)))
-    return tuple(dict.fromkeys(f"{word}_PLUGIN_PORT" for word in words))
+    prefixes = (re.sub(r"[^A-Z0-9]", "_", name.upper()) for name in (plugin.removeprefix("@"), short_name(plugin)))
+    return tuple(dict.fromkeys(f"{prefix}_PLUGIN_PORT" for prefix in prefixes))
 
 
 def environment_hint(plugin: str, environment: Mapping[str, str]) -> int | None:

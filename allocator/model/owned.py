@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from allocator.model.errors import ConfigurationError
-from allocator.model.reading import MAX_FILE_BYTES
+from allocator.model.small_files import MAX_FILE_BYTES
 from allocator.model.values import Value
 
 if TYPE_CHECKING:
@@ -352,9 +352,9 @@ def replace_shared(path: Path, text: str) -> bool:
             path = Path(os.path.realpath(path))
     descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        place = os.fstat(descriptor)
-        folder = OpenFolder(path.parent, descriptor, place.st_uid, place.st_gid)
-        before = _replaced(folder, path, others_write=bool(place.st_mode & OTHERS_WRITE))
+        status = os.fstat(descriptor)
+        folder = OpenFolder(path.parent, descriptor, status.st_uid, status.st_gid)
+        before = _replaced(folder, path, others_write=bool(status.st_mode & OTHERS_WRITE))
         if before is not None and _same(folder, path.name, text):
             return False
         mode = 0o644 if before is None else stat.S_IMODE(before.st_mode)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Scope = Literal["host", "fleet"]
 Durability = Literal["none", "replica"]
 
-FLEET_SPACE = "*"
+FLEET_NAMESPACE = "*"
 """The space of a pool in which a port is unique over all hosts; no host can have this name."""
 
 MAX_CONVENTIONAL_PORTS = 1_024
@@ -100,9 +100,9 @@ class PoolSpec(Value, kw_only=True):
                 f"ttl {written_duration(self.ttl_ms)}, ttl_max {written_duration(self.ttl_max_ms)}) "
                 f"are out of order; keep {TTL_FLOOR_MS}ms <= ttl_min <= ttl <= ttl_max <= 30d"
             )
-        for word, value in (("grace", self.grace_ms), ("cooldown", self.cooldown_ms)):
+        for name, value in (("grace", self.grace_ms), ("cooldown", self.cooldown_ms)):
             if not 0 <= value <= MAX_DURATION_MS:
-                raise InvalidInputError(f"pool {self.name}: {word} {value}ms is out of bounds; give 0s to 30d")
+                raise InvalidInputError(f"pool {self.name}: {name} {value}ms is out of bounds; give 0s to 30d")
 
     def _check_conventional(self) -> None:
         owner: dict[int, str] = {}
@@ -155,9 +155,9 @@ class PoolSpec(Value, kw_only=True):
     def __contains__(self, port: int) -> bool:
         return self.first <= port <= self.last
 
-    def space_of(self, host: str) -> str:
+    def namespace_of(self, host: str) -> str:
         """Return where a port number of a host is unique: on the host itself, or in the whole fleet."""
-        return FLEET_SPACE if self.scope == "fleet" else host
+        return FLEET_NAMESPACE if self.scope == "fleet" else host
 
     def check_ttl_ms(self, ttl_ms: int | None) -> int:
         """Return the TTL that a lease gets, in milliseconds.
@@ -203,9 +203,9 @@ class PoolSpec(Value, kw_only=True):
     @property
     def rules(self) -> str:
         """What every claim goes by, in one field of its hash, so that a claim reads one instead of nine."""
-        words = [f"{name}={getattr(self, name)}" for name in _NUMBERS]
-        words += [f"scope={self.scope}", f"spill={int(self.spill)}"]
-        return " ".join([*words, "more=1"] if self.has_limits or self.bands else words)
+        pairs = [f"{name}={getattr(self, name)}" for name in _NUMBERS]
+        pairs += [f"scope={self.scope}", f"spill={int(self.spill)}"]
+        return " ".join([*pairs, "more=1"] if self.has_limits or self.bands else pairs)
 
     def as_fields(self) -> dict[str, str]:
         """Return the fields of the pool's hash, all but `fence` and `version`, which the scripts keep."""
@@ -237,13 +237,13 @@ class PoolSpec(Value, kw_only=True):
             ConfigurationError: When a field is missing or garbled; it names the key.
         """
         try:
-            rules = dict(word.split("=") for word in fields["rules"].split(" "))
+            rules = dict(pair.split("=") for pair in fields["rules"].split(" "))
             bands: dict[str, tuple[int, int]] = {}
             for band in filter(None, fields.get("bands", "").split(",")):
                 ends, _, plugin = band.partition(":")
                 first, _, last = ends.partition("-")
                 bands[plugin] = int(first), int(last)
-            limits = dict(word.split("=") for word in fields.get("limits", "").split())
+            limits = dict(pair.split("=") for pair in fields.get("limits", "").split())
             return cls(
                 name=name,
                 conventional=_conventional(fields, bands),
@@ -251,10 +251,10 @@ class PoolSpec(Value, kw_only=True):
                 org_limits=_numbers(fields, _ORG_LIMIT_PREFIX),
                 plugin_limits=_numbers(fields, _PLUGIN_LIMIT_PREFIX),
                 durability="replica" if fields.get("durability") == "replica" else "none",
-                **{word: int(limits[word]) for word in _LIMITS if word in limits},
+                **{pair: int(limits[pair]) for pair in _LIMITS if pair in limits},
                 scope="fleet" if rules["scope"] == "fleet" else "host",
                 spill=rules["spill"] == "1",
-                **{word: int(rules[word]) for word in _NUMBERS},
+                **{pair: int(rules[pair]) for pair in _NUMBERS},
             )
         except (KeyError, ValueError, InvalidInputError) as error:
             raise ConfigurationError(

@@ -58,15 +58,15 @@ class Problem(Value, kw_only=True):
     since: float | None = None
 
 
-def command(*words: str | int, host: str | None = None, pool: str | None = None) -> str:
+def command(*arguments: str | int, host: str | None = None, pool: str | None = None) -> str:
     """Return a command line of ours, its arguments quoted.
 
     Args:
-        *words: What stands behind `allocator`.
+        *arguments: What stands behind `allocator`.
         host: The host that is meant where it is not the one at which the command is typed.
         pool: The pool that is meant where it is not the default one.
     """
-    line = ["allocator", *map(str, words)]
+    line = ["allocator", *map(str, arguments)]
     line += ["--host", host] if host is not None else []
     line += ["--pool", pool] if pool is not None else []
     return shlex.join(line)

@@ -127,12 +127,12 @@ def parse_store_url(url: str, *, password: str | None = None, environ: Mapping[s
     topology, tls = known
     location, _, query = rest.partition("?")
     location = location.partition("#")[0]
-    userinfo, _, place = location.rpartition("@")
+    userinfo, _, where_it_is = location.rpartition("@")
     if "/" in userinfo or ("@" in query and not _looks_like_options(query)):
         raise ConfigurationError(
             f"the Redis URL {_quoted(url)} cannot be read: percent-encode '/', '?', '#', '@' and ':' in its password"
         )
-    fields = _place(topology, place, url)
+    fields = _location(topology, where_it_is, url)
     fields.update(_options(query, tls=tls, url=url, taken=fields))
     username, _, written = userinfo.partition(":")
     found = unquote(written) or password
@@ -174,15 +174,15 @@ def _looks_like_options(query: str) -> bool:
     return all("=" in part.partition("@")[0] for part in query.split("&"))
 
 
-def _place(topology: Topology, place: str, url: str) -> dict[str, object]:
+def _location(topology: Topology, where_it_is: str, url: str) -> dict[str, object]:
     """Read what stands behind the '@' and before the '?'."""
     if topology is Topology.UNIX:
-        if not place.startswith("/") or place.endswith("/"):
+        if not where_it_is.startswith("/") or where_it_is.endswith("/"):
             raise ConfigurationError(
                 f"{_quoted(url)} names no Unix socket; write unix:///path/to/socket with three slashes"
             )
-        return {"path": _plain(unquote(place), url)}
-    authority, _, path = place.partition("/")
+        return {"path": _plain(unquote(where_it_is), url)}
+    authority, _, path = where_it_is.partition("/")
     parts = [unquote(part) for part in path.split("/")] if path else []
     default_port = DEFAULT_SENTINEL_PORT if topology is Topology.SENTINEL else DEFAULT_PORT
     nodes = tuple(_node(text, default_port, url) for text in authority.split(","))

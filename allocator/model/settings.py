@@ -19,7 +19,7 @@ from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_address, check_name, shown
 from allocator.model.owned import found_text, why_not_trusted
 from allocator.model.pools import SDK_V2
-from allocator.model.reading import read_text
+from allocator.model.small_files import read_text
 from allocator.model.tables import TableNames
 from allocator.model.values import Value, declared_fields, field, replace
 
@@ -318,11 +318,11 @@ def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 def url_without_password(url: str) -> str:
     """Return a URL of Redis or of a database without the passwords in it; its user and its other options stay."""
-    before, at, place = url.rpartition("@")
+    before, at, address = url.rpartition("@")
     if at:
         scheme, _, user = before.partition("://")
         name = user.partition(":")[0]
-        url = f"{scheme}://{name}{at if name else ''}{place}"
+        url = f"{scheme}://{name}{at if name else ''}{address}"
     location, mark, query = url.partition("?")
     kept = [part for part in query.split("&") if part and "pass" not in part.partition("=")[0].lower()]
     return f"{location}{mark if kept else ''}{'&'.join(kept)}"
@@ -428,8 +428,8 @@ def _found(path: Path) -> _Given:
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     if why:
-        told = f"the settings file {path.absolute()} is not obeyed ({why}); fix that, or name it with --config"
-        return _Given(refused=(told,))
+        message = f"the settings file {path.absolute()} is not obeyed ({why}); fix that, or name it with --config"
+        return _Given(refused=(message,))
     return _parsed(path, text)
 
 

@@ -50,7 +50,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,54}", re.ASCII)
 """At most 55 characters, so that an index named after the table stays within PostgreSQL's 63."""
 
 
-_WORD_LENGTH = 50
+_NAME_LENGTH = 50
 
 
 class NameTable(Value):
@@ -126,26 +126,26 @@ class TableNames(Value):
         return f"{self.table}_version"
 
     def _check_states(self) -> None:
-        for state, word in self.states.items():
+        for state, value in self.states.items():
             if state not in ROW_STATES:
                 raise InvalidInputError(f"{shown(state)} is not a state of a row; use one of {', '.join(ROW_STATES)}")
-            if not word.isprintable() or not 0 < len(word) <= _WORD_LENGTH:
-                raise InvalidInputError(f"{shown(word)} is not a name for a state; use 1-{_WORD_LENGTH} characters")
-        ended = {self.word(STOPPED), self.word(ERROR)}
+            if not value.isprintable() or not 0 < len(value) <= _NAME_LENGTH:
+                raise InvalidInputError(f"{shown(value)} is not a name for a state; use 1-{_NAME_LENGTH} characters")
+        ended = {self.value_of(STOPPED), self.value_of(ERROR)}
         for state in LIVE_ROW_STATES:
-            if self.word(state) in ended:
+            if self.value_of(state) in ended:
                 raise InvalidInputError(
                     f"the states {state} and stopped or error have one name in [database.states]; give each its own"
                 )
 
-    def word(self, state: str) -> str:
+    def value_of(self, state: str) -> str:
         """Return the table's name for a state."""
         return self.states.get(state, state)
 
-    def states_of(self, word: str) -> tuple[str, ...]:
+    def states_of(self, value: str) -> tuple[str, ...]:
         """Return the states that a value of the table stands for; a value of its owner alone stands for itself."""
-        return tuple(state for state in ROW_STATES if self.word(state) == word) or (
-            (word,) if word not in ROW_STATES else (f"{word!r}",)
+        return tuple(state for state in ROW_STATES if self.value_of(state) == value) or (
+            (value,) if value not in ROW_STATES else (f"{value!r}",)
         )
 
     def column(self, name: str) -> str:

@@ -84,16 +84,16 @@ class _Kind(type):
         for base in bases:
             parts |= getattr(base, "__parts__", {})
         own: list[str] = []
-        for word, kind in body.get("__annotations__", {}).items():
+        for field, kind in body.get("__annotations__", {}).items():
             if kind.startswith("ClassVar"):
                 continue
-            given = body.pop(word, _MISSING)
+            given = body.pop(field, _MISSING)
             part = given if isinstance(given, Field) else Field(given)
-            part.name, part.type, part.kw_only = word, kind, kw_only
-            if word not in parts:
-                own.append(word)
-            parts[word] = part
-        positional = tuple([word for word, one in parts.items() if not one.kw_only])
+            part.name, part.type, part.kw_only = field, kind, kw_only
+            if field not in parts:
+                own.append(field)
+            parts[field] = part
+        positional = tuple([field for field, one in parts.items() if not one.kw_only])
         body |= {"__slots__": tuple(own), "__parts__": parts, "__init__": _first_init, "__match_args__": positional}
         if not frozen:
             body |= {"__setattr__": _set, "__delattr__": object.__delattr__, "__hash__": None}
@@ -124,29 +124,29 @@ def _write_init(kind: Any) -> None:  # noqa: ANN401  # a class of values
     parts: dict[str, Field] = kind.__parts__
     known: dict[str, Any] = {"_set": _set, "_MISSING": _MISSING}
     is_guarded = kind.__setattr__ is not _set
-    ordered = [(word, one) for word, one in parts.items() if not one.kw_only]
-    named = [(word, one) for word, one in parts.items() if one.kw_only]
-    words, lines = ["self"], []
-    for word, one in [*ordered, *named]:
-        if one.kw_only and "*" not in words:
-            words.append("*")
-        value = word
+    ordered = [(field, one) for field, one in parts.items() if not one.kw_only]
+    named = [(field, one) for field, one in parts.items() if one.kw_only]
+    parameters, lines = ["self"], []
+    for field, one in [*ordered, *named]:
+        if one.kw_only and "*" not in parameters:
+            parameters.append("*")
+        value = field
         if one.default_factory is not None:
-            known[f"_make_{word}"] = one.default_factory
-            words.append(f"{word}=_MISSING")
-            value = f"_make_{word}() if {word} is _MISSING else {word}"
+            known[f"_make_{field}"] = one.default_factory
+            parameters.append(f"{field}=_MISSING")
+            value = f"_make_{field}() if {field} is _MISSING else {field}"
         elif one.default is not _MISSING:
-            known[f"_default_{word}"] = one.default
-            words.append(f"{word}=_default_{word}")
+            known[f"_default_{field}"] = one.default
+            parameters.append(f"{field}=_default_{field}")
         else:
-            words.append(word)
-        lines.append(f"_set(self, '{word}', {value})" if is_guarded else f"self.{word} = {value}")
+            parameters.append(field)
+        lines.append(f"_set(self, '{field}', {value})" if is_guarded else f"self.{field} = {value}")
     if hasattr(kind, "__post_init__"):
         lines.append("self.__post_init__()")
-    exec(f"def __init__({', '.join(words)}):\n " + "\n ".join(lines or ["pass"]), known)  # noqa: S102  # our own words
+    exec(f"def __init__({', '.join(parameters)}):\n " + "\n ".join(lines or ["pass"]), known)  # noqa: S102  # our own words
     init = known["__init__"]
     init.__qualname__ = f"{kind.__qualname__}.__init__"
-    init.__annotations__ = {word: one.type for word, one in parts.items()}
+    init.__annotations__ = {field: one.type for field, one in parts.items()}
     kind.__init__ = init
 
 
@@ -163,7 +163,7 @@ class _DataclassFields:
         import dataclasses
 
         fields = {}
-        for word, one in kind.__parts__.items():
+        for field, one in kind.__parts__.items():
             made: Any = dataclasses.field(
                 default=dataclasses.MISSING if one.default is _MISSING else one.default,
                 default_factory=one.default_factory or dataclasses.MISSING,
@@ -172,8 +172,8 @@ class _DataclassFields:
                 metadata=one.metadata,
                 kw_only=one.kw_only,
             )
-            made.name, made.type, made._field_type = word, one.type, dataclasses._FIELD  # type: ignore[attr-defined]  # noqa: SLF001  # as it makes them itself
-            fields[word] = made
+            made.name, made.type, made._field_type = field, one.type, dataclasses._FIELD  # type: ignore[attr-defined]  # noqa: SLF001  # as it makes them itself
+            fields[field] = made
         return fields
 
 
@@ -198,33 +198,33 @@ class Value(metaclass=_Kind):
         return hash(_compared(self))
 
     def __repr__(self) -> str:
-        shown = (f"{word}={getattr(self, word)!r}" for word, one in type(self).__parts__.items() if one.repr)
+        shown = (f"{field}={getattr(self, field)!r}" for field, one in type(self).__parts__.items() if one.repr)
         return f"{type(self).__qualname__}({', '.join(shown)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (type(self), tuple([getattr(self, word) for word in type(self).__parts__]))
+        return _rebuilt, (type(self), tuple([getattr(self, field) for field in type(self).__parts__]))
 
 
 Value.__dataclass_fields__ = _DataclassFields()  # type: ignore[assignment]  # a descriptor of that
 
 
 def _compared(value: Any) -> tuple[Any, ...]:  # noqa: ANN401  # a value
-    return tuple([getattr(value, word) for word, one in type(value).__parts__.items() if one.compare])
+    return tuple([getattr(value, field) for field, one in type(value).__parts__.items() if one.compare])
 
 
 def _rebuilt(kind: type[V], values: tuple[Any, ...]) -> V:
     """Return a value that was pickled or copied."""
     made = object.__new__(kind)
-    for word, value in zip(kind.__parts__, values, strict=True):
-        _set(made, word, value)
+    for field, value in zip(kind.__parts__, values, strict=True):
+        _set(made, field, value)
     return made
 
 
 def replace(value: V, /, **changes: Any) -> V:  # noqa: ANN401  # of the fields' types
     """Return a copy of a value with other values of some fields."""
-    for word in type(value).__parts__:
-        if word not in changes:
-            changes[word] = getattr(value, word)
+    for field in type(value).__parts__:
+        if field not in changes:
+            changes[field] = getattr(value, field)
     return type(value)(**changes)
 
 

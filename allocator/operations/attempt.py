@@ -49,7 +49,7 @@ class ClaimRequest(Value, kw_only=True):
         hint: The port that the environment names for this plugin, or None.
         ttl_ms: How long the lease lives without a heartbeat, or None for the pool's TTL.
         state: The state that the lease starts in.
-        holder: What the lease will show of its holder, by name (`HOLDER_WORDS`).
+        holder: What the lease will show of its holder, by name (`HOLDER_FIELDS`).
         auto_instance: Whether the lowest free instance is taken in place of the worker's.
         priority: 0-9: who waits with a higher one comes first.
         wait_s: Time to wait for a port when none is free, in seconds.
@@ -138,8 +138,8 @@ class Waiting(Value):
     @property
     def may_claim(self) -> bool:
         """Whether it is its turn, as far as it knows."""
-        place = self.position
-        return place is not None and place.ahead == 0 and (self.woken or place.held == 0)
+        position = self.position
+        return position is not None and position.ahead == 0 and (self.woken or position.held == 0)
 
     def condition_after(self, error: AllocatorError) -> str:
         """Return what it waits for after a claim that failed: something other than a port keeps nobody from one."""

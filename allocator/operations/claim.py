@@ -31,13 +31,13 @@ from allocator.operations.steps import (
     DescribeListener,
     JudgeHolder,
     Judgement,
-    KeepLeases,
-    KeepTokens,
     Operation,
     Pause,
     ProvePorts,
     ReadClosing,
     ReadListeners,
+    StoreLeases,
+    StoreTokens,
     Verdict,
     Warn,
 )
@@ -88,7 +88,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
     yield from pool_rules(context, request.pool)
     if request.record:
         yield CheckRow(request.pool, request.worker)
-    attempt = yield from _with_kept_tokens(context, attempt)
+    attempt = yield from _with_stored_tokens(context, attempt)
     leases: tuple[Lease, ...] = ()
     try:
         while True:
@@ -101,7 +101,7 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
                     elif (yield from _is_kept(context, pool, attempt, leases)):
                         return leases
                     else:  # another claim with these tokens was undone
-                        leases, attempt = (), (yield from _with_kept_tokens(context, first_attempt(context, request)))
+                        leases, attempt = (), (yield from _with_stored_tokens(context, first_attempt(context, request)))
                 case Held():
                     attempt = yield from _after_held(context, attempt, reply)
                 case _:
@@ -153,7 +153,7 @@ def _settled(
 
 def _is_kept(context: Context, pool: PoolSpec, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[bool]:
     """Let the driver store the leases; return whether they are still the caller's, not released by another claim."""
-    is_ended = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), leases)
+    is_ended = yield StoreLeases(attempt.request.pool, context.host, _named(attempt), leases)
     return is_ended or not attempt.was_taken_up or (yield from _are_live(pool, leases))
 
 
@@ -162,11 +162,11 @@ def _named(attempt: Attempt) -> tuple[WorkerId, ...]:
     return () if attempt.request.auto_instance else attempt.workers
 
 
-def _with_kept_tokens(context: Context, attempt: Attempt) -> Operation[Attempt]:
+def _with_stored_tokens(context: Context, attempt: Attempt) -> Operation[Attempt]:
     """Let the driver store the tokens before Redis is asked, so that a killed claim can be continued."""
     if attempt.request.token is not None:
         return attempt
-    kept: tuple[str, ...] = yield KeepTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
+    kept: tuple[str, ...] = yield StoreTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
     return attempt if kept == attempt.tokens else replace(attempt, tokens=kept, was_taken_up=True)
 
 
@@ -224,7 +224,7 @@ def _call(
     auto = f"{request.worker.org}/{request.worker.plugin}#auto" if request.auto_instance else None
     return ClaimCall(
         pool=pool.name,
-        space=pool.space_of(context.host),
+        namespace=pool.namespace_of(context.host),
         host=context.host,
         ttl_ms=ttl_ms,
         state=request.state,
@@ -348,8 +348,8 @@ def _after_renaming(
 def _given_back(context: Context, attempt: Attempt, holder: Lease, token: str, error: HeldError) -> Operation[Attempt]:
     """Release a lease of the workers that does not fit this request, and begin with new tokens."""
     yield from end.release(context, [replace(holder, token=token)])
-    yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
-    anew = yield from _with_kept_tokens(context, first_attempt(context, replace(attempt.request, token=None)))
+    yield StoreLeases(attempt.request.pool, context.host, _named(attempt), ())
+    anew = yield from _with_stored_tokens(context, first_attempt(context, replace(attempt.request, token=None)))
     return attempt.after_given_back(anew.tokens, error)
 
 
@@ -424,7 +424,7 @@ def _undone(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error
             from allocator.operations import queue
 
             yield from queue.leave(context, attempt.request, attempt.waiting.ticket)
-        is_ours = yield KeepLeases(attempt.request.pool, context.host, _named(attempt), ())
+        is_ours = yield StoreLeases(attempt.request.pool, context.host, _named(attempt), ())
         if not attempt.is_new or not is_ours:
             return
         if not leases and not isinstance(error, AllocatorError):  # ended while Redis may have been asked

@@ -8,7 +8,7 @@ from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
 from allocator.model.values import Value, replace
 from allocator.operations.context import pool_rules, read_pool
-from allocator.operations.renew import BATCH, places_by_host, renew, token_of
+from allocator.operations.renew import BATCH, ports_by_host, renew, token_of
 from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, Ending, How, NotYours
 from allocator.protocol.wire import ask
 
@@ -117,12 +117,14 @@ def _ended(
     reason: str = "",
 ) -> Operation[list[bool]]:
     endings: dict[int, Ending] = {}
-    for (pool_name, host), members in places_by_host(leases).items():
-        space = (yield from rules(pool_name)).space_of(host)
+    for (pool_name, host), members in ports_by_host(leases).items():
+        namespace = (yield from rules(pool_name)).namespace_of(host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
             asked = tuple([wanted[at] for at in batch])
-            found = yield from ask(EndCall(pool=pool_name, space=space, how=how, leases=asked, by=by, reason=reason))
+            found = yield from ask(
+                EndCall(pool=pool_name, namespace=namespace, how=how, leases=asked, by=by, reason=reason)
+            )
             endings.update(zip(batch, found, strict=True))
     for at, ending in endings.items():
         if isinstance(ending, NotYours):

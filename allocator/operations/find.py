@@ -30,10 +30,10 @@ MAX_DOUBT_S = 30.0
 
 def find(pool: PoolSpec, workers: Sequence[WorkerId]) -> Operation[list[Whereabouts]]:
     """Return what Redis knows of workers, in their order."""
-    space, found = pool.space_of("-"), list[Whereabouts]()
+    namespace, found = pool.namespace_of("-"), list[Whereabouts]()
     for start in range(0, len(workers), BATCH):
         batch = tuple(str(worker) for worker in workers[start : start + BATCH])
-        found += yield from ask(FindCall(pool=pool.name, space=space, workers=batch))
+        found += yield from ask(FindCall(pool=pool.name, namespace=namespace, workers=batch))
     return found
 
 
@@ -56,7 +56,7 @@ def is_here(context: Context, pool: str, host: str) -> Operation[Here]:
     """
     if context.elsewhere:
         return Here.OTHER
-    known = yield from ask(InspectHostCall(pool=pool, space=host))
+    known = yield from ask(InspectHostCall(pool=pool, namespace=host))
     theirs, ours = known.identity.split()[:3], context.identity.split()
     if "-" in theirs or len(theirs) < 3 or theirs[0] != ours[0]:
         return Here.OTHER
@@ -82,7 +82,7 @@ def _overdue_in_s(context: Context, pool: str, host: str) -> Operation[float | N
 
     rules = yield from pool_rules(context, pool)
     due_ms = 0.0
-    for known in (yield from known_ports(pool, rules.space_of(host))):
+    for known in (yield from known_ports(pool, rules.namespace_of(host))):
         lease = known.lease
         if lease is None or lease.host != host:
             continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_port, is_name, shown
 from allocator.operations.context import read_pool
-from allocator.operations.listing import port_spaces, ports
+from allocator.operations.listing import port_namespaces, ports
 from allocator.protocol.signatures.inspect import InspectHostCall, InspectMembersCall
 from allocator.protocol.wire import PREFIX, ask, pool_key
 
@@ -69,24 +69,24 @@ def strange_entries(pool: str, names: Iterable[str]) -> Operation[list[str]]:
         if host != "*" and not is_name(host):
             found.append(f"key {base}:hosts has the member {shown(host)}, which is not a host")
     rules = yield from read_pool(pool)
-    for space in (yield from port_spaces(rules)) if rules else []:
-        found += yield from _in_space(pool, space)
+    for namespace in (yield from port_namespaces(rules)) if rules else []:
+        found += yield from _in_namespace(pool, namespace)
     return found
 
 
-def _in_space(pool: str, space: str) -> Operation[list[str]]:
-    known = yield from ask(InspectHostCall(pool=pool, space=space))
+def _in_namespace(pool: str, namespace: str) -> Operation[list[str]]:
+    known = yield from ask(InspectHostCall(pool=pool, namespace=namespace))
     found = []
-    if known.address == "" and len(words := known.identity.split(" ")) > 3:
-        found.append(f"key {pool_key(pool)}:host:{space} advertises {shown(words[3])}, which is not an address")
-    key = f"{pool_key(pool)}:ports:{space}"
-    for member, _ in (yield from _members(pool, f":ports:{space}")):
+    if known.address == "" and len(parts := known.identity.split(" ")) > 3:
+        found.append(f"key {pool_key(pool)}:host:{namespace} advertises {shown(parts[3])}, which is not an address")
+    key = f"{pool_key(pool)}:ports:{namespace}"
+    for member, _ in (yield from _members(pool, f":ports:{namespace}")):
         try:
             check_port(member)
         except InvalidInputError:
             found.append(f"key {key} has the member {shown(member)}, which is not a port")
     strange: list[str] = []
-    yield from ports(pool, space, strange=strange)
+    yield from ports(pool, namespace, strange=strange)
     return found + [error.partition(";")[0] for error in strange if "not a lease" in error]
 
 

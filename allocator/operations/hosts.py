@@ -58,11 +58,11 @@ def register(context: Context, pool_name: str) -> Operation[Reply]:
     for fresh in (False, True):
         if fresh:
             pool = yield from pool_rules(context, pool_name, fresh=True)
-        space = pool.space_of(context.host)
+        namespace = pool.namespace_of(context.host)
         code = yield from ask(
             RegisterCall(
                 pool=pool.name,
-                space=space,
+                namespace=namespace,
                 host=context.host,
                 identity=context.full_identity,
                 alive_ms=context.alive_ms,
@@ -90,7 +90,7 @@ def drain(pool: str, host: str) -> Operation[int]:
     Raises:
         InvalidInputError: When no worker has ever claimed on this host in the pool.
     """
-    space = yield from _space(pool, host)
+    namespace = yield from _namespace(pool, host)
     total = 0
     for number in range(MAX_PASSES):
         # Read before anything is written; read again afterwards for what was claimed in between.
@@ -100,7 +100,7 @@ def drain(pool: str, host: str) -> Operation[int]:
             break
         for start in range(0, max(1, len(leases)), BATCH):
             ports = tuple(lease.port for lease in leases[start : start + BATCH])
-            changed = yield from ask(DrainCall(pool=pool, space=space, host=host, ports=ports))
+            changed = yield from ask(DrainCall(pool=pool, namespace=namespace, host=host, ports=ports))
             if changed is None:
                 raise _unknown(pool, host)
             total += changed
@@ -122,9 +122,9 @@ def forget(pool: str, host: str, *, forced: Forced | None = None) -> Operation[i
         HeldError: When it has live leases.
         InvalidInputError: When the pool knows no such host.
     """
-    space, ended = (yield from _space(pool, host)), 0
+    namespace, ended = (yield from _namespace(pool, host)), 0
     for _ in range(MAX_PASSES):
-        code = yield from ask(ForgetCall(pool=pool, space=space, host=host))
+        code = yield from ask(ForgetCall(pool=pool, namespace=namespace, host=host))
         if code is Reply.UNKNOWN:
             raise _unknown(pool, host)
         if code is Reply.BUSY and forced:
@@ -225,9 +225,9 @@ def _placements(rules: PoolSpec, worker: WorkerId, spread: Spread | None) -> Ope
     return found
 
 
-def _space(pool: str, host: str) -> Operation[str]:
+def _namespace(pool: str, host: str) -> Operation[str]:
     rules = yield from read_pool(pool)
-    return rules.space_of(host) if rules else host
+    return rules.namespace_of(host) if rules else host
 
 
 def _unknown(pool: str, host: str) -> InvalidInputError:

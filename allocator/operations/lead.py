@@ -70,17 +70,17 @@ def restore(pool: PoolSpec, claims: Sequence[Remembered], ttl_ms: int) -> Operat
         For each, in their order, whether it was restored (False: Redis knows its port or worker by itself).
     """
     done: dict[int, bool] = {}
-    by_space: dict[str, list[int]] = {}
+    by_namespace: dict[str, list[int]] = {}
     for at, claim in enumerate(claims):
-        by_space.setdefault(pool.space_of(claim.host), []).append(at)
-    for space, members in by_space.items():
+        by_namespace.setdefault(pool.namespace_of(claim.host), []).append(at)
+    for namespace, members in by_namespace.items():
         for start in range(0, len(members), RESTORE_BATCH):
             batch = members[start : start + RESTORE_BATCH]
             leases = tuple(
                 RememberedLease(host=one.host, port=one.port, worker=str(one.worker), fence=one.fence)
                 for one in (claims[at] for at in batch)
             )
-            restored = yield from ask(RestoreCall(pool=pool.name, space=space, ttl_ms=ttl_ms, leases=leases))
+            restored = yield from ask(RestoreCall(pool=pool.name, namespace=namespace, ttl_ms=ttl_ms, leases=leases))
             if isinstance(restored, NoPool):
                 return [False] * len(claims)
             done.update(zip(batch, restored, strict=True))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import is_name
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.model.states import LeaseState
 from allocator.model.values import Value
 from allocator.operations.context import read_pool
@@ -39,7 +39,7 @@ time."""
 
 
 class PortView(Value):
-    """What Redis reports of one port of a space.
+    """What Redis reports of one port of a namespace.
 
     Attributes:
         port: 1-65535.
@@ -96,54 +96,54 @@ class Reaped(Value):
     Attributes:
         closed: How many leases it closed.
         next_s: After how many seconds the next may be due; None when none is.
-        spaces: How many spaces the pool has.
+        namespaces: How many spaces the pool has.
     """
 
     closed: int
     next_s: float | None
-    spaces: int
+    namespaces: int
 
 
-def spaces(pool: str) -> Operation[list[str]]:
-    """Return the spaces that Redis knows of a pool, in alphabetical order: its hosts, and `*` in fleet scope."""
+def namespaces(pool: str) -> Operation[list[str]]:
+    """Return the namespaces that Redis knows of a pool, in alphabetical order: its hosts, and `*` in fleet scope."""
     found: list[str] = []
     for _ in range(MAX_HOST_PAGES):
         page = yield from ask(InspectHostsCall(pool=pool, offset=len(found), count=HOSTS_PAGE))
         found += page
         if len(page) < HOSTS_PAGE:
             break
-    return sorted({name for name in found if name == FLEET_SPACE or is_name(name)})
+    return sorted({name for name in found if name == FLEET_NAMESPACE or is_name(name)})
 
 
-def port_spaces(rules: PoolSpec) -> Operation[list[str]]:
-    """Return the spaces that have ports, in alphabetical order: the hosts of a pool, or `*` alone in fleet scope."""
-    return [FLEET_SPACE] if rules.scope == "fleet" else (yield from spaces(rules.name))
+def port_namespaces(rules: PoolSpec) -> Operation[list[str]]:
+    """Return the namespaces that have ports, in order: the hosts of a pool, or `*` alone in fleet scope."""
+    return [FLEET_NAMESPACE] if rules.scope == "fleet" else (yield from namespaces(rules.name))
 
 
 def ports(
-    pool: str, space: str, *, quarantine: bool = False, strange: list[str] | None = None
+    pool: str, namespace: str, *, quarantine: bool = False, strange: list[str] | None = None
 ) -> Operation[list[PortView]]:
-    """Return the ports of a space that are not claimable now, lowest port first.
+    """Return the ports of a namespace that are not claimable now, lowest port first.
 
     Args:
         pool: The pool.
-        space: A host of it, or `*` in fleet scope.
+        namespace: A host of it, or `*` in fleet scope.
         quarantine: Whether to ask which of those that rest are in quarantine too.
         strange: Gets a sentence for each entry of another program, which is passed over.
     """
-    until_ms = (yield from ask(InspectHostCall(pool=pool, space=space))).quarantines if quarantine else {}
+    until_ms = (yield from ask(InspectHostCall(pool=pool, namespace=namespace))).quarantines if quarantine else {}
     return [
         PortView(one.port, one.claimable_in_ms, one.lease, in_quarantine=until_ms.get(one.port) == one.claimable_at_ms)
-        for one in (yield from known_ports(pool, space, strange=strange))
+        for one in (yield from known_ports(pool, namespace, strange=strange))
     ]
 
 
-def known_ports(pool: str, space: str, *, strange: list[str] | None = None) -> Operation[list[KnownPort]]:
-    """Return what Redis has of the ports of a space that are not claimable now, lowest port first; see `ports`."""
+def known_ports(pool: str, namespace: str, *, strange: list[str] | None = None) -> Operation[list[KnownPort]]:
+    """Return what Redis has of the ports of a namespace that are not claimable now, lowest port first; see `ports`."""
     seen: dict[int, KnownPort] = {}
     cursor = 0.0
     for _ in range(MAX_PAGES):
-        page = yield from ask(InspectPortsCall(pool=pool, space=space, from_ms=int(cursor), count=PAGE))
+        page = yield from ask(InspectPortsCall(pool=pool, namespace=namespace, from_ms=int(cursor), count=PAGE))
         if strange is not None:
             strange += page.strange
         seen |= {one.port: one for one in page.ports}
@@ -154,9 +154,9 @@ def known_ports(pool: str, space: str, *, strange: list[str] | None = None) -> O
     return [seen[port] for port in sorted(seen)]
 
 
-def port_view(pool: str, space: str, port: int) -> Operation[PortView]:
-    """Return what Redis reports of one port of a space."""
-    known = yield from ask(InspectPortCall(pool=pool, space=space, port=port))
+def port_view(pool: str, namespace: str, port: int) -> Operation[PortView]:
+    """Return what Redis reports of one port of a namespace."""
+    known = yield from ask(InspectPortCall(pool=pool, namespace=namespace, port=port))
     return PortView(known.port, known.claimable_in_ms, known.lease)
 
 
@@ -174,7 +174,7 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     rules = yield from read_pool(pool)
     if rules is None:
         return []
-    names = yield from port_spaces(rules)
+    names = yield from port_namespaces(rules)
     if host is not None and rules.scope == "host":
         names = [host] if host in names else []
     found: list[Lease] = []
@@ -184,25 +184,25 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     return sorted(found, key=lambda lease: (lease.host, lease.port))
 
 
-def known_space(rules: PoolSpec, name: str) -> Operation[tuple[KnownHost, list[KnownPort]]]:
-    """Return what Redis has of a space, and its ports that cannot be claimed."""
-    known = yield from ask(InspectHostCall(pool=rules.name, space=name))
-    if rules.scope == "fleet" and name != FLEET_SPACE:
+def known_namespace(rules: PoolSpec, name: str) -> Operation[tuple[KnownHost, list[KnownPort]]]:
+    """Return what Redis has of a namespace, and its ports that cannot be claimed."""
+    known = yield from ask(InspectHostCall(pool=rules.name, namespace=name))
+    if rules.scope == "fleet" and name != FLEET_NAMESPACE:
         return known, []
     return known, (yield from known_ports(rules.name, name))
 
 
 def hosts(pool: str) -> Operation[list[HostView]]:
     """Return the hosts that have claimed in a pool, in alphabetical order."""
-    names = yield from spaces(pool)
-    counts = {name: 0 for name in names if name != FLEET_SPACE}
-    for name in [FLEET_SPACE] if FLEET_SPACE in names else names:
+    names = yield from namespaces(pool)
+    counts = {name: 0 for name in names if name != FLEET_NAMESPACE}
+    for name in [FLEET_NAMESPACE] if FLEET_NAMESPACE in names else names:
         for view in (yield from ports(pool, name)):
             if view.lease:
                 counts[view.lease.host] = counts.get(view.lease.host, 0) + 1
     found = []
     for name, count in sorted(counts.items()):
-        found.append(_host_view(name, (yield from ask(InspectHostCall(pool=pool, space=name))), count))
+        found.append(_host_view(name, (yield from ask(InspectHostCall(pool=pool, namespace=name))), count))
     return found
 
 
@@ -214,7 +214,7 @@ def host(pool: str, name: str, leases: int) -> Operation[HostView | None]:
         name: The host.
         leases: How many leases are live on it, which the caller has read.
     """
-    known = yield from ask(InspectHostCall(pool=pool, space=name))
+    known = yield from ask(InspectHostCall(pool=pool, namespace=name))
     if not known.identity and not leases:
         return None
     return _host_view(name, known, leases)
@@ -227,7 +227,7 @@ def _host_view(name: str, known: KnownHost, leases: int) -> HostView:
 
 def host_identity(pool: str, host: str) -> Operation[str]:
     """Return what a host is known by: machine, boot, network namespace, perhaps its address; `- - -` for nothing."""
-    known = yield from ask(InspectHostCall(pool=pool, space=host))
+    known = yield from ask(InspectHostCall(pool=pool, namespace=host))
     return known.identity or "- - -"
 
 
@@ -241,13 +241,13 @@ def cordon(pool: str, host: str, *, on: bool) -> Operation[bool]:
         InvalidInputError: When no worker has ever claimed on this host in the pool.
     """
     rules = yield from read_pool(pool)
-    space = rules.space_of(host) if rules else host
+    namespace = rules.namespace_of(host) if rules else host
     marked = [] if on else [one.port for one in (yield from leases(pool, host)) if one.state is LeaseState.DRAINING]
     codes = []
     for start in range(0, max(1, len(marked)), PAGE):
         ports = tuple(marked[start : start + PAGE])
         what: Literal["cordon", "uncordon"] = "cordon" if on else "uncordon"
-        codes.append((yield from ask(CordonCall(pool=pool, space=space, host=host, what=what, ports=ports))))
+        codes.append((yield from ask(CordonCall(pool=pool, namespace=namespace, host=host, what=what, ports=ports))))
     if codes[0] is Reply.UNKNOWN:
         raise InvalidInputError(
             f"host {host} is not known in pool {pool}; see 'allocator host ls' for those that are", host=host
@@ -263,4 +263,4 @@ def reap(pool: str) -> Operation[Reaped]:
         closed += visit.closed
         if visit.closed < REAP_BATCH:
             break
-    return Reaped(closed, None if visit.next_ms is None else visit.next_ms / 1_000, visit.spaces)
+    return Reaped(closed, None if visit.next_ms is None else visit.next_ms / 1_000, visit.namespaces)

@@ -36,8 +36,8 @@ def number_of(context: Context, pool: str, org: str, plugin: str, key: str) -> O
     for fresh in (False, True):
         rules = yield from pool_rules(context, pool, fresh=fresh)
         host = f"{context.host}:{key}"
-        space = rules.space_of(context.host)
-        found = yield from ask(NumberCall(pool=pool, space=space, org=org, plugin=plugin, key=host))
+        namespace = rules.namespace_of(context.host)
+        found = yield from ask(NumberCall(pool=pool, namespace=namespace, org=org, plugin=plugin, key=host))
         if not isinstance(found, NoPool):
             return found
     raise ConfigurationError(f"pool {pool} vanishes as soon as it is made; is Redis being emptied?")

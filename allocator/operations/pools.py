@@ -47,10 +47,10 @@ def apply_pool(pool: PoolSpec, *, by: str = "-") -> Operation[Reply]:
 
 def _enter_leases(pool: PoolSpec) -> Operation[None]:
     """Enter the live leases of a pool, which had no limits before, into the indexes that they are counted by."""
-    by_space: dict[str, list[int]] = {}
+    by_namespace: dict[str, list[int]] = {}
     for lease in (yield from listing.leases(pool.name)):
-        by_space.setdefault(pool.space_of(lease.host), []).append(lease.port)
-    for space, ports in by_space.items():
+        by_namespace.setdefault(pool.namespace_of(lease.host), []).append(lease.port)
+    for namespace, ports in by_namespace.items():
         for start in range(0, len(ports), INDEXED_AT_ONCE):
             batch = tuple(ports[start : start + INDEXED_AT_ONCE])
-            yield from ask(IndexCall(pool=pool.name, space=space, mode="ports", ports=batch))
+            yield from ask(IndexCall(pool=pool.name, namespace=namespace, mode="ports", ports=batch))

@@ -53,7 +53,7 @@ def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
     found = yield from ask(
         JoinCall(
             pool=pool.name,
-            space=pool.space_of(context.host),
+            namespace=pool.namespace_of(context.host),
             ticket=waiting.ticket,
             host=context.host,
             worker=str(request.worker),
@@ -72,9 +72,9 @@ def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
     """Give up a position in the queue; the next waiter is woken."""
     pool = yield from pool_rules(context, request.pool)
-    space = pool.space_of(context.host)
+    namespace = pool.namespace_of(context.host)
     worker = str(request.worker)
-    yield from ask(LeaveCall(pool=pool.name, space=space, ticket=ticket, host=context.host, worker=worker))
+    yield from ask(LeaveCall(pool=pool.name, namespace=namespace, ticket=ticket, host=context.host, worker=worker))
 
 
 def wait_for_turn(context: Context, waiting: Waiting, error: AllocatorError, *, deadline: float) -> Operation[Waiting]:

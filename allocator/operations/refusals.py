@@ -284,7 +284,7 @@ def counted(
     from allocator.operations import listing
 
     try:
-        views = yield from listing.ports(pool.name, pool.space_of(context.host), quarantine=True)
+        views = yield from listing.ports(pool.name, pool.namespace_of(context.host), quarantine=True)
     except AllocatorError:  # it may not read that, or Redis does not answer any more
         return error
     why = {one.port: one.why for one in views if one.why != "free"}
@@ -293,7 +293,7 @@ def counted(
         why = dict.fromkeys(attempt.refused, "closing") | dict.fromkeys(listening, "listening") | why
     rest = "scattered" if attempt.request.contiguous else "reserved" if pool.bands or not pool.spill else "free"
     counts = Counter(why.get(port, rest) for port in range(pool.first, pool.last + 1))
-    parts = ", ".join(f"{counts[word]} {name}" for word, name in IN_THE_WAY.items() if counts[word])
+    parts = ", ".join(f"{counts[key]} {name}" for key, name in IN_THE_WAY.items() if counts[key])
     return ExhaustedError(
         _none_is_free(context, pool, reply, parts),
         host=context.host,

@@ -1,6 +1,6 @@
 """Renew: extend leases in batches, state what changed about them, re-assert those that Redis lost.
 
-A heartbeat that has nothing new to report calls `keep`, which gets only what proves the leases; only about those
+A heartbeat that has nothing new to report calls `extend`, which gets only what proves the leases; only about those
 that were not extended is `renew` asked, with all that it takes to decide.
 """
 
@@ -21,7 +21,7 @@ from allocator.operations.context import pool_rules
 from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.renew import (
     PROOF_LENGTH,
-    KeepCall,
+    ExtendCall,
     Lost,
     Outcome,
     Proof,
@@ -63,7 +63,7 @@ class RenewOutcome(Value):
     reap_due: bool = False
 
     @property
-    def word(self) -> str:
+    def code(self) -> str:
         """What became of it: `renewed`, `reasserted`, `lost` or `unanswered`."""
         if self.failed:
             return "unanswered"
@@ -89,7 +89,7 @@ def renew(
         PoolMissingError: When a pool is gone and nobody knows its rules.
     """
     outcomes: dict[int, RenewOutcome] = {}
-    for (pool_name, host), members in places_by_host(leases).items():
+    for (pool_name, host), members in ports_by_host(leases).items():
         pool = yield from pool_rules(context, pool_name)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
@@ -134,12 +134,12 @@ def _renew_apart(context: Context, leases: list[Lease], *, rewrite: bool) -> Ope
     return first + (yield from _renew_apart(context, leases[middle:], rewrite=rewrite))
 
 
-def places_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:
+def ports_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:
     """Return the places of leases in a sequence, by their pool and host: what one call may be about."""
-    places: dict[tuple[str, str], list[int]] = {}
+    ports: dict[tuple[str, str], list[int]] = {}
     for at, lease in enumerate(leases):
-        places.setdefault((lease.pool, lease.host), []).append(at)
-    return places
+        ports.setdefault((lease.pool, lease.host), []).append(at)
+    return ports
 
 
 def _renew_batch(
@@ -150,8 +150,8 @@ def _renew_batch(
         provable = [i for i, lease in enumerate(leases) if len(_proof(context, lease).written) == PROOF_LENGTH]
         for ttl_ms in sorted({leases[i].ttl_ms for i in provable}):
             members = [i for i in provable if leases[i].ttl_ms == ttl_ms]
-            kept = yield from _kept(context, pool, host, [leases[i] for i in members], ttl_ms)
-            outcomes |= {members[at]: outcome for at, outcome in kept.items()}
+            extended = yield from _extended(context, pool, host, [leases[i] for i in members], ttl_ms)
+            outcomes |= {members[at]: outcome for at, outcome in extended.items()}
     left = [i for i in range(len(leases)) if i not in outcomes]
     if left:
         decided = yield from _decided(context, pool, host, [leases[i] for i in left], rewrite, failed)
@@ -159,13 +159,15 @@ def _renew_batch(
     return [outcomes[i] for i in range(len(leases))]
 
 
-def _kept(
+def _extended(
     context: Context, pool: PoolSpec, host: str, leases: list[Lease], ttl_ms: int
 ) -> Operation[dict[int, RenewOutcome]]:
     """Extend leases that are alive; return what became of those, by their place in the list."""
     proofs = tuple(_proof(context, lease) for lease in leases)
     sent_at = context.clock()
-    found = yield from ask(KeepCall(pool=pool.name, space=pool.space_of(host), host=host, ttl_ms=ttl_ms, leases=proofs))
+    found = yield from ask(
+        ExtendCall(pool=pool.name, namespace=pool.namespace_of(host), host=host, ttl_ms=ttl_ms, leases=proofs)
+    )
     if isinstance(found, NoPool):
         return {}
     expires_at, deadline = (found.now_ms + ttl_ms) / 1_000, sent_at + ttl_ms / 1_000
@@ -239,7 +241,7 @@ def of_the_parent(lease: Lease) -> LeaseLostError:
 def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str) -> RenewCall:
     return RenewCall(
         pool=pool.name,
-        space=pool.space_of(host),
+        namespace=pool.namespace_of(host),
         host=host,
         identity=context.full_identity if host == context.host else "-",
         leases=tuple(
@@ -251,7 +253,7 @@ def _call(context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewr
                 worker=str(lease.worker),
                 mode="set" if rewrite else "keep",
                 state=lease.state,
-                extra=lease.holder_words(),
+                extra=lease.holder_fields(),
                 failed=failed,
             )
             for lease in leases

@@ -91,8 +91,10 @@ def sightings(pool: str, plugin: str, org: str) -> Operation[list[Sighting]]:
         if page.next_offset is None:
             break
         offset = page.next_offset
-    by_place = {(one.lease.host, one.lease.port): one for one in found}  # a page may show one of the page before again
-    return [by_place[place] for place in sorted(by_place)]
+    by_address = {
+        (one.lease.host, one.lease.port): one for one in found
+    }  # a page may show one of the page before again
+    return [by_address[address] for address in sorted(by_address)]
 
 
 def _check_names(plugin: str, org: str) -> None:
@@ -115,6 +117,6 @@ def no_worker(pool: str, plugin: str, org: str, counts: list[int]) -> NoWorkerEr
         return NoWorkerError(
             f"no worker of {service} has a lease in pool {pool}; start one, or wait for it with --wait 10s"
         )
-    said = " and ".join(f"{count} {state}" for count, state in zip(counts, states, strict=True) if count)
-    what = f"its only worker is {said.partition(' ')[2]}" if total == 1 else f"of its {total} workers {said}"
+    summary = " and ".join(f"{count} {state}" for count, state in zip(counts, states, strict=True) if count)
+    what = f"its only worker is {summary.partition(' ')[2]}" if total == 1 else f"of its {total} workers {summary}"
     return NoWorkerError(f"no worker of {service} is ready: {what}; wait with --wait 10s, or see 'allocator ls'")

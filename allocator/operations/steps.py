@@ -69,7 +69,7 @@ class AwaitTurn(Value):
     """
 
     waiter: str
-    said: str
+    content: str
     turn: str
     alive_ms: int
     seconds: float
@@ -145,7 +145,7 @@ class ReadClosing(Value):
     ports: tuple[int, ...]
 
 
-class KeepTokens(Value):
+class StoreTokens(Value):
     """Write down the tokens of a claim before Redis is asked; answered with the tokens to claim with, in this order.
 
     They are other ones where a claim of the same worker was never finished: that one is taken up again.
@@ -163,13 +163,13 @@ class KeepTokens(Value):
     tokens: tuple[str, ...] = field(repr=False)
 
 
-class KeepLeases(Value):
+class StoreLeases(Value):
     """Write down the leases that a claim ends with, or that it ends with none; answered with whether it was its to end.
 
     It was not where another claim of the same worker, with the same tokens, came to its end first.
 
     Attributes:
-        pool: As in `KeepTokens`, and so the next two.
+        pool: As in `StoreTokens`, and so the next two.
         host: The host.
         workers: The workers.
         leases: The leases, or nothing when the claim has failed.
@@ -245,12 +245,12 @@ Step: TypeAlias = (
     | ProvePorts
     | DescribeListener
     | ReadClosing
-    | KeepTokens
-    | KeepLeases
+    | StoreTokens
+    | StoreLeases
     | JudgeHolder
     | Warn
 )
-HOST_STEPS = (ReadListeners, ProvePorts, DescribeListener, ReadClosing, KeepTokens, KeepLeases, JudgeHolder, Warn)
+HOST_STEPS = (ReadListeners, ProvePorts, DescribeListener, ReadClosing, StoreTokens, StoreLeases, JudgeHolder, Warn)
 """What this host answers at once."""
 Operation: TypeAlias = Generator[Step, Any, T]
 

@@ -12,9 +12,9 @@ def pool_of_key(key: str) -> str | None:
     return None
 
 
-def lease_key(pool: str, space: str, port: int | str) -> str:
-    """Return the key of the lease on a port of a space."""
-    return f"{pool_key(pool)}:lease:{space}:{port}"
+def lease_key(pool: str, namespace: str, port: int | str) -> str:
+    """Return the key of the lease on a port of a namespace."""
+    return f"{pool_key(pool)}:lease:{namespace}:{port}"
 
 
 def history_key(pool: str) -> str:
@@ -27,9 +27,9 @@ def leader_key(pool: str) -> str:
     return f"{pool_key(pool)}:leader"
 
 
-def queue_key(pool: str, space: str) -> str:
+def queue_key(pool: str, namespace: str) -> str:
     """Return the key of those who wait in the queue of a space of a pool, first come first."""
-    return f"{pool_key(pool)}:waiters:{space}"
+    return f"{pool_key(pool)}:waiters:{namespace}"
 
 
 def waiter_keys(pool: str, ticket: str) -> tuple[str, str]:

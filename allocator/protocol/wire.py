@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from allocator.model.encodings import sha1
 from allocator.model.errors import ConfigurationError, InvalidInputError
-from allocator.model.leases import HOLDER_WORDS, NUMBER_WORDS, TEXT_WORDS, Lease, error_line
+from allocator.model.leases import HOLDER_FIELDS, NUMBER_FIELDS, TEXT_FIELDS, Lease, error_line
 from allocator.model.names import WorkerId, check_address, check_name, check_port, shown
-from allocator.model.pools import FLEET_SPACE
+from allocator.model.pools import FLEET_NAMESPACE
 from allocator.model.states import STATES
 from allocator.model.values import Value, declared_fields, field
 
@@ -38,10 +38,10 @@ def pool_key(pool: str) -> str:
     return f"{PREFIX}{{{pool}}}"
 
 
-def script_keys(pool: str, space: str = FLEET_SPACE) -> tuple[str, str]:
+def script_keys(pool: str, namespace: str = FLEET_NAMESPACE) -> tuple[str, str]:
     """Return KEYS for a script that works on one space of a pool."""
     base = pool_key(pool)
-    return base, f"{base}:ports:{space}"
+    return base, f"{base}:ports:{namespace}"
 
 
 _LUA = Path(__file__).parent / "lua"
@@ -105,11 +105,11 @@ def _with_constants(text: str) -> str:
     values: dict[str, str] = {}
     for names, literals in _CONSTANTS.findall(text):
         values.update(zip(names.split(", "), literals.split(", "), strict=True))
-    return re.sub(r"\b[A-Z][A-Z0-9_]*\b", lambda word: values.get(word[0], word[0]), _CONSTANTS.sub("", text))
+    return re.sub(r"\b[A-Z][A-Z0-9_]*\b", lambda value: values.get(value[0], value[0]), _CONSTANTS.sub("", text))
 
 
 R = TypeVar("R")
-Words = tuple[str | int, ...]
+Arguments = tuple[str | int, ...]
 UNKNOWN_AGE_MS = 10**12
 """For how long a host has run of which nobody knows: 31 years, so that it takes no name over from a live one."""
 
@@ -128,11 +128,11 @@ class ScriptCall(Value):
 
     script: str
     keys: tuple[str, ...]
-    args: Words = ()
+    args: Arguments = ()
     replicas: int = 0
     signature: Call[Any] | None = field(default=None, repr=False, compare=False)
 
-    def command(self, *, in_cluster: bool, whole: bool = False) -> Words:
+    def command(self, *, in_cluster: bool, whole: bool = False) -> Arguments:
         """Return the command that runs the script.
 
         In a Cluster it has one key more, which never exists. While a slot moves, the node that receives it runs a
@@ -164,19 +164,19 @@ class Call(Value, Generic[R], kw_only=True):
         first: Arguments that are the same in every call of the class; they come before the fields.
         may_end_early: Whether arguments at the end that are empty or 0 are left out, of the class.
         pool: The pool that it is about.
-        space: Where a port number is unique: a host, or `*` for the whole fleet.
+        namespace: Where a port number is unique: a host, or `*` for the whole fleet.
         replicas: How many replicas have to have what it wrote; the reply then states how many had it in time.
     """
 
     script: ClassVar[str]
-    first: ClassVar[Words] = ()
+    first: ClassVar[Arguments] = ()
     may_end_early: ClassVar[bool] = False
 
     pool: str
-    space: str = FLEET_SPACE
+    namespace: str = FLEET_NAMESPACE
     replicas: int = 0
 
-    def arguments(self) -> Words:
+    def arguments(self) -> Arguments:
         """Return ARGV."""
         args = [*self.first, *_writer(type(self))(self)]
         while self.may_end_early and args and not args[-1]:
@@ -185,7 +185,7 @@ class Call(Value, Generic[R], kw_only=True):
 
     def encode(self) -> ScriptCall:
         """Return the call as it goes to Redis."""
-        return ScriptCall(self.script, script_keys(self.pool, self.space), self.arguments(), self.replicas, self)
+        return ScriptCall(self.script, script_keys(self.pool, self.namespace), self.arguments(), self.replicas, self)
 
     def decode(self, raw: Any) -> R:  # noqa: ANN401  # a raw reply is whatever Redis sends
         """Return what the script answered.
@@ -253,7 +253,7 @@ MAX_TIME_MS = 32_503_680_000_000
 MAX_NUMBER = 2**63 - 1
 """The largest fence and pid that Redis, SQL and the kernel can all hold."""
 
-_HOLDER_WORDS = frozenset(HOLDER_WORDS)
+_HOLDER_FIELDS = frozenset(HOLDER_FIELDS)
 _read_json = json.JSONDecoder().raw_decode
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -310,7 +310,7 @@ def unreadable(what: str) -> ConfigurationError:
     )
 
 
-def words(reply: object) -> list[Any]:
+def reply_list(reply: object) -> list[Any]:
     """Return a reply that has to be a list.
 
     Raises:
@@ -322,8 +322,8 @@ def words(reply: object) -> list[Any]:
 
 
 def fields_of(reply: object) -> dict[str, str]:
-    """Return a reply that has to be the fields of a hash, names and values in turn; raises as `words`."""
-    found = words(reply)
+    """Return a reply that has to be the fields of a hash, names and values in turn; raises as `reply_list`."""
+    found = reply_list(reply)
     return {text(found[at]): text(found[at + 1]) for at in range(0, len(found), 2)}
 
 
@@ -368,7 +368,7 @@ def lease(
             ttl_ms=bounded(fields["ttl_ms"], MAX_TIME_MS),
             granted_at=bounded(fields["granted_at"], MAX_TIME_MS) / 1_000,
             expires_at=bounded(now_ms + remaining_ms, MAX_TIME_MS) / 1_000,
-            **holder_words(fields),
+            **holder_fields(fields),
             token=token,
             deadline=deadline,
             process=process,
@@ -392,27 +392,27 @@ def bounded(value: float | str, most: int = MAX_NUMBER) -> int:
     raise ValueError(value)
 
 
-def holder_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+def holder_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a holder reports of itself in a lease as JSON, as arguments of `Lease`, without what is missing.
 
     Raises:
         ValueError: When a member has another form; TypeError and AttributeError alike.
     """
-    given = {name: fields[name] for name in _HOLDER_WORDS & fields.keys() if fields[name] is not None}
+    given = {name: fields[name] for name in _HOLDER_FIELDS & fields.keys() if fields[name] is not None}
     if not given:
         return given
-    for name in NUMBER_WORDS & given.keys():
+    for name in NUMBER_FIELDS & given.keys():
         given[name] = bounded(given[name])
-    for name in TEXT_WORDS & given.keys():
+    for name in TEXT_FIELDS & given.keys():
         given[name] = error_line(str(given[name]))
     if "labels" in given:
-        given["labels"] = {str(key): str(word) for key, word in given["labels"].items()}
+        given["labels"] = {str(key): str(value) for key, value in given["labels"].items()}
     return given
 
 
-def extra_members(words: Mapping[str, Any]) -> str:
+def extra_members(fields: Mapping[str, Any]) -> str:
     """Return the JSON members that a holder adds to its lease, each with a comma before it; empty ones are left out."""
-    given = {name: value for name, value in words.items() if value}
+    given = {name: value for name, value in fields.items() if value}
     return "," + _compact(given)[1:-1] if given else ""
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
     from allocator.store.base import Event
-    from allocator.store.direct import Word
+    from allocator.store.direct import CommandPart
     from allocator.store.direct_aio import AsyncConnectionPool
     from allocator.store.redis_py import AsyncRedisPyClient
 
@@ -125,8 +125,8 @@ class AsyncStore(BaseStore):
                 await client.close()
         return used
 
-    async def _execute(self, *words: Word) -> Any:  # noqa: ANN401  # as above
-        return await (self._client or await self._connect()).execute(*words)
+    async def _execute(self, *parts: CommandPart) -> Any:  # noqa: ANN401  # as above
+        return await (self._client or await self._connect()).execute(*parts)
 
     async def wait_for_event(self, stream: str, after_id: str, timeout_s: float) -> str | None:
         """Wait until a stream has an event after `after_id`; see `Store.wait_for_event`."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from allocator.model.settings import Settings
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
-    from allocator.store.direct import Words
+    from allocator.store.direct import Command
     from allocator.store.embedded.server import EmbeddedStatus
 
 S = TypeVar("S", bound="BaseStore")
@@ -201,14 +201,14 @@ class BaseStore:
         """Return for how long the server may keep a call waiting: less than the time that it may be silent."""
         return max(0.001, min(seconds, self._timeout_s / 2))
 
-    def _turn(self, step: AwaitTurn) -> tuple[Words, Words]:
+    def _turn(self, step: AwaitTurn) -> tuple[Command, Command]:
         """Return the command that shows that a waiter is there, and the one that waits."""
         return (
-            ("SET", step.waiter, step.said, "PX", step.alive_ms),
+            ("SET", step.waiter, step.content, "PX", step.alive_ms),
             ("BLPOP", step.turn, self._blocking_s(step.seconds)),
         )
 
-    def _wait_command(self, step: ScriptCall) -> Words:
+    def _wait_command(self, step: ScriptCall) -> Command:
         """Return the command that waits until replicas have what a script wrote."""
         return "WAIT", step.replicas, int(self._timeout_s * 500)
 
@@ -288,9 +288,9 @@ def info_refused(error: ReplyError) -> dict[str, Any]:
     return {}
 
 
-def read_command(stream: str, after_id: str, count: int, block_s: float | None) -> Words:
+def read_command(stream: str, after_id: str, count: int, block_s: float | None) -> Command:
     """Return the command that reads events after one, and waits for the first of them where `block_s` is given."""
-    block: Words = () if block_s is None else ("BLOCK", max(1, int(block_s * 1_000)))
+    block: Command = () if block_s is None else ("BLOCK", max(1, int(block_s * 1_000)))
     return ("XREAD", "COUNT", count, *block, "STREAMS", stream, after_id)
 
 
@@ -299,7 +299,7 @@ def read_events(reply: Any) -> list[Event]:  # noqa: ANN401  # a reply
     return decode_events(reply[0][1]) if reply else []
 
 
-def newest_command(stream: str, count: int, before_id: str = "+") -> Words:
+def newest_command(stream: str, count: int, before_id: str = "+") -> Command:
     """Return the command that reads the last events, newest first."""
     return "XREVRANGE", stream, before_id, "-", "COUNT", count
 

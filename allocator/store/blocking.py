@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from allocator.operations.steps import AwaitTurn
     from allocator.protocol.wire import ScriptCall
     from allocator.store.base import Event
-    from allocator.store.direct import Word
+    from allocator.store.direct import CommandPart
     from allocator.store.redis_py import RedisPyClient
 
 T = TypeVar("T")
@@ -121,8 +121,8 @@ class Store(BaseStore):
                 client.close()
         return used
 
-    def _execute(self, *words: Word) -> Any:  # noqa: ANN401  # as above
-        return (self._client or self._connect()).execute(*words)
+    def _execute(self, *parts: CommandPart) -> Any:  # noqa: ANN401  # as above
+        return (self._client or self._connect()).execute(*parts)
 
     def server(self) -> ServerInfo:
         """Return what the server reports of itself."""
@@ -141,13 +141,13 @@ class Store(BaseStore):
             commands: Commands with their arguments, which have to be without effect.
         """
         refused = []
-        for words in commands:
+        for parts in commands:
             try:
-                self._patiently(lambda words=words: self._execute(*words))  # type: ignore[misc]  # bound now
+                self._patiently(lambda parts=parts: self._execute(*parts))  # type: ignore[misc]  # bound now
             except ConfigurationError as error:
                 code = error.__cause__.code if isinstance(error.__cause__, ReplyError) else ""
                 if code == "NOPERM":
-                    refused.append(words[0])
+                    refused.append(parts[0])
                 elif code not in _OF_A_COMMAND:
                     raise
         return refused

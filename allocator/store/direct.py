@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from allocator.model.redis_urls import StoreAddress
 
-Word = str | int | float | bytes
-Words = tuple[Word, ...]
+CommandPart = str | int | float | bytes
+Command = tuple[CommandPart, ...]
 
 CLIENT_NAME = "portlease"
 """What `CLIENT LIST` shows when the URL names nothing else."""
@@ -79,10 +79,10 @@ class ConnectionOptions(Value):
     timeout_s: float
 
     @property
-    def greeting(self) -> list[Words]:
+    def greeting(self) -> list[Command]:
         """The commands that begin a connection; they are sent together."""
         address = self.address
-        commands: list[Words] = []
+        commands: list[Command] = []
         if address.username:
             commands.append(("AUTH", address.username, address.password or ""))
         elif address.password:
@@ -103,13 +103,13 @@ def new_reader() -> Reader:
     return Reader(protocolError=ForeignReplyError, replyError=ReplyError, notEnoughData=INCOMPLETE)
 
 
-def packed(commands: Iterable[Words]) -> bytes:
+def packed(commands: Iterable[Command]) -> bytes:
     """Return commands as they are sent.
 
     Raises:
         UnicodeEncodeError: When an argument is not text that UTF-8 can have.
     """
-    return b"".join([pack_command(words) for words in commands])  # type: ignore[arg-type]  # its stub means tuples of one
+    return b"".join([pack_command(parts) for parts in commands])  # type: ignore[arg-type]  # its stub means tuples of one
 
 
 def set_tcp_options(opened: socket.socket) -> None:
@@ -262,7 +262,7 @@ class ConnectionPool:
     def __repr__(self) -> str:
         return f"<ConnectionPool of {self._options.address.shown}, {len(self._idle)} idle>"
 
-    def execute(self, *words: Word) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
+    def execute(self, *parts: CommandPart) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
         """Send a command once and return its reply.
 
         Raises:
@@ -270,12 +270,12 @@ class ConnectionPool:
             OSError: When there was none in time.
             ForeignReplyError: When the server is not a Redis.
         """
-        reply = self._call(pack_command(words), 1)  # type: ignore[arg-type]  # its stub means tuples of one
+        reply = self._call(pack_command(parts), 1)  # type: ignore[arg-type]  # its stub means tuples of one
         if type(reply) is ReplyError:
             raise reply
         return reply
 
-    def execute_together(self, _key: str, commands: Sequence[Words]) -> list[Any]:
+    def execute_together(self, _key: str, commands: Sequence[Command]) -> list[Any]:
         """Send commands together over one connection; return the reply to each, with error replies as values."""
         replies = self._call(packed(commands), len(commands))
         return replies if len(commands) > 1 else [replies]

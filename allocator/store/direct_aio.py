@@ -27,7 +27,7 @@ from allocator.store.direct import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from allocator.store.direct import ConnectionOptions, Word, Words
+    from allocator.store.direct import Command, CommandPart, ConnectionOptions
 
 NEXT_ADDRESS_S = 0.25
 """After which time of silence the next address of a name is tried as well, as RFC 8305 has it."""
@@ -200,15 +200,15 @@ class AsyncConnectionPool:
     def __repr__(self) -> str:
         return f"<AsyncConnectionPool of {self._options.address.shown}, {len(self._idle)} idle>"
 
-    async def execute(self, *words: Word) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
+    async def execute(self, *parts: CommandPart) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
         """Send a command once and return its reply; see `ConnectionPool.execute`."""
-        command = pack_command(words)  # type: ignore[arg-type]  # its stub means tuples of one
+        command = pack_command(parts)  # type: ignore[arg-type]  # its stub means tuples of one
         reply = (await self._exchange(command, 1))[0]
         if type(reply) is ReplyError:
             raise reply
         return reply
 
-    async def execute_together(self, _key: str, commands: Sequence[Words]) -> list[Any]:
+    async def execute_together(self, _key: str, commands: Sequence[Command]) -> list[Any]:
         """Send commands together over one connection; return the reply to each, with error replies as values."""
         return await self._exchange(packed(commands), len(commands))
 

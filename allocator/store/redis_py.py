@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from allocator.model.redis_urls import StoreAddress
-    from allocator.store.direct import Word, Words
+    from allocator.store.direct import Command, CommandPart
 
 _CODES = {
     exceptions.NoScriptError: "NOSCRIPT",
@@ -55,17 +55,17 @@ class RedisPyClient:
         with _errors():
             self._client = _connect(address, timeout_s)
 
-    def execute(self, *words: Word) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
+    def execute(self, *parts: CommandPart) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
         """Send a command and return its reply; see `ConnectionPool.execute`."""
         with _errors():
-            return _as_sent(str(words[0]), self._client.execute_command(*words))
+            return _as_sent(str(parts[0]), self._client.execute_command(*parts))
 
-    def execute_together(self, key: str, commands: Sequence[Words]) -> list[Any]:
+    def execute_together(self, key: str, commands: Sequence[Command]) -> list[Any]:
         """Send commands over one connection to the server that has `key`; an error reply comes as a value."""
         with _errors():
             pipeline = self._client_of(key).pipeline(transaction=False)
-            for words in commands:
-                pipeline.execute_command(*words)
+            for parts in commands:
+                pipeline.execute_command(*parts)
             return [_meant(reply) for reply in pipeline.execute(raise_on_error=False)]
 
     def _client_of(self, key: str) -> Any:  # noqa: ANN401  # redis-py's
@@ -93,17 +93,17 @@ class AsyncRedisPyClient:
         with _errors():
             self._client = _connect_async(address, timeout_s)
 
-    async def execute(self, *words: Word) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
+    async def execute(self, *parts: CommandPart) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
         """Send a command and return its reply; see `ConnectionPool.execute`."""
         with _errors():
-            return _as_sent(str(words[0]), await self._client.execute_command(*words))
+            return _as_sent(str(parts[0]), await self._client.execute_command(*parts))
 
-    async def execute_together(self, key: str, commands: Sequence[Words]) -> list[Any]:
+    async def execute_together(self, key: str, commands: Sequence[Command]) -> list[Any]:
         """Send commands over one connection to the server that has `key`; an error reply comes as a value."""
         with _errors():
             pipeline = (await self._client_of(key)).pipeline(transaction=False)
-            for words in commands:
-                pipeline.execute_command(*words)
+            for parts in commands:
+                pipeline.execute_command(*parts)
             return [_meant(reply) for reply in await pipeline.execute(raise_on_error=False)]
 
     async def _client_of(self, key: str) -> Any:  # noqa: ANN401  # redis-py's
@@ -167,7 +167,7 @@ def _as_sent(command: str, reply: Any) -> Any:  # noqa: ANN401  # as above
 
 
 def _rows_as_sent(rows: Any) -> list[Any]:  # noqa: ANN401  # redis-py's
-    return [[identifier, [word for pair in (fields or {}).items() for word in pair]] for identifier, fields in rows]
+    return [[identifier, [part for pair in (fields or {}).items() for part in pair]] for identifier, fields in rows]
 
 
 def _options(address: StoreAddress, timeout_s: float, *, to_sentinels: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _FORBIDDEN = ("NOPERM", "ACL failure", "The user executing the script can't")
 
 _SCRIPT_SENTENCE = "ALLOC "
 
-MAX_WORDS = 800
+MAX_TEXT = 800
 """As much of a server's error is shown, in characters: a sentence of ours with the longest key, and room to spare."""
 
 _TRANSIENT_CODES = frozenset(
@@ -59,7 +59,7 @@ def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | 
         timeout_s: How long the call was given.
         key: The one key that was read, when it was no script that read it.
     """
-    text = next(_words(error), type(error).__name__)
+    text = next(_text_of(error), type(error).__name__)
     where = f"Redis at {shown_url}"
     if text.startswith(_SCRIPT_SENTENCE):
         return ConfigurationError(text.removeprefix(_SCRIPT_SENTENCE))
@@ -103,9 +103,9 @@ def misread(key: str | None) -> AllocatorError:
     return unreadable(key or "a command")
 
 
-def _words(error: BaseException) -> Iterator[str]:
+def _text_of(error: BaseException) -> Iterator[str]:
     """Return what an error states as one printable line, if it shows anything; the system's number is left out."""
-    said = (isinstance(error, OSError) and error.strerror) or str(error)
-    printable = "".join(character if character.isprintable() else " " for character in said[:MAX_WORDS])
+    description = (isinstance(error, OSError) and error.strerror) or str(error)
+    printable = "".join(character if character.isprintable() else " " for character in description[:MAX_TEXT])
     if text := " ".join(printable.split()):
         yield text.rstrip(".")

@@ -53,8 +53,8 @@ def _own_group() -> Path | None:
     except OSError:
         return None
     inside = next((line.removeprefix("0::") for line in groups if line.startswith("0::")), None)
-    for words in mounts:
-        root, mount_point, file_system = words[3], words[4], words[words.index("-") + 1]
+    for parts in mounts:
+        root, mount_point, file_system = parts[3], parts[4], parts[parts.index("-") + 1]
         if file_system == "cgroup2" and inside is not None and Path(inside).is_relative_to(root):
             return Path(mount_point) / Path(inside).relative_to(root)
     return None

@@ -169,9 +169,9 @@ class Children:
             if not any(table[pid].alive for pid in adopted):
                 break
             time.sleep(LOOK_S)
-        self.take_in()
+        self.reap()
 
-    def take_in(self) -> None:
+    def reap(self) -> None:
         """Wait for adopted processes that have ended, so that no zombie stays; the guard is not to be missed either."""
         with self.starting:
             if self._own and self.orphans_end:

@@ -22,24 +22,26 @@ if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
-    from allocator.operations.steps import JudgeHolder, KeepLeases, Warn
-    from allocator.supervisor.spec import Talk, WorkerSpec
+    from allocator.operations.steps import JudgeHolder, StoreLeases, Warn
+    from allocator.supervisor.spec import Reporter, WorkerSpec
 
 
-def claim_ports(allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | None, talk: Talk) -> dict[str, Lease]:
+def claim_ports(
+    allocator: PortAllocator, spec: WorkerSpec, files: LeaseFiles | None, report: Reporter
+) -> dict[str, Lease]:
     """Return the leases of a worker by the names of its ports, the worker's own first.
 
     Args:
         allocator: Claims them.
         spec: The worker.
         files: Where a hook of this user leaves its leases, or None to look nowhere.
-        talk: Prints one line for the person who watches.
+        report: Prints one line for the person who watches.
 
     Raises:
         HeldError: When somebody else holds or uses one of them.
         AllocatorError: When they cannot be had; nothing is held then.
     """
-    answers = HookAnswers(files, talk) if files else Answers()
+    answers = HookAnswers(files, report) if files else Answers()
     operations, given = allocator.operations, spec.claim | {"holder_pid": os.getpid()}
     if spec.ports:
         several = operations.claim_ports(spec.plugin, spec.ports, contiguous=spec.contiguous, wait=spec.wait_s, **given)
@@ -52,11 +54,11 @@ class HookAnswers(Answers):
 
     Args:
         files: The lease files.
-        talk: Prints one line for the person who watches.
+        report: Prints one line for the person who watches.
     """
 
-    def __init__(self, files: LeaseFiles, talk: Talk) -> None:
-        self._files, self._talk = files, talk
+    def __init__(self, files: LeaseFiles, report: Reporter) -> None:
+        self._files, self._report = files, report
         self._taken: list[Lease] = []
 
     def judge_holder(self, step: JudgeHolder) -> Judgement:
@@ -73,13 +75,13 @@ class HookAnswers(Answers):
 
     def warn(self, step: Warn) -> None:
         """Show the sentence to the person who watches."""
-        self._talk(step.sentence)
+        self._report(step.sentence)
 
-    def keep_leases(self, step: KeepLeases) -> bool:
+    def store_leases(self, step: StoreLeases) -> bool:
         """Remove the files of leases that were taken over: from here on this process looks after them, and no agent."""
         for lease in self._taken:
             self._files.remove(lease)
-        return super().keep_leases(step)
+        return super().store_leases(step)
 
 
 def _in_use(lease: Lease, host: str) -> str:

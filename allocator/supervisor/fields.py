@@ -23,8 +23,8 @@ from allocator.model.names import (
     environment_hint,
     shown,
 )
-from allocator.model.reading import read_text
 from allocator.model.settings import without_secrets
+from allocator.model.small_files import read_text
 from allocator.operations.attempt import MAX_DECLINES, named_workers
 from allocator.supervisor.restarts import RestartMode
 from allocator.supervisor.spec import DEFAULT_MAX_RESTARTS, ReadyWhen, WorkerSpec, check_path
@@ -146,17 +146,17 @@ def _port(value: object) -> int:
 
 def _command(value: object) -> list[str]:
     if isinstance(value, list | tuple):
-        words = [_text(word) for word in value]
+        items = [_text(item) for item in value]
     else:
         try:
-            words = shlex.split(_text(value))
+            items = shlex.split(_text(value))
         except ValueError as error:
             raise InvalidInputError(f"{shown(str(value))} is not a command ({error}); close its quotes") from None
-    if not words:
+    if not items:
         raise InvalidInputError("the command is empty; give the parts of a command")
-    if any("\0" in word for word in words):
+    if any("\0" in item for item in items):
         raise InvalidInputError(f"{shown(str(value))} holds a null character, which no command can be given; delete it")
-    return words
+    return items
 
 
 def _port_arg(value: object) -> str:
@@ -169,7 +169,7 @@ def _port_arg(value: object) -> str:
 
 
 def _ports(value: object) -> tuple[str, ...]:
-    names = [_text(word) for word in value] if isinstance(value, list) else _text(value).split(",")
+    names = [_text(item) for item in value] if isinstance(value, list) else _text(value).split(",")
     named_workers(WorkerId("any", "any"), names)
     return tuple(names)
 
@@ -194,10 +194,10 @@ def _ready(value: object) -> ReadyWhen:
 
 def _labels(value: object) -> dict[str, str]:
     if isinstance(value, list):
-        value = dict(str(word).partition("=")[::2] for word in value)
+        value = dict(str(item).partition("=")[::2] for item in value)
     if not isinstance(value, dict):
         raise InvalidInputError(f'{shown(str(value))} is not a table of labels; write for example {{ team = "blue" }}')
-    return check_labels({name: _text(word) for name, word in value.items()})
+    return check_labels({name: _text(item) for name, item in value.items()})
 
 
 def _environment(value: object) -> dict[str, str]:

@@ -241,7 +241,7 @@ class WorkerGroup:
         self._dismiss_sentry()
         code = self._process.wait()
         self._children.ended(self.pid)
-        self._children.take_in()
+        self._children.reap()
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

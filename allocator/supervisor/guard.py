@@ -138,15 +138,15 @@ class Guard:
         """Note that a group is empty: its number may become somebody else's."""
         with self._lock:
             self._groups.discard(group)
-            self._say("forget", group)
+            self._send("forget", group)
 
     def watch(self, strays: set[tuple[int, int]]) -> None:
         """Note processes, by pid and start time, that left their group; those that are known already cost nothing."""
         with self._lock:
             for pid, started in strays - self._strays:
-                self._say("stray", f"{pid}:{started}")
+                self._send("stray", f"{pid}:{started}")
             for pid, started in self._strays - strays:
-                self._say("found", f"{pid}:{started}")
+                self._send("found", f"{pid}:{started}")
             self._strays = strays
 
     def _start(self) -> None:
@@ -161,25 +161,25 @@ class Guard:
         )
         os.close(reader)
         for group in self._groups:
-            self._say("add", group)
+            self._send("add", group)
         for pid, started in self._strays:
-            self._say("stray", f"{pid}:{started}")
+            self._send("stray", f"{pid}:{started}")
 
-    def _say(self, word: str, what: object = "") -> None:
+    def _send(self, verb: str, what: object = "") -> None:
         if self._writer >= 0:
             with contextlib.suppress(BrokenPipeError):
-                os.write(self._writer, announcement(word, what))
+                os.write(self._writer, announcement(verb, what))
 
     def _close(self) -> None:
         if self._process is None:
             return
-        self._say("farewell")
+        self._send("farewell")
         os.close(self._writer)
         self._writer = -1
         self._process.wait()
         self._process = None
 
 
-def announcement(word: str, what: object) -> bytes:
+def announcement(verb: str, what: object) -> bytes:
     """Return a line for the guard; written in one piece, for it is far shorter than a pipe's atomic size."""
-    return f"{word} {what}\n".encode()
+    return f"{verb} {what}\n".encode()

@@ -76,14 +76,14 @@ class HeldPorts:
         """Whether the host is to be emptied."""
         return any(held.draining.is_set() for held in self._held.values())
 
-    def update(self, **words: object) -> None:
+    def update(self, **fields: object) -> None:
         """Set what all of them state; see `HeldLease.set`.
 
         Raises:
             ValueError: When the state cannot follow the present one.
         """
         for held in self._held.values():
-            self._allocator.update(held, **words)
+            self._allocator.update(held, **fields)
 
     def record(self, why: str) -> None:
         """Record what is wrong with the worker, as an event that outlives its lease, if Redis answers."""

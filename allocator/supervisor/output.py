@@ -23,7 +23,7 @@ LONGEST_LINE = 8_192
 """A line that is longer is cut where it is kept, and broken where a name stands before each line."""
 
 
-MOST_WORDS = 200
+LONGEST_MESSAGE = 200
 """Characters of a worker's last line in its lease and in events."""
 
 _FRAME = re.compile(r"\s+at |Node\.js v[0-9]|\s+\^+$")
@@ -80,7 +80,7 @@ class Output:
             outlet(target).write(named, patient=True)
 
 
-def last_words(lines: Sequence[bytes]) -> str:
+def last_message(lines: Sequence[bytes]) -> str:
     """Return the last line with content, control characters shown, at most 200 characters; empty for none.
 
     The frames of a stack trace, and the version that Node.js prints below its own, are no information.
@@ -89,7 +89,7 @@ def last_words(lines: Sequence[bytes]) -> str:
         text = line.decode("utf-8", "backslashreplace").rstrip()
         if text.strip() and not _FRAME.match(text):
             visible = "".join(each if each.isprintable() else _escaped(each) for each in text.strip())
-            return visible if len(visible) <= MOST_WORDS else visible[: MOST_WORDS - 1] + "…"
+            return visible if len(visible) <= LONGEST_MESSAGE else visible[: LONGEST_MESSAGE - 1] + "…"
     return ""
 
 

@@ -15,7 +15,7 @@ _IN_USE = re.compile(rb"EADDRINUSE|address already in use", re.IGNORECASE)
 _SOME_PORT = re.compile(rb":([0-9]{2,5})\b|\bport\W{0,3}([0-9]{2,5})\b", re.IGNORECASE)
 
 
-def says_in_use(lines: Iterable[bytes], port: int) -> bool:
+def reports_in_use(lines: Iterable[bytes], port: int) -> bool:
     """Return whether a worker's standard error names this port as in use, not another one."""
     for line in lines:
         if _IN_USE.search(line):

@@ -28,7 +28,7 @@ def replicated(spec: WorkerSpec, count: int) -> list[WorkerSpec]:
     return [replace(spec, claim={**spec.claim, "instance": worker.instance}) for worker in workers]
 
 
-def talking_together(specs: list[WorkerSpec], *, orphans_end: bool) -> list[WorkerSpec]:
+def with_named_output(specs: list[WorkerSpec], *, orphans_end: bool) -> list[WorkerSpec]:
     """Return workers with the streams that the supervisor has to read.
 
     Of several, both are read, so that each line can carry its worker's name; of a single one standard error, to see why

@@ -18,7 +18,7 @@ from allocator.model.log import ERROR, WARNING
 from allocator.model.values import Value
 from allocator.supervisor.children import Children, give_back_memory
 from allocator.supervisor.signals import STOP_SIGNALS, Signals
-from allocator.supervisor.spec import Talk, say_nothing
+from allocator.supervisor.spec import Reporter, report_nothing
 from allocator.supervisor.terminal import TYPED, open_terminal
 from allocator.supervisor.worker import Worker
 
@@ -45,13 +45,13 @@ class Supervision(Value, kw_only=True):
     Attributes:
         together: Whether they are several: their lines carry their names, and SIGHUP restarts them one by one.
         orphans_end: Whether they are ended when the supervisor is killed.
-        talk: Prints one line for the person who watches.
+        report: Prints one line for the person who watches.
         files: Where a hook of this user leaves its leases, to be taken over.
     """
 
     together: bool
     orphans_end: bool
-    talk: Talk = say_nothing
+    report: Reporter = report_nothing
     files: LeaseFiles | None = None
 
 
@@ -101,7 +101,7 @@ class _Crew:
                 allocator,
                 spec,
                 children,
-                supervision.talk,
+                supervision.report,
                 files=supervision.files,
                 prefix=_prefix(spec) if supervision.together else None,
             )
@@ -148,7 +148,7 @@ class _Crew:
             self._statuses[at] = worker.run()
         except AllocatorError as error:
             if self._supervision.together:
-                self._supervision.talk(f"{worker.id}: {error}", level=ERROR)
+                self._supervision.report(f"{worker.id}: {error}", level=ERROR)
                 self._statuses[at] = getattr(error, "status", error.exit_code)
             else:
                 self._error = error
@@ -161,19 +161,19 @@ class _Crew:
     def _deal(self, number: int) -> None:
         typed, number = number >= TYPED, number % TYPED
         if number == signal.SIGCHLD:
-            self._children.take_in()
-            self._heed_stopped_worker()
+            self._children.reap()
+            self._follow_stopped_worker()
         elif number in STOP_SIGNALS:
             if number == signal.SIGQUIT and not typed:
                 self._pass_on(number)
-            self._stop(number, told=typed or number == signal.SIGQUIT)
+            self._stop(number, notified=typed or number == signal.SIGQUIT)
         elif number == signal.SIGTSTP:
             self._suspend(number)
         elif number == signal.SIGCONT:
             self._resume()
         elif number == signal.SIGHUP and self._terminal_is_gone():
             self._pass_on(number)
-            self._stop(number, told=True)
+            self._stop(number, notified=True)
         elif number == signal.SIGHUP and self._supervision.together:
             threading.Thread(target=self._roll, name="rolling restart", daemon=True).start()
         else:
@@ -183,9 +183,9 @@ class _Crew:
         for worker in self._workers:
             worker.pass_on(number)
 
-    def _stop(self, number: int, *, told: bool) -> None:
+    def _stop(self, number: int, *, notified: bool) -> None:
         for worker in self._workers:
-            worker.stop(at_once=self._stopping, told=told, number=number)
+            worker.stop(at_once=self._stopping, notified=notified, number=number)
         if self._stopping and self._leave_at is None:
             self._leave_at = time.monotonic() + HURRY_S
         self._stopping = True
@@ -195,7 +195,7 @@ class _Crew:
 
     # -- job control --
 
-    def _heed_stopped_worker(self) -> None:
+    def _follow_stopped_worker(self) -> None:
         """Stand still together with the worker that has the terminal, or give it the terminal when it asks for it."""
         terminal = self._children.terminal
         if terminal is None or not terminal.lends:
@@ -228,14 +228,14 @@ class _Crew:
 
     def _leave(self) -> None:
         """End without the threads that hang: the guard kills what is left, and the leases end by their TTL."""
-        self._supervision.talk("ended at once; leases that could not be released end by their TTL", level=ERROR)
+        self._supervision.report("ended at once; leases that could not be released end by their TTL", level=ERROR)
         flush_outlets()
         os._exit(128 + signal.SIGKILL)
 
     def _roll(self) -> None:
         """Restart the workers one after the other, each once the one before is ready."""
         if not self._rolling.acquire(blocking=False):
-            self._supervision.talk("a rolling restart is under way already", level=WARNING)
+            self._supervision.report("a rolling restart is under way already", level=WARNING)
             return
         try:
             for worker in self._workers:
@@ -243,12 +243,12 @@ class _Crew:
                     continue
                 worker.restart()
                 if not _becomes_ready(worker):
-                    self._supervision.talk(
+                    self._supervision.report(
                         f"{worker.id} is not ready again; the rolling restart stops here", level=ERROR
                     )
                     return
                 worker.over.wait(worker.seen_after_s)
-            self._supervision.talk("the rolling restart is complete")
+            self._supervision.report("the rolling restart is complete")
         finally:
             self._rolling.release()
 

@@ -36,7 +36,7 @@ class Signals:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in (*STOP_SIGNALS, *PASSED_SIGNALS, *JOB_SIGNALS, signal.SIGCHLD):
             if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, _heed)
+                self._previous[number] = signal.signal(number, _record)
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         return self
 
@@ -86,5 +86,5 @@ class Signals:
         return []
 
 
-def _heed(number: int, frame: FrameType | None) -> None:
+def _record(number: int, frame: FrameType | None) -> None:
     """Do nothing: its number is in the pipe."""

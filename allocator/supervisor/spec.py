@@ -32,7 +32,7 @@ LONGEST_SHEBANG = 256
 """As much of a script's first line as the kernel reads. Source: execve(2)."""
 
 
-class Talk(Protocol):
+class Reporter(Protocol):
     """Prints one line for the person who watches."""
 
     def __call__(self, line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
@@ -40,7 +40,7 @@ class Talk(Protocol):
         ...
 
 
-def say_nothing(line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
+def report_nothing(line: str, lease: Lease | None = None, *, level: int = INFO) -> None:
     """Print it to nobody."""
 
 
@@ -123,7 +123,7 @@ def check_spec(spec: WorkerSpec) -> None:
         check(spec)
 
 
-def _check_words(spec: WorkerSpec) -> None:
+def _check_command(spec: WorkerSpec) -> None:
     if not spec.command:
         raise InvalidInputError("there is no command to run; give one after --")
     check_command(spec.command, spec.ports)
@@ -175,11 +175,11 @@ def _check_program(spec: WorkerSpec) -> None:
     if "{" in name:
         return
     here = spec.directory if spec.directory is not None and "/" in name else None
-    place = str(here / name) if here else name
-    found = shutil.which(place, path=spec.environment.get("PATH"))
+    path = str(here / name) if here else name
+    found = shutil.which(path, path=spec.environment.get("PATH"))
     if found is None:
         with contextlib.suppress(OSError):  # a name that no file system takes
-            if name and Path(place).exists():
+            if name and Path(path).exists():
                 raise CommandError(f"the command {shown(name)} cannot be run; make it executable", 126)
         raise CommandError(f"the command {shown(name)} does not exist; check its name and PATH", 127)
     interpreter = _interpreter(Path(found))
@@ -192,7 +192,7 @@ def _check_program(spec: WorkerSpec) -> None:
 
 
 CHECKS: tuple[tuple[str, Callable[[WorkerSpec], None]], ...] = (
-    ("command", _check_words),
+    ("command", _check_command),
     ("port_arg", _check_port_argument),
     ("ports", _check_ports),
     ("contiguous", _check_contiguous),
@@ -213,15 +213,15 @@ def _interpreter(program: Path) -> str | None:
             head = file.read(LONGEST_SHEBANG)
     except OSError:  # it may be run and not read
         return None
-    words = head.partition(b"\n")[0][2:].split() if head.startswith(b"#!") else []
-    return os.fsdecode(words[0]) if words else None
+    parts = head.partition(b"\n")[0][2:].split() if head.startswith(b"#!") else []
+    return os.fsdecode(parts[0]) if parts else None
 
 
 def check_path(what: str, path: str) -> str:
     """Return the path of a request when it can stand in one.
 
     Raises:
-        InvalidInputError: When it does not begin with `/` or has a space, a control or another non-ASCII character.
+        InvalidInputError: When it does not begin with `/` or has a namespace, a control or another non-ASCII character.
     """
     if path.startswith("/") and path.isascii() and path.isprintable() and " " not in path:
         return path

@@ -24,9 +24,9 @@ from allocator.model.values import Value
 from allocator.supervisor.children import MARK
 from allocator.supervisor.groups import StartOrder, WorkerGroup
 from allocator.supervisor.mailbox import STOPS, Command, Passed
-from allocator.supervisor.output import Output, last_words
-from allocator.supervisor.ports import SERVER_FAILED, says_in_use
-from allocator.supervisor.spec import ReadyWhen, say_nothing
+from allocator.supervisor.output import Output, last_message
+from allocator.supervisor.ports import SERVER_FAILED, reports_in_use
+from allocator.supervisor.spec import ReadyWhen, report_nothing
 from allocator.supervisor.templates import filled_command, worker_environment
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from allocator.supervisor.children import Children
     from allocator.supervisor.held import HeldPorts
     from allocator.supervisor.mailbox import Mailbox, Order
-    from allocator.supervisor.spec import Talk, WorkerSpec
+    from allocator.supervisor.spec import Reporter, WorkerSpec
 
 LONGEST_WAIT_S = 1.0
 """How soon a lost lease is noticed."""
@@ -97,7 +97,7 @@ class WorkerStart:
         listening: The sockets to pass, one for each port, or none.
         prefix: What stands before each line of its output, or None.
         on_ready: Called once it is ready.
-        talk: Prints one line for the person who watches.
+        report: Prints one line for the person who watches.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class WorkerStart:
         listening: Sequence[socket.socket] = (),
         prefix: str | None = None,
         on_ready: Callable[[float], None] = lambda _: None,
-        talk: Talk = say_nothing,
+        report: Reporter = report_nothing,
     ) -> None:
         self._held, self._spec, self._mailbox, self._children = held, spec, mailbox, children
-        self._on_ready, self._talk = on_ready, talk
+        self._on_ready, self._report = on_ready, report
         self._listening = listening
         self.group = WorkerGroup(
             StartOrder(
@@ -173,7 +173,7 @@ class WorkerStart:
             left=left,
             had_terminal=had_terminal,
             how=how,
-            why=self._with_last_words(how),
+            why=self._with_last_message(how),
         )
 
     # -- while it runs --
@@ -187,7 +187,7 @@ class WorkerStart:
             if self._leaves and time.monotonic() >= self._leaves_at:
                 self._asked = self._asked or self._leaves
             if self._held.draining and not self._asked and self._leaves is not Command.STOP:
-                self._talk(
+                self._report(
                     f"host {self._held.own.host} is draining: stopping {self._held.worker}", self._held.own.lease
                 )
                 self._leave(Command.STOP)
@@ -204,7 +204,7 @@ class WorkerStart:
         rows = [one for one in listeners(self._held.port, self._held.port) if one.pid in left]
         pid = rows[0].pid if rows else left[0]
         doing = f"listens on port {self._held.port}" if rows else "runs"
-        self._talk(
+        self._report(
             f"{self._held.worker}: the command ended with exit code 0 and left process {pid} "
             f"({command_name(pid or 0) or '?'}), which {doing} in the background; it is ended too: let the command "
             "stay in the foreground (without its daemon option, with exec in a script)",
@@ -229,7 +229,7 @@ class WorkerStart:
         if self._health.state is LeaseState.STARTING or not self._spec.drain_delay_s:
             self._asked = order
             return
-        self._say(state=LeaseState.DRAINING)
+        self._update(state=LeaseState.DRAINING)
         if self._leaves is None:
             self._checks.close()
             self._leaves_at = time.monotonic() + self._spec.drain_delay_s
@@ -241,7 +241,7 @@ class WorkerStart:
         self.group.stop()
         self._checks.close()
         if self._health.suspended(time.monotonic()):
-            self._say(state=LeaseState.DEGRADED, last_error="stopped at its terminal (Ctrl-Z)")
+            self._update(state=LeaseState.DEGRADED, last_error="stopped at its terminal (Ctrl-Z)")
             until = time.monotonic() + SUSPEND_S
             while self._held.own.rewrite and time.monotonic() < until:
                 time.sleep(FIRST_LOOK_S)
@@ -272,43 +272,43 @@ class WorkerStart:
         was = self._health.shared
         verdict = self._checks.step(now)
         if self._health.shared != was:
-            self._heed_sharing(was)
+            self._check_sharing(was)
         self._follow(verdict, now)
         since = self._checks.stranger_since
         if is_due and since is not None and now - since >= STRANGER_GRACE_S:
             self._given_up = STRANGER
 
-    def _heed_sharing(self, was: str) -> None:
+    def _check_sharing(self, was: str) -> None:
         """Report another process that listens on one of its ports as well: it gets some of the connections."""
         if self._health.shared and not was:
-            self._talk(f"{self._held.worker}: {self._health.shared}", self._held.own.lease, level=WARNING)
+            self._report(f"{self._held.worker}: {self._health.shared}", self._held.own.lease, level=WARNING)
             self._held.record(self._health.shared)
         elif not self._health.shared:
-            self._talk(f"{self._held.worker} has port {self._held.port} for itself again", self._held.own.lease)
+            self._report(f"{self._held.worker} has port {self._held.port} for itself again", self._held.own.lease)
 
     def _follow(self, verdict: Verdict, now: float) -> None:
         if verdict is Verdict.READY:
             first = self._health.ready_at == now
-            self._say(state=LeaseState.READY)
+            self._update(state=LeaseState.READY)
             if first:
                 self._on_ready(now - self._health.started_at)
         elif verdict is Verdict.DEGRADED:
-            self._say(state=LeaseState.DEGRADED, last_error=self._health.why)
+            self._update(state=LeaseState.DEGRADED, last_error=self._health.why)
         elif verdict is Verdict.GIVE_UP and self._health.ready_at is None and self._health.never_listened:
             self._given_up = f"it did not listen on port {self._held.port} within {self._spec.start_timeout_s:g} s"
         elif verdict is Verdict.GIVE_UP:
             self._given_up = f"no good answer for {self._health.bad_for(now):.1f} s ({self._health.why})"
 
-    def _say(self, **words: object) -> None:
+    def _update(self, **fields: object) -> None:
         with contextlib.suppress(ValueError):  # it is draining: no other state follows
-            self._held.update(**words)
+            self._held.update(**fields)
 
     # -- the end --
 
     def _clear(self) -> list[int]:
         """End every process of the worker; return those that nothing could end."""
         if self._asked in STOPS:
-            self._say(state=LeaseState.DRAINING)
+            self._update(state=LeaseState.DRAINING)
             for passed in self._listening:  # the worker has its own: once it closes that one, nobody is let in any more
                 passed.close()
         timeout_s = 0.0 if self._asked is Command.KILL else self._spec.stop_timeout_s
@@ -343,7 +343,7 @@ class WorkerStart:
                 self._asked = order
             elif order in STOPS:
                 self._asked = Command.STOP
-                self._say(state=LeaseState.DRAINING)
+                self._update(state=LeaseState.DRAINING)
             elif order is Command.SUSPEND:
                 self.group.stop()
                 self.suspended.set()
@@ -377,26 +377,26 @@ class WorkerStart:
         if not status:
             return None
         ports = list(self._held.ports.values())
-        said = [port for port in ports if says_in_use(self._output.last_errors, port)]
-        if (not said and status != SERVER_FAILED) or self._is_closing(said):
+        in_use = [port for port in ports if reports_in_use(self._output.last_errors, port)]
+        if (not in_use and status != SERVER_FAILED) or self._is_closing(in_use):
             return None
-        if len(said) == 1:
-            return said[0]
+        if len(in_use) == 1:
+            return in_use[0]
         # It did not state which of several, or only by its status that it could not listen: the kernel knows.
         taken = (port for port in ports if PortWatch(port, self.group.members).look().owner is Owner.STRANGER)
-        return next(taken, said[0] if said else None)
+        return next(taken, in_use[0] if in_use else None)
 
     def _is_closing(self, refused: list[int]) -> bool:
         """Return whether only closing connections use the port that it could not bind: then it starts there again."""
         closing = closing_ports(refused)
         if closing:
-            self._talk(
+            self._report(
                 f"{self._held.worker}: port {min(closing)} has connections of its former start in TIME_WAIT, for up to "
                 "a minute; let the worker set SO_REUSEADDR",
                 self._held.own.lease,
             )
         return bool(closing)
 
-    def _with_last_words(self, how: str) -> str:
-        words = last_words(self._output.last_errors) if self._spec.output_in_events else ""
-        return f"{how}: {words}" if words else how
+    def _with_last_message(self, how: str) -> str:
+        message = last_message(self._output.last_errors) if self._spec.output_in_events else ""
+        return f"{how}: {message}" if message else how

@@ -42,11 +42,11 @@ def filled_command(
         lease: Whose values.
         ports: Its ports by name.
     """
-    words = list(command)
+    arguments = list(command)
     if port_argument is not None:
-        words.append(port_argument if _PART.search(port_argument) else f"{port_argument}={{port}}")
+        arguments.append(port_argument if _PART.search(port_argument) else f"{port_argument}={{port}}")
     return _fill(
-        words,
+        arguments,
         {
             "port": str(lease.port),
             "host": lease.host,
@@ -70,7 +70,7 @@ def _fill(command: Sequence[str], values: Mapping[str, str]) -> list[str]:
             )
         return values[match[1]]
 
-    return [_PART.sub(replacement, word) for word in command]
+    return [_PART.sub(replacement, argument) for argument in command]
 
 
 def worker_environment(

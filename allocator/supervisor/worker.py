@@ -24,8 +24,8 @@ from allocator.model.values import Value
 from allocator.supervisor.claim import claim_ports
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.held import HeldPorts
-from allocator.supervisor.listening import listening_socket
 from allocator.supervisor.mailbox import STOPS, Command, Mailbox, Passed
+from allocator.supervisor.passed_sockets import listening_socket
 from allocator.supervisor.restarts import Restarts
 from allocator.supervisor.start import WorkerStart
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
     from allocator.supervisor.children import Children
-    from allocator.supervisor.spec import Talk, WorkerSpec
+    from allocator.supervisor.spec import Reporter, WorkerSpec
     from allocator.supervisor.start import Ended
 
 STOPPED_BEFORE_START = 143
@@ -70,7 +70,7 @@ class Worker:
         allocator: Claims and keeps its lease.
         spec: What to run.
         children: The supervisor's processes.
-        talk: Prints one line for the person who watches.
+        report: Prints one line for the person who watches.
         files: Where a hook of this user leaves its leases.
         prefix: What stands before each line of its output, or None.
     """
@@ -80,7 +80,7 @@ class Worker:
         allocator: PortAllocator,
         spec: WorkerSpec,
         children: Children,
-        talk: Talk,
+        report: Reporter,
         *,
         files: LeaseFiles | None = None,
         prefix: str | None = None,
@@ -90,7 +90,7 @@ class Worker:
         """Set while it is ready; cleared when it is started again."""
         self.over = threading.Event()
         """Set when it has ended for good."""
-        self._allocator, self._spec, self._children, self._talk = allocator, spec, children, talk
+        self._allocator, self._spec, self._children, self._report = allocator, spec, children, report
         self._files, self._prefix = files, prefix
         self._mailbox = Mailbox()
         self._restarts = Restarts(spec.restart, spec.max_restarts, allocator.session.rng)
@@ -103,18 +103,18 @@ class Worker:
 
     # -- what others tell it --
 
-    def stop(self, *, at_once: bool = False, told: bool = False, number: int = signal.SIGTERM) -> None:
+    def stop(self, *, at_once: bool = False, notified: bool = False, number: int = signal.SIGTERM) -> None:
         """End it, gracefully or at once; gracefully means that SIGTERM comes after the drain delay.
 
         Args:
             at_once: Whether it has no time to tidy up.
-            told: Whether its processes got a signal already that tells them to end.
+            notified: Whether its processes got a signal already that tells them to end.
             number: The signal that asks for it, which is the status of a worker that has not started yet.
         """
         if not self._has_started:
             self._status = 128 + number
         gracefully = Command.STOP if number == signal.SIGTERM else Command.QUIT
-        self._mailbox.send(Command.KILL if at_once else Command.LEAVE if told else gracefully)
+        self._mailbox.send(Command.KILL if at_once else Command.LEAVE if notified else gracefully)
 
     def restart(self) -> None:
         """Let it end gracefully and start again on its port; that is not a failure."""
@@ -195,7 +195,7 @@ class Worker:
 
         def claim() -> None:
             try:
-                found.append(claim_ports(self._allocator, self._spec, self._files, self._talk))
+                found.append(claim_ports(self._allocator, self._spec, self._files, self._report))
             except BaseException as error:  # noqa: BLE001  # raised again below, in the worker's own thread
                 errors.append(error)
             self._mailbox.send(Command.LOOK)
@@ -204,7 +204,7 @@ class Worker:
         claiming.start()
         stopped = False
         while not (found or errors or stopped):
-            stopped = self._told_to_stop(None, but_not=Command.RESTART)
+            stopped = self._asked_to_stop(None, but_not=Command.RESTART)
         claiming.join(CLAIM_GRACE_S)
         if stopped:
             for leases in found:
@@ -238,7 +238,7 @@ class Worker:
                 if passed is None:
                     return _Outcome(declined=port, in_use=True)
                 listening.append(stack.enter_context(passed))
-            self._talk(f"{held.worker} runs on {held.where}", held.own.lease)
+            self._report(f"{held.worker} runs on {held.where}", held.own.lease)
             while True:
                 ended = self._start(held, listening)
                 self.ready.clear()
@@ -253,7 +253,7 @@ class Worker:
     def _outcome(self, held: HeldPorts, ended: Ended) -> _Outcome | None:
         """Return what the end of one start means for the ports; None when the worker is to be started again."""
         if ended.left:
-            self._talk(
+            self._report(
                 f"{held.worker}: process {ended.left[0]} cannot be ended; port {held.port} is quarantined",
                 held.own.lease,
                 level=ERROR,
@@ -279,7 +279,7 @@ class Worker:
     def _start(self, held: HeldPorts, listening: list[socket.socket]) -> Ended:
         def on_ready(after_s: float) -> None:
             self.ready.set()
-            self._talk(f"{held.worker} is ready on {held.where} ({after_s:.1f} s)", held.own.lease)
+            self._report(f"{held.worker} is ready on {held.where} ({after_s:.1f} s)", held.own.lease)
 
         start = WorkerStart(
             held,
@@ -289,7 +289,7 @@ class Worker:
             listening=listening,
             prefix=self._prefix,
             on_ready=on_ready,
-            talk=self._talk,
+            report=self._report,
         )
         started = start_time_of(start.pid)
         held.update(pid=start.pid, pid_started=started, started_at=int(time.time()), restarts=self._restarts.total)
@@ -302,7 +302,7 @@ class Worker:
     def _is_to_start_again(self, held: HeldPorts, ended: Ended) -> bool:
         """Report how it ended, and wait until it is to be started again; return False when it is not."""
         if ended.asked is Command.RESTART:
-            return self._says_it_starts(held)
+            return self._report_start(held)
         pause_s = self._restarts.pause_s(self._status, was_well=ended.was_well)
         if ended.failed:
             held.update(last_error=ended.why)
@@ -311,22 +311,22 @@ class Worker:
                 self._record(held, ended.why)
                 if self._restarts.in_a_row:
                     times = self._restarts.in_a_row + 1
-                    self._talk(
+                    self._report(
                         f"{held.worker} failed {times} times in a row and is given up: {ended.how}",
                         held.own.lease,
                         level=ERROR,
                     )
             return False
-        if not self._says_it_starts(held):
+        if not self._report_start(held):
             return False
-        self._talk(
+        self._report(
             f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s",
             held.own.lease,
             level=WARNING,
         )
-        return not self._told_to_stop(pause_s)
+        return not self._asked_to_stop(pause_s)
 
-    def _says_it_starts(self, held: HeldPorts) -> bool:
+    def _report_start(self, held: HeldPorts) -> bool:
         """Let the leases state that the worker is started again; return False when the host is drained meanwhile."""
         if held.draining:
             return False
@@ -353,9 +353,9 @@ class Worker:
                 port=port,
                 worker=str(held.worker),
             )
-        self._talk(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease, level=WARNING)
+        self._report(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease, level=WARNING)
 
-    def _told_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
+    def _asked_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
         """Wait for orders while no process runs; return whether it was asked to stop."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         poller = select.poll()

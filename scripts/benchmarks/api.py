@@ -44,12 +44,12 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     listeners, seconds = (100, 3) if quick else (LISTENERS, SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 2 * listeners + 512)), hard))
-    with server(binary) as place:
-        with _served(place["unix"]) as (_, port, _log):
+    with server(binary) as address:
+        with _served(address["unix"]) as (_, port, _log):
             found = asyncio.run(_load(port, listeners, seconds))
         sieges = {}
         for name, (held, drip) in SIEGES.items():
-            with _served(place["unix"], "sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh") as (process, port, log):
+            with _served(address["unix"], "sh", "-c", f'ulimit -n {FILES}; exec "$@"', "sh") as (process, port, log):
                 sieges[name] = asyncio.run(_siege(port, held // 10 if quick else held, drip, process, log))
     return found | {"sieges": sieges}
 
@@ -60,10 +60,10 @@ def _served(redis_url: str, *before: str) -> Iterator[tuple[subprocess.Popen[byt
     with tempfile.TemporaryDirectory(prefix="bench-api-") as directory:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
         environment |= {"XDG_STATE_HOME": directory, "ALLOCATOR_REDIS_URL": redis_url}
-        words = [*before, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
+        arguments = [*before, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
         log = Path(directory) / "log"
         with log.open("wb") as file:
-            process = subprocess.Popen(words, env=environment, stderr=file)
+            process = subprocess.Popen(arguments, env=environment, stderr=file)
         try:
             while not (found := re.search(r":(\d+);", log.read_text())):
                 assert process.poll() is None, log.read_text()
@@ -170,8 +170,8 @@ async def _pair(port: int, connections: Any, number: int, due: float, latencies:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
     else:
         reader, writer = connections.get_nowait()
-    words = {"plugin": "email", "org": f"org-{number}", "host": f"host-{number % 40}"}
-    status, headers, body = await _ask(reader, writer, "POST", "/v1/leases", json.dumps(words).encode())
+    fields = {"plugin": "email", "org": f"org-{number}", "host": f"host-{number % 40}"}
+    status, headers, body = await _ask(reader, writer, "POST", "/v1/leases", json.dumps(fields).encode())
     latencies.append(time.perf_counter() - due)
     assert status == 201, body
     lease = json.loads(body)

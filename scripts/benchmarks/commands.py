@@ -28,10 +28,10 @@ def command_times(rounds: int) -> dict[str, Spread] | str:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: modules are compiled once
         environment["PYTHONPYCACHEPREFIX"] = str(Path(state) / "compiled")
 
-        def run(*words: str) -> str:
-            done = subprocess.run(words, env=environment, cwd=state, capture_output=True, text=True, check=False)
+        def run(*arguments: str) -> str:
+            done = subprocess.run(arguments, env=environment, cwd=state, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise SystemExit(f"{' '.join(words)}: exit {done.returncode}: {done.stderr.strip()}")
+                raise SystemExit(f"{' '.join(arguments)}: exit {done.returncode}: {done.stderr.strip()}")
             return done.stdout
 
         ports: list[str] = []

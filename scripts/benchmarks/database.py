@@ -121,7 +121,7 @@ class Fleet:
         count = 0
         with psycopg.connect(self.url) as connection, connection.cursor() as cursor:
             with cursor.copy(f"COPY plugin_runners ({', '.join(columns)}) FROM STDIN") as copy:
-                for host in self.run(listing.spaces(FLEET.name)):
+                for host in self.run(listing.namespaces(FLEET.name)):
                     for view in self.run(listing.ports(FLEET.name, host)):
                         values = rows.values((view.lease.org, view.lease.plugin), view.lease, time.time())
                         copy.write_row([moment(name, values[name]) for name in columns])
@@ -321,11 +321,11 @@ def whole_pass(redis_url: str, postgres: Postgres, hosts: int) -> Pass:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return all figures of the database's side."""
     found: dict[str, Any] = {}
-    with Postgres() as postgres, server(binary) as place:
-        fleet = Fleet(place["unix"], postgres)
+    with Postgres() as postgres, server(binary) as address:
+        fleet = Fleet(address["unix"], postgres)
         found["latency"] = latency(fleet, 300 if quick else 3_000)
         fleet.close()
-        fleet = Fleet(place["unix"], postgres)
+        fleet = Fleet(address["unix"], postgres)
         claims, seconds = (100, 2.0) if quick else (1_000, 30.0)
         found["outage"] = {
             "claims": claims,
@@ -334,7 +334,7 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
         }
         fleet.close()
         found["passes"] = [
-            whole_pass(place["unix"], postgres, hosts) for hosts in ((100,) if quick else (1_000, 10_000))
+            whole_pass(address["unix"], postgres, hosts) for hosts in ((100,) if quick else (1_000, 10_000))
         ]
     return found
 

@@ -47,11 +47,11 @@ WAYS = {
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return the microseconds of a pair each way, and their ratios round by round."""
     rounds, pairs = (12, 50) if quick else (60, 100)
-    with server(binary) as place, asyncio.Runner() as runner:
-        bench = Bench(place["unix"])
+    with server(binary) as address, asyncio.Runner() as runner:
+        bench = Bench(address["unix"])
         bench.reset()
         bench.bare_pairs(1)
-        cases = _cases(place, bench, runner)
+        cases = _cases(address, bench, runner)
         times = take_turns({name: _batch(case, pairs) for name, case in cases.items()}, rounds)
         runner.run(asyncio.sleep(0.01))
     found: dict[str, Any] = {f"{name}_us": Spread.of([s / pairs * 1e6 for s in spent]) for name, spent in times.items()}
@@ -68,12 +68,12 @@ def _batch(case: Callable[[int], Any], pairs: int) -> Callable[[], float]:
     return lambda: seconds_for(lambda: case(pairs))
 
 
-def _cases(place: dict[str, str], bench: Bench, runner: asyncio.Runner) -> dict[str, Callable[[int], Any]]:
-    options = ConnectionOptions(parse_store_url(place["unix"]), 5.0)
+def _cases(address: dict[str, str], bench: Bench, runner: asyncio.Runner) -> dict[str, Callable[[int], Any]]:
+    options = ConnectionOptions(parse_store_url(address["unix"]), 5.0)
     pool, async_pool = ConnectionPool(options), AsyncConnectionPool(options)
-    client = redis.asyncio.Redis(unix_socket_path=place["path"], protocol=2)
-    ports = PortAllocator.from_url(place["unix"], pool=SMALL.name, host=HOST)
-    async_ports = AsyncPortAllocator.from_url(place["unix"], pool=SMALL.name, host=HOST)
+    client = redis.asyncio.Redis(unix_socket_path=address["path"], protocol=2)
+    ports = PortAllocator.from_url(address["unix"], pool=SMALL.name, host=HOST)
+    async_ports = AsyncPortAllocator.from_url(address["unix"], pool=SMALL.name, host=HOST)
 
     def leases(count: int) -> None:
         for number in range(count):
@@ -84,7 +84,7 @@ def _cases(place: dict[str, str], bench: Bench, runner: asyncio.Runner) -> dict[
             await async_ports.release(await async_ports.claim("email", org=f"org-{number % RETURNING}"))
 
     return {
-        "socket": _pairs(_over_a_socket(place["path"])),
+        "socket": _pairs(_over_a_socket(address["path"])),
         "ours": _pairs(pool.execute),
         "scripts": lambda count: _script_pairs(pool.execute, bench, count),
         "redis_py": _pairs(bench.redis.execute_command),
@@ -125,8 +125,8 @@ def _over_a_socket(path: str) -> Callable[..., Any]:
     opened, reader = socket.socket(socket.AF_UNIX), new_reader()
     opened.connect(path)
 
-    def execute(*words: Any) -> Any:
-        opened.sendall(hiredis.pack_command(words))
+    def execute(*arguments: Any) -> Any:
+        opened.sendall(hiredis.pack_command(arguments))
         reader.feed(opened.recv(65_536))
         return reader.gets()
 

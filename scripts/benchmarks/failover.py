@@ -159,7 +159,7 @@ class _FirstClaim(threading.Thread):
 def rows(found: dict[str, Any]) -> list[Row]:
     """Return the lines of the table: the worst of the rounds."""
     table = []
-    for name, words in (
+    for name, text in (
         ("kept", "Sentinel failover"),
         ("emptied", "Sentinel failover to a replica that lost all data"),
     ):
@@ -171,22 +171,22 @@ def rows(found: dict[str, Any]) -> list[Row]:
         gone = sum(one.lost + one.moved for one in rounds)
         limit = f"≤ {RENEWAL_S:.0f} s"
         table += [
-            Row(f"{words}: first claim after the primary's death", f"{death:.2f} s", ""),
-            Row(f"{words}: first claim after the replica was promoted", f"{promoted:.2f} s", ""),
+            Row(f"{text}: first claim after the primary's death", f"{death:.2f} s", ""),
+            Row(f"{text}: first claim after the replica was promoted", f"{promoted:.2f} s", ""),
             Row(
-                f"{words}: first claim after a Sentinel names the new primary",
+                f"{text}: first claim after a Sentinel names the new primary",
                 f"{claim:.2f} s",
                 "",
                 "≤ 1 s",
                 claim <= 1,
             ),
             Row(
-                f"{words}: all {found['held']} leases confirmed after that",
+                f"{text}: all {found['held']} leases confirmed after that",
                 f"{sure:.2f} s",
                 "",
                 limit,
                 sure <= RENEWAL_S,
             ),
-            Row(f"{words}: leases lost or moved, workers restarted", f"{gone}", "", "0", gone == 0),
+            Row(f"{text}: leases lost or moved, workers restarted", f"{gone}", "", "0", gone == 0),
         ]
     return table

@@ -246,14 +246,14 @@ def quantiles(times: list[float]) -> dict[str, float]:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return all figures: one server, the storm, three nodes."""
     hosts, seconds = (300, 5.0) if quick else (10_000, 2 * PERIOD_S)
-    with server(binary) as place:
-        fleet = Fleet(place["unix"], "fleet", hosts)
+    with server(binary) as address:
+        fleet = Fleet(address["unix"], "fleet", hosts)
         fleet.redis.config_set("slowlog-log-slower-than", SLOW_US)
         empty = fleet.redis.info("memory")["used_memory"]
         fleet.populate()
         bytes_per_lease = (fleet.redis.info("memory")["used_memory"] - empty) / hosts / PORTS
-        one = steady([fleet], [place["unix"]], seconds)
-        gone = storm(fleet, place["unix"])
+        one = steady([fleet], [address["unix"]], seconds)
+        gone = storm(fleet, address["unix"])
     one["bytes_per_lease"] = bytes_per_lease
     return {"hosts": hosts, "one": one, "storm": gone, "cluster": _cluster(hosts, seconds)}
 

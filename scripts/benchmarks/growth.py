@@ -123,7 +123,7 @@ class Line(Point):
         worker = f"org-{self._new}/crm#0"
         return JoinCall(
             pool=self.pool.name,
-            space="host-0",
+            namespace="host-0",
             ticket=ticket,
             host="host-0",
             worker=worker,
@@ -173,8 +173,8 @@ def cost_of(bench: Bench, action: Callable[[], object], count: int) -> Cost:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return the curves: for each point the microseconds of a pair, and the ratio to the curve's first point."""
     plan = QUICK if quick else FULL
-    with server(binary) as place:
-        bench = Bench(place["unix"])
+    with server(binary) as address:
+        bench = Bench(address["unix"])
         bench.reset()
         return {
             "ports": _curve(plan, {size: _pool(bench, size) for size in plan.ports}),
@@ -246,10 +246,10 @@ def rows(found: dict[str, Any]) -> list[Row]:
 def curves(found: dict[str, Any]) -> list[str]:
     """Return the tables of all points, in Markdown."""
     lines: list[str] = []
-    for name, words in WORDS.items():
+    for name, text in WORDS.items():
         lines += [
             "",
-            f"| {words} | time, µs | spread | beside the first | server time, µs | spread | beside the first |",
+            f"| {text} | time, µs | spread | beside the first | server time, µs | spread | beside the first |",
         ]
         lines.append("|---:|---:|---|---:|---:|---|---:|")
         for at, point in found[name].items():

@@ -91,8 +91,8 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     driver_us: list[float] = []
     claims: list[dict[str, float]] = []
     releases: list[dict[str, float]] = []
-    with server(binary) as place:
-        watched, bare = Watched(place["unix"]), _bare_ping(place["path"])
+    with server(binary) as address:
+        watched, bare = Watched(address["unix"]), _bare_ping(address["path"])
         for _ in range(rounds):
             bare_us += [seconds_for(bare) * 1e6 for _ in range(pairs)]
             driver_us += [seconds_for(watched.bench.redis.ping) * 1e6 for _ in range(pairs)]

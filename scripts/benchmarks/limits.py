@@ -22,8 +22,8 @@ RANDOM = "__rand_int__"
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return the times of one client of Python, and the rates of `redis-benchmark`."""
     rounds, count = (4, 50) if quick else (40, 100)
-    with server(binary) as place:
-        bench = Bench(place["unix"])
+    with server(binary) as address:
+        bench = Bench(address["unix"])
         bench.reset()
         times = take_turns(
             {
@@ -36,7 +36,7 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
         found: dict[str, Any] = {
             name: Spread.of([seconds / count * 1e6 for seconds in measured]) for name, measured in times.items()
         }
-        found["tool"] = _tool_rates(bench, place["path"], quick=quick)
+        found["tool"] = _tool_rates(bench, address["path"], quick=quick)
     return found
 
 
@@ -61,12 +61,12 @@ def _tool_rates(bench: Bench, path: str, *, quick: bool) -> dict[int, dict[str, 
     for clients in CLIENTS:
         rates: dict[str, list[float]] = {"bare": [], "claim": []}
         for _ in range(rounds):
-            for name, sha1, words in (("bare", take, bare()), ("claim", script("claim").sha1, claim())):
+            for name, sha1, arguments in (("bare", take, bare()), ("claim", script("claim").sha1, claim())):
                 if name == "claim":
                     bench.reset()
                 options = ["-s", path, "-c", str(clients), "-n", str(calls), "-r", "1000000000", "--csv"]
                 done = subprocess.run(
-                    [tool, *options, "EVALSHA", sha1, *words], capture_output=True, text=True, check=True
+                    [tool, *options, "EVALSHA", sha1, *arguments], capture_output=True, text=True, check=True
                 )
                 rates[name].append(float(list(csv.reader(done.stdout.splitlines()))[-1][1]))
         found[clients] = {name: Spread.of(values) for name, values in rates.items()}

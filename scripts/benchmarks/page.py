@@ -187,9 +187,9 @@ with the quartiles as the spread.
 
 def facts(binary: str | None) -> list[str]:
     """Return what the figures depend on: server, client, machine."""
-    with server(binary) as place:
-        info = redis.Redis.from_url(place["tcp"]).info()
-        pinned = place["pinned"]
+    with server(binary) as address:
+        info = redis.Redis.from_url(address["tcp"]).info()
+        pinned = address["pinned"]
     name = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
     return [
         f"server: {name}, {info['mem_allocator']}, no persistence",

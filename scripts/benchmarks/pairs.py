@@ -13,10 +13,10 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return the rates beside the bare pair by transport, the server's times, and what filling a pool showed."""
     rounds, pairs = (8, 50) if quick else (60, 100)
     found: dict[str, Any] = {"rounds": rounds, "pairs": pairs}
-    with server(binary) as place:
+    with server(binary) as address:
         for transport in ("tcp", "unix"):
-            found[transport] = pair_rates(Bench(place[transport]), rounds, pairs)
-        bench = Bench(place["unix"])
+            found[transport] = pair_rates(Bench(address[transport]), rounds, pairs)
+        bench = Bench(address["unix"])
         found["server_us"] = server_times(bench, rounds)
         found["fill"] = fill(bench, 5_000 if quick else 20_000)
         found["full_pool"] = full_pool(bench, rounds, pairs)
@@ -30,13 +30,13 @@ def rows(found: dict[str, Any]) -> list[Row]:
 
 def _rates(found: dict[str, Any]) -> list[Row]:
     lines: list[Row] = []
-    for transport, word in (("tcp", "loopback TCP"), ("unix", "Unix socket")):
+    for transport, name in (("tcp", "loopback TCP"), ("unix", "Unix socket")):
         rates = found[transport]
         lines += [
-            plain(f"bare pair, {word}", rates["bare_us"], " µs"),
-            at_least(f"claim + release, scripts, {word}: rate beside the bare pair", rates["scripts"], 0.80),
+            plain(f"bare pair, {name}", rates["bare_us"], " µs"),
+            at_least(f"claim + release, scripts, {name}: rate beside the bare pair", rates["scripts"], 0.80),
             Row(
-                f"the same with encoding and decoding into `Lease`, {word}",
+                f"the same with encoding and decoding into `Lease`, {name}",
                 f"{rates['operations'].median:.2f}",
                 between(rates["operations"], 2),
             ),

@@ -57,7 +57,7 @@ def draw_growth(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    for axis, (name, words) in zip(axes.flat, growth.WORDS.items(), strict=True):
+    for axis, (name, text) in zip(axes.flat, growth.WORDS.items(), strict=True):
         points = found[name]
         at = [max(int(one), 0.5) for one in points]
         for key, label, colour, marker in (
@@ -72,7 +72,7 @@ def draw_growth(found: dict[str, Any], path: Path) -> None:
             axis.set_xticks(at, [f"{int(one):,}" for one in points])
             axis.minorticks_off()
         axis.set_ylim(bottom=0)
-        axis.set_xlabel(words.partition(":")[0])
+        axis.set_xlabel(text.partition(":")[0])
         axis.set_ylabel("µs, claim and release")
     axes.flat[0].legend(loc="lower right")
     figure.savefig(path, metadata={"Date": None, "Creator": None})

@@ -85,8 +85,8 @@ def measured(kind: str, url: str, redis_url: str, rows: int, folder: Path) -> li
     }  # fmt: skip
     found = []
     for command in COMMANDS:
-        words = [sys.executable, "-I", "-S", "-c", _MEASURED, sys.executable, "-m", "allocator", *command.split()]
-        done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=True)
+        arguments = [sys.executable, "-I", "-S", "-c", _MEASURED, sys.executable, "-m", "allocator", *command.split()]
+        done = subprocess.run(arguments, env=environment, cwd=folder, capture_output=True, text=True, check=True)
         status, seconds, peak_mb, printed = json.loads(done.stdout)
         if status not in {0, 1}:
             raise SystemExit(f"allocator {command}: exit {status}: {printed}")

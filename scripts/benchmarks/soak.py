@@ -30,7 +30,7 @@ from allocator.model.errors import AllocatorError
 from allocator.model.states import LeaseState
 from allocator.model.values import replace
 from allocator.operations import hosts, listing
-from benchmarks.supervisor import HEALTHY, place, rss_mib, until
+from benchmarks.supervisor import HEALTHY, address, rss_mib, until
 from benchmarks.table import Row
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Watched:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return for each program what it had when it was warm and what it has in the end."""
     seconds = QUICK_SECONDS if quick else SECONDS
-    with place(binary) as here, contextlib.ExitStack() as stack:
+    with address(binary) as here, contextlib.ExitStack() as stack:
         watched = [_server(here), *_programs(here, stack)]
         acts = stack.enter_context(_fleet(here))
         began = time.monotonic()
@@ -125,8 +125,8 @@ def _programs(here: Place, stack: contextlib.ExitStack) -> Iterator[Watched]:
     here.start("db", "upgrade").wait()
     agent = here.start("agent")
     reconciler = here.start("reconcile", "--watch")
-    words = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
-    serve = subprocess.Popen(words, env=here.environment, stderr=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
+    serve = subprocess.Popen(arguments, env=here.environment, stderr=subprocess.PIPE, text=True)
     assert serve.stderr is not None
     url = next(match[1] for line in serve.stderr if (match := re.search(r" on (http://\S+);", line)))
     stack.enter_context(_thread(lambda _: _drain(serve.stderr)))

@@ -52,7 +52,11 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
 def figures_of(binary: str | None, hosts: int, seconds: float) -> dict[str, Any]:
     """Return the figures of a fleet of so many hosts."""
     found: dict[str, Any] = {"hosts": hosts}
-    with server(binary) as place, Fleet(place["unix"], hosts) as fleet, serving(place["unix"]) as (url, pid, began):
+    with (
+        server(binary) as address,
+        Fleet(address["unix"], hosts) as fleet,
+        serving(address["unix"]) as (url, pid, began),
+    ):
         found["leases"] = fleet.count
         with httpx.Client(base_url=url, timeout=60) as http:
             http.get("/v1/fleet").raise_for_status()
@@ -191,14 +195,14 @@ def serving(redis_url: str) -> Iterator[tuple[str, int, float]]:
     with tempfile.TemporaryDirectory(prefix="bench-page-") as directory:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
         environment |= {"XDG_STATE_HOME": directory, "ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_HOST": "bench"}
-        words = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
-        process = subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+        arguments = [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", "--rate", "0"]
+        process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None
-            said = next(found for line in process.stderr if (found := re.search(r" on (http://\S+);", line)))
+            printed = next(found for line in process.stderr if (found := re.search(r" on (http://\S+);", line)))
             began = time.perf_counter()
             drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-            yield said[1], process.pid, began
+            yield printed[1], process.pid, began
         finally:
             process.terminate()
             process.wait()

@@ -63,20 +63,20 @@ class Place:
     environment: dict[str, str]
     ports: PortAllocator
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command."""
         given: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
-        return subprocess.Popen([*COMMAND, *words], env=self.environment, text=True, **given)
+        return subprocess.Popen([*COMMAND, *arguments], env=self.environment, text=True, **given)
 
-    def run(self, *words: str, worker: str, also: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    def run(self, *arguments: str, worker: str, also: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
         """Start a supervisor of a worker, which is given its port as its first argument."""
         command = [sys.executable, "-S", "-c", worker, "{port}", *also]
-        words = ("--drain-delay", "0s", *words)  # the time for proxies is chosen, not measured
-        return self.start("run", "email", "--org", "bench", *words, "--", *command, **options)
+        arguments = ("--drain-delay", "0s", *arguments)  # the time for proxies is chosen, not measured
+        return self.start("run", "email", "--org", "bench", *arguments, "--", *command, **options)
 
 
 @contextlib.contextmanager
-def place(binary: str | None) -> Iterator[Place]:
+def site(binary: str | None) -> Iterator[Place]:
     with server(binary) as found, tempfile.TemporaryDirectory(prefix="bench-run-") as state:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
         pool = PoolSpec(name="bench-run", first=FIRST_PORT, last=FIRST_PORT + 2 * TIED - 1, cooldown_ms=0)
@@ -99,7 +99,7 @@ def place(binary: str | None) -> Iterator[Place]:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return what was measured; the first word of each name is who, the last the unit."""
     rounds = 3 if quick else 15
-    with place(binary) as here:
+    with site(binary) as here:
         return {
             **_idle(here),
             **_agent(here, ends=3 if quick else 10),
@@ -109,13 +109,13 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
         }
 
 
-def _idle(place: Place) -> dict[str, Any]:
+def _idle(site: Place) -> dict[str, Any]:
     """Watch a supervisor of one worker and one of many, both with health checks every five seconds."""
-    words = ("--health", "/")
+    arguments = ("--health", "/")
     found: dict[str, Any] = {}
     for count in (1, REPLICAS):
-        process = place.run(*words, "--replicas", str(count), worker=HEALTHY)
-        until(lambda count=count: [one.state for one in place.ports.leases()] == ["ready"] * count)
+        process = site.run(*arguments, "--replicas", str(count), worker=HEALTHY)
+        until(lambda count=count: [one.state for one in site.ports.leases()] == ["ready"] * count)
         time.sleep(SETTLE_S)
         share = _share(process.pid, WATCHED_S) / count
         found |= {f"cpu_of_{count}": share, f"rss_of_{count}_mib": rss_mib(process.pid)}
@@ -124,41 +124,41 @@ def _idle(place: Place) -> dict[str, Any]:
     return found
 
 
-def _agent(place: Place, ends: int) -> dict[str, Any]:
+def _agent(site: Place, ends: int) -> dict[str, Any]:
     """Watch an agent with leases bound to a process each, then end some of those."""
-    files = LeaseFiles(Path(place.environment["XDG_STATE_HOME"]) / "allocator/leases")
+    files = LeaseFiles(Path(site.environment["XDG_STATE_HOME"]) / "allocator/leases")
     with contextlib.ExitStack() as stack:
         tied = []
         for number in range(TIED):
             process = stack.enter_context(subprocess.Popen(["sleep", "3600"]))
             stack.callback(process.kill)
-            lease = place.ports.claim("email", org=f"org-{number}", pid=process.pid)
+            lease = site.ports.claim("email", org=f"org-{number}", pid=process.pid)
             files.save(lease)
             tied.append((process, lease))
-        agent = place.start("agent", stderr=subprocess.PIPE)
+        agent = site.start("agent", stderr=subprocess.PIPE)
         assert agent.stderr is not None
         next(line for line in agent.stderr if f"looking after {TIED} " in line)
         time.sleep(SETTLE_S)
-        before = {one.port: one.expires_at for one in place.ports.leases()}
+        before = {one.port: one.expires_at for one in site.ports.leases()}
         share = _share(agent.pid, WATCHED_S)
-        after = {one.port: one.expires_at for one in place.ports.leases()}
+        after = {one.port: one.expires_at for one in site.ports.leases()}
         if len(after) != TIED or any(after[port] <= at for port, at in before.items()):
             raise SystemExit(f"the agent renewed {sum(after[p] > before[p] for p in after)} of {TIED} leases only")
         delays = []
         for process, lease in tied[:ends]:
             process.kill()
             began = time.monotonic()
-            while place.ports.run(port_view(lease.pool, HOST, lease.port)).lease is not None:
+            while site.ports.run(port_view(lease.pool, HOST, lease.port)).lease is not None:
                 time.sleep(0.002)
             delays.append((time.monotonic() - began) * 1_000)
         memory = rss_mib(agent.pid)
         agent.terminate()
         agent.wait()
-    place.ports.release_all(*(lease for _, lease in tied[ends:]))
+    site.ports.release_all(*(lease for _, lease in tied[ends:]))
     return {"agent_cpu": share, "agentrss_mib": memory, "agent_release_ms": Spread.of(delays)}
 
 
-def _starts(place: Place, rounds: int) -> list[float]:
+def _starts(site: Place, rounds: int) -> list[float]:
     """Return by how many milliseconds a worker listens later when it is started through `run`."""
     port = FIRST_PORT + 1
 
@@ -166,7 +166,7 @@ def _starts(place: Place, rounds: int) -> list[float]:
         return subprocess.Popen([sys.executable, "-S", "-c", LISTEN, str(port)], text=True)
 
     def supervised() -> subprocess.Popen[str]:
-        return place.run("--port", str(port), worker=LISTEN)
+        return site.run("--port", str(port), worker=LISTEN)
 
     taken: dict[str, list[float]] = {"direct": [], "supervised": []}
     for at in range(rounds):
@@ -181,24 +181,24 @@ def _starts(place: Place, rounds: int) -> list[float]:
     return [through - alone for through, alone in zip(taken["supervised"], taken["direct"], strict=True)]
 
 
-def _stop(place: Place) -> float:
+def _stop(site: Place) -> float:
     """Return the seconds from SIGTERM until nothing is left of a worker that ignores it, and of its supervisor."""
-    process = place.run(worker=STUBBORN)
-    until(lambda: [one.state for one in place.ports.leases()] == ["ready"])
-    (lease,) = place.ports.leases()
+    process = site.run(worker=STUBBORN)
+    until(lambda: [one.state for one in site.ports.leases()] == ["ready"])
+    (lease,) = site.ports.leases()
     began = time.monotonic()
     process.terminate()
     process.wait()
-    until(lambda: not place.ports.leases() and not Path(f"/proc/{lease.pid}").exists(), every_s=0.005)
+    until(lambda: not site.ports.leases() and not Path(f"/proc/{lease.pid}").exists(), every_s=0.005)
     return time.monotonic() - began
 
 
-def _refused(place: Place) -> float:
+def _refused(site: Place) -> float:
     """Return the milliseconds from a worker's word that its port is in use until the next one runs on another port."""
-    marker = Path(place.environment["XDG_STATE_HOME"]) / "refused"
+    marker = Path(site.environment["XDG_STATE_HOME"]) / "refused"
     marker.unlink(missing_ok=True)
-    said, _ = place.run(worker=REFUSED, also=[str(marker)], stdout=subprocess.PIPE).communicate(timeout=60)
-    first, second = (float(line) for line in said.split())
+    printed, _ = site.run(worker=REFUSED, also=[str(marker)], stdout=subprocess.PIPE).communicate(timeout=60)
+    first, second = (float(line) for line in printed.split())
     return (second - first) * 1_000
 
 

@@ -30,7 +30,7 @@ def claim_call(
     wanted = (WantedPort(worker=worker, token=token),)
     return ClaimCall(
         pool=pool,
-        space=host,
+        namespace=host,
         host=host,
         ttl_ms=ttl_ms,
         state=state,
@@ -42,7 +42,7 @@ def claim_call(
 
 def end_call(pool: str, host: str, port: int | bytes, token: str) -> EndCall:
     """Return a release of one lease."""
-    return EndCall(pool=pool, space=host, leases=(EndedLease(port=int(port), token=token),))
+    return EndCall(pool=pool, namespace=host, leases=(EndedLease(port=int(port), token=token),))
 
 
 def send(redis: Any, call: Call[Any]) -> Any:  # a client or a pipeline, and what it answers
@@ -56,18 +56,18 @@ class Template:
 
     def __init__(self, call: Call[Any], *blanks: str | int) -> None:
         one = call.encode()
-        self.words: list[str | int] = [script(one.script).sha1, len(one.keys), *one.keys, *one.args]
-        self.places = [self.words.index(blank) for blank in blanks]
+        self.arguments: list[str | int] = [script(one.script).sha1, len(one.keys), *one.keys, *one.args]
+        self.addresses = [self.arguments.index(blank) for blank in blanks]
 
-    def filled(self, *words: str | int | bytes) -> list[str | int]:
+    def filled(self, *arguments: str | int | bytes) -> list[str | int]:
         """Return what follows `EVALSHA`, with these words in the places of the blanks."""
-        for place, word in zip(self.places, words, strict=True):
-            self.words[place] = word  # type: ignore[call-overload]  # a port as the server wrote it
-        return self.words
+        for address, argument in zip(self.addresses, arguments, strict=True):
+            self.arguments[address] = argument  # type: ignore[call-overload]  # a port as the server wrote it
+        return self.arguments
 
-    def send(self, redis: Any, *words: str | int | bytes) -> Any:  # as above
+    def send(self, redis: Any, *arguments: str | int | bytes) -> Any:  # as above
         """Send the call with these words in the places of the blanks."""
-        return redis.evalsha(*self.filled(*words))
+        return redis.evalsha(*self.filled(*arguments))
 
 
 def load(redis: Any) -> None:  # a client
@@ -80,5 +80,5 @@ def port_of(reply: list[Any]) -> bytes:
     """Return the port in a claim's reply, without the cost of reading all of it."""
     if reply[0] != b"granted":
         raise SystemExit(f"a claim was answered {reply[0]!r}; the benchmark needs an idle server of its own")
-    lease = next(word for word in reply if type(word) is bytes and word.startswith(b"{"))
+    lease = next(name for name in reply if type(name) is bytes and name.startswith(b"{"))
     return lease.split(b'"port":', 1)[1].split(b",", 1)[0]

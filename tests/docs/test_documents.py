@@ -78,8 +78,8 @@ def environment(tmp_path: Path, redis_url: str, pool: PoolSpec) -> dict[str, str
     return kept | own | {"ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name}
 
 
-def run(words: list[str], environment: dict[str, str], tmp_path: Path) -> str:
-    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+def run(arguments: list[str], environment: dict[str, str], tmp_path: Path) -> str:
+    done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -106,9 +106,9 @@ def test_commands_run_as_written(text: str, _: str, environment: dict[str, str],
     run(["bash", "-euo", "pipefail", "-c", placed(text, tmp_path)], environment, tmp_path)
 
 
-@pytest.mark.parametrize(("text", "words"), blocks("bash", "run until"))
+@pytest.mark.parametrize(("text", "phrase"), blocks("bash", "run until"))
 def test_commands_that_stay_run_until_they_are_stopped(
-    text: str, words: str, environment: dict[str, str], tmp_path: Path
+    text: str, phrase: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "worker.js").write_text(NODE_WORKER)
     here = placed(text, tmp_path).replace("127.0.0.1:8577", "127.0.0.1:0")
@@ -123,13 +123,13 @@ def test_commands_that_stay_run_until_they_are_stopped(
         text=True,
         start_new_session=True,
     )
-    said = ""
+    printed = ""
     try:
         for line in process.stdout:
-            said += line
-            if words in line:
+            printed += line
+            if phrase in line:
                 return
-        raise AssertionError(f"it ended without {words!r}: {said}")
+        raise AssertionError(f"it ended without {phrase!r}: {printed}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)

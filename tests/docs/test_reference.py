@@ -18,8 +18,8 @@ REFERENCE = runpy.run_path(str(ROOT / "scripts/reference"))
 
 
 def test_the_written_reference_is_what_the_code_says() -> None:
-    words = [sys.executable, str(ROOT / "scripts/reference"), "--check"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = [sys.executable, str(ROOT / "scripts/reference"), "--check"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}run scripts/reference"
 
 
@@ -46,8 +46,8 @@ def test_the_written_help_is_what_is_printed(
 def test_the_manual_is_well_formed() -> None:
     if shutil.which("mandoc") is None:
         pytest.skip("mandoc is not installed; the package mandoc of the distribution has it")
-    words = ["mandoc", "-T", "lint", "-W", "error", str(ROOT / "deploy/wheel/share/man/man1/allocator.1")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = ["mandoc", "-T", "lint", "-W", "error", str(ROOT / "deploy/wheel/share/man/man1/allocator.1")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 

@@ -69,8 +69,8 @@ class Reader:
         (section,) = re.findall(rf"^## {number}\. .*?(?=^## |\Z)", page.read_text(), re.DOTALL | re.MULTILINE)
         printed, before, hosts = "", 0, ("web-1",)
         for block in BLOCK.finditer(section):
-            if places := PLACE.findall(section[before : block.start()]):
-                everywhere, named = places[-1]
+            if addresses := PLACE.findall(section[before : block.start()]):
+                everywhere, named = addresses[-1]
                 hosts = HOSTS if everywhere else tuple(re.findall("`([^`]+)`", named))
             before = block.end()
             for host in hosts:
@@ -241,7 +241,7 @@ def test_removal_leaves_no_trace(reader: Reader) -> None:
             path
             for folder in ("etc", "home", "opt", "root", "usr-local-bin", "var")
             for path in root.glob(f"{folder}/**/*")
-            if any(word in path.name for word in ("allocator", "portlease", "plugin"))
+            if any(name in path.name for name in ("allocator", "portlease", "plugin"))
         ]
         assert left == []
         assert "plugins" not in (root / "etc/passwd").read_text()

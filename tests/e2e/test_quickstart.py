@@ -78,9 +78,15 @@ def test_ctrl_c_in_the_middle_leaves_nothing_running(environment: dict[str, str]
 
 @pytest.mark.alone("built-in pool")
 def test_keep_leaves_it_running_until_stop(environment: dict[str, str], tmp_path: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*FLEET, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+            [*FLEET, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
 
     assert run("--keep").returncode == 0

@@ -42,8 +42,8 @@ def test_it_holds_every_script_and_every_file_of_the_page_and_nothing_of_the_tes
 def test_it_works_alone_in_a_fresh_environment(uv: str, wheel: Path, redis_url: str, pool, tmp_path: Path) -> None:
     python = tmp_path / "venv/bin/python"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv")], check=True)
-    words = [uv, "pip", "install", "--quiet", "--python", str(python), f"portlease[server] @ {wheel.as_uri()}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = [uv, "pip", "install", "--quiet", "--python", str(python), f"portlease[server] @ {wheel.as_uri()}"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ALLOCATOR_", "PYTHON"))}
     environment = kept | {

@@ -39,9 +39,9 @@ def run_fleet(ports: PortAllocator, url: str, spec: PoolSpec, way: str) -> Itera
     """Yield every event of the pool while the fleet runs; hosts are drained and taken back meanwhile."""
     stream, cursor = f"alloc:{{{spec.name}}}:events", "0-0"
     script = Path(__file__).parent / "fleet_host.py"
-    words = [sys.executable, str(script), url, spec.name, str(HOSTS), str(SECONDS), way]
+    arguments = [sys.executable, str(script), url, spec.name, str(HOSTS), str(SECONDS), way]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as process:
         draining = threading.Thread(target=drain_at_random, args=(ports, spec, process))
         draining.start()
         ended, seen = False, 0
@@ -107,16 +107,16 @@ class Books:
     def enter(self, event: dict[str, str]) -> None:
         kind, worker = event["type"], event.get("worker", "-")
         self.kinds[kind] += 1
-        place = (event["host"] if self.scope == "host" else "*", event["port"])
+        address = (event["host"] if self.scope == "host" else "*", event["port"])
         if kind in ENDED:
-            assert self.open.pop(place) == worker, event
+            assert self.open.pop(address) == worker, event
             self.count(worker, -1)
-        elif kind == "reasserted" and self.open.get(place) == worker:
+        elif kind == "reasserted" and self.open.get(address) == worker:
             pass  # it had run out, and its holder came before anybody saw that
         elif kind in {"granted", "reasserted"}:
-            assert place not in self.open, event
+            assert address not in self.open, event
             assert worker not in self.open.values(), event
-            self.open[place] = worker
+            self.open[address] = worker
             self.count(worker, 1)
             self.grants += 1
             if kind == "granted":

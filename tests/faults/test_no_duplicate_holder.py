@@ -24,9 +24,9 @@ TTL_S = 2.0
 
 
 def contend(redis_url: str, pool: PoolSpec, directory: Path, mode: str, seconds: int) -> tuple[dict, list[dict]]:
-    words = [redis_url, pool.name, str(PROCESSES), str(seconds), str(directory), mode]
+    arguments = [redis_url, pool.name, str(PROCESSES), str(seconds), str(directory), mode]
     done = subprocess.run(
-        [sys.executable, str(CONTENDER), *words], capture_output=True, text=True, timeout=seconds + 120, check=True
+        [sys.executable, str(CONTENDER), *arguments], capture_output=True, text=True, timeout=seconds + 120, check=True
     )
     lines = [json.loads(line) for book in directory.glob("*.jsonl") for line in book.read_text().splitlines() if line]
     return json.loads(done.stdout), lines

@@ -78,11 +78,11 @@ def commands() -> dict[tuple[str, ...], Any]:
     """Return all commands by the words that call them."""
     found: dict[tuple[str, ...], Any] = {}
 
-    def collect(command: Any, words: tuple[str, ...]) -> None:
+    def collect(command: Any, arguments: tuple[str, ...]) -> None:
         for name, child in getattr(command, "commands", {}).items():
-            collect(child, (*words, name))
+            collect(child, (*arguments, name))
         if not hasattr(command, "commands"):
-            found[words] = command
+            found[arguments] = command
 
     collect(get_command(_application(list(_MODULES))), ())
     return found
@@ -95,9 +95,9 @@ VALUES = st.one_of(NAMES, WORKERS, NUMBERS, DURATIONS, FILES, TEXT)
 @st.composite
 def command_lines(draw: st.DrawFn) -> list[str]:
     """The words of a command: its own options and arguments with likely and unlikely values, a few foreign words."""
-    words = draw(st.sampled_from(sorted(COMMANDS)))
-    line, is_likely = list(words), draw(st.booleans())
-    for parameter in COMMANDS[words].params:
+    text = draw(st.sampled_from(sorted(COMMANDS)))
+    line, is_likely = list(text), draw(st.booleans())
+    for parameter in COMMANDS[text].params:
         named = [name for name in parameter.opts if name.startswith("--")]
         if any(name in FOREVER for name in parameter.opts):
             continue
@@ -111,9 +111,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         line.insert(
             draw(st.integers(0, len(line))), draw(st.one_of(TEXT, st.sampled_from(["--", "-x", "--nope", "-h"])))
         )
-    if words == ("run",):
+    if text == ("run",):
         line += ["--", draw(st.sampled_from(["nowhere-to-be-found", "{nope}", ""]))]
-    line += {("top",): ["--once"], ("host", "drain"): ["--no-wait"]}.get(words, [])
+    line += {("top",): ["--once"], ("host", "drain"): ["--no-wait"]}.get(text, [])
     return line
 
 
@@ -146,34 +146,36 @@ def surroundings(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_every_command_is_tried() -> None:
-    assert {words[0] for words in COMMANDS} == set(_MODULES)
+    assert {arguments[0] for arguments in COMMANDS} == set(_MODULES)
 
 
-@given(words=command_lines())
-@example(words=["serve", "--listen", "127.0.0.1:000000999999"])
-@example(words=["serve", "--listen", "x" * 64 + ":0"])
+@given(arguments=command_lines())
+@example(arguments=["serve", "--listen", "127.0.0.1:000000999999"])
+@example(arguments=["serve", "--listen", "x" * 64 + ":0"])
 @examples(200)
 def test_any_words_end_with_a_known_code_and_a_refusal_changes_nothing(
-    surroundings: redis.Redis, words: list[str]
+    surroundings: redis.Redis, arguments: list[str]
 ) -> None:
     before = state_of_all_keys(surroundings)
-    code, out, talk = run(words)
-    assert code in KNOWN_CODES, (code, words, talk)
-    assert "Traceback" not in talk + out, (words, talk)
-    assert talk.count("\n") <= MOST_LINES, (words, talk)
+    code, out, report = run(arguments)
+    assert code in KNOWN_CODES, (code, arguments, report)
+    assert "Traceback" not in report + out, (arguments, report)
+    assert report.count("\n") <= MOST_LINES, (arguments, report)
     if code in REFUSALS:
-        assert talk, words
+        assert report, arguments
         changed = changed_keys(surroundings, before)
-        assert not changed, (words, talk, changed)
+        assert not changed, (arguments, report, changed)
 
 
 @given(
-    words=st.lists(st.one_of(st.sampled_from(sorted({word for line in COMMANDS for word in line})), TEXT), max_size=5)
+    arguments=st.lists(
+        st.one_of(st.sampled_from(sorted({argument for line in COMMANDS for argument in line})), TEXT), max_size=5
+    )
 )
 @examples(40)
-def test_any_words_at_all_end_with_a_known_code(surroundings: redis.Redis, words: list[str]) -> None:
-    if words[:1] in (["run"], ["agent"], ["serve"]) or "--install-completion" in words:
+def test_any_words_at_all_end_with_a_known_code(surroundings: redis.Redis, arguments: list[str]) -> None:
+    if arguments[:1] in (["run"], ["agent"], ["serve"]) or "--install-completion" in arguments:
         return
-    code, out, talk = run(words)
-    assert code in KNOWN_CODES, (code, words, talk)
-    assert "Traceback" not in talk + out, (words, talk)
+    code, out, report = run(arguments)
+    assert code in KNOWN_CODES, (code, arguments, report)
+    assert "Traceback" not in report + out, (arguments, report)

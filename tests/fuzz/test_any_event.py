@@ -147,7 +147,7 @@ def test_the_directory_and_the_reconcilers_watch_go_on_behind_any_event(
         rows=SimpleNamespace(pool=SPEC.name),
         settle=lambda workers, report: settled.append((workers, report)),
     )
-    watch = Watch(reconciler, every_s=1.0, say=print)
+    watch = Watch(reconciler, every_s=1.0, report=print)
     watch._see_to_events()
     assert watch._cursor == identifiers[-1]
     directory = Directory(ports, whole_pool=True)

@@ -13,10 +13,10 @@ from allocator.api.credentials import Scope, TokensFile, new_api_token, tokens_l
 from allocator.model.errors import AllocatorError, ConfigurationError
 from allocator.model.files import parse_pool, written_pool
 from allocator.model.pools import SDK_V2, PoolSpec
-from allocator.model.reading import MAX_FILE_BYTES, read_text
 from allocator.model.settings import NAMES, load_settings
+from allocator.model.small_files import MAX_FILE_BYTES, read_text
 from allocator.supervisor.fields import FIELDS, read_env_file
-from allocator.supervisor.procfile import read_procfile
+from allocator.supervisor.workers_file import read_workers_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,9 +171,9 @@ def test_a_settings_file_is_settings_or_is_refused_without_its_secrets(directory
 def test_a_procfile_is_workers_or_is_refused(directory: Path, content: bytes) -> None:
     file = directory / "procfile.toml"
     file.write_bytes(content)
-    specs = accepted(lambda: read_procfile(file, {}, {"PATH": "/usr/bin:/bin"}))
+    specs = accepted(lambda: read_workers_file(file, {}, {"PATH": "/usr/bin:/bin"}))
     for spec in specs if isinstance(specs, list) else ():
-        assert not any("\0" in word for word in [*spec.command, spec.port_argument or ""])
+        assert not any("\0" in name for name in [*spec.command, spec.port_argument or ""])
 
 
 @given(content=garbled(TOKENS))
@@ -198,7 +198,7 @@ def test_a_file_of_variables_is_variables_or_is_refused(directory: Path, content
 @examples(100)
 def test_a_file_of_any_name_is_read_or_refused(directory: Path, name: str) -> None:
     for read in (
-        lambda: read_procfile(directory / name, {}, {}),
+        lambda: read_workers_file(directory / name, {}, {}),
         lambda: load_settings({}, {}, config=str(directory / name)),
         lambda: TokensFile(directory / name).load(),
         lambda: read_env_file(directory / name),
@@ -214,7 +214,7 @@ def test_a_file_without_end_is_refused_after_a_bounded_part_of_it(directory: Pat
     with large.open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(ConfigurationError, match="File too large"):
-        read_procfile(large, {}, {})
+        read_workers_file(large, {}, {})
     with large.open("wb") as file:
         file.truncate(MAX_FILE_BYTES)
     assert len(read_text(large)) == MAX_FILE_BYTES
@@ -225,7 +225,7 @@ def test_the_files_that_are_garbled_here_are_right(directory: Path) -> None:
     assert parse_pool("built-in", written_pool(SDK_V2)) == SDK_V2
     for name, text in (("p", PROCFILE), ("s", SETTINGS), ("t", TOKENS), ("v", VARIABLES)):
         (directory / name).write_text(text)
-    assert len(read_procfile(directory / "p", {}, {"PATH": "/usr/bin:/bin"})) == 3
+    assert len(read_workers_file(directory / "p", {}, {"PATH": "/usr/bin:/bin"})) == 3
     assert load_settings({}, {}, config=str(directory / "s")).host == "web-1"
     assert TokensFile(directory / "t").load() == 2
     assert read_env_file(directory / "v") == {"MODE": "fast", "NAME": "a b", "OTHER": "x", "EMPTY": ""}

@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from allocator import Lease
-from allocator.agent.tied import process_of
+from allocator.agent.bound import process_of
 from allocator.client.lease_files import LeaseFiles
 from allocator.model.errors import AllocatorError, ConfigurationError
 from allocator.model.names import WorkerId
-from allocator.model.reading import MAX_FILE_BYTES
+from allocator.model.small_files import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -80,14 +80,14 @@ OPERATIONS: dict[str, Callable[[], Operation[Any]]] = {
     "read a pool": lambda: read_pool("p"),
     "apply a pool": lambda: apply_pool(LIMITED),
     "check a pool": lambda: check_pool("p"),
-    "spaces": lambda: listing.spaces("p"),
+    "spaces": lambda: listing.namespaces("p"),
     "ports": lambda: listing.ports("p", "web-1"),
     "port": lambda: listing.port_view("p", "web-1", 110),
     "leases": lambda: listing.leases("p"),
     "hosts": lambda: listing.hosts("p"),
     "host identity": lambda: listing.host_identity("p", "web-1"),
     "ports and their quarantine": lambda: listing.ports("p", "web-1", quarantine=True),
-    "spaces with ports": lambda: listing.port_spaces(POOL),
+    "spaces with ports": lambda: listing.port_namespaces(POOL),
     "newest event": lambda: listing.newest_event("p"),
     "cordon": lambda: listing.cordon("p", "web-1", on=True),
     "reap": lambda: listing.reap("p"),
@@ -142,8 +142,8 @@ def mutated_lease(draw: st.DrawFn) -> bytes:
 def nearly_right(draw: st.DrawFn) -> list[Any]:
     """A reply as a script gives it, here and there something else in it."""
     code = draw(st.sampled_from([str(code).encode() for code in Reply]))
-    word = st.one_of(st.just(LEASE_TEXT), mutated_lease(), st.integers(0, 2_000_000_000_000), ATOMS)
-    return [*([code] if draw(st.booleans()) else []), *draw(st.lists(word, max_size=8))]
+    name = st.one_of(st.just(LEASE_TEXT), mutated_lease(), st.integers(0, 2_000_000_000_000), ATOMS)
+    return [*([code] if draw(st.booleans()) else []), *draw(st.lists(name, max_size=8))]
 
 
 @st.composite
@@ -157,7 +157,7 @@ def pool_fields(draw: st.DrawFn) -> list[Any]:
     fields |= draw(
         st.dictionaries(st.sampled_from([*fields, "limit:org:a b", "conventional:a\nb"]), garbled, max_size=2)
     )
-    return [word for pair in fields.items() for word in pair]
+    return [name for pair in fields.items() for name in pair]
 
 
 class AnswersAnything:

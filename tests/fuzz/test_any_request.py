@@ -105,9 +105,9 @@ def check_answer(answer: httpx.Response) -> None:
 
 
 def filled(path: str, parts: list[str]) -> str:
-    words = iter(parts)
+    text = iter(parts)
     return "/".join(
-        quote(next(words, "x"), safe="", errors="surrogatepass") if part.startswith("{") else part
+        quote(next(text, "x"), safe="", errors="surrogatepass") if part.startswith("{") else part
         for part in path.split("/")
     )
 
@@ -127,9 +127,9 @@ def test_any_request_is_answered_and_a_refused_one_changes_nothing(
     http: httpx.Client, client: redis.Redis, operation: Any, parts: Any, query: Any, headers: Any, body: bytes
 ) -> None:
     method, path = operation
-    words = {name: value.encode(errors="replace").decode() for name, value in query.items() if name != "wait_s"}
+    fields = {name: value.encode(errors="replace").decode() for name, value in query.items() if name != "wait_s"}
     before = state_of_all_keys(client)
-    answer = http.request(method, filled(path, parts), params=words, headers=headers, content=body)
+    answer = http.request(method, filled(path, parts), params=fields, headers=headers, content=body)
     check_answer(answer)
     if 400 <= answer.status_code < 500:
         assert not changed_keys(client, before), (method, path, body[:200], answer.text)
@@ -142,8 +142,8 @@ CREDENTIALS = st.text("".join(map(chr, range(33, 127))), min_size=1, max_size=60
 @examples(15)
 def test_any_credential_but_a_right_one_is_refused(url: str, client: redis.Redis, authorization: str) -> None:
     before = state_of_all_keys(client)
-    for words in (authorization, f"Bearer {authorization}"):
-        answer = httpx.post(f"{url}/v1/leases", json=CLAIM, headers={"Authorization": words})
+    for text in (authorization, f"Bearer {authorization}"):
+        answer = httpx.post(f"{url}/v1/leases", json=CLAIM, headers={"Authorization": text})
         check_answer(answer)
         assert answer.status_code in {401, 403}
     assert not changed_keys(client, before)
@@ -181,12 +181,12 @@ WIRE = st.lists(
 ).map(lambda parts: Shortened(b"".join(parts)))  # fmt: skip
 
 
-@given(said=WIRE)
+@given(printed=WIRE)
 @examples(15)
-def test_any_bytes_on_the_wire_leave_the_server_answering(url: str, http: httpx.Client, said: bytes) -> None:
-    place = urlsplit(url)
-    wire = socket.create_connection((str(place.hostname), int(place.port or 0)), timeout=5)
+def test_any_bytes_on_the_wire_leave_the_server_answering(url: str, http: httpx.Client, printed: bytes) -> None:
+    address = urlsplit(url)
+    wire = socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=5)
     with wire, contextlib.suppress(OSError):
-        wire.sendall(said)
+        wire.sendall(printed)
         wire.shutdown(socket.SHUT_WR)
     assert http.get("/healthz").status_code == 200

@@ -148,7 +148,7 @@ def calls(draw: st.DrawFn) -> tuple[str, tuple[str, ...], tuple[Any, ...]]:
     keys, args = call.keys, list(call.args)
     if draw(st.booleans()):
         return call.script, keys, call.args
-    args = [word if draw(st.integers(0, 4)) else draw(any_text(max_size=20)) for word in args]
+    args = [name if draw(st.integers(0, 4)) else draw(any_text(max_size=20)) for name in args]
     if draw(st.integers(0, 3)) == 0:
         args = args[: draw(st.integers(0, len(args)))]
     if draw(st.integers(0, 9)) == 0:
@@ -215,7 +215,13 @@ def furnish(store: ScriptedRedis) -> None:
     store.drive(decline(context, leases[3:4]))
     store.client.delete(f"{BASE}:lease:web-1:{leases[1].port}")  # an end that nobody has seen
     waiter = JoinCall(
-        pool=POOL, space="web-1", ticket=TOKENS[0], host="web-1", worker="org-1/email#7", priority=0, condition="any"
+        pool=POOL,
+        namespace="web-1",
+        ticket=TOKENS[0],
+        host="web-1",
+        worker="org-1/email#7",
+        priority=0,
+        condition="any",
     )
     store.run(waiter.encode())
     store.run(LeadCall(pool=POOL, token=TOKENS[0], ttl_ms=60_000, holder="somebody").encode())
@@ -231,7 +237,7 @@ def assert_is_our_sentence(error: redis.ResponseError, call: Any) -> None:
 
 def assert_is_a_reply(name: str, reply: Any, call: Any) -> None:
     assert isinstance(reply, list), (call, reply)
-    if name in {"inspect", "find", "end", "restore", "renew", "keep"} or not reply:
+    if name in {"inspect", "find", "end", "restore", "renew", "extend"} or not reply:
         return
     assert reply[0].decode() in {str(code) for code in Reply}, (call, reply)
 
@@ -283,10 +289,10 @@ def test_calls_of_the_fuzz_pass_every_check_of_their_script(store: ScriptedRedis
     assert wanted <= reached
 
 
-def leased(*words: str) -> tuple[str, ...]:
+def leased(*arguments: str) -> tuple[str, ...]:
     """Return what is said of one lease in `renew`, with these words in place of its last ones."""
     first = ("100", TOKENS[0], "1", "30000", "org-1/email#0", "set", "ready", "", "")
-    return (*first[: len(first) - len(words)], *words)
+    return (*first[: len(first) - len(arguments)], *arguments)
 
 
 GOOD_THEN_BAD_TTL = (
@@ -329,10 +335,10 @@ def test_a_script_answers_a_reply_or_one_sentence_and_changes_nothing_with_the_s
     furnish(store)
     if breakage:
         broken(store.client, breakage)
-    words: Any = tuple(word.encode(errors="surrogatepass") if isinstance(word, str) else word for word in args)
+    text: Any = tuple(value.encode(errors="surrogatepass") if isinstance(value, str) else value for value in args)
     before, reply = state_of_all_keys(store.client), None
     try:
-        reply = store.run(ScriptCall(name, keys, words))
+        reply = store.run(ScriptCall(name, keys, text))
     except redis.ResponseError as answered:
         error = answered
     if reply is not None:

@@ -60,8 +60,8 @@ def configure(source: str, home: Path, monkeypatch: pytest.MonkeyPatch, **values
         for name, value in values.items():
             monkeypatch.setenv(f"ALLOCATOR_{name.upper()}", value)
         return
-    places = {"folder": "work", "user": "config/allocator", "system": "etc/allocator"}
-    file = home / places[source] / "allocator.toml"
+    addresses = {"folder": "work", "user": "config/allocator", "system": "etc/allocator"}
+    file = home / addresses[source] / "allocator.toml"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f'{name} = "{value}"\n' for name, value in values.items()))
 
@@ -170,14 +170,14 @@ READERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", READERS, ids=" ".join)
+@pytest.mark.parametrize("arguments", READERS, ids=" ".join)
 def test_a_command_that_only_reads_starts_no_server_and_says_that_there_is_none(
-    words: tuple[str, ...], home: Path
+    arguments: tuple[str, ...], home: Path
 ) -> None:
     with pytest.raises(
         StoreUnavailableError, match=r"no Redis is configured and no embedded server runs.*claim"
     ) as found:
-        run_command([*words])
+        run_command([*arguments])
     assert found.value.exit_code == 69
     assert not (home / "state/allocator/embedded").exists()
 
@@ -275,7 +275,7 @@ def test_run_and_the_node_package_keep_the_same_secrets_from_workers() -> None:
     import re
 
     spawn = (Path(settings.__file__).parents[2] / "deploy/node/lib/spawn.cjs").read_text()
-    lists = {name: re.findall(r'"(\w+)"', words) for name, words in re.findall(r"const (\w+) = \[(.*?)\];", spawn)}
+    lists = {name: re.findall(r'"(\w+)"', text) for name, text in re.findall(r"const (\w+) = \[(.*?)\];", spawn)}
     declared = settings.SETTINGS.values()
     secret = {one.variable for one in declared if one.secret is settings.Secret.ALL} | {*settings.FOREIGN_SECRETS}
     assert set(lists["SECRETS"]) == secret

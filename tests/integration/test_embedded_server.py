@@ -49,8 +49,8 @@ def server_pids(state: Path) -> list[int]:
 
 
 def say(server: EmbeddedServer, *commands: str) -> list[bytes]:
-    with Conversation(server.socket, time.monotonic() + 10) as talk:
-        return [talk.ask(command.encode()) for command in commands]
+    with Conversation(server.socket, time.monotonic() + 10) as report:
+        return [report.ask(command.encode()) for command in commands]
 
 
 def eventually(condition, limit_s=20.0):
@@ -76,8 +76,8 @@ def kill_server(server: EmbeddedServer) -> int:
 
 
 def run_python(script: str, *arguments: object, **options) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **options)
+    given = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(given, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
 def incremental_file(server: EmbeddedServer) -> Path:
@@ -88,16 +88,16 @@ def incremental_file(server: EmbeddedServer) -> Path:
 
 
 def test_the_first_call_starts_a_durable_private_server_and_only_that_call_says_so(server):
-    told: list[EmbeddedStatus] = []
+    reported: list[EmbeddedStatus] = []
 
-    assert server.ensure(told.append) == f"unix://{server.data_dir}/server.sock"
-    assert server.ensure(told.append) == server.url
-    assert EmbeddedServer(server.data_dir.parent).ensure(told.append) == server.url
+    assert server.ensure(reported.append) == f"unix://{server.data_dir}/server.sock"
+    assert server.ensure(reported.append) == server.url
+    assert EmbeddedServer(server.data_dir.parent).ensure(reported.append) == server.url
 
     status = server.status()
-    assert len(told) == 1
+    assert len(reported) == 1
     assert status is not None
-    assert told[0].pid == status.pid
+    assert reported[0].pid == status.pid
     assert status.persistent
     assert status.version.split()[0] in {"valkey", "redis"}
     assert status.memory_bytes > 0
@@ -443,15 +443,15 @@ def assert_one_line(error: AllocatorError, code: int) -> str:
     return message
 
 
-@pytest.mark.parametrize("place", ["state", "state/embedded", "."])
-def test_a_file_in_place_of_a_directory_is_a_configuration_error(state, place):
-    if place == ".":
+@pytest.mark.parametrize("site", ["state", "state/embedded", "."])
+def test_a_file_in_place_of_a_directory_is_a_configuration_error(state, site):
+    if site == ".":
         (state / "file").touch()
         server = EmbeddedServer(state / "file" / "below")
     else:
         server = EmbeddedServer(state / "state")
-        (state / place).parent.mkdir(exist_ok=True)
-        (state / place).touch()
+        (state / site).parent.mkdir(exist_ok=True)
+        (state / site).touch()
     for call in (server.ensure, server.ensure):
         with pytest.raises(ConfigurationError) as caught:
             call()
@@ -478,20 +478,20 @@ def test_a_directory_of_ours_that_others_could_enter_is_closed_to_them(server):
 @pytest.fixture
 def small_disk(state):
     """A file system of 256 KB of its own."""
-    place = state / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], check=False).returncode:
+    site = state / "disk"
+    site.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", site], check=False).returncode:
         pytest.skip("no file system can be mounted here")
-    yield place
+    yield site
     for pid in server_pids(state):
         with process.watched(pid) as watch:
             os.kill(pid, signal.SIGKILL)
             process.wait_for_exit(watch, time.monotonic() + 10)
-    subprocess.run(["umount", place], check=True)
+    subprocess.run(["umount", site], check=True)
 
 
-def fill(place: Path) -> Path:
-    filler = place / "filler"
+def fill(site: Path) -> Path:
+    filler = site / "filler"
     with filler.open("ab", buffering=0) as stream, suppress(OSError):
         while True:
             stream.write(b"x" * 4_096)
@@ -637,26 +637,26 @@ def test_the_longest_path_that_is_not_too_long_serves(state):
 @pytest.mark.parametrize("trap", ["link", "file", pytest.param("owner", marks=ROOT)])
 def test_a_short_directory_laid_out_by_somebody_else_is_refused(state, trap):
     server = EmbeddedServer(state / ("long" * 30))
-    place = server.socket.parent
+    site = server.socket.parent
     (state / "trap").mkdir()
     try:
         if trap == "link":
-            place.symlink_to(state / "trap")
+            site.symlink_to(state / "trap")
         elif trap == "file":
-            place.touch()
+            site.touch()
         else:
-            place.mkdir(mode=0o700)
-            os.chown(place, NOBODY, NOBODY)
+            site.mkdir(mode=0o700)
+            os.chown(site, NOBODY, NOBODY)
         with pytest.raises(ConfigurationError) as caught:
             server.ensure()
-        assert str(place) in assert_one_line(caught.value, 78)
+        assert str(site) in assert_one_line(caught.value, 78)
         assert list((state / "trap").iterdir()) == []
         assert server.status() is None
     finally:
-        if place.is_dir() and not place.is_symlink():
-            place.rmdir()
+        if site.is_dir() and not site.is_symlink():
+            site.rmdir()
         else:
-            place.unlink()
+            site.unlink()
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ for line in sys.stdin:
 
 
 def can_unshare() -> bool:
-    words = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "true"]
+    arguments = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "true"]
     try:
-        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+        return subprocess.run(arguments, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 
@@ -63,9 +63,9 @@ class Container:
         python = [sys.executable, "-P", "-c", PROGRAM, url, pool, HOST]
         mount = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
         over = ["sh", "-c", mount, str(boot)] if boot else []
-        words = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", *over, *python]
+        arguments = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child", *over, *python]
         self.process = subprocess.Popen(
-            words,
+            arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

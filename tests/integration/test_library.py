@@ -225,9 +225,9 @@ def test_what_is_held_after_a_close_is_kept_alive_too(redis_url: str, pool: Pool
 
 def test_what_one_lease_cannot_say_costs_no_other_lease_its_port(ports: PortAllocator) -> None:
     with ports.hold("email", org="org-1", ttl=0.5) as held, ports.hold("stripe", org="org-1", ttl=0.5) as other:
-        for words in ({"restarts": "many"}, {"pid": 1.5}, {"last_error": 7}, {"labels": {"a": "\n"}}):
+        for arguments in ({"restarts": "many"}, {"pid": 1.5}, {"last_error": 7}, {"labels": {"a": "\n"}}):
             with pytest.raises(InvalidInputError):
-                ports.update(held, **words)
+                ports.update(held, **arguments)
         threading.Event().wait(1.2)
         assert not held.lost.is_set()
         assert not other.lost.is_set()

@@ -71,7 +71,7 @@ def test_the_async_face_refuses_the_same_with_the_same_words(
 
 
 def test_an_argument_that_is_missing_or_too_much_is_named(ports: PortAllocator) -> None:
-    for call, words in (
+    for call, text in (
         (lambda: ports.claim(org="org-1"), "claim() missing"),
         (lambda: ports.claim("email"), "a claim needs org"),
         (ports.hold, "hold() missing"),
@@ -90,7 +90,7 @@ def test_an_argument_that_is_missing_or_too_much_is_named(ports: PortAllocator) 
     ):
         with pytest.raises(InvalidInputError) as refused:
             call()
-        assert words in str(refused.value)
+        assert text in str(refused.value)
 
 
 def test_durations_are_seconds_or_text(redis_url: str, pool: PoolSpec, ports: PortAllocator) -> None:

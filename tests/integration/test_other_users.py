@@ -66,10 +66,10 @@ def give(path: Path, uid: int, mode: int = 0o600) -> Path:
     return path
 
 
-def as_user(uid: int, *words: str) -> subprocess.CompletedProcess[str]:
+def as_user(uid: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not installed; the package util-linux of the distribution has it")
-    command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *words]
+    command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -81,8 +81,8 @@ def worker_of(fleet: Fleet, leases: Path, pid: int, plugin: str = "email", **arg
 
 
 def agent(fleet: Fleet, *folders: Path) -> tuple[subprocess.Popen, list[str]]:
-    words = [word for folder in folders for word in ("--leases", str(folder))]
-    started = fleet.spawn("agent", *words)
+    arguments = [argument for folder in folders for argument in ("--leases", str(folder))]
+    started = fleet.spawn("agent", *arguments)
     seen: list[str] = []
     ready = threading.Event()
 
@@ -214,7 +214,7 @@ def test_a_bad_lease_file_of_one_user_stops_nobody_elses_renewals(
         if bad == "folder":
             bob.write_text("")
 
-    eventually(lambda: any(word in line for line in seen for word in ("nowhere", str(bob))), "the agent is silent")
+    eventually(lambda: any(name in line for line in seen for name in ("nowhere", str(bob))), "the agent is silent")
     before = [expiry(one) for one in leases]
     eventually(lambda: all(expiry(one) > at for one, at in zip(leases, before, strict=True)), "a lease was not renewed")
     assert started.poll() is None
@@ -268,11 +268,11 @@ def listener() -> Iterator[Listener]:
     one.close()
 
 
-def command(directory: Path, *words: str, **variables: str) -> tuple[int, str, str]:
+def command(directory: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ALLOCATOR_", "XDG_"))}
     environment = kept | {"PYTHONPATH": str(ROOT), "HOME": str(directory)} | variables
     done = subprocess.run(
-        [sys.executable, "-m", "allocator", *words],
+        [sys.executable, "-m", "allocator", *arguments],
         cwd=directory,
         env=environment,
         capture_output=True,
@@ -329,8 +329,8 @@ def test_no_other_registry_is_used_in_place_of_the_one_that_is_not_obeyed(
     base: Path, listener: Listener, how: str
 ) -> None:
     plant(base, listener, how)
-    for words in (("claim", "email", "--org", "o"), ("ls",)):
-        code, _, err = command(base, *words)
+    for arguments in (("claim", "email", "--org", "o"), ("ls",)):
+        code, _, err = command(base, *arguments)
         assert code == 78
         assert "no Redis is configured, and the settings file" in err
         assert "--config" in err
@@ -412,8 +412,8 @@ def test_a_folder_that_another_user_made_beforehand_is_not_used(fleet: Fleet, ba
     planted = state if what == "state" else state / "leases"
     planted.mkdir(parents=True)
     give(planted, BOB, 0o777)
-    words = ("agent",) if what == "state" else ("claim", "email", "--org", "o")
-    code, _, err = finish(fleet.spawn(*words, variables={"XDG_STATE_HOME": str(base / "state")}))
+    arguments = ("agent",) if what == "state" else ("claim", "email", "--org", "o")
+    code, _, err = finish(fleet.spawn(*arguments, variables={"XDG_STATE_HOME": str(base / "state")}))
     assert code == 78
     assert err.count("\n") == 1
     assert f"{planted} belongs to user {BOB}, and this is user root" in err

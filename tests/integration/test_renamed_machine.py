@@ -27,9 +27,9 @@ BEFORE, AFTER = "name-before", "name-after"
 
 
 def can_rename() -> bool:
-    words = ["unshare", "--uts", "sh", "-c", f"hostname {BEFORE}"]
+    arguments = ["unshare", "--uts", "sh", "-c", f"hostname {BEFORE}"]
     try:
-        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+        return subprocess.run(arguments, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 
@@ -45,13 +45,13 @@ class Machine:
 
     other_boot: Path | None = None
 
-    def words(self, name: str, *words: str) -> list[str]:
+    def arguments(self, name: str, *arguments: str) -> list[str]:
         if self.other_boot is None:
-            return ["unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$0" "$@"', sys.executable, *words]
+            return ["unshare", "--uts", "sh", "-c", f'hostname {name}; exec "$0" "$@"', sys.executable, *arguments]
         boot = f"mount --bind {self.other_boot} /proc/sys/kernel/random/boot_id"
         program = f'hostname {name}; {boot}; exec "$0" "$@"'
         unshare = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
-        return [*unshare, "sh", "-c", program, sys.executable, *words]
+        return [*unshare, "sh", "-c", program, sys.executable, *arguments]
 
     def rebooted(self, tmp_path: Path) -> Machine:
         """Return it after another boot, which begins with each command."""
@@ -59,17 +59,17 @@ class Machine:
         other_boot.write_text("12345678-1234-4123-8123-123456789abc\n")
         return dataclasses.replace(self, other_boot=other_boot)
 
-    def spawn(self, name: str, *words: str, **variables: str) -> subprocess.Popen:
+    def spawn(self, name: str, *arguments: str, **variables: str) -> subprocess.Popen:
         return subprocess.Popen(
-            self.words(name, "-m", "allocator", *words),
+            self.arguments(name, "-m", "allocator", *arguments),
             env=self.variables | variables,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
 
-    def __call__(self, name: str, *words: str, code: int = 0, **variables: str) -> tuple[str, str]:
-        process = self.spawn(name, *words, **variables)
+    def __call__(self, name: str, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
+        process = self.spawn(name, *arguments, **variables)
         out, err = process.communicate(timeout=60)
         assert process.returncode == code, err
         assert "Traceback" not in err
@@ -90,27 +90,27 @@ def test_release_and_renew_find_the_lease_and_say_under_which_name(
     port, _ = machine(BEFORE, "claim", "email", "--org", "o")
     (lease,) = ports.leases()
     assert lease.host == BEFORE
-    words = {"port": port, "worker": "o/email#0", "--all": "--all"}[target]
-    _, said = machine(AFTER, "renew", words, "--ttl", "25s")
-    assert f"this machine was called {BEFORE} before and is {AFTER} now" in said
+    fields = {"port": port, "worker": "o/email#0", "--all": "--all"}[target]
+    _, printed = machine(AFTER, "renew", fields, "--ttl", "25s")
+    assert f"this machine was called {BEFORE} before and is {AFTER} now" in printed
     (renewed,) = ports.leases()
     assert (renewed.host, renewed.port, renewed.fence, renewed.ttl_ms) == (BEFORE, lease.port, lease.fence, 25_000)
-    _, said = machine(AFTER, "release", words)
-    assert f"this machine was called {BEFORE} before" in said
+    _, printed = machine(AFTER, "release", fields)
+    assert f"this machine was called {BEFORE} before" in printed
     assert ports.leases() == []
-    _, said = machine(AFTER, "release", words)
-    assert "nothing to release" in said
+    _, printed = machine(AFTER, "release", fields)
+    assert "nothing to release" in printed
 
 
 def test_a_name_that_was_chosen_is_another_host_and_the_command_names_it(
     machine: Machine, ports: PortAllocator
 ) -> None:
     port, _ = machine(BEFORE, "claim", "email", "--org", "o")
-    for words in ([port], ["--all"]):
-        _, said = machine(BEFORE, "release", *words, "--host", "elsewhere")
-        assert f"nothing to release; this user has leases as host {BEFORE}: name it with --host" in said
-    _, said = machine(BEFORE, "renew", port, "--host", "elsewhere", code=73)
-    assert f"claim it again; this user has leases as host {BEFORE}" in said
+    for arguments in ([port], ["--all"]):
+        _, printed = machine(BEFORE, "release", *arguments, "--host", "elsewhere")
+        assert f"nothing to release; this user has leases as host {BEFORE}: name it with --host" in printed
+    _, printed = machine(BEFORE, "renew", port, "--host", "elsewhere", code=73)
+    assert f"claim it again; this user has leases as host {BEFORE}" in printed
     assert [lease.host for lease in ports.leases()] == [BEFORE]
 
 
@@ -119,9 +119,9 @@ def test_who_claims_again_ends_the_lease_of_before_and_has_one_under_the_name_of
     machine: Machine, ports: PortAllocator, command: str
 ) -> None:
     machine(BEFORE, "claim", "email", "--org", "o")
-    words = ("--", "sh", "-c", "echo $ALLOCATOR_HOST") if command == "run" else ()
-    out, said = machine(AFTER, command, "email", "--org", "o", *words)
-    assert f"as host {BEFORE}, as this machine was called before" in said
+    arguments = ("--", "sh", "-c", "echo $ALLOCATOR_HOST") if command == "run" else ()
+    out, printed = machine(AFTER, command, "email", "--org", "o", *arguments)
+    assert f"as host {BEFORE}, as this machine was called before" in printed
     if command == "run":
         assert (out, ports.leases()) == (AFTER, [])
     else:
@@ -136,19 +136,19 @@ def test_the_supervisor_of_a_killed_one_ends_what_that_left_under_the_name_of_be
         eventually(lambda: any(lease.pid for lease in ports.leases()))
         (lease,) = ports.leases()
         os.kill(lease.holder_pid or 0, 9)
-    out, said = machine(AFTER, "run", "email", "--org", "o", "--", "sh", "-c", "echo $ALLOCATOR_HOST")
+    out, printed = machine(AFTER, "run", "email", "--org", "o", "--", "sh", "-c", "echo $ALLOCATOR_HOST")
     assert out == AFTER
-    assert f"as host {BEFORE}, as this machine was called before" in said
+    assert f"as host {BEFORE}, as this machine was called before" in printed
     assert ports.leases() == []
 
 
 @pytest.mark.parametrize("command", ["claim", "run"])
 def test_a_worker_that_runs_keeps_its_port(machine: Machine, ports: PortAllocator, command: str) -> None:
     port, _ = machine(BEFORE, "claim", "email", "--org", "o")
-    words = ("--", "true") if command == "run" else ()
+    arguments = ("--", "true") if command == "run" else ()
     with socket.create_server(("127.0.0.1", int(port))):
-        _, said = machine(AFTER, command, "email", "--org", "o", *words, code=73)
-        assert f"(pid {os.getpid()}" in said
+        _, printed = machine(AFTER, command, "email", "--org", "o", *arguments, code=73)
+        assert f"(pid {os.getpid()}" in printed
         assert [lease.host for lease in ports.leases()] == [BEFORE]
 
 
@@ -187,14 +187,17 @@ def test_a_machine_that_was_started_again_under_another_name_finds_what_it_left(
     machine(BEFORE, "claim", "email", "--org", "o", "--ttl", f"{TTL_S}s")
     (lease,) = ports.leases()
     renewed_last(redis_url, pool, lease, OVERDUE)
-    words = {"claim": ("email", "--org", "o"), "run": ("email", "--org", "o", "--", "sh", "-c", "echo $ALLOCATOR_HOST")}
-    out, said = machine.rebooted(tmp_path)(AFTER, command, *words.get(command, ("o/email",)))
+    fields = {
+        "claim": ("email", "--org", "o"),
+        "run": ("email", "--org", "o", "--", "sh", "-c", "echo $ALLOCATOR_HOST"),
+    }
+    out, printed = machine.rebooted(tmp_path)(AFTER, command, *fields.get(command, ("o/email",)))
     left = [(one.host, one.fence) for one in ports.leases()]
     if command in {"release", "renew"}:
-        assert f"this machine was called {BEFORE} before and is {AFTER} now" in said
+        assert f"this machine was called {BEFORE} before and is {AFTER} now" in printed
         assert left == ([] if command == "release" else [(BEFORE, lease.fence)])
     else:
-        assert f"as host {BEFORE}, as this machine was called before" in said
+        assert f"as host {BEFORE}, as this machine was called before" in printed
         assert ([host for host, _ in left], out == AFTER) == (([AFTER], False) if command == "claim" else ([], True))
 
 
@@ -207,14 +210,14 @@ def test_a_copy_of_a_machine_that_still_renews_leaves_its_leases_alone(
     token = json.loads(out)["token"]
     (lease,) = ports.leases()
     renewed_last(redis_url, pool, lease, OVERDUE, more_s=5)
-    words = ("email", "--org", "o") if command == "claim" else ("o/email",)
-    with machine.rebooted(tmp_path).spawn(AFTER, command, *words) as copy:
+    arguments = ("email", "--org", "o") if command == "claim" else ("o/email",)
+    with machine.rebooted(tmp_path).spawn(AFTER, command, *arguments) as copy:
         assert copy.stderr
         assert f"host {BEFORE} may be this one" in copy.stderr.readline()
         ports.renew(dataclasses.replace(lease, token=token))
-        _, said = copy.communicate(timeout=60)
-    assert copy.returncode == (0 if command == "release" else 73), said
-    assert BEFORE in said
+        _, printed = copy.communicate(timeout=60)
+    assert copy.returncode == (0 if command == "release" else 73), printed
+    assert BEFORE in printed
     assert [(one.host, one.fence) for one in ports.leases()] == [(BEFORE, lease.fence)]
 
 
@@ -224,6 +227,6 @@ def test_a_lease_that_lives_long_is_not_waited_for(
     machine(BEFORE, "claim", "email", "--org", "o", "--ttl", f"{TTL_S}s")
     (lease,) = ports.leases()
     renewed_last(redis_url, pool, lease, 0.3)
-    _, said = machine.rebooted(tmp_path)(AFTER, "claim", "email", "--org", "o", code=73)
-    assert f"o/email#0 already has a lease on {BEFORE}:{lease.port} until" in said
-    assert said.count("\n") == 1
+    _, printed = machine.rebooted(tmp_path)(AFTER, "claim", "email", "--org", "o", code=73)
+    assert f"o/email#0 already has a lease on {BEFORE}:{lease.port} until" in printed
+    assert printed.count("\n") == 1

@@ -29,8 +29,8 @@ one.bind((address, port)); one.listen(); print("ready", flush=True); sys.stdin.r
 
 class Stranger:
     def __init__(self, family: int, address: str, port: int) -> None:
-        words = [sys.executable, "-c", STRANGER, str(int(family)), address, str(port)]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        arguments = [sys.executable, "-c", STRANGER, str(int(family)), address, str(port)]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout.readline() == b"ready\n"
 
     def __enter__(self) -> Self:

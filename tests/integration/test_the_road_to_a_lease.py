@@ -27,8 +27,8 @@ def followed(redis_url: str, pool: PoolSpec, tmp_path: Path) -> Any:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
     environment = kept | variables | {"XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
 
-    def run(*words: str) -> dict[str, list[str]]:
-        arguments = words if words[0] == "command" else (*words, redis_url, pool.name)
+    def run(*options: str) -> dict[str, list[str]]:
+        arguments = options if options[0] == "command" else (*options, redis_url, pool.name)
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/followed.py"), *arguments],
             env=environment,
@@ -72,7 +72,7 @@ def test_a_claim_of_a_program_runs_few_files(followed: Any, face: str, most_abov
 def test_claim_renew_and_release_send_two_scripts_at_most(followed: Any) -> None:
     followed("command", "claim", "stripe", "--org", "o")  # by now the server knows the pool
     assert followed("command", "claim", "email", "--org", "o")["scripts"] == ["inspect", "claim"]
-    assert followed("command", "renew", "o/email")["scripts"] == ["inspect", "keep"]
+    assert followed("command", "renew", "o/email")["scripts"] == ["inspect", "extend"]
     assert followed("command", "release", "o/email")["scripts"] == ["inspect", "end"]
 
 

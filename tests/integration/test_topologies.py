@@ -69,8 +69,8 @@ def test_a_cluster_whose_nodes_are_all_gone_is_unavailable() -> None:
                 ports.claim("email", org="org-1")
 
 
-def order(node: Server, *words: object) -> list[bytes]:
-    return node.client().execute_command(*words)
+def order(node: Server, *arguments: object) -> list[bytes]:
+    return node.client().execute_command(*arguments)
 
 
 def test_no_script_runs_while_a_cluster_slot_has_moved_in_part() -> None:
@@ -135,7 +135,7 @@ def documented_rules() -> dict[str, list[str]]:
     text = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text()
     joined = text.replace("\\\n", " ")
     lines = re.findall(r"^ACL SETUSER (\S+) (.*)$", joined, re.MULTILINE)
-    return {name: words.replace(">PASSWORD", ">word").split() for name, words in lines}
+    return {name: phrase.replace(">PASSWORD", ">word").split() for name, phrase in lines}
 
 
 def do_what_holders_and_reconcilers_do(url: str, host: str) -> None:
@@ -177,8 +177,8 @@ def test_the_documented_acl_rules_are_enough_in_a_cluster(name: str) -> None:
 def test_the_documented_acl_rules_are_enough_and_a_reader_sees_no_token() -> None:
     with Server() as server:
         client = server.ready().client()
-        for name, words in documented_rules().items():
-            client.execute_command("ACL", "SETUSER", name, *words)
+        for name, arguments in documented_rules().items():
+            client.execute_command("ACL", "SETUSER", name, *arguments)
         worker, reader = (f"redis://{name}:word@127.0.0.1:{server.port}" for name in ("worker", "reader"))
         exercise(worker, "acl-host")
         do_what_holders_and_reconcilers_do(worker, "acl-host")
@@ -234,11 +234,11 @@ def test_redis_proper(redis_proper: str) -> None:
 
 def test_tls(redis_proper: str, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    arguments = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    arguments += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed; it makes the certificate of this test")
-    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(arguments, check=True, capture_output=True)
     from servers import free_port
 
     tls_port = free_port()

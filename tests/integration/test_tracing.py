@@ -48,7 +48,7 @@ def traced(redis_url: str, pool: PoolSpec, tracer: OpenTelemetryTracer) -> Itera
         yield ports
 
 
-def told(span: ReadableSpan) -> tuple[str, dict[str, object]]:
+def reported(span: ReadableSpan) -> tuple[str, dict[str, object]]:
     return span.name, {name.removeprefix("allocator."): value for name, value in (span.attributes or {}).items()}
 
 
@@ -62,13 +62,13 @@ def test_each_step_of_a_lease_is_a_span_that_says_whose_it_is(traced, exporter, 
     spans = exporter.get_finished_spans()
     whose = {"pool": pool.name, "org": "org-1", "plugin": "email", "instance": 3, "host": "web-1"}
     about = whose | {"port": lease.port, "fence": lease.fence}
-    assert [told(span) for span in spans[:4]] == [
+    assert [reported(span) for span in spans[:4]] == [
         ("allocator.claim", about | {"outcome": "granted"}),
         ("allocator.renew", about | {"outcome": "renewed"}),
         ("allocator.release", about | {"outcome": "released"}),
         ("allocator.release", about | {"outcome": "already"}),
     ]
-    assert told(spans[-1])[1]["outcome"] == "declined"
+    assert reported(spans[-1])[1]["outcome"] == "declined"
     assert {span.kind for span in spans} == {SpanKind.CLIENT}
     everything = "".join(span.to_json() for span in spans)
     assert str(lease.token) not in everything
@@ -84,10 +84,10 @@ def test_an_error_is_the_outcome_of_its_span(traced, exporter, pool: PoolSpec) -
     with pytest.raises(LeaseLostError):
         traced.renew(lease)
     refused, lost = exporter.get_finished_spans()[1], exporter.get_finished_spans()[-1]
-    assert told(refused)[1]["outcome"] == "held"
-    assert told(refused)[1]["org"] == "org-2"
+    assert reported(refused)[1]["outcome"] == "held"
+    assert reported(refused)[1]["org"] == "org-2"
     assert refused.status.status_code is StatusCode.ERROR
-    assert told(lost)[1]["outcome"] == "lost"
+    assert reported(lost)[1]["outcome"] == "lost"
 
 
 def test_a_redis_that_is_away_is_an_outcome_without_its_password(exporter, tracer) -> None:
@@ -98,7 +98,7 @@ def test_a_redis_that_is_away_is_an_outcome_without_its_password(exporter, trace
     ):
         ports.claim("email", org="org-1")
     (span,) = exporter.get_finished_spans()
-    assert told(span)[1]["outcome"] == "store_unavailable"
+    assert reported(span)[1]["outcome"] == "store_unavailable"
     assert "S3CRET" not in span.to_json()
 
 
@@ -106,7 +106,7 @@ def test_a_renewal_of_several_is_one_span_with_an_event_for_each(traced, exporte
     leases = [traced.claim("email", org=f"org-{number}") for number in range(3)]
     traced.renew(*leases)
     span = exporter.get_finished_spans()[-1]
-    assert (told(span)[1]["leases"], told(span)[1]["outcome"]) == (3, "renewed")
+    assert (reported(span)[1]["leases"], reported(span)[1]["outcome"]) == (3, "renewed")
     assert [(event.name, event.attributes["allocator.port"]) for event in span.events] == [
         ("renewed", lease.port) for lease in leases
     ]
@@ -140,8 +140,10 @@ def test_without_opentelemetry_all_but_the_tracer_works(redis_url: str, pool: Po
     assert "pip install 'portlease[tracing]'" in done.stdout
 
 
-@pytest.mark.parametrize(("word", "code", "says"), [("1", 0, ""), ("0", 0, ""), ("yes", 78, "is neither yes nor no")])
-def test_commands_make_spans_where_the_environment_asks_for_them(fleet, word: str, code: int, says: str) -> None:
-    done = fleet.spawn("claim", "email", "--org", "org-1", variables={"ALLOCATOR_TRACING": word})
+@pytest.mark.parametrize(
+    ("name", "code", "message"), [("1", 0, ""), ("0", 0, ""), ("yes", 78, "is neither yes nor no")]
+)
+def test_commands_make_spans_where_the_environment_asks_for_them(fleet, name: str, code: int, message: str) -> None:
+    done = fleet.spawn("claim", "email", "--org", "org-1", variables={"ALLOCATOR_TRACING": name})
     _, err = done.communicate()
-    assert (done.returncode, says in err) == (code, True)
+    assert (done.returncode, message in err) == (code, True)

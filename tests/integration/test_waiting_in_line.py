@@ -85,8 +85,8 @@ def test_a_waiter_that_was_killed_holds_up_the_line_for_less_than_two_seconds(
     redis_url: str, small: PoolSpec, ports: PortAllocator
 ) -> None:
     held = [ports.claim("email", org="first", instance=number) for number in range(2)]
-    words = [sys.executable, "-c", WAITER, redis_url, small.name, "0"]
-    dies = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-c", WAITER, redis_url, small.name, "0"]
+    dies = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     until(lambda: len(queued(ports, small)) == 1)
     served: list[Lease] = []
     second = threading.Thread(

@@ -67,30 +67,32 @@ class LeaseModel:
     def surely_live(self) -> list[Held]:
         return [each for each in self.held.values() if not each.ended and self.passed(each.expires_at) is False]
 
-    def surely_claimable(self, space: str, port: int) -> bool:
-        return self.passed(self.free_at.get((space, port), -1e12) + self.quarantined.get((space, port), 0)) is True
+    def surely_claimable(self, namespace: str, port: int) -> bool:
+        return (
+            self.passed(self.free_at.get((namespace, port), -1e12) + self.quarantined.get((namespace, port), 0)) is True
+        )
 
-    def granted(self, space: str, lease: Lease, grace_ms: float) -> None:
-        key = (space, lease.port)
+    def granted(self, namespace: str, lease: Lease, grace_ms: float) -> None:
+        key = (namespace, lease.port)
         self.held[lease.token or ""] = Held(lease, self.now() + lease.ttl_ms)
         self.free_at[key] = self.now() + lease.ttl_ms + grace_ms
         self.quarantined.pop(key, None)
         self.own.pop(key, None)
         self.newest_fence = max(self.newest_fence, lease.fence)
 
-    def renewed(self, space: str, lease: Lease, grace_ms: float) -> None:
+    def renewed(self, namespace: str, lease: Lease, grace_ms: float) -> None:
         held = self.held[lease.token or ""]
         held.lease, held.expires_at = replace(lease), self.now() + lease.ttl_ms
         held.ended = held.may_return = False
-        self.free_at[space, lease.port] = self.now() + lease.ttl_ms + grace_ms
-        self.quarantined.pop((space, lease.port), None)
-        self.own.pop((space, lease.port), None)
+        self.free_at[namespace, lease.port] = self.now() + lease.ttl_ms + grace_ms
+        self.quarantined.pop((namespace, lease.port), None)
+        self.own.pop((namespace, lease.port), None)
         self.newest_fence = max(self.newest_fence, lease.fence)
 
-    def ended(self, space: str, token: str, cools_ms: float, *, may_return: bool) -> None:
+    def ended(self, namespace: str, token: str, cools_ms: float, *, may_return: bool) -> None:
         held = self.held[token]
         held.ended = True
-        key = (space, held.lease.port)
+        key = (namespace, held.lease.port)
         self.free_at[key] = self.now() + cools_ms
         self.quarantined.pop(key, None)
         self.own.pop(key, None)

@@ -75,7 +75,7 @@ class Protocol(RuleBasedStateMachine):
 
     # --- how calls are made ---
 
-    def space(self, host: str) -> str:
+    def namespace(self, host: str) -> str:
         return "*" if self.scope == "fleet" else host
 
     def call(self, operation: Any, twice: bool) -> Any:
@@ -101,7 +101,7 @@ class Protocol(RuleBasedStateMachine):
                    b"created": {b"unchanged"}, b"changed": {b"unchanged"}, b"reasserted": {b"renewed"}}  # fmt: skip
         if script in {"inspect", "reap"}:
             return True
-        if script == "keep" and len(first) > 1:  # the reaper may have become due meanwhile
+        if script == "extend" and len(first) > 1:  # the reaper may have become due meanwhile
             return bool((first[1], first[3:]) == (second[1], second[3:]))
         at = {"renew": 1}.get(script, 0)
         codes = list(zip(first[at::2], second[at::2], strict=True)) if script in {"renew", "release", "decline"} else [
@@ -120,7 +120,7 @@ class Protocol(RuleBasedStateMachine):
         self, worker: WorkerId, host: str, port: int | None, hint: int | None, twice: bool, strangers: set[int]
     ) -> None:
         self.store.listening = strangers
-        context, space = self.contexts[host], self.space(host)
+        context, namespace = self.contexts[host], self.namespace(host)
         live = self.model.surely_live()
         mine = [each for each in live if each.lease.worker == worker]
         try:
@@ -132,13 +132,13 @@ class Protocol(RuleBasedStateMachine):
                 assert not [
                     each
                     for each in range(self.rules.first, self.rules.last + 1)
-                    if self.model.surely_claimable(space, each) and each not in strangers
+                    if self.model.surely_claimable(namespace, each) and each not in strangers
                 ]
             return
         except HeldError as error:
             if error.holder is None or error.holder.worker != worker:
                 assert port is not None
-                assert port in strangers or not self.model.surely_claimable(space, port)
+                assert port in strangers or not self.model.surely_claimable(namespace, port)
             return
         except InvalidInputError:
             assert port is not None
@@ -149,15 +149,15 @@ class Protocol(RuleBasedStateMachine):
         assert lease.port not in strangers
         assert port is None or lease.port == port
         assert host not in self.cordoned
-        key = (space, lease.port)
+        key = (namespace, lease.port)
         came_back = self.model.own.get(key) == str(worker)
         assert came_back or self.model.passed(self.model.free_at.get(key, -1e12)) is not False
         assert lease.fence > self.model.newest_fence
         assert not [each for each in live if self.same_port(each.lease, lease)] or self.disturbed
-        self.model.granted(space, lease, GRACE_MS)
+        self.model.granted(namespace, lease, GRACE_MS)
 
     def same_port(self, one: Lease, two: Lease) -> bool:
-        return one.port == two.port and self.space(one.host) == self.space(two.host)
+        return one.port == two.port and self.namespace(one.host) == self.namespace(two.host)
 
     @precondition(lambda self: self.model.held)
     @rule(data=st.data(), twice=twice, rewrite=st.booleans())
@@ -175,7 +175,7 @@ class Protocol(RuleBasedStateMachine):
             assert each.may_return or not each.ended, f"{each.lease} came back after its end"
             if outcome.lease.fence != each.lease.fence:
                 assert outcome.lease.fence > newest_before
-            self.model.renewed(self.space(each.lease.host), outcome.lease, GRACE_MS)
+            self.model.renewed(self.namespace(each.lease.host), outcome.lease, GRACE_MS)
 
     @precondition(lambda self: self.model.held)
     @rule(data=st.data(), twice=twice, how=st.sampled_from([release, decline]))
@@ -183,7 +183,9 @@ class Protocol(RuleBasedStateMachine):
         token = data.draw(st.sampled_from(self.tokens()))
         held = self.model.held[token]
         before = self.live_keys()
-        newest = {(self.space(each.lease.host), each.lease.port): each.lease.fence for each in self.model.held.values()}
+        newest = {
+            (self.namespace(each.lease.host), each.lease.port): each.lease.fence for each in self.model.held.values()
+        }
         try:
             (ended,) = self.call(how(self.contexts[held.lease.host], [held.lease]), False)
             if twice:
@@ -196,14 +198,16 @@ class Protocol(RuleBasedStateMachine):
             assert self.live_keys() == before
             return
         assert not held.ended
-        others = {key: fence for key, fence in before.items() if key != (self.space(held.lease.host), held.lease.port)}
+        others = {
+            key: fence for key, fence in before.items() if key != (self.namespace(held.lease.host), held.lease.port)
+        }
         assert others.items() <= self.live_keys().items()
         self.model.ended(
-            self.space(held.lease.host), token, COOLDOWN_MS if how is release else 5_000, may_return=how is release
+            self.namespace(held.lease.host), token, COOLDOWN_MS if how is release else 5_000, may_return=how is release
         )
         if how is decline:
             self.model.declined(token, self.same_port)
-            self.model.quarantined[self.space(held.lease.host), held.lease.port] = 595_000
+            self.model.quarantined[self.namespace(held.lease.host), held.lease.port] = 595_000
 
     @rule(token=st.sampled_from(["f" * 32, "0" * 32, "a"]))
     def renew_and_end_with_a_wrong_token(self, token: str) -> None:
@@ -225,18 +229,18 @@ class Protocol(RuleBasedStateMachine):
     def supersede(self, data: st.DataObject, twice: bool, port: int | None) -> None:
         self.store.listening = set()
         held = data.draw(st.sampled_from(self.model.surely_live()))
-        old, space = held.lease, self.space(held.lease.host)
+        old, namespace = held.lease, self.namespace(held.lease.host)
         request = ClaimRequest(pool="p", worker=old.worker, supersede_fence=old.fence, port=port)
-        live_before = (space, old.port) in self.live_keys()
+        live_before = (namespace, old.port) in self.live_keys()
         try:
             lease = self.call(claim(self.contexts[old.host], request), twice)
         except (HeldError, ExhaustedError, InvalidInputError):
             return
         if live_before and old.port != lease.port:
-            self.model.free_at[space, old.port] = self.model.now() + GRACE_MS
+            self.model.free_at[namespace, old.port] = self.model.now() + GRACE_MS
         if live_before:
             held.ended = True
-        self.model.granted(space, lease, GRACE_MS)
+        self.model.granted(namespace, lease, GRACE_MS)
 
     @rule(ms=steps_of_time)
     def time_passes(self, ms: int) -> None:
@@ -288,7 +292,7 @@ class Protocol(RuleBasedStateMachine):
             assert outcome.reasserted, outcome.lost
             assert outcome.lease.port == each.lease.port
             assert outcome.lease.fence > fences
-            self.model.renewed(self.space(each.lease.host), outcome.lease, GRACE_MS)
+            self.model.renewed(self.namespace(each.lease.host), outcome.lease, GRACE_MS)
         self.recovery_passes()
 
     def recovery_passes(self) -> None:
@@ -302,28 +306,28 @@ class Protocol(RuleBasedStateMachine):
     def live_keys(self) -> dict[tuple[str, int], int]:
         found = {}
         for key in self.store.client.scan_iter(match=BASE + ":lease:*", count=1_000):
-            space, port = key.decode().removeprefix(BASE + ":lease:").rsplit(":", 1)
+            namespace, port = key.decode().removeprefix(BASE + ":lease:").rsplit(":", 1)
             text = self.store.client.get(key)
             if text:
-                found[space, int(port)] = json.loads(text)["fence"]
+                found[namespace, int(port)] = json.loads(text)["fence"]
         return found
 
     @invariant()
     def every_lease_key_is_one_workers_only_lease_with_its_time_and_token(self) -> None:
         client, seen = self.store.client, {}
-        for (space, port), fence in self.live_keys().items():
-            key = f"{BASE}:lease:{space}:{port}"
+        for (namespace, port), fence in self.live_keys().items():
+            key = f"{BASE}:lease:{namespace}:{port}"
             lease, left = json.loads(client.get(key)), client.pttl(key)
             assert lease["port"] == port
             assert seen.setdefault(lease["worker"], port) == port, f"{lease['worker']} has two leases"
-            score = client.zscore(f"{BASE}:ports:{space}", str(port))
+            score = client.zscore(f"{BASE}:ports:{namespace}", str(port))
             now = self.store.now_ms()
             assert abs(score - (now + left + GRACE_MS)) < 2_000
-            grant = client.hget(f"{BASE}:tokens:{space}", str(port)).decode().split()
+            grant = client.hget(f"{BASE}:tokens:{namespace}", str(port)).decode().split()
             assert grant[0] == str(fence)
             assert (grant[2], grant[3]) == (lease["host"], lease["worker"])
-            place = json.loads(client.get(f"{BASE}:worker:{lease['worker']}"))
-            assert (place["host"], place["port"], place["fence"]) == (lease["host"], port, fence)
+            address = json.loads(client.get(f"{BASE}:worker:{lease['worker']}"))
+            assert (address["host"], address["port"], address["fence"]) == (lease["host"], port, fence)
             org, plugin = lease["worker"].split("#")[0].split("/")
             assert client.zscore(f"{BASE}:service:{plugin}:{org}", f"{lease['host']}:{port}") is not None
             assert int(client.hget(BASE, "fence")) >= fence
@@ -332,7 +336,7 @@ class Protocol(RuleBasedStateMachine):
     def who_surely_holds_a_lease_has_it(self) -> None:
         keys = self.live_keys()
         for each in self.model.surely_live():
-            assert keys.get((self.space(each.lease.host), each.lease.port)) == each.lease.fence, each
+            assert keys.get((self.namespace(each.lease.host), each.lease.port)) == each.lease.fence, each
 
     def teardown(self) -> None:
         """Once everything ended and was reaped, nothing is left but what is meant to be remembered."""

@@ -237,8 +237,8 @@ class Following(RuleBasedStateMachine):
             assert (row["host"], row["port"], row["runtime_state"], row["fence"], row["pid"], row["restart_count"]) == (
                 lease.host, lease.port, str(lease.state), lease.fence, lease.pid, lease.restarts,
             )  # fmt: skip
-        told = drift(self.reconciler())
-        assert set(told.values()) <= {"unknown-row"}, told
+        reported = drift(self.reconciler())
+        assert set(reported.values()) <= {"unknown-row"}, reported
         for worker, row in rows.items():
             if row["note"] is None and row["runtime_state"] in LIVE_ROW_STATES:
                 (known,) = self.store.drive(find(POOL, [WorkerId.parse(worker)]))

@@ -19,12 +19,12 @@ class Finding(Value):
     Attributes:
         check: What was looked at.
         what: What is wrong, with what.
-        mend: What fixes it: a command wherever there is one.
+        fix: What to do about it: a command wherever there is one.
     """
 
     check: str
     what: str
-    mend: str
+    fix: str
 
 
 def finding_of_problem(problem: Problem) -> Finding:
@@ -34,8 +34,8 @@ def finding_of_problem(problem: Problem) -> Finding:
 
 def finding_of(check: str, error: AllocatorError) -> Finding:
     """Return the finding that an error is: what it shows is wrong, and what it shows to do."""
-    what, _, mend = str(error).rpartition("; ")
-    return Finding(check, what, mend) if what else Finding(check, mend, "fix that, then run again: allocator doctor")
+    what, _, fix = str(error).rpartition("; ")
+    return Finding(check, what, fix) if what else Finding(check, fix, "fix that, then run again: allocator doctor")
 
 
 def patiently(check: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -11,21 +11,21 @@ from allocator.operations.foreign import strange_entries, strange_keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
 
 MOST = 20
 """Findings of each kind that are shown; whoever writes a thousand keys is found by the first of them."""
 
 
-def check_keys(at: Desk) -> Iterator[Finding]:
+def check_keys(context: CliContext) -> Iterator[Finding]:
     """Look for keys that no script of ours writes, and for strange entries in those of this pool."""
-    names = at.allocator.store.key_names()
+    names = context.allocator.store.key_names()
     strange = strange_keys(names)
     for name in strange[:MOST]:
         yield Finding(
             "keys", f"the key {shown(name)} is not portlease's", "move or delete it; see who may write: ACL LIST"
         )
-    entries = at.allocator.run(strange_entries(at.pool, names))
+    entries = context.allocator.run(strange_entries(context.pool, names))
     for entry in entries[:MOST]:
         yield Finding("keys", entry, "remove it; see who may write: ACL LIST")
     left = max(0, len(strange) - MOST) + max(0, len(entries) - MOST)

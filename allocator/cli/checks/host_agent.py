@@ -8,19 +8,19 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from allocator.agent.tied import process_of
+from allocator.agent.bound import process_of
 from allocator.cli.checks.findings import Finding
 from allocator.cli.checks.leftovers import saved_leases
-from allocator.cli.options import talk
+from allocator.cli.options import report
 from allocator.kernel.identity import is_alive
-from allocator.kernel.processes import all_pids, command_words
+from allocator.kernel.processes import all_pids, command_arguments
 from allocator.model.errors import AllocatorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.leases import Lease
 
 ANSWER_S = 2.0
@@ -28,10 +28,10 @@ RENEWED_WITHIN = 0.6
 """An agent renews after 0.45 of the TTL: a lease with less than 0.4 of it left has none, or a late one."""
 
 
-def check_agent(at: Desk) -> Iterator[Finding]:
+def check_agent(context: CliContext) -> Iterator[Finding]:
     """Ask the agent of this state directory how it is, and look for what a killed one left."""
-    path = at.settings.agent_socket
-    pid = agent_pid(at.settings.agent_lock)
+    path = context.settings.agent_socket
+    pid = agent_pid(context.settings.agent_lock)
     if not path.is_socket():
         return
     if pid is None:
@@ -43,17 +43,17 @@ def check_agent(at: Desk) -> Iterator[Finding]:
         yield Finding("agent", what, f"kill {pid} && allocator agent  (it takes the leases over)")
 
 
-def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
+def check_bound_leases(context: CliContext, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
     """Look for leases that are bound to processes while no agent runs.
 
     Args:
-        at: What the command works with.
+        context: What the command works with.
         leases: The live leases of the pool on this host, by port.
         now: The time, in Unix seconds by the server's clock.
     """
-    if agent_pid(at.settings.agent_lock) is not None:
+    if agent_pid(context.settings.agent_lock) is not None:
         return
-    for saved in saved_leases(at):
+    for saved in saved_leases(context):
         live = leases.get(saved.port)
         if saved.pid is None or live is None or live.worker != saved.worker or _is_renewed(live, now):
             continue
@@ -64,15 +64,17 @@ def check_tied_leases(at: Desk, leases: dict[int, Lease], now: float) -> Iterato
             yield Finding("agent", f"{about}, and no agent renews it", "allocator agent")
 
 
-def warn_without_agent(at: Desk) -> None:
+def warn_without_agent(context: CliContext) -> None:
     """Report that nobody renews the leases of processes: no agent runs for this state directory."""
-    if agent_pid(at.settings.agent_lock) is None and not _is_named_by_an_agent(at.files.directory):
-        talk("no agent runs here, so nobody renews this lease: start one with 'allocator agent', or see doctor")
+    if agent_pid(context.settings.agent_lock) is None and not _is_named_by_an_agent(context.files.directory):
+        report("no agent runs here, so nobody renews this lease: start one with 'allocator agent', or see doctor")
 
 
 def _is_named_by_an_agent(leases: Path) -> bool:
     """Return whether an agent of another user looks after a folder of lease files, as its command line shows."""
-    return any(os.fspath(leases) in words for words in map(command_words, all_pids()) if "--leases" in words)
+    return any(
+        os.fspath(leases) in arguments for arguments in map(command_arguments, all_pids()) if "--leases" in arguments
+    )
 
 
 def agent_pid(lock: Path) -> int | None:

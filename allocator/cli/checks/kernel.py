@@ -27,5 +27,5 @@ def check_kernel(pool: PoolSpec) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(pool.size, 1_024) + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        mend = f"ulimit -n {wanted}" if hard == resource.RLIM_INFINITY or hard >= wanted else f"LimitNOFILE={wanted}"
-        yield Finding("files", f"a process here may open {soft} files, few for a pool of {pool.size} ports", mend)
+        fix = f"ulimit -n {wanted}" if hard == resource.RLIM_INFINITY or hard >= wanted else f"LimitNOFILE={wanted}"
+        yield Finding("files", f"a process here may open {soft} files, few for a pool of {pool.size} ports", fix)

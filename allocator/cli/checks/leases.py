@@ -14,33 +14,33 @@ from allocator.operations import listing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
 
 
-def check_host(at: Desk, pool: PoolSpec) -> Iterator[Finding]:
+def check_host(context: CliContext, pool: PoolSpec) -> Iterator[Finding]:
     """Look at the host's own condition and at its ports in quarantine."""
-    space = pool.space_of(at.allocator.session.context.host)
-    mine = next((one for one in at.allocator.hosts() if one.name == at.host), None)
+    namespace = pool.namespace_of(context.allocator.session.context.host)
+    mine = next((one for one in context.allocator.hosts() if one.name == context.host), None)
     if mine:
-        condition = problems.of_host(at.host, cordoned=mine.cordoned, draining=mine.draining)
+        condition = problems.of_host(context.host, cordoned=mine.cordoned, draining=mine.draining)
         yield from [finding_of_problem(condition)] if condition else []
-    for view in at.allocator.run(listing.ports(at.pool, space, quarantine=True)):
+    for view in context.allocator.run(listing.ports(context.pool, namespace, quarantine=True)):
         if view.why == "quarantined":
             yield finding_of_problem(problems.of_quarantine(view.port))
 
 
-def check_name(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
+def check_name(cli: CliContext, leases: dict[int, Lease], now: float) -> Iterator[Finding]:
     """Look whether a claim would be refused, for another machine or container goes by this host's name.
 
     Args:
-        at: What the command works with.
+        cli: What the command works with.
         leases: The live leases of the pool under this host's name, by port.
         now: The time, in Unix seconds by the server's clock.
     """
-    context = at.allocator.session.context
-    known = at.allocator.run(listing.host_identity(at.pool, at.host)).split()[:3]
+    context = cli.allocator.session.context
+    known = cli.allocator.run(listing.host_identity(cli.pool, cli.host)).split()[:3]
     own = context.identity.split()[:3]
     if known == own or "-" in {known[0], own[0]} or not leases:
         return
@@ -48,7 +48,7 @@ def check_name(at: Desk, leases: dict[int, Lease], now: float) -> Iterator[Findi
     renews = any(lease.expires_at - lease.ttl_ms / 1_000 > began for lease in leases.values())
     if known[0] != own[0] or renews:
         other = "another machine" if known[0] != own[0] else "another container or a clone of this machine"
-        what = f"{other} has {len(leases)} live leases under the name {at.host}: a claim here is refused"
+        what = f"{other} has {len(leases)} live leases under the name {cli.host}: a claim here is refused"
         yield Finding("host", what, "give this one a name of its own with --host or ALLOCATOR_HOST")
 
 

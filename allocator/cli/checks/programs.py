@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from allocator.kernel.processes import all_pids, command_words
+from allocator.kernel.processes import all_pids, command_arguments
 from allocator.model.values import Value
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Program(Value):
 def running_programs() -> Iterator[Program]:
     """Yield the long-running commands of every user whose processes can be seen, by pid."""
     for pid in sorted(all_pids()):
-        words = command_words(pid)
-        name = _command(words)
+        arguments = command_arguments(pid)
+        name = _command(arguments)
         if name is None:
             continue
         try:
@@ -43,10 +43,10 @@ def running_programs() -> Iterator[Program]:
         yield Program(name, pid, max(0.0, time.time() - began))
 
 
-def _command(words: list[str]) -> str | None:
+def _command(arguments: list[str]) -> str | None:
     """Return which command a process runs: `allocator serve …`, `python -m allocator serve …`, or none of them."""
-    for at, word in enumerate(words[:4]):
-        named = word == "allocator" and (at == 0 or words[at - 1] == "-m")
-        if (named or word.endswith("/allocator")) and at + 1 < len(words) and words[at + 1] in LONG_RUNNING:
-            return words[at + 1]
+    for at, argument in enumerate(arguments[:4]):
+        named = argument == "allocator" and (at == 0 or arguments[at - 1] == "-m")
+        if (named or argument.endswith("/allocator")) and at + 1 < len(arguments) and arguments[at + 1] in LONG_RUNNING:
+            return arguments[at + 1]
     return None

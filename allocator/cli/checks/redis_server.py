@@ -12,19 +12,19 @@ from allocator.cli.checks.rights import missing_rights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
 
 CLOCK_TOLERANCE_S = 5.0
 SLOW_MS = 10.0
 PINGS = 5
 
 
-def check_server(at: Desk) -> Iterator[Finding]:
+def check_server(context: CliContext) -> Iterator[Finding]:
     """Look at the server; one that evicts, is a replica or is too old raises, for nothing else can be asked of it."""
-    store = at.allocator.store
+    store = context.allocator.store
     for warning in store.server().warnings():
-        what, _, mend = warning.rpartition("; ")
-        yield Finding("persistence", what, mend)
+        what, _, fix = warning.rpartition("; ")
+        yield Finding("persistence", what, fix)
     times_ms = []
     for _ in range(PINGS):
         before = time.monotonic()
@@ -40,7 +40,7 @@ def check_server(at: Desk) -> Iterator[Finding]:
         yield Finding("clock", what, "set the clock by NTP: timedatectl set-ntp true")
 
 
-def check_rights(at: Desk) -> Iterator[Finding]:
+def check_rights(context: CliContext) -> Iterator[Finding]:
     """Try what a holder must be allowed to do."""
-    if found := missing_rights(at.allocator.store, at.pool):
+    if found := missing_rights(context.allocator.store, context.pool):
         yield found

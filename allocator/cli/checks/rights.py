@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
-from allocator.cli.options import blocking_allocator, talk
+from allocator.cli.options import blocking_allocator, report
 from allocator.model.errors import AllocatorError
 from allocator.model.log import WARNING
 from allocator.protocol.wire import pool_key
@@ -48,7 +48,7 @@ def _report(settings: Settings) -> None:
     except AllocatorError:  # whatever uses Redis reports it
         return
     if found is not None:
-        talk(f"{found.what}; {found.mend}", level=WARNING)
+        report(f"{found.what}; {found.fix}", level=WARNING)
 
 
 def _a_readers(base: str) -> list[tuple[str, ...]]:

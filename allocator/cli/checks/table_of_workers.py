@@ -14,28 +14,28 @@ from allocator.protocol.keys import leader_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import Desk
+    from allocator.cli.options import CliContext
 
 
-def check_table(at: Desk) -> Iterator[Finding]:
+def check_table(context: CliContext) -> Iterator[Finding]:
     """Look at the table alone; a database that nobody configured and nobody made is not a finding."""
-    database = database_in_use(at.settings)
+    database = database_in_use(context.settings)
     if database is None:
         return
     from allocator.database.upgrade import check
 
     with closing(database):
-        found = check(database, at.settings.table)
+        found = check(database, context.settings.table)
     for missing in found.missing:
         yield Finding("database", f"the database lacks {missing}", "allocator db upgrade")
     for finding in found.findings:
-        what, _, mend = finding.text.rpartition("; ")
-        yield Finding("database", what or finding.text, mend if what else "allocator db check")
+        what, _, fix = finding.text.rpartition("; ")
+        yield Finding("database", what or finding.text, fix if what else "allocator db check")
 
 
-def check_drift(at: Desk) -> Iterator[Finding]:
+def check_drift(context: CliContext) -> Iterator[Finding]:
     """Compare the rows with the leases, and ask who keeps them equal; nothing where the table cannot be read yet."""
-    database = database_in_use(at.settings)
+    database = database_in_use(context.settings)
     if database is None:
         return
     from allocator.database.drift import Kind
@@ -43,24 +43,26 @@ def check_drift(at: Desk) -> Iterator[Finding]:
     from allocator.database.upgrade import check
 
     with closing(database):
-        if not check(database, at.settings.table).is_fit:
+        if not check(database, context.settings.table).is_fit:
             return
-        found = differences(at.allocator, database, at.settings.table, refreshes=at.settings.refresh_expiry)
+        found = differences(
+            context.allocator, database, context.settings.table, refreshes=context.settings.refresh_expiry
+        )
         kinds = Counter(one.kind for one in found if one.kind is not Kind.UNKNOWN_LISTENER)
     counts = {str(kind): count for kind, count in sorted(kinds.items())}
     if counts:
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         yield Finding(
             "drift",
-            f"the table of workers and the leases differ: {told}",
+            f"the table of workers and the leases differ: {summary}",
             "allocator reconcile --once  (see --dry-run)",
         )
-    if leader_of(at) is None and (counts or at.settings.database_url):
-        what = f"nobody leads the reconcilers of pool {at.pool}, so that the table does not follow the leases"
+    if leader_of(context) is None and (counts or context.settings.database_url):
+        what = f"nobody leads the reconcilers of pool {context.pool}, so that the table does not follow the leases"
         yield Finding("leader", what, "allocator reconcile --watch")
 
 
-def leader_of(at: Desk) -> str | None:
+def leader_of(context: CliContext) -> str | None:
     """Return who leads the reconcilers of the pool, or None."""
-    written = at.allocator.store.read_text(leader_key(at.pool))
+    written = context.allocator.store.read_text(leader_key(context.pool))
     return None if written is None else str(json.loads(written)["holder"])

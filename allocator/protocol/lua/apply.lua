@@ -33,7 +33,7 @@ local function run(read, call, try)
     changed = changed or before[ARGV[i]] ~= ARGV[i + 1]
   end
   if not after['rules'] or #ARGV % 2 == 1 then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   for field in pairs(before) do
     if not after[field] and not kept[field] then

@@ -5,7 +5,7 @@
 -- script. Further ports are of the workers `org/plugin+name#instance`, so that what is true of a lease is true of each.
 -- The same tokens claiming again get the same leases.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 host  2 ttl_ms  3 state  4 identity: machine, boot, netns and address (after a `!` when it was chosen)
 --       5 for how many ms it has run: since its machine started, or its container  6 how many ports, then for each
 --       worker (alone, its instance may be auto: the lowest free one), token, extra JSON members with a comma before each
@@ -54,18 +54,18 @@ local SECOND_ROUND = 65536
 local function run(read, call, try)
   local match, find, format = string.match, string.find, string.format
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
-  local tokens_key, lease_prefix = base .. ':tokens:' .. space, base .. ':lease:' .. space .. ':'
+  local namespace = string.sub(ports_key, #base + 8)
+  local tokens_key, lease_prefix = base .. ':tokens:' .. namespace, base .. ':lease:' .. namespace .. ':'
   local host, ttl_text, identity, needed = ARGV[1], ARGV[2], ARGV[4], ARGV[6] + 0
   local ttl_ms, tail = ttl_text + 0, 3 * needed + 6
   local worker = ARGV[7]
   local avoid, hint, explicit = ARGV[tail + 1] or '', (ARGV[tail + 2] or 0) + 0, (ARGV[tail + 3] or 0) + 0
   local host_key = base .. ':host:' .. host
-  local space_key = space == host and host_key or base .. ':host:' .. space
+  local namespace_key = namespace == host and host_key or base .. ':host:' .. namespace
   local org, plugin, instance = match(worker or '', '^([^/]+)/([^#]+)#(%w+)$')
   if not (instance and find(ttl_text, '^%d+$') and needed >= 1 and needed <= MOST_PORTS and ARGV[tail - 1])
       or needed > 1 and (instance == 'auto' or needed % 1 ~= 0) then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   local service = base .. ':service:' .. plugin .. ':' .. org
   local pool = read('HMGET', base, 'rules', 'fence', 'waiting')
@@ -79,22 +79,22 @@ local function run(read, call, try)
   if not first then
     bad(base, 'has a garbled field rules')
   end
-  if ttl_ms < ttl_min_ms + 0 or ttl_ms > ttl_max_ms + 0 or (scope == 'fleet') ~= (space == '*') then
+  if ttl_ms < ttl_min_ms + 0 or ttl_ms > ttl_max_ms + 0 or (scope == 'fleet') ~= (namespace == '*') then
     return { STALE_POOL }
   end
   first, last, grace_ms = first + 0, last + 0, grace_ms + 0
   local now, now_us, seconds, microseconds = server_time(read)
 
-  -- Who this host is, whether it is cordoned, and when its space is due on the reaper's agenda.
+  -- Who this host is, whether it is cordoned, and when its namespace is due on the reaper's agenda.
   local about = read('HMGET', host_key, 'identity', 'cordon', 'due')
   local known, next_due = about[1], about[3]
-  if space ~= host then
-    next_due = read('HGET', space_key, 'due')
+  if namespace ~= host then
+    next_due = read('HGET', namespace_key, 'due')
   end
   local is_known, left_behind = known == identity or (known and string.sub(identity, 1, 1) == '-'), nil
   if known and not is_known then
     --@include hosts
-    local kin, left = kinship(read, base, space, host, known, identity, ARGV[5] + 0, now)
+    local kin, left = kinship(read, base, namespace, host, known, identity, ARGV[5] + 0, now)
     if kin == 'conflict' then
       return { HOST_CONFLICT, match(known, '^%S+') or '-' }
     end
@@ -111,12 +111,12 @@ local function run(read, call, try)
     for _, member in ipairs(read('ZRANGE', service, 0, MOST_INSTANCES - 1)) do
       local its_host, port = match(member, '^([%w._-]+):(%d+)$')
       its_host, port = its_host or '-', port or '0'
-      local its_space = scope == 'fleet' and '*' or its_host
-      local lease = read('GET', base .. ':lease:' .. its_space .. ':' .. port)
+      local its_namespace = scope == 'fleet' and '*' or its_host
+      local lease = read('GET', base .. ':lease:' .. its_namespace .. ':' .. port)
       local number = match(lease or '', '"worker":"[^"#]+#(%d+)"')
       if number then
         taken[tonumber(number)] = true
-        local grant = read('HGET', base .. ':tokens:' .. its_space, port)
+        local grant = read('HGET', base .. ':tokens:' .. its_namespace, port)
         if grant and find(grant, ' ' .. ARGV[8] .. ' ', 1, true) then
           mine = tonumber(number)
         end
@@ -132,41 +132,41 @@ local function run(read, call, try)
   local sticky, same, superseded, superseded_grant = {}, nil, nil, nil
   for i = 1, needed do
     local its_worker = i == 1 and worker or ARGV[3 * i + 4]
-    local place_key = base .. ':worker:' .. its_worker
-    local place = read('GET', place_key)
-    if place then
-      local place_host, place_port, place_fence = place_of(place, place_key)
-      local place_space = scope == 'fleet' and '*' or place_host
-      local place_tokens = place_space == space and tokens_key or base .. ':tokens:' .. place_space
-      local grant = read('HGET', place_tokens, place_port)
-      local is_released = grant and find(grant, '-' .. place_fence .. ' ', 1, true) == 1
+    local address_key = base .. ':worker:' .. its_worker
+    local address = read('GET', address_key)
+    if address then
+      local address_host, address_port, address_fence = address_of(address, address_key)
+      local address_namespace = scope == 'fleet' and '*' or address_host
+      local address_tokens = address_namespace == namespace and tokens_key or base .. ':tokens:' .. address_namespace
+      local grant = read('HGET', address_tokens, address_port)
+      local is_released = grant and find(grant, '-' .. address_fence .. ' ', 1, true) == 1
       if not is_released then
         --@include grants
-        local place_lease, is_left = base .. ':lease:' .. place_space .. ':' .. place_port, false
-        local lease = read('GET', place_lease)
-        for _, one in ipairs(place_host == host and left_behind or {}) do
-          is_left = is_left or one[1] == place_port
+        local address_lease, is_left = base .. ':lease:' .. address_namespace .. ':' .. address_port, false
+        local lease = read('GET', address_lease)
+        for _, one in ipairs(address_host == host and left_behind or {}) do
+          is_left = is_left or one[1] == address_port
         end
         if lease and not is_left then
-          local fence, _, leased_to = lease_head(lease, place_lease)
+          local fence, _, leased_to = lease_head(lease, address_lease)
           if leased_to == its_worker then
-            local port, proof = tonumber(place_port), nil
+            local port, proof = tonumber(address_port), nil
             if grant then
-              _, _, proof = grant_of(grant, place_tokens, place_port)
+              _, _, proof = grant_of(grant, address_tokens, address_port)
             end
-            if proof == ARGV[3 * i + 5] and place_host == host and (explicit == 0 or explicit == port or i > 1) then
+            if proof == ARGV[3 * i + 5] and address_host == host and (explicit == 0 or explicit == port or i > 1) then
               same = same or { SAME, format(WHOLE, now) }
-              same[2 * i + 1], same[2 * i + 2] = lease, read('PTTL', place_lease)
-            elseif place_host ~= host or fence ~= ARGV[tail + 4] then
-              return { HELD, lease, read('PTTL', place_lease), format(WHOLE, now) }
+              same[2 * i + 1], same[2 * i + 2] = lease, read('PTTL', address_lease)
+            elseif address_host ~= host or fence ~= ARGV[tail + 4] then
+              return { HELD, lease, read('PTTL', address_lease), format(WHOLE, now) }
             else
               superseded, superseded_grant = port, grant
             end
           end
         end
       end
-      if place_host == host or scope == 'fleet' then
-        sticky[i] = { port = place_port + 0, text = place_port, grant = grant, is_own = is_released }
+      if address_host == host or scope == 'fleet' then
+        sticky[i] = { port = address_port + 0, text = address_port, grant = grant, is_own = is_released }
       end
     end
   end
@@ -195,15 +195,15 @@ local function run(read, call, try)
   end
 
   -- Only pools that have waiters or limits pay for them.
-  local ticket, said, notes, gone = ARGV[tail + 5] or '', nil, nil, nil
+  local ticket, ticket_text, notes, gone = ARGV[tail + 5] or '', nil, nil, nil
   local has_limits, waits = find(rules, ' more=1', 1, true), waiting and tonumber(waiting) > now and not superseded
   local is_block = needed > 1 and ARGV[tail + 6] == '1'
   if waits or has_limits then
     --@include limits
     if waits then
-      local ahead, wanted, seat, tickets, waiters, needs = queue_before(read, base, space, ticket, is_block and -1 or explicit)
+      local ahead, wanted, position, tickets, waiters, needs = queue_before(read, base, namespace, ticket, is_block and -1 or explicit)
       gone = gone_of(tickets, waiters, ticket)
-      avoid, said = avoid .. wanted, seat and waiters[seat]
+      avoid, ticket_text = avoid .. wanted, position and waiters[position]
       if ahead > 0 and not is_room(read, base, ports_key, rules, avoid, now, needs, needed) then
         return { QUEUED, ahead }
       end
@@ -257,7 +257,7 @@ local function run(read, call, try)
 
     local function never_used()
       local steps = 0
-      local from, counted_for = match(watermark or read('HGET', space_key, 'watermark') or '', '^(%d+) (%d+)$')
+      local from, counted_for = match(watermark or read('HGET', namespace_key, 'watermark') or '', '^(%d+) (%d+)$')
       from = counted_for == version and tonumber(from) or 0
       if from > last then
         return nil
@@ -433,7 +433,7 @@ local function run(read, call, try)
   -- What is written without having been read: a write that fails would leave the rest half done.
   local is_due = not next_due or next_due == FOREVER or next_due + 0 > now + ttl_ms
   if is_due or not is_known then
-    read('ZSCORE', base .. ':hosts', space)
+    read('ZSCORE', base .. ':hosts', namespace)
   end
   -- Grants on these ports whose end nobody has seen.
   local unseen
@@ -481,7 +481,7 @@ local function run(read, call, try)
 
   -- writes --
   if gone and gone[1] then
-    call('ZREM', base .. ':waiters:' .. space, unpack(gone))
+    call('ZREM', base .. ':waiters:' .. namespace, unpack(gone))
   end
   if unseen then
     --@include grants
@@ -507,7 +507,7 @@ local function run(read, call, try)
       call('ZREM', ports_key, text)
     end
     if watermark then
-      call('HSET', space_key, 'watermark', watermark)
+      call('HSET', namespace_key, 'watermark', watermark)
     end
     if not is_whole then
       return { AGAIN, 0 }
@@ -531,11 +531,11 @@ local function run(read, call, try)
       service = service_key(base, its_worker)
     end
     port = sticky[i] and sticky[i].port == port and sticky[i].text or port .. ''
-    reply[2 * i + 1] = open_lease(call, try, base, space, GRANTED, port, fence, ARGV[3 * i + 5], host, its_worker, service,
+    reply[2 * i + 1] = open_lease(call, try, base, namespace, GRANTED, port, fence, ARGV[3 * i + 5], host, its_worker, service,
       ARGV[3], ARGV[3 * i + 6] or '', ttl_text, grace_ms, now, now_text)
     reply[2 * i + 2] = ttl_ms
     for _, set in ipairs(notes and notes.sets or {}) do
-      call('SADD', set, space .. ':' .. port)
+      call('SADD', set, namespace .. ':' .. port)
     end
   end
   -- The reaper trims at each of its visits; this is for pools that only ever claim and release.
@@ -543,8 +543,8 @@ local function run(read, call, try)
     call('XTRIM', base .. ':events', 'MAXLEN', '~', EVENTS_KEPT)
   end
   if is_due then
-    call('ZADD', base .. ':hosts', 'LT', now + ttl_ms, space)
-    call('HSET', space_key, 'due', format(WHOLE, now + ttl_ms))
+    call('ZADD', base .. ':hosts', 'LT', now + ttl_ms, namespace)
+    call('HSET', namespace_key, 'due', format(WHOLE, now + ttl_ms))
   end
   if notes or ticket ~= '' then
     --@include queue
@@ -557,8 +557,8 @@ local function run(read, call, try)
       wake(try, base, other)
     end
     if ticket ~= '' then
-      leave_queues(call, try, base, space, ticket, said, worker)
-      wake_first(try, base, space, 1)
+      leave_queues(call, try, base, namespace, ticket, ticket_text, worker)
+      wake_first(try, base, namespace, 1)
     end
   end
   if not is_known then
@@ -566,7 +566,7 @@ local function run(read, call, try)
     -- Those of a host that was forgotten would end in a week.
     try('PERSIST', tokens_key)
     if scope == 'fleet' then
-      -- There the space is not a host: the agenda has the host beside it, with nothing to visit.
+      -- There the namespace is not a host: the agenda has the host beside it, with nothing to visit.
       call('ZADD', base .. ':hosts', 'NX', FOREVER, host)
     end
   end

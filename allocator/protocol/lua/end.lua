@@ -6,7 +6,7 @@
 -- for their own workers at once. Declined ones go into quarantine: 5 s the first time and four times as long each further
 -- time, 10 min at most; an hour without a decline resets it.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 how (released, declined, forced), then for each lease: port, token (forced: fence), then if forced: who does
 --       it, why
 -- Replies
@@ -24,15 +24,15 @@ local FIRST_MS, FACTOR, LONGEST_MS, PEACE_MS = 5000, 4, 600000, 3600000
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
-  local tokens_key, lease_prefix = base .. ':tokens:' .. space, base .. ':lease:' .. space .. ':'
+  local namespace = string.sub(ports_key, #base + 8)
+  local tokens_key, lease_prefix = base .. ':tokens:' .. namespace, base .. ':lease:' .. namespace .. ':'
   local how, count = ARGV[1], (#ARGV - 1) / 2
   local is_declined, is_forced = how == 'declined', how == 'forced'
   if is_forced then
     count = count - 1
   end
   if count < 1 or count % 1 ~= 0 or not (is_declined or is_forced or how == 'released') then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   local kind, mark = is_declined and DECLINED or RELEASED, is_declined and '~' or is_forced and '=' or '-'
   local pool = read('HMGET', base, 'rules', 'waiting')
@@ -63,7 +63,7 @@ local function run(read, call, try)
       end
       local claimable_at, strike = now + cooldown_ms, nil
       if is_declined then
-        local strikes, at = string.match(read('HGET', base .. ':host:' .. space, 'strikes:' .. port) or '', '^(%d+) (%d+)')
+        local strikes, at = string.match(read('HGET', base .. ':host:' .. namespace, 'strikes:' .. port) or '', '^(%d+) (%d+)')
         strikes = strikes and now - at < PEACE_MS and tonumber(strikes) or 0
         claimable_at = now + math.min(FIRST_MS * FACTOR ^ strikes, LONGEST_MS)
         strike = (strikes + 1) .. ' ' .. string.format(WHOLE, now) .. ' ' .. string.format(WHOLE, claimable_at)
@@ -105,7 +105,7 @@ local function run(read, call, try)
     call('DEL', lease_prefix .. port)
     call('HSET', tokens_key, port, mark .. grant)
     if strike then
-      call('HSET', base .. ':host:' .. space, 'strikes:' .. port, strike)
+      call('HSET', base .. ':host:' .. namespace, 'strikes:' .. port, strike)
     end
   end
   if pool[2] and tonumber(pool[2]) > now and #ended > 0 then
@@ -116,7 +116,7 @@ local function run(read, call, try)
     end
     wake_held(try, base, freed)
     if not is_declined then
-      wake_first(try, base, space, #ended)
+      wake_first(try, base, namespace, #ended)
     end
   end
   return reply

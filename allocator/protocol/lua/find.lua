@@ -3,7 +3,7 @@
 -- What it answers is the whole truth of one moment, so that whoever heard of a change (late, twice, in the wrong order)
 -- asks here instead of believing what was heard.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>     (only whether the space is * matters)
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>     (only whether the namespace is * matters)
 -- ARGV  workers
 -- Replies
 --       now_ms, then for each worker
@@ -25,13 +25,13 @@ local function run(read, call, try)
   local reply = { string.format(WHOLE, now) }
   local hows = { ['-'] = RELEASED, ['~'] = DECLINED, ['!'] = EXPIRED, ['='] = RELEASED }
   for at, worker in ipairs(ARGV) do
-    local place_key = base .. ':worker:' .. worker
-    local place = read('GET', place_key)
+    local address_key = base .. ':worker:' .. worker
+    local address = read('GET', address_key)
     local host, port, fence, how, lease, left = '', '', '', UNKNOWN, '', 0
-    if place then
-      host, port, fence = place_of(place, place_key)
-      local place_space = is_fleet and '*' or host
-      local tokens_key = base .. ':tokens:' .. place_space
+    if address then
+      host, port, fence = address_of(address, address_key)
+      local address_namespace = is_fleet and '*' or host
+      local tokens_key = base .. ':tokens:' .. address_namespace
       local grant = read('HGET', tokens_key, port)
       local ended, its_fence
       if grant then
@@ -39,7 +39,7 @@ local function run(read, call, try)
       end
       if its_fence == fence then
         how = hows[ended] or EXPIRED
-        local key = base .. ':lease:' .. place_space .. ':' .. port
+        local key = base .. ':lease:' .. address_namespace .. ':' .. port
         local text = ended == '' and read('GET', key)
         if text and lease_head(text, key) == fence then
           how, lease, left = LIVE, text, read('PTTL', key)

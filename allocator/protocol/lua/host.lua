@@ -5,7 +5,7 @@
 -- and one that claims again is simply known again. To make it known is what a claim does on its own, and takes the name
 -- over from nobody whose leases are live, nor from a machine that is.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 what (register, cordon, uncordon, drain, forget)  2 host, then
 --       register: identity (machine, boot, netns and address, after a `!` when it was chosen), for how many ms it has run
 --       drain, uncordon: the ports whose leases may be of this host
@@ -32,9 +32,9 @@ local ENDINGS_KEPT_MS = 604800000
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
-  local tokens_key, hosts_key = base .. ':tokens:' .. space, base .. ':hosts'
-  local what, host = ARGV[1], ARGV[2] or error({ err = WRONG_WORDS }, 0)
+  local namespace = string.sub(ports_key, #base + 8)
+  local tokens_key, hosts_key = base .. ':tokens:' .. namespace, base .. ':hosts'
+  local what, host = ARGV[1], ARGV[2] or error({ err = WRONG_ARGUMENTS }, 0)
   local host_key = base .. ':host:' .. host
   local now = server_time(read)
   local about = read('HMGET', host_key, 'identity', 'cordon', 'drain')
@@ -43,12 +43,12 @@ local function run(read, call, try)
   if what == 'register' then
     local identity, alive_ms = ARGV[3], tonumber(ARGV[4])
     if not (identity and alive_ms) then
-      error({ err = WRONG_WORDS }, 0)
+      error({ err = WRONG_ARGUMENTS }, 0)
     elseif not read('HGET', base, 'rules') then
       return { NO_POOL }
     end
     if known then
-      local kin = known == identity and 'known' or kinship(read, base, space, host, known, identity, alive_ms, now)
+      local kin = known == identity and 'known' or kinship(read, base, namespace, host, known, identity, alive_ms, now)
       if kin == 'conflict' then
         return { HOST_CONFLICT, string.match(known, '^%S+') or '-' }
       elseif kin == 'known' or kin == 'heir' then
@@ -70,7 +70,7 @@ local function run(read, call, try)
     end
     for i = 3, #ARGV do
       -- What was ready before the drain is ready again, unless its holder has renewed it since, and so has seen the drain.
-      local key = base .. ':lease:' .. space .. ':' .. ARGV[i]
+      local key = base .. ':lease:' .. namespace .. ':' .. ARGV[i]
       local lease = read('GET', key)
       local was = lease and string.match(lease, ',"was":"(%l+)"}$')
       if was then
@@ -86,7 +86,7 @@ local function run(read, call, try)
       return { UNKNOWN }
     end
     for i = 3, #ARGV do
-      local key = base .. ':lease:' .. space .. ':' .. ARGV[i]
+      local key = base .. ':lease:' .. namespace .. ':' .. ARGV[i]
       local lease = read('GET', key)
       if lease then
         local fence, state, worker, its_host = lease_head(lease, key)
@@ -100,10 +100,10 @@ local function run(read, call, try)
   elseif what == 'forget' then
     if not known and not read('ZSCORE', hosts_key, host) then
       return { UNKNOWN }
-    elseif #leases_of(read, base, space, host, now) > 0 then
+    elseif #leases_of(read, base, namespace, host, now) > 0 then
       return { BUSY }
     end
-    local cursor = space == host and (string.match(read('HGET', host_key, 'reaped') or '', '^(%d+) ') or '0')
+    local cursor = namespace == host and (string.match(read('HGET', host_key, 'reaped') or '', '^(%d+) ') or '0')
     local recent = cursor and read('ZRANGEBYSCORE', ports_key, cursor, FOREVER, 'LIMIT', 0, PAGE) or {}
     for _, grant in ipairs(#recent > 0 and read('HMGET', tokens_key, unpack(recent)) or {}) do
       if grant and not string.find(grant, '^[-~!=]') then
@@ -112,7 +112,7 @@ local function run(read, call, try)
     end
     event, reply = 'forgotten', { FORGOTTEN }
   else
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   read('ZCARD', hosts_key)
   read('XLEN', base .. ':events')
@@ -120,7 +120,7 @@ local function run(read, call, try)
   -- writes --
   if what == 'forget' then
     call('DEL', host_key)
-    if space == host then
+    if namespace == host then
       call('UNLINK', ports_key)
       call('PEXPIRE', tokens_key, ENDINGS_KEPT_MS)
     end
@@ -128,11 +128,11 @@ local function run(read, call, try)
   end
   if set[1] then
     call('HSET', host_key, unpack(set))
-    -- In fleet scope the space is not a host: the agenda then has the host beside it, with nothing to visit.
+    -- In fleet scope the namespace is not a host: the agenda then has the host beside it, with nothing to visit.
     call('ZADD', hosts_key, 'NX', FOREVER, host)
     if what == 'register' then
       try('PERSIST', tokens_key)
-      call('ZADD', hosts_key, 'NX', FOREVER, space)
+      call('ZADD', hosts_key, 'NX', FOREVER, namespace)
     end
   end
   if dropped[1] then

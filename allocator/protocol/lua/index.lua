@@ -3,7 +3,7 @@
 -- Safe because from the moment when the pool states that it is counting every new lease enters by itself; these are the
 -- ones before. Limits hold once `done` was sent.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 mode (start, ports, done), then with ports: the ports whose leases are entered
 -- Replies
 --       changed, how many leases were entered
@@ -15,13 +15,13 @@
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
+  local namespace = string.sub(ports_key, #base + 8)
   local found = {}
   for i = 2, #ARGV do
-    local worker = string.match(read('GET', base .. ':lease:' .. space .. ':' .. ARGV[i]) or '', '"worker":"([^"]+)"')
+    local worker = string.match(read('GET', base .. ':lease:' .. namespace .. ':' .. ARGV[i]) or '', '"worker":"([^"]+)"')
     if worker then
       local org, plugin = string.match(worker, '^([^/]+)/([^+#]+)')
-      found[#found + 1] = { space .. ':' .. ARGV[i], base .. ':limited:org:' .. org, base .. ':limited:plugin:' .. plugin }
+      found[#found + 1] = { namespace .. ':' .. ARGV[i], base .. ':limited:org:' .. org, base .. ':limited:plugin:' .. plugin }
       read('SCARD', found[#found][2])
       read('SCARD', found[#found][3])
     end

@@ -1,12 +1,12 @@
 -- inspect: pool, hosts and leases as data. Reads only.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 what: pool, hosts, host, members, ports, port or newest; then
 --       hosts: offset, count · members: a sorted set of the pool (its key after the pool's), offset, count
 --       ports: from which score (ms), count · port: the port
 -- Replies
 --       pool    its fields and values
---       hosts   space, score (when its next lease may expire), and so on
+--       hosts   namespace, score (when its next lease may expire), and so on
 --       host    the fields and values of the space's hash
 --       members member, score, and so on, whatever another program put there
 --       ports   now_ms, then port, score, lease or '', its remaining ms, of the ports that are not claimable now, lowest score first;
@@ -21,21 +21,21 @@
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
-  local hosts_key, lease_prefix = base .. ':hosts', base .. ':lease:' .. space .. ':'
+  local namespace = string.sub(ports_key, #base + 8)
+  local hosts_key, lease_prefix = base .. ':hosts', base .. ':lease:' .. namespace .. ':'
   local what = ARGV[1]
   if (what == 'hosts' or what == 'ports') and not (tonumber(ARGV[2]) and tonumber(ARGV[3])) then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   if what == 'pool' then
     return read('HGETALL', base)
   elseif what == 'hosts' then
     return read('ZRANGE', hosts_key, ARGV[2], tonumber(ARGV[2]) + tonumber(ARGV[3]) - 1, 'WITHSCORES')
   elseif what == 'host' then
-    return read('HGETALL', base .. ':host:' .. space)
+    return read('HGETALL', base .. ':host:' .. namespace)
   elseif what == 'members' then
     if not (ARGV[2] and tonumber(ARGV[3]) and tonumber(ARGV[4])) then
-      error({ err = WRONG_WORDS }, 0)
+      error({ err = WRONG_ARGUMENTS }, 0)
     end
     local from, count = tonumber(ARGV[3]), math.min(tonumber(ARGV[4]), 512)
     return read('ZRANGE', base .. ARGV[2], from, from + count - 1, 'WITHSCORES')

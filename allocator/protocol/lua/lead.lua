@@ -25,7 +25,7 @@ local function run(read, call, try)
   local leader_key, proof_key = base .. ':leader', base .. ':tokens:!leader'
   local token, ttl_text = ARGV[2], ARGV[3]
   if #ARGV < 5 or #ttl_text > TTL_DIGITS or not string.find(ttl_text, '^%d+$') or string.find(ARGV[4], '"', 1, true) then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   local leader, proof = read('GET', leader_key), read('GET', proof_key)
   local fence, holder
@@ -41,7 +41,7 @@ local function run(read, call, try)
       return { ALREADY }
     end
   elseif tonumber(ttl_text) == 0 then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   elseif leader and not is_mine then
     return { HELD, holder, read('PTTL', leader_key) }
   end

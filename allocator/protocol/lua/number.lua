@@ -3,7 +3,7 @@
 -- Safe because a number that a key has is given to no other key, and a claim for `auto` passes it by; whether the instance
 -- has a lease already is for the claim to decide.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 organisation  2 plugin  3 key
 -- Replies
 --       found number · no_pool
@@ -19,9 +19,9 @@ local KEPT_MS = 2592000000
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space, org, plugin, key = string.sub(ports_key, #base + 8), ARGV[1], ARGV[2], ARGV[3]
+  local namespace, org, plugin, key = string.sub(ports_key, #base + 8), ARGV[1], ARGV[2], ARGV[3]
   if not key or ARGV[4] then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   elseif not read('HGET', base, 'rules') then
     return { NO_POOL }
   end
@@ -44,7 +44,7 @@ local function run(read, call, try)
   if not number then
     for _, member in ipairs(read('ZRANGE', base .. ':service:' .. service, 0, MOST_INSTANCES - 1)) do
       local its_host, port = string.match(member, '^([%w._-]+):(%d+)$')
-      local lease = its_host and read('GET', base .. ':lease:' .. (space == '*' and '*' or its_host) .. ':' .. port)
+      local lease = its_host and read('GET', base .. ':lease:' .. (namespace == '*' and '*' or its_host) .. ':' .. port)
       local its_number = string.match(lease or '', '"worker":"[^"#]+#(%d+)"')
       if its_number then
         taken[tonumber(its_number)] = true

@@ -20,7 +20,7 @@ local PORTS_A_HOST = 512
 local function run(read, call, try)
   local base, now = KEYS[1], server_time(read)
   if #ARGV < 4 or not (string.find(ARGV[1], '^%d+$') and string.find(ARGV[2], '^%d+$')) then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   local count = math.min(tonumber(ARGV[2]), HOSTS_A_CALL)
   local hosts = read('ZRANGE', base .. ':hosts', ARGV[1], tonumber(ARGV[1]) + count - 1)

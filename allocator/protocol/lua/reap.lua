@@ -1,17 +1,17 @@
--- reap: visits the spaces whose next lease may have expired, and closes what has.
+-- reap: visits the namespaces whose next lease may have expired, and closes what has.
 --
 -- Nothing depends on it being run: a port is claimable by its score alone. It reports expired leases (events, service
--- index) that no other script has found. A cursor per space (`reaped`, a score) is the score up to which every grant was
+-- index) that no other script has found. A cursor per namespace (`reaped`, a score) is the score up to which every grant was
 -- seen; it is safe because a live lease's score is its expiry plus grace, which is always ahead of the cursor.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used: the agenda names the spaces)
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:*     (only its form is used: the agenda names the namespaces)
 -- ARGV  1 how many leases to close at most (64 or fewer)
 -- Replies
---       reaped, how many were closed, ms until the next space is due (-1: none is), how many spaces the pool has
+--       reaped, how many were closed, ms until the next namespace is due (-1: none is), how many namespaces the pool has
 -- Events  expired
 -- Holders call it when a renewal reports it (`reap_at` of the pool, see keep): so a fleet calls it as often as it has
 -- something to do, whatever its size.
--- Loops   at most 16 spaces and 64 closed leases a call, four queues of 64 waiters for each; a page is 64 ports beside those of equal score
+-- Loops   at most 16 namespaces and 64 closed leases a call, four queues of 64 waiters for each; a page is 64 ports beside those of equal score
 
 --@include replies
 --@include base
@@ -29,7 +29,7 @@ local function run(read, call, try)
   local pool = read('HMGET', base, 'rules', 'version', 'waiting')
   local grace_ms = tonumber(string.match(pool[1] or '', ' grace_ms=(%d+) ')) or 0
   local version = pool[2] or '0'
-  local most = math.min(tonumber(ARGV[1]) or error({ err = WRONG_WORDS }, 0), PAGE)
+  local most = math.min(tonumber(ARGV[1]) or error({ err = WRONG_ARGUMENTS }, 0), PAGE)
   local closing, agenda = {}, {}
 
   for _, due in ipairs(read('ZRANGEBYSCORE', hosts_key, '-inf', string.format(WHOLE, now), 'LIMIT', 0, SPACES)) do
@@ -64,7 +64,7 @@ local function run(read, call, try)
             reached, next_at = scores[i], leases[i] and math.max(scores[i] - grace_ms, now + 1) or now
             break
           end
-          closing[#closing + 1] = { space = due, port = port, grant = grants[i], fence = fence, host = host, worker = worker }
+          closing[#closing + 1] = { namespace = due, port = port, grant = grants[i], fence = fence, host = host, worker = worker }
         end
       end
       if not next_at and #ports == ties + PAGE then
@@ -75,7 +75,7 @@ local function run(read, call, try)
       local ahead = read('ZRANGEBYSCORE', its_ports, '(' .. string.format(WHOLE, horizon), FOREVER, 'WITHSCORES', 'LIMIT', 0, 1)
       next_at = ahead[2] and tonumber(ahead[2]) - grace_ms
     end
-    agenda[#agenda + 1] = { space = due, reached = reached, next_at = next_at }
+    agenda[#agenda + 1] = { namespace = due, reached = reached, next_at = next_at }
   end
 
   read('XLEN', base .. ':events')
@@ -85,13 +85,13 @@ local function run(read, call, try)
 
   -- writes --
   for _, item in ipairs(closing) do
-    local its_tokens = base .. ':tokens:' .. item.space
+    local its_tokens = base .. ':tokens:' .. item.namespace
     close_grant(call, try, base, its_tokens, 'expired', item.port, item.grant, item.fence, item.host, item.worker)
   end
   for _, item in ipairs(agenda) do
     local due = item.next_at and string.format(WHOLE, item.next_at) or FOREVER
-    call('HSET', base .. ':host:' .. item.space, 'reaped', string.format(WHOLE, item.reached) .. ' ' .. version, 'due', due)
-    call('ZADD', hosts_key, due, item.space)
+    call('HSET', base .. ':host:' .. item.namespace, 'reaped', string.format(WHOLE, item.reached) .. ' ' .. version, 'due', due)
+    call('ZADD', hosts_key, due, item.namespace)
   end
   if tonumber(pool[3] or 0) > now then
     local freed = {}

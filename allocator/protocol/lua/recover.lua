@@ -21,8 +21,8 @@ local MOST_PORTS = 65535
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
-  local lease_prefix, now = base .. ':lease:' .. space .. ':', server_time(read)
+  local namespace = string.sub(ports_key, #base + 8)
+  local lease_prefix, now = base .. ':lease:' .. namespace .. ':', server_time(read)
   local pool = read('HMGET', base, 'rules', 'fence', 'recovery')
   if not pool[1] then
     return { NO_POOL }

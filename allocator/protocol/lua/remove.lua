@@ -21,7 +21,7 @@ local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
   local by, reason = ARGV[1], ARGV[2]
   if not reason or ARGV[3] then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   elseif not read('HGET', base, 'rules') then
     return { UNKNOWN }
   end

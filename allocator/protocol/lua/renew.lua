@@ -1,5 +1,5 @@
 -- renew: extends a batch of leases, sets what changed, and re-asserts a lease that Redis lost. A heartbeat that has
--- nothing to set asks `keep` first, and this script about the leases that are left.
+-- nothing to set asks `extend` first, and this script about the leases that are left.
 --
 -- Safe because a lease is extended only while the port's last grant has this token. It is re-asserted, with a new
 -- fence, only if its holder or an operator did not end it, no newer lease has the port or the worker, and the last grant of
@@ -8,7 +8,7 @@
 -- port for (unless the last events show that this holder had ended its lease itself). An older lease in the way came back
 -- with older data (a failover): its end is known from this newer fence.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 host  2 identity: machine, boot and netns (-: not known), then for each lease
 --       port, token, fence, ttl_ms, worker, mode (keep: only extend; set: also write what follows), state (with
 --       set a live one: an ended one in a live lease would break who reads it), extra JSON members, why its worker failed
@@ -37,8 +37,8 @@ local EVENTS_SEEN = 1000
 local function run(read, call, try)
   local args, find, match, format = ARGV, string.find, string.match, string.format
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
-  local tokens_key, lease_prefix = base .. ':tokens:' .. space, base .. ':lease:' .. space .. ':'
+  local namespace = string.sub(ports_key, #base + 8)
+  local tokens_key, lease_prefix = base .. ':tokens:' .. namespace, base .. ':lease:' .. namespace .. ':'
   local pool = read('HMGET', base, 'rules', 'fence')
   if not pool[1] then
     return { NO_POOL }
@@ -50,7 +50,7 @@ local function run(read, call, try)
   local host_key = base .. ':host:' .. host
   local count = (#args - HEAD) / WORDS
   if count < 1 or count % 1 ~= 0 then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
 
   local ports, lease_keys = {}, {}
@@ -59,7 +59,7 @@ local function run(read, call, try)
     local state = args[at + 6] == 'set' and args[at + 7] or 'ready'
     if #args[at + 4] > TTL_DIGITS or not find(args[at + 4], '^[1-9]%d*$')
         or (state ~= 'ready' and state ~= 'starting' and state ~= 'degraded' and state ~= 'draining') then
-      error({ err = WRONG_WORDS }, 0)
+      error({ err = WRONG_ARGUMENTS }, 0)
     end
     ports[i], lease_keys[i] = args[at + 1], lease_prefix .. args[at + 1]
   end
@@ -75,10 +75,10 @@ local function run(read, call, try)
     if not newest then
       newest = {}
       for other = HEAD, #args - WORDS, WORDS do
-        for _, word in ipairs({ args[other + 1], args[other + 5] }) do
-          local known = newest[word]
+        for _, key in ipairs({ args[other + 1], args[other + 5] }) do
+          local known = newest[key]
           if not known or tonumber(args[other + 3]) > tonumber(args[known + 3]) then
-            newest[word] = other
+            newest[key] = other
           end
         end
       end
@@ -135,12 +135,12 @@ local function run(read, call, try)
     if not is_newest(HEAD + (i - 1) * WORDS) then
       return LOST, REPLACED
     end
-    local place_key = base .. ':worker:' .. worker
-    local place = read('GET', place_key)
-    if place then
-      local place_host, place_port = place_of(place, place_key)
-      local place_space = space == '*' and '*' or place_host
-      local key = base .. ':lease:' .. place_space .. ':' .. place_port
+    local address_key = base .. ':worker:' .. worker
+    local address = read('GET', address_key)
+    if address then
+      local address_host, address_port = address_of(address, address_key)
+      local address_namespace = namespace == '*' and '*' or address_host
+      local key = base .. ':lease:' .. address_namespace .. ':' .. address_port
       local there = key ~= lease_keys[i] and read('GET', key)
       if there then
         local its_fence, _, its_worker, its_host = lease_head(there, key)
@@ -148,17 +148,17 @@ local function run(read, call, try)
           if tonumber(its_fence) >= tonumber(fence) then
             return LOST, there
           end
-          local its_tokens = base .. ':tokens:' .. place_space
-          endings[#endings + 1] = { kind = 'superseded', port = place_port, grant = read('HGET', its_tokens, place_port),
+          local its_tokens = base .. ':tokens:' .. address_namespace
+          endings[#endings + 1] = { kind = 'superseded', port = address_port, grant = read('HGET', its_tokens, address_port),
             fence = its_fence, host = its_host, worker = worker, tokens_key = its_tokens, lease_key = key,
-            ports_key = base .. ':ports:' .. place_space }
-          read('ZCARD', base .. ':ports:' .. place_space)
+            ports_key = base .. ':ports:' .. address_namespace }
+          read('ZCARD', base .. ':ports:' .. address_namespace)
         end
       end
     end
     read('ZCARD', base .. ':hosts')
     read('XLEN', base .. ':events')
-    read('HLEN', base .. ':host:' .. space)
+    read('HLEN', base .. ':host:' .. namespace)
     read('ZCARD', service_key(base, worker))
     if has_limits then
       local org, plugin = match(worker, '^([^/]+)/([^+#]+)')
@@ -229,9 +229,9 @@ local function run(read, call, try)
         -- A worker's last address is written again, so that it never expires while the lease lives. What another
         -- program put there is left alone, and stops no heartbeat.
         local fence, its_host, its_worker = match(grants[i], '^(%d+) %x+ (%S+) (%S+)$')
-        local place_key = base .. ':worker:' .. (its_worker or '')
-        if its_worker and type(try('GET', place_key)) ~= 'table' then
-          write_place(call, place_key, its_host, port, fence, ttl_ms)
+        local address_key = base .. ':worker:' .. (its_worker or '')
+        if its_worker and type(try('GET', address_key)) ~= 'table' then
+          write_address(call, address_key, its_host, port, fence, ttl_ms)
         end
       end
     elseif code == REASSERTED then
@@ -245,14 +245,14 @@ local function run(read, call, try)
         end
       end
       try('PERSIST', tokens_key)
-      open_lease(call, try, base, space, REASSERTED, port, reply[2 * i + 1], args[at + 2], host, worker,
+      open_lease(call, try, base, namespace, REASSERTED, port, reply[2 * i + 1], args[at + 2], host, worker,
         service_key(base, worker), state, args[at + 8], ttl_text, grace_ms, now, now_text)
-      call('ZADD', base .. ':hosts', 'LT', now + ttl_ms, space)
-      call('HSET', base .. ':host:' .. space, 'due', format(WHOLE, now + ttl_ms))
+      call('ZADD', base .. ':hosts', 'LT', now + ttl_ms, namespace)
+      call('HSET', base .. ':host:' .. namespace, 'due', format(WHOLE, now + ttl_ms))
       if has_limits then
         local org, plugin = match(worker, '^([^/]+)/([^+#]+)')
-        call('SADD', base .. ':limited:org:' .. org, space .. ':' .. port)
-        call('SADD', base .. ':limited:plugin:' .. plugin, space .. ':' .. port)
+        call('SADD', base .. ':limited:org:' .. org, namespace .. ':' .. port)
+        call('SADD', base .. ':limited:plugin:' .. plugin, namespace .. ':' .. port)
       end
       -- Who renews lives: where another took its host's name over before that could be seen (see lib/hosts.lua), it has
       -- the name again.
@@ -272,7 +272,7 @@ local function run(read, call, try)
   if #scores > 0 then
     call('ZADD', ports_key, unpack(scores))
   end
-  if space == '*' then
+  if namespace == '*' then
     -- A host that renews; only a recovery asks for it.
     try('SREM', base .. ':unreported', host)
   end

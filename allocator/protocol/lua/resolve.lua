@@ -30,7 +30,7 @@ local function run(read, call, try)
   local base = KEYS[1]
   local now, now_us = server_time(read)
   if #ARGV < 4 or (ARGV[3] == 'all' and not tonumber(ARGV[4])) then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
   local prefix, all, preferred = ARGV[2] .. '/' .. ARGV[1] .. '#', ARGV[3] == 'all', ARGV[4]
   local service = base .. ':service:' .. ARGV[1] .. ':' .. ARGV[2]

@@ -22,7 +22,7 @@ class WantedPort(Value, kw_only=True):
     Attributes:
         worker: Who it is for: `org/plugin#instance`, or `org/plugin#auto` for the lowest free instance.
         token: 32 hexadecimal digits; the same ones claiming again get the same lease.
-        extra: What the holder reports of itself, by name (`HOLDER_WORDS`); what is empty is left out.
+        extra: What the holder reports of itself, by name (`HOLDER_FIELDS`); what is empty is left out.
     """
 
     worker: str
@@ -81,9 +81,9 @@ class ClaimCall(Call["ClaimReply"], kw_only=True):
             sent_at: The caller's monotonic time before it asked, from which its copies' deadlines count.
             process: The pid of the caller, to whose process its copies belong.
         """
-        reply, copies = wire.words(raw), 0
+        reply, copies = wire.reply_list(raw), 0
         if self.replicas:
-            reply, copies = wire.words(reply[0]), int(wire.number(reply[1]))
+            reply, copies = wire.reply_list(reply[0]), int(wire.number(reply[1]))
         code = CODES[reply[0]]
         if code is Reply.GRANTED:
             return Granted(leases=self._leases(reply, sent_at, process), copies=copies)
@@ -136,9 +136,9 @@ def _recovering(_call: ClaimCall, reply: list[Any]) -> Recovering | RecoverFirst
     return RecoverFirst() if left_ms is None else Recovering(left_ms=left_ms)
 
 
-def known_ms(word: object) -> float | None:
+def known_ms(text: object) -> float | None:
     """Return a number of milliseconds of a reply, or None where it shows that it is not known (-1)."""
-    found = wire.number(word)
+    found = wire.number(text)
     return found if found >= 0 else None
 
 

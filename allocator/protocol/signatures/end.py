@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from allocator.model.values import Value, field
 from allocator.protocol import wire
 from allocator.protocol.replies import CODES, Reply
-from allocator.protocol.wire import Call, Words
+from allocator.protocol.wire import Arguments, Call
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -46,25 +46,25 @@ class EndCall(Call["tuple[Ending, ...]"], kw_only=True):
     by: str = ""
     reason: str = ""
 
-    def arguments(self) -> Words:
+    def arguments(self) -> Arguments:
         """Return ARGV."""
-        pairs = [word for one in self.leases for word in (one.port, one.token)]
+        pairs = [item for one in self.leases for item in (one.port, one.token)]
         return (self.how, *pairs, self.by, self.reason) if self.how == "forced" else (self.how, *pairs)
 
     def decode(self, raw: Any) -> tuple[Ending, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return what became of each lease, in their order."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         if len(reply) != 2 * len(self.leases):
             raise wire.unreadable(f"the script {self.script}")
         return tuple(map(self._ending, reply[::2], reply[1::2]))
 
     def _ending(self, code: object, detail: object) -> Ending:
-        word = CODES[code]
-        if word is Reply.RELEASED or word is Reply.DECLINED:
+        item = CODES[code]
+        if item is Reply.RELEASED or item is Reply.DECLINED:
             return Ended(fence=int(wire.number(detail)))
-        if word is Reply.ALREADY:
+        if item is Reply.ALREADY:
             return Already()
-        if word is Reply.NOT_YOURS:
+        if item is Reply.NOT_YOURS:
             return NotYours(holder=wire.lease(self.pool, detail, remaining_ms=0, now_ms=0))
         raise wire.unreadable("the end of a lease")
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import Reply
-from allocator.protocol.wire import UNKNOWN_AGE_MS, Call, Words
+from allocator.protocol.wire import UNKNOWN_AGE_MS, Arguments, Call
 
 
 class RegisterCall(Call[Reply], kw_only=True):
@@ -20,7 +20,7 @@ class RegisterCall(Call[Reply], kw_only=True):
     """
 
     script: ClassVar[str] = "host"
-    first: ClassVar[Words] = ("register",)
+    first: ClassVar[Arguments] = ("register",)
 
     host: str
     identity: str
@@ -28,7 +28,7 @@ class RegisterCall(Call[Reply], kw_only=True):
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `created`, `changed`, `unchanged`, `host_conflict` or `no_pool`."""
-        return Reply(wire.text(wire.words(raw)[0]))
+        return Reply(wire.text(wire.reply_list(raw)[0]))
 
 
 class CordonCall(Call[Reply], kw_only=True):
@@ -48,7 +48,7 @@ class CordonCall(Call[Reply], kw_only=True):
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `changed`, `unchanged` or `unknown`."""
-        return Reply(wire.text(wire.words(raw)[0]))
+        return Reply(wire.text(wire.reply_list(raw)[0]))
 
 
 class DrainCall(Call["int | None"], kw_only=True):
@@ -60,14 +60,14 @@ class DrainCall(Call["int | None"], kw_only=True):
     """
 
     script: ClassVar[str] = "host"
-    first: ClassVar[Words] = ("drain",)
+    first: ClassVar[Arguments] = ("drain",)
 
     host: str
     ports: tuple[int, ...] = ()
 
     def decode(self, raw: Any) -> int | None:  # noqa: ANN401  # as `Call.decode`
         """Return how many leases became draining by this call, or None when the pool knows no such host."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         return None if wire.text(reply[0]) == Reply.UNKNOWN else int(wire.number(reply[1]))
 
 
@@ -79,13 +79,13 @@ class ForgetCall(Call[Reply], kw_only=True):
     """
 
     script: ClassVar[str] = "host"
-    first: ClassVar[Words] = ("forget",)
+    first: ClassVar[Arguments] = ("forget",)
 
     host: str
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `forgotten`, `unknown`, `busy` or `again`."""
-        return Reply(wire.text(wire.words(raw)[0]))
+        return Reply(wire.text(wire.reply_list(raw)[0]))
 
 
 class PlaceCall(Call["tuple[Room, ...] | None"], kw_only=True):
@@ -107,7 +107,7 @@ class PlaceCall(Call["tuple[Room, ...] | None"], kw_only=True):
 
     def decode(self, raw: Any) -> tuple[Room, ...] | None:  # noqa: ANN401  # as `Call.decode`
         """Return the hosts that give out ports, or None when there is none from there on."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         if wire.text(reply[0]) == Reply.NONE:
             return None
         return tuple(

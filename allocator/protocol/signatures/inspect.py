@@ -11,7 +11,7 @@ from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.keys import lease_key
 from allocator.protocol.replies import Reply
-from allocator.protocol.wire import Call, Words
+from allocator.protocol.wire import Arguments, Call
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -29,21 +29,21 @@ class InspectHostsCall(Call["tuple[str, ...]"], kw_only=True):
     """
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("hosts",)
+    first: ClassVar[Arguments] = ("hosts",)
 
     offset: int
     count: int
 
     def decode(self, raw: Any) -> tuple[str, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return their names."""
-        return tuple(wire.text(name) for name in wire.words(raw)[::2])
+        return tuple(wire.text(name) for name in wire.reply_list(raw)[::2])
 
 
 class InspectHostCall(Call["KnownHost"], kw_only=True):
     """What asks for a host's hash; the host is the call's `space`."""
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("host",)
+    first: ClassVar[Arguments] = ("host",)
 
     def decode(self, raw: Any) -> KnownHost:  # noqa: ANN401  # as `Call.decode`
         """Return what is known of it."""
@@ -87,7 +87,7 @@ class InspectMembersCall(Call["tuple[tuple[str, str], ...]"], kw_only=True):
     """
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("members",)
+    first: ClassVar[Arguments] = ("members",)
 
     suffix: str
     offset: int
@@ -95,8 +95,8 @@ class InspectMembersCall(Call["tuple[tuple[str, str], ...]"], kw_only=True):
 
     def decode(self, raw: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401  # as `Call.decode`
         """Return each with its score, as they stand there."""
-        words = [wire.text(word) for word in wire.words(raw)]
-        return tuple(zip(words[::2], words[1::2], strict=True))
+        texts = [wire.text(item) for item in wire.reply_list(raw)]
+        return tuple(zip(texts[::2], texts[1::2], strict=True))
 
 
 class KnownPorts(Value, kw_only=True):
@@ -124,14 +124,14 @@ class InspectPortsCall(Call["KnownPorts"], kw_only=True):
     """
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("ports",)
+    first: ClassVar[Arguments] = ("ports",)
 
     from_ms: int
     count: int
 
     def decode(self, raw: Any) -> KnownPorts:  # noqa: ANN401  # as `Call.decode`
         """Return the ports; what another program wrote among them is passed over and named."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         now_ms = wire.number(reply[0])
         rows = [reply[at : at + 4] for at in range(1, len(reply), 4)]
         ports, strange = [], []
@@ -156,13 +156,13 @@ class InspectPortCall(Call["KnownPort"], kw_only=True):
     """
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("port",)
+    first: ClassVar[Arguments] = ("port",)
 
     port: int
 
     def decode(self, raw: Any) -> KnownPort:  # noqa: ANN401  # as `Call.decode`
         """Return the port."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         return _port(self, reply[1:], wire.number(reply[0]))
 
 
@@ -187,7 +187,7 @@ def _port(call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: floa
     score_ms = wire.number(score_text) if score_text else 0.0
     lease = None
     if lease_text:
-        key = lease_key(call.pool, call.space, wire.text(port_text))
+        key = lease_key(call.pool, call.namespace, wire.text(port_text))
         lease = wire.lease(call.pool, lease_text, remaining_ms=wire.number(remaining), now_ms=now_ms, key=key)
     return KnownPort(
         port=check_port(wire.text(port_text)),
@@ -201,11 +201,11 @@ class NewestEventCall(Call[str], kw_only=True):
     """What asks for the id of the pool's last event."""
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("newest",)
+    first: ClassVar[Arguments] = ("newest",)
 
     def decode(self, raw: Any) -> str:  # noqa: ANN401  # as `Call.decode`
         """Return it, `0-0` when the pool has none."""
-        return wire.text(wire.words(raw)[0])
+        return wire.text(wire.reply_list(raw)[0])
 
 
 class FindCall(Call["tuple[Whereabouts, ...]"], kw_only=True):
@@ -221,7 +221,7 @@ class FindCall(Call["tuple[Whereabouts, ...]"], kw_only=True):
 
     def decode(self, raw: Any) -> tuple[Whereabouts, ...]:  # noqa: ANN401  # as `Call.decode`
         """Return what is known of each, in their order."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         now_ms = wire.number(reply[0])
         return tuple(self._whereabouts(reply[at : at + 6], now_ms) for at in range(1, 6 * len(self.workers), 6))
 

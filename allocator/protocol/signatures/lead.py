@@ -31,7 +31,7 @@ class LeadCall(Call["Leads | LedByOther"], kw_only=True):
 
     def decode(self, raw: Any) -> Leads | LedByOther:  # noqa: ANN401  # as `Call.decode`
         """Return who leads."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         if wire.text(reply[0]) == Reply.HELD:
             return LedByOther(holder=wire.text(reply[1]), remaining_ms=wire.number(reply[2]))
         return Leads(fence=int(wire.number(reply[1])))
@@ -77,7 +77,7 @@ class ResignCall(Call[bool], kw_only=True):
 
     def decode(self, raw: Any) -> bool:  # noqa: ANN401  # as `Call.decode`
         """Return whether the caller did lead."""
-        return wire.text(wire.words(raw)[0]) == Reply.RELEASED
+        return wire.text(wire.reply_list(raw)[0]) == Reply.RELEASED
 
 
 class RememberedLease(Value, kw_only=True):
@@ -104,7 +104,7 @@ class RestoreCall(Call["tuple[bool, ...] | NoPool"], kw_only=True):
 
     def decode(self, raw: Any) -> tuple[bool, ...] | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return for each lease whether it was restored (False: Redis knows its port or worker by itself)."""
-        codes = [wire.text(code) for code in wire.words(raw)]
+        codes = [wire.text(code) for code in wire.reply_list(raw)]
         if codes[0] == Reply.NO_POOL:
             return NoPool()
         if len(codes) != len(self.leases):

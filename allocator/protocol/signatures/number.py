@@ -26,5 +26,5 @@ class NumberCall(Call["int | NoPool"], kw_only=True):
 
     def decode(self, raw: Any) -> int | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return the instance."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         return NoPool() if wire.text(reply[0]) == Reply.NO_POOL else int(wire.number(reply[1]))

@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Literal
 from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
-from allocator.protocol.wire import Call, Words
+from allocator.protocol.wire import Arguments, Call
 
 
 class InspectPoolCall(Call["dict[str, str]"], kw_only=True):
     """What asks for a pool's hash, and is answered with its fields; none when there is no such pool."""
 
     script: ClassVar[str] = "inspect"
-    first: ClassVar[Words] = ("pool",)
+    first: ClassVar[Arguments] = ("pool",)
 
     decode = staticmethod(wire.fields_of)  # type: ignore[assignment]  # it needs no call
 
@@ -43,7 +43,7 @@ class ApplyCall(Call["Applied | ScopeFixed"], kw_only=True):
 
     def decode(self, raw: Any) -> Applied | ScopeFixed:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         code = Reply(wire.text(reply[0]))
         if code is Reply.SCOPE_FIXED:
             return ScopeFixed(scope=wire.text(reply[1]))
@@ -85,7 +85,7 @@ class IndexCall(Call[int], kw_only=True):
 
     def decode(self, raw: Any) -> int:  # noqa: ANN401  # as `Call.decode`
         """Return how many leases were entered."""
-        return int(wire.number(wire.words(raw)[1]))
+        return int(wire.number(wire.reply_list(raw)[1]))
 
 
 class RecoverCall(Call["float | NoPool"], kw_only=True):
@@ -95,7 +95,7 @@ class RecoverCall(Call["float | NoPool"], kw_only=True):
 
     def decode(self, raw: Any) -> float | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return how many milliseconds are left of it."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         return NoPool() if wire.text(reply[0]) == Reply.NO_POOL else wire.number(reply[1])
 
 
@@ -112,12 +112,12 @@ class ReapCall(Call["Visit"], kw_only=True):
 
     def decode(self, raw: Any) -> Visit:  # noqa: ANN401  # as `Call.decode`
         """Return what the visit came to."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         wait_ms = wire.number(reply[2])
         return Visit(
             closed=int(wire.number(reply[1])),
             next_ms=wait_ms if wait_ms >= 0 else None,
-            spaces=int(wire.number(reply[3])),
+            namespaces=int(wire.number(reply[3])),
         )
 
 
@@ -127,12 +127,12 @@ class Visit(Value, kw_only=True):
     Attributes:
         closed: How many leases it closed.
         next_ms: How long until the next may be due; None when none is.
-        spaces: How many namespaces of ports the pool has.
+        namespaces: How many namespaces of ports the pool has.
     """
 
     closed: int
     next_ms: float | None
-    spaces: int
+    namespaces: int
 
 
 class RemoveCall(Call[Reply], kw_only=True):
@@ -150,4 +150,4 @@ class RemoveCall(Call[Reply], kw_only=True):
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `removed`, `unknown` or `busy`."""
-        return Reply(wire.text(wire.words(raw)[0]))
+        return Reply(wire.text(wire.reply_list(raw)[0]))

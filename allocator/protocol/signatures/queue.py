@@ -38,10 +38,10 @@ class JoinCall(Call["Position | NoPool"], kw_only=True):
 
     def decode(self, raw: Any) -> Position | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         if wire.text(reply[0]) == Reply.NO_POOL:
             return NoPool()
-        ahead, look_ms, held = (wire.number(word) for word in reply[2:5])
+        ahead, look_ms, held = (wire.number(item) for item in reply[2:5])
         return Position(
             position=wire.text(reply[1]), ahead=int(ahead), look_ms=look_ms if look_ms >= 0 else None, held=int(held)
         )
@@ -66,7 +66,7 @@ class LeaveCall(Call[None], kw_only=True):
 
     def decode(self, raw: Any) -> None:  # noqa: ANN401  # as `Call.decode`
         """Read the answer, which is empty."""
-        wire.words(raw)
+        wire.reply_list(raw)
 
 
 class Position(Value, kw_only=True):

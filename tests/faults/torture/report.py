@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torture.conductor import Outcome
+    from torture.rounds import Outcome
 
 SHOWN = 5
 

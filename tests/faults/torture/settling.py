@@ -20,7 +20,7 @@ from torture.history import UNKNOWN, read_history
 
 if TYPE_CHECKING:
     from allocator import Lease
-    from torture.arena import Arena
+    from torture.environment import Environment
     from torture.sql import Table
 
 SETTLING_S = 30.0
@@ -30,7 +30,7 @@ KEPT = frozenset({"events", "history", "host", "hosts", "ports", "tokens", "turn
 """What a pool keeps of the past (see allocator/protocol/lua/README.md); the rest is of live leases and waiters."""
 
 
-def stand_still(arena: Arena) -> None:
+def stand_still(arena: Environment) -> None:
     """Wait until Redis, the kernel and the holders agree, and enter what does not."""
     (arena.directory / "stand").touch()
     deadline = time.monotonic() + SETTLING_S
@@ -45,7 +45,7 @@ def stand_still(arena: Arena) -> None:
     arena.book.write("settled", when="standing still", problems=problems, evidence=evidence)
 
 
-def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
+def _disagreements(arena: Environment) -> tuple[list[str], list[Any]]:
     believed: dict[int, tuple[int, bool, str]] = {}
     problems = []
     names = arena.cast.names()
@@ -80,7 +80,7 @@ def _disagreements(arena: Arena) -> tuple[list[str], list[Any]]:
     return problems, [believed]
 
 
-def _is_full(arena: Arena) -> bool:
+def _is_full(arena: Environment) -> bool:
     """Return whether no port can be had, so that who has none goes on trying."""
     with arena.admin() as client:
         seconds, us = client.time()
@@ -88,7 +88,7 @@ def _is_full(arena: Arena) -> bool:
     return int(taken) >= arena.pool.size
 
 
-def _rows_that_differ(arena: Arena, table: Table, leases: list[Lease]) -> list[str]:
+def _rows_that_differ(arena: Environment, table: Table, leases: list[Lease]) -> list[str]:
     """Return what is wrong with the rows; one that nobody can explain stays, where Redis has lost its data."""
     rows = table.live()
     wanted = {str(lease.worker): (lease.host, lease.port, lease.fence) for lease in leases}
@@ -102,7 +102,7 @@ def _rows_that_differ(arena: Arena, table: Table, leases: list[Lease]) -> list[s
     return problems
 
 
-def _last_belief(arena: Arena, name: str) -> list[tuple[int, int, bool]] | None:
+def _last_belief(arena: Environment, name: str) -> list[tuple[int, int, bool]] | None:
     with (arena.directory / f"actor-{name}.jsonl").open("rb") as book:
         book.seek(max(0, book.seek(0, 2) - 20_000))
         lines = book.read().splitlines()
@@ -113,7 +113,7 @@ def _last_belief(arena: Arena, name: str) -> list[tuple[int, int, bool]] | None:
     return None
 
 
-def leave(arena: Arena) -> None:
+def leave(arena: Environment) -> None:
     """Let all leave, wait until every port is claimable, reap, and enter what is left."""
     (arena.directory / "leave").touch()
     arena.cast.close()
@@ -133,7 +133,7 @@ def leave(arena: Arena) -> None:
         arena.book.write("row", **row)
 
 
-def _left_over(arena: Arena) -> list[str]:
+def _left_over(arena: Environment) -> list[str]:
     problems = []
     pool = arena.pool
     base = f"alloc:{{{pool.name}}}"
@@ -171,7 +171,7 @@ def _left_over(arena: Arena) -> list[str]:
     return problems
 
 
-def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
+def _keys_that_are_left(arena: Environment, client: Any, base: str) -> list[str]:
     """Return the keys of what is not the past.
 
     A line that nobody looks at is forgotten after an hour: where a waiter died in it, where the words of one came once
@@ -185,7 +185,7 @@ def _keys_that_are_left(arena: Arena, client: Any, base: str) -> list[str]:
     return sorted(key for key in keys if key.removeprefix(base).split(":")[1] not in KEPT)
 
 
-def _left_unheard(arena: Arena) -> bool:
+def _left_unheard(arena: Environment) -> bool:
     """Return whether a waiter left the queue and got no answer, or gave up because Redis answered no more."""
     unheard = [call for call in read_history(arena.directory).calls if call.outcome == UNKNOWN]
     return any(call.op == "present" or (call.op == "wait" and call.items[0]["mode"] == "leave") for call in unheard)

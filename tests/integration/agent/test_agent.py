@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from allocator import Lease
 
 
-def agent(fleet: Fleet, *words: str, **variables: str) -> subprocess.Popen:
+def agent(fleet: Fleet, *arguments: str, **variables: str) -> subprocess.Popen:
     """Start an agent and wait until it looks after its leases."""
-    started = fleet.spawn("agent", *words, variables=variables)
+    started = fleet.spawn("agent", *arguments, variables=variables)
     for line in started.stderr:
         if "looking after" in line:
             return started
     raise AssertionError(f"the agent ended with {started.wait()}")
 
 
-def claim(fleet: Fleet, pid: int, *words: str, plugin: str = "email") -> int:
-    status, out, err = finish(fleet.spawn("claim", plugin, "--org", "org-1", "--pid", str(pid), *words))
+def claim(fleet: Fleet, pid: int, *arguments: str, plugin: str = "email") -> int:
+    status, out, err = finish(fleet.spawn("claim", plugin, "--org", "org-1", "--pid", str(pid), *arguments))
     assert status == 0, err
     return int(out)
 
@@ -139,7 +139,7 @@ def test_a_lease_that_asks_for_it_is_checked(fleet: Fleet, tmp_path: Path) -> No
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     command = ["sh", "-c", f'port=$(cat {gate}); exec "$@" --port=$port', "sh", *PYTHON_WORKER[:-1]]
-    with subprocess.Popen([word.replace("{org}", "org-1") for word in command]) as worker:
+    with subprocess.Popen([name.replace("{org}", "org-1") for name in command]) as worker:
         port = claim(fleet, worker.pid, "--label", "health=/health")
         assert only(fleet).state == "starting"
         gate.write_text(f"{port}\n")
@@ -189,8 +189,8 @@ def test_a_lease_that_is_given_another_process_lives_as_long_as_that_one(
         granted = client.post("/v1/leases", json=body)
         token = {"Allocator-Token": granted.headers["Allocator-Token"]}
         for pid in (process.pid, newer.pid):
-            said = {"pid": pid, "state": "ready", "labels": {"team": "mail"}}
-            assert client.patch(granted.headers["Location"], headers=token, json=said).json()["pid"] == pid
+            printed = {"pid": pid, "state": "ready", "labels": {"team": "mail"}}
+            assert client.patch(granted.headers["Location"], headers=token, json=printed).json()["pid"] == pid
         process.kill()
         process.wait()
         since = only(fleet).granted_at
@@ -231,9 +231,9 @@ def test_the_service_manager_hears_that_it_is_ready_lives_and_ends(fleet: Fleet)
         assert channel.recv(500) == b"WATCHDOG=1"
         assert channel.recv(500) == b"WATCHDOG=1"
         running.terminate()
-        while (said := channel.recv(500)) == b"WATCHDOG=1":
+        while (printed := channel.recv(500)) == b"WATCHDOG=1":
             pass
-        assert said == b"STOPPING=1"
+        assert printed == b"STOPPING=1"
     assert finish(running)[0] == 0
 
 
@@ -243,14 +243,14 @@ def test_one_agent_at_a_time_and_what_cannot_be_right_is_one_line(fleet: Fleet) 
     assert (status, err) == (73, f"allocator: an agent (pid {first.pid}) looks after host web-1 already\n")
     first.kill()
     first.wait()
-    for words, expected, said in (
+    for arguments, expected, printed in (
         (("--listen", "0.0.0.0:0"), 78, "the agent listens on loopback only"),
         (("--listen", "nowhere"), 78, "is not an address to listen on"),
         (("--leases", "/nowhere"), 2, "'/nowhere' is not a directory of lease files"),
         (("--socket", "/nowhere/a.sock"), 78, "cannot be made"),
     ):
-        status, _, err = finish(fleet.spawn("agent", *words))
-        assert (status, said in err, len(err.splitlines())) == (expected, True, 1), err
+        status, _, err = finish(fleet.spawn("agent", *arguments))
+        assert (status, printed in err, len(err.splitlines())) == (expected, True, 1), err
 
 
 def test_a_broken_lease_file_stops_nobody(fleet: Fleet, process: subprocess.Popen) -> None:
@@ -293,8 +293,8 @@ def listening_worker(tmp_path: Path, *before: str) -> Iterator[tuple[subprocess.
     """A worker that listens when it is told its port, perhaps behind a wrapper, in a session of its own."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    words = [*before, sys.executable, "-c", LISTEN, str(gate)]
-    with subprocess.Popen(words, start_new_session=True) as worker:
+    arguments = [*before, sys.executable, "-c", LISTEN, str(gate)]
+    with subprocess.Popen(arguments, start_new_session=True) as worker:
         try:
             yield worker, gate
         finally:
@@ -381,8 +381,8 @@ def test_a_stranger_on_the_port_of_a_bound_process_is_named_until_it_is_gone(fle
         "with socket.create_server(('127.0.0.1', port)) as one:\n"
         "    while True: one.accept()[0].close()"
     )
-    words = [sys.executable, "-S", "-c", listener]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, text=True, start_new_session=True) as worker:
+    arguments = [sys.executable, "-S", "-c", listener]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, text=True, start_new_session=True) as worker:
         try:
             port = claim(fleet, worker.pid)
             worker.stdin.write(f"{port}\n")

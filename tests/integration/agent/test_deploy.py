@@ -42,8 +42,8 @@ def test_a_shell_script_becomes_its_worker_and_has_the_same_port_again(
     ports = []
     for _ in range(2):
         script = str(DEPLOY / "hooks/start-worker.sh")
-        words = ["sh", script, "email", "org-1", "sh", "-c", "echo $PORT; exec sleep 600"]
-        with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+        arguments = ["sh", script, "email", "org-1", "sh", "-c", "echo $PORT; exec sleep 600"]
+        with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as worker:
             ports.append(int(worker.stdout.readline()))
             (lease,) = fleet.ports.leases()
             assert (lease.pid, lease.port) == (worker.pid, ports[-1])
@@ -89,15 +89,15 @@ def pm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PM2 as npm installs it, or a skip where it cannot be had."""
     if not shutil.which("npm"):
         pytest.skip("needs npm")
-    place = tmp_path_factory.mktemp("pm2")
-    words = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(place), "pm2@6"]
+    address = tmp_path_factory.mktemp("pm2")
+    arguments = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(address), "pm2@6"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip("PM2 cannot be installed: the registry does not answer")
     if done.returncode:
         pytest.skip(f"PM2 cannot be installed: {done.stderr.strip().splitlines()[-1:]}")
-    return place / "node_modules/.bin/pm2"
+    return address / "node_modules/.bin/pm2"
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ def managed(
         (project / "plugins/core" / plugin).mkdir(parents=True)
     variables = environment | {"PM2_HOME": str(tmp_path / "pm2-home"), "PLUGIN_RUNNER": str(RUNNER)}
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(pm2), *words], env=variables, cwd=project, capture_output=True, text=True, timeout=60, check=False
+            [str(pm2), *arguments], env=variables, cwd=project, capture_output=True, text=True, timeout=60, check=False
         )
 
     try:
@@ -151,8 +151,8 @@ def test_systemd_finds_nothing_wrong_with_the_units(unit: Path, tmp_path: Path) 
     for each in unit.parent.glob("*.service"):
         shutil.copy(each, tmp_path)
     name = unit.name.replace("@.", "@org-123.")
-    words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert [line for line in done.stderr.splitlines() if str(tmp_path) in line or name in line] == []
 
 
@@ -163,8 +163,8 @@ EXPOSURE = {"allocator-agent": 3.0, "allocator-serve": 3.0}
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 @pytest.mark.parametrize("unit", sorted((DEPLOY / "systemd").glob("*.service")), ids=lambda path: path.name)
 def test_a_unit_is_no_more_exposed_than_it_has_to_be(unit: Path) -> None:
-    words = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot judge a file; systemd 250 can")
     (level,) = re.findall(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
@@ -191,5 +191,5 @@ def test_the_agents_unit_may_write_where_its_guide_sends_it(tmp_path: Path) -> N
         (tmp_path / "allocator-agent.service.d").mkdir()
         (tmp_path / "allocator-agent.service.d/override.conf").write_text(override)
         (tmp_path / "allocator-agent.service").write_text(unit)
-        words = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "allocator-agent.service")]
-        assert str(tmp_path) not in subprocess.run(words, capture_output=True, text=True, check=False).stderr
+        arguments = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "allocator-agent.service")]
+        assert str(tmp_path) not in subprocess.run(arguments, capture_output=True, text=True, check=False).stderr

@@ -59,9 +59,9 @@ def test_no_request_contradicts_the_document(operation, contract_url: str) -> No
         suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     def try_out(case) -> None:
-        for words in (case.body, case.query):
-            if isinstance(words, dict):
-                words.pop("wait_s", None)
+        for text in (case.body, case.query):
+            if isinstance(text, dict):
+                text.pop("wait_s", None)
         case.call_and_validate(base_url=contract_url, timeout=20, headers=HEADERS, excluded_checks=[POSITIVE])
 
     try_out()

@@ -94,8 +94,8 @@ def test_every_route_wants_exactly_its_scope(guarded, ports: PortAllocator, pool
 
 def test_an_unknown_token_opens_nothing(guarded) -> None:
     url, _ = guarded
-    for word in (new_api_token(), "x", "a b", "Bearer", "é"):
-        answer = httpx.get(f"{url}/v1/leases", headers={"Authorization": f"Bearer {word}".encode("latin-1")})
+    for name in (new_api_token(), "x", "a b", "Bearer", "é"):
+        answer = httpx.get(f"{url}/v1/leases", headers={"Authorization": f"Bearer {name}".encode("latin-1")})
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
@@ -117,11 +117,11 @@ def test_a_broken_tokens_file_is_told_to_the_log_once_and_to_no_caller(guarded, 
 
     for _ in range(2):
         file.write_text(f"{good}\none two\n")
-        (said,) = refused()
-        assert f"{file}: line 5 is not a credential" in said
+        (printed,) = refused()
+        assert f"{file}: line 5 is not a credential" in printed
         file.unlink()
-        (said,) = refused()
-        assert f"the tokens file {file} cannot be read (No such file or directory)" in said
+        (printed,) = refused()
+        assert f"the tokens file {file} cannot be read (No such file or directory)" in printed
         file.write_text(good)
         known = {"Authorization": f"Bearer {tokens[Scope.READ]}"}
         assert httpx.get(f"{url}/v1/leases", headers=known).status_code == 200
@@ -240,12 +240,12 @@ def test_no_route_answers_a_credential_for_one_pool_with_anything_of_another(
             assert "web-1" not in text, path
 
 
-def stream_until(answer: httpx.Response, word: str) -> str:
+def stream_until(answer: httpx.Response, name: str) -> str:
     """Return what a stream sent until a word was in it."""
     text = ""
     for piece in answer.iter_text():
         text += piece
-        if word in text:
+        if name in text:
             return text
     raise AssertionError(text)
 
@@ -272,5 +272,5 @@ def test_metrics_hold_no_token_and_no_organisation(guarded, ports: PortAllocator
     assert f'allocator_leases{{host="web-1",pool="{pool.name}",state="starting"}} 1.0' in text
     assert f'allocator_pool_ports{{host="web-1",pool="{pool.name}"}} 44.0' in text
     assert "allocator_redis_up 1.0" in text
-    for word in ("org-secret", "made-up", "xxxxx", lease.headers["Allocator-Token"], *tokens.values()):
-        assert word not in text
+    for name in ("org-secret", "made-up", "xxxxx", lease.headers["Allocator-Token"], *tokens.values()):
+        assert name not in text

@@ -103,8 +103,8 @@ def test_a_listener_that_reads_nothing_costs_others_nothing(url, http, worker) -
 
 def add_events(store: Store, stream: str, count: int) -> list[str]:
     client = client_of(store)
-    words = {"type": "granted", "host": "web-1", "port": 5556, "worker": "o/p#0", "fence": 1}
-    return [client.xadd(stream, words, maxlen=100_000).decode() for _ in range(count)]
+    fields = {"type": "granted", "host": "web-1", "port": 5556, "worker": "o/p#0", "fence": 1}
+    return [client.xadd(stream, fields, maxlen=100_000).decode() for _ in range(count)]
 
 
 @pytest.fixture

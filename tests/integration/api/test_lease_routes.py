@@ -92,9 +92,11 @@ def test_the_same_idempotency_key_gets_the_same_lease_and_another_claim_another(
 def test_the_idempotency_key_of_one_user_gets_another_user_nothing(url: str) -> None:
     def claim(uid: int) -> tuple[int, str]:
         """Return the status of one user's claim and the lease token that it got."""
-        words = ["-sS", "-i", "-H", "Content-Type: application/json", "-H", "Idempotency-Key: deploy-7"]
+        arguments = ["-sS", "-i", "-H", "Content-Type: application/json", "-H", "Idempotency-Key: deploy-7"]
         body = ["-d", '{"plugin": "email", "org": "org-1"}', f"{url}/v1/leases"]
-        done = subprocess.run(["curl", *words, *body], user=uid, check=True, capture_output=True, text=True, cwd="/")
+        done = subprocess.run(
+            ["curl", *arguments, *body], user=uid, check=True, capture_output=True, text=True, cwd="/"
+        )
         token = re.search(r"(?im)^allocator-token: (\w+)", done.stdout)
         return int(done.stdout.split()[1]), token[1] if token else ""
 
@@ -191,8 +193,8 @@ def test_a_lease_that_redis_lost_comes_back_with_the_holders_words(worker, http,
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
         ports.apply_pool(pool)
     problem(http.patch(worker.path(lease), headers=worker.proof(lease)), 409, "lease-lost")
-    words = {name: lease[name] for name in ("org", "plugin", "instance", "fence")}
-    back = http.patch(worker.path(lease), json={**words, "state": "ready"}, headers=worker.proof(lease)).json()
+    fields = {name: lease[name] for name in ("org", "plugin", "instance", "fence")}
+    back = http.patch(worker.path(lease), json={**fields, "state": "ready"}, headers=worker.proof(lease)).json()
     assert back["port"] == lease["port"]
     assert back["fence"] > lease["fence"]
     assert http.get(worker.path(lease)).json()["state"] == "ready"
@@ -243,7 +245,7 @@ def test_what_is_not_there_is_a_problem_with_a_stable_type(http, method, path, s
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "allowed", "words"),
+    ("method", "path", "allowed", "text"),
     [
         ("PUT", "/v1/leases", "GET, HEAD, POST", "use GET, HEAD or POST"),
         ("PUT", "/v1/leases/vm/7100", "GET, HEAD, PATCH, DELETE", "use GET, HEAD, PATCH or DELETE"),
@@ -254,9 +256,9 @@ def test_what_is_not_there_is_a_problem_with_a_stable_type(http, method, path, s
         ("POST", "/openapi.json", "GET, HEAD", "use GET or HEAD"),
     ],
 )
-def test_a_method_that_a_path_has_not_is_told_all_that_it_has(http, method, path, allowed, words) -> None:
+def test_a_method_that_a_path_has_not_is_told_all_that_it_has(http, method, path, allowed, text) -> None:
     answer = http.request(method, path)
-    assert problem(answer, 405, "method-not-allowed")["detail"] == f"{method} is not allowed here; {words}"
+    assert problem(answer, 405, "method-not-allowed")["detail"] == f"{method} is not allowed here; {text}"
     assert answer.headers["allow"] == allowed
 
 
@@ -383,13 +385,13 @@ def test_a_further_port_of_a_worker_is_resolved_filtered_and_re_asserted(http, p
         found = http.get("/v1/leases", params={"plugin": plugin}).json()["leases"]
         assert [(one["plugin"], one["port"]) for one in found] == [(plugin, port)]
     client_of(ports.store).delete(f"alloc:{{{pool.name}}}:lease:web-1:{lease.port}")
-    words = {"org": lease.org, "plugin": lease.plugin, "instance": lease.instance, "fence": lease.fence}
-    assert http.patch(path, json=words, headers=proof).json()["fence"] > lease.fence
+    fields = {"org": lease.org, "plugin": lease.plugin, "instance": lease.instance, "fence": lease.fence}
+    assert http.patch(path, json=fields, headers=proof).json()["fence"] > lease.fence
     long = "p" * 128
     problem(http.get(f"/v1/resolve/{long}+{long}/org-1"), 409, "none-ready")
     for wrong in (f"{long}p", f"{long}p+a", f"email+{long}p", "email+", "+debug", "email+a+b", "email+-"):
         problem(http.get(f"/v1/resolve/{wrong}/org-1"), 422, "invalid-input")
-        patched = http.patch("/v1/leases/web-1/9", json={**words, "plugin": wrong}, headers=proof)
+        patched = http.patch("/v1/leases/web-1/9", json={**fields, "plugin": wrong}, headers=proof)
         problem(patched, 422, "invalid-input")
 
 

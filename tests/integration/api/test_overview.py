@@ -58,8 +58,8 @@ def hosts(redis_url: str, pool) -> Iterator[Hosts]:
     found.close()
 
 
-def set_to(ports: PortAllocator, lease, **words):
-    (renewed,) = ports.renew(replace(lease, **words), rewrite=True)
+def set_to(ports: PortAllocator, lease, **arguments):
+    (renewed,) = ports.renew(replace(lease, **arguments), rewrite=True)
     return renewed
 
 
@@ -71,8 +71,8 @@ def in_redis(ports: PortAllocator) -> Counter[str]:
     """Return how many ports of each status Redis has."""
     rules = ports.pool()
     found: Counter[str] = Counter()
-    for space in ports.run(listing.port_spaces(rules)):
-        for view in ports.run(listing.ports(rules.name, space, quarantine=True)):
+    for namespace in ports.run(listing.port_namespaces(rules)):
+        for view in ports.run(listing.ports(rules.name, namespace, quarantine=True)):
             found[str(view.lease.state) if view.lease else view.why] += 1
     return found
 
@@ -172,10 +172,10 @@ def test_a_search_finds_workers_by_all_that_is_said_of_them(http, hosts) -> None
     set_to(hosts["web-1"], lease, pid=4_242, state=LeaseState.DEGRADED, last_error="disk full")
     hosts["web-2"].claim("stripe", org="org-18")
 
-    def ports_of(words: str) -> list[int]:
-        return [one["port"] for one in http.get("/v1/search", params={"q": words}).json()["leases"]]
+    def ports_of(text: str) -> list[int]:
+        return [one["port"] for one in http.get("/v1/search", params={"q": text}).json()["leases"]]
 
-    for words in (
+    for text in (
         "org-17",
         "org-17/email#3",
         "EMAIL degraded",
@@ -184,7 +184,7 @@ def test_a_search_finds_workers_by_all_that_is_said_of_them(http, hosts) -> None
         "version=2.0",
         "disk",
     ):
-        assert until(lambda words=words: ports_of(words) == [lease.port]), words
+        assert until(lambda text=text: ports_of(text) == [lease.port]), text
     assert ports_of("org-17 stripe") == []
     assert until(lambda: http.get("/v1/search", params={"q": "web-"}).json()["hosts"] == ["web-1", "web-2"])
 

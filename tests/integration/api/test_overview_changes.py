@@ -136,8 +136,8 @@ class StandingKeeper:
         return 1_700_000_000.0
 
     def grant(self, port: int) -> None:
-        words = {"type": "granted", "host": "web-1", "port": str(port), "worker": "o/p#0", "fence": str(port)}
-        self.index.apply(words, self.now())
+        fields = {"type": "granted", "host": "web-1", "port": str(port), "worker": "o/p#0", "fence": str(port)}
+        self.index.apply(fields, self.now())
 
 
 def test_many_share_what_is_made_once_and_one_that_falls_behind_gets_the_whole(monkeypatch) -> None:

@@ -69,8 +69,8 @@ def test_an_automatic_instance_is_the_lowest_free_one_and_the_same_again_for_its
 
 
 def test_a_key_has_its_instance_again_on_its_host(http: httpx.Client) -> None:
-    def instance(key: str, **words: object) -> int:
-        asked = {"plugin": "email", "org": "org-1", "instance": "auto", "key": key, **words}
+    def instance(key: str, **arguments: object) -> int:
+        asked = {"plugin": "email", "org": "org-1", "instance": "auto", "key": key, **arguments}
         lease = http.post("/v1/leases", json=asked, headers={"Allocator-Token": "cd" * 16}).json()
         http.delete(f"/v1/leases/{lease['host']}/{lease['port']}", headers={"Allocator-Token": "cd" * 16})
         return int(lease["instance"])
@@ -80,7 +80,7 @@ def test_a_key_has_its_instance_again_on_its_host(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "text"),
     [
         ({"instance": "any"}, "body.instance: an instance is a whole number from 0 to"),
         ({"instance": -1}, "or auto"),
@@ -97,10 +97,10 @@ def test_a_key_has_its_instance_again_on_its_host(http: httpx.Client) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused_by_the_names_of_its_fields(
-    http: httpx.Client, body: dict, words: str
+    http: httpx.Client, body: dict, text: str
 ) -> None:
     refused = http.post("/v1/leases", json={"plugin": "email", "org": "org-1", **body})
     assert refused.status_code == 422
-    assert words in refused.json()["detail"]
+    assert text in refused.json()["detail"]
     assert "--" not in refused.json()["detail"]
     assert http.get("/v1/leases").json()["leases"] == []

@@ -52,10 +52,10 @@ def chromium() -> str:
     """The distribution's Chromium, installed where that is possible."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        words = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
+        arguments = ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run(["apt-get", "update"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
-        subprocess.run(words, capture_output=True, check=False, env=environment, stdin=subprocess.DEVNULL)
+        subprocess.run(arguments, capture_output=True, check=False, env=environment, stdin=subprocess.DEVNULL)
         found = shutil.which("chromium")
     if found is None:
         pytest.skip("Chromium is not installed; the package chromium of the distribution has it")
@@ -68,8 +68,8 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     if shutil.which("npm") is None:
         pytest.skip("npm is not installed; it brings axe-core")
     directory = tmp_path_factory.mktemp("axe")
-    words = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(directory)]
-    done = subprocess.run([*words, f"axe-core@{AXE_VERSION}"], capture_output=True, text=True, check=False)
+    arguments = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(directory)]
+    done = subprocess.run([*arguments, f"axe-core@{AXE_VERSION}"], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"axe-core cannot be had from npm: {done.stderr.strip()[:200]}")
     return (directory / "node_modules/axe-core/axe.min.js").read_text()
@@ -89,8 +89,8 @@ def browser(chromium: str) -> Iterator[Any]:
 class PatientWorker(Worker):
     """A caller whose leases outlive a test on a slow machine."""
 
-    def claim(self, plugin: str = "email", org: str = "org-1", **words: Any) -> dict:
-        return super().claim(plugin, org, **{"ttl_s": 600} | words)
+    def claim(self, plugin: str = "email", org: str = "org-1", **arguments: Any) -> dict:
+        return super().claim(plugin, org, **{"ttl_s": 600} | arguments)
 
 
 @pytest.fixture
@@ -180,8 +180,8 @@ def test_problems_come_first_with_a_command_to_copy_and_lead_to_the_port(look, w
     """Which worker of org-17 fails, why, and what should be done first."""
     worker.claim("stripe", "org-1")
     failing = worker.claim("email", "org-17")
-    words = {"state": "degraded", "last_error": "GET /health answered <b>500</b>"}
-    http.patch(worker.path(failing), json=words, headers=worker.proof(failing))
+    fields = {"state": "degraded", "last_error": "GET /health answered <b>500</b>"}
+    http.patch(worker.path(failing), json=fields, headers=worker.proof(failing))
     viewer = look()
     first = viewer.page.locator("#problems-list li").first
     first.locator("text=org-17/email#0").wait_for()
@@ -351,9 +351,9 @@ def test_a_search_as_one_types_finds_workers_that_are_not_on_the_screen(look, wo
     mine = worker.claim("stripe", "org-2")
     viewer = look()
     viewer.shows(mine["port"], "starting")
-    for words in ("org-2", "stripe", f"web-1:{mine['port']}", "org-2 STRIPE"):
+    for text in ("org-2", "stripe", f"web-1:{mine['port']}", "org-2 STRIPE"):
         viewer.page.locator("#search").fill("")
-        viewer.page.locator("#search").press_sequentially(words)
+        viewer.page.locator("#search").press_sequentially(text)
         viewer.until_there_are(1, "#found-list li[data-lease]")
         assert "org-2/stripe#0" in viewer.page.locator("#found-list li[data-lease]").inner_text()
     viewer.page.locator("#search").press("ArrowDown")
@@ -415,8 +415,8 @@ def test_services_are_a_view_of_their_own(look, worker) -> None:
 def test_names_with_markup_run_nothing_and_overflow_nothing(look, worker, http) -> None:
     labels = {f"l{number}": "<img src=x onerror=alert(1)>" + "w" * 200 for number in range(10)}
     lease = worker.claim("email", "org-1", labels=labels)
-    words = {"state": "degraded", "last_error": "<script>document.title='gone'</script>" + "e" * 400}
-    http.patch(worker.path(lease), json=words, headers=worker.proof(lease))
+    fields = {"state": "degraded", "last_error": "<script>document.title='gone'</script>" + "e" * 400}
+    http.patch(worker.path(lease), json=fields, headers=worker.proof(lease))
     for width in (1280, 390):
         viewer = look(viewport={"width": width, "height": 800})
         viewer.page.locator('#problems-list li[data-check="degraded"]').wait_for()
@@ -442,8 +442,8 @@ def test_axe_finds_no_violation(look, worker, http, axe: str, pool: PoolSpec, sc
     leases = [worker.claim("email", f"org-{number}") for number in range(20)]
     states = ["ready", "degraded", "draining", "ready", "ready"]
     for lease, state in zip(leases, 3 * states, strict=False):
-        words = {"state": state, "last_error": "listen EADDRINUSE"} if state == "degraded" else {"state": state}
-        http.patch(worker.path(lease), json=words, headers=worker.proof(lease))
+        fields = {"state": state, "last_error": "listen EADDRINUSE"} if state == "degraded" else {"state": state}
+        http.patch(worker.path(lease), json=fields, headers=worker.proof(lease))
     http.post(worker.path(leases[18], "/decline"), headers=worker.proof(leases[18]))
     with socket.create_server(("127.0.0.1", pool.last)):
         viewer = look(color_scheme=scheme, viewport={"width": width, "height": 900}, bypass_csp=True)
@@ -560,7 +560,7 @@ def test_it_shows_the_drift_that_the_reconciler_would_mend(
     view = DriftView(PortAllocator.from_url(redis_url, pool=pool.name, host="web-1"), database, TableNames())
     allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
     with served(create_app(allocator, drift_view=view)) as url:
-        (told,) = httpx.get(f"{url}/v1/drift").json()["differences"]
+        (reported,) = httpx.get(f"{url}/v1/drift").json()["differences"]
         viewer = Viewer(browser, url, bypass_csp=True)
         viewer.page.locator("#drift tbody tr").wait_for()
         cells = viewer.page.locator("#drift tbody td").all_inner_texts()
@@ -568,8 +568,8 @@ def test_it_shows_the_drift_that_the_reconciler_would_mend(
         viewer.page.evaluate(axe)
         assert viewer.page.evaluate("axe.run()")["violations"] == []
         viewer.context.close()
-    assert (told["kind"], told["port"], told["worker"]) == ("missing-row", lease.port, str(lease.worker))
-    assert cells[:5] == ["missing-row", "web-1", str(lease.port), str(lease.worker), told["action"]]
+    assert (reported["kind"], reported["port"], reported["worker"]) == ("missing-row", lease.port, str(lease.worker))
+    assert cells[:5] == ["missing-row", "web-1", str(lease.port), str(lease.worker), reported["action"]]
 
 
 def test_a_database_that_is_away_leaves_the_rest_of_the_page_current(

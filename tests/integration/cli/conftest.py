@@ -36,9 +36,9 @@ class Allocator:
         base = {"XDG_STATE_HOME": str(self.state), "XDG_CONFIG_HOME": str(self.state / "config"), "COLUMNS": "200"}
         return kept | base | {"PYTHONPATH": str(ROOT)} | self.variables | variables
 
-    def __call__(self, *words: str, input: str | None = None, **variables: str) -> Done:  # noqa: A002  # as subprocess
+    def __call__(self, *arguments: str, input: str | None = None, **variables: str) -> Done:  # noqa: A002  # as subprocess
         done = subprocess.run(
-            [sys.executable, "-m", "allocator", *words],
+            [sys.executable, "-m", "allocator", *arguments],
             env=self.environment(**variables),
             cwd=self.state,
             capture_output=True,

@@ -65,11 +65,13 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "says"), ARGUMENTS, ids=lambda value: " ".join(value)[:40])
-def test_a_wrong_argument_is_one_line_and_exit_2(allocator: Allocator, words: tuple[str, ...], says: str) -> None:
-    done = allocator(*words)
+@pytest.mark.parametrize(("arguments", "message"), ARGUMENTS, ids=lambda value: " ".join(value)[:40])
+def test_a_wrong_argument_is_one_line_and_exit_2(
+    allocator: Allocator, arguments: tuple[str, ...], message: str
+) -> None:
+    done = allocator(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert says in done.err
+    assert message in done.err
     assert done.err.count("\n") == 1
     assert len(done.err) < 500
     assert done.err.rstrip("\n").isprintable()
@@ -93,11 +95,11 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "says"), FILES, ids=[says for _, says in FILES])
-def test_a_wrong_pool_file_is_one_line_and_exit_78(allocator: Allocator, text: str, says: str) -> None:
+@pytest.mark.parametrize(("text", "message"), FILES, ids=[message for _, message in FILES])
+def test_a_wrong_pool_file_is_one_line_and_exit_78(allocator: Allocator, text: str, message: str) -> None:
     done = allocator("pool", "apply", "-", input=text)
     assert (done.code, done.out) == (78, "")
-    assert says in done.err
+    assert message in done.err
     assert "standard input" in done.err
     assert done.err.count("\n") == 1
 
@@ -117,8 +119,8 @@ def test_flags_go_before_the_environment_and_that_before_the_file(allocator: All
     variables = {name: value for name, value in allocator.variables.items() if name != "ALLOCATOR_HOST"}
     plain = type(allocator)(allocator.state, variables)
 
-    def host(*words: str, **more: str) -> str:
-        done = plain("claim", "email", "--org", f"o{len(words)}{len(more)}", "--format", "json", *words, **more)
+    def host(*arguments: str, **more: str) -> str:
+        done = plain("claim", "email", "--org", f"o{len(arguments)}{len(more)}", "--format", "json", *arguments, **more)
         return json.loads(done.out)["host"]
 
     assert host() == "from-file"
@@ -249,15 +251,15 @@ def refusal(server: Server) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("key", "words"), [("events", ("events",)), ("hosts", ("host", "ls"))])
+@pytest.mark.parametrize(("key", "arguments"), [("events", ("events",)), ("hosts", ("host", "ls"))])
 def test_what_another_program_wrote_is_named_by_its_key(
-    allocator: Allocator, pool: PoolSpec, ports: PortAllocator, key: str, words: tuple[str, ...]
+    allocator: Allocator, pool: PoolSpec, ports: PortAllocator, key: str, arguments: tuple[str, ...]
 ) -> None:
     allocator(*CLAIM)
     client = client_of(ports.store)
     name = f"alloc:{{{pool.name}}}:{key}"
     client.set(name, "something else")
-    done = allocator(*words)
+    done = allocator(*arguments)
     assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
     assert name in done.err
     assert client.get(name) == b"something else"
@@ -276,10 +278,10 @@ def test_a_lease_that_another_program_wrote_is_passed_over_by_listings_and_named
     client_of(ports.store).delete(name)
 
 
-@pytest.mark.parametrize("words", [("ls",), ("events",), ("host", "ls"), ("pool", "show", "nowhere")])
-def test_a_pool_that_does_not_exist_is_no_empty_list(allocator: Allocator, words: tuple[str, ...]) -> None:
-    place = () if "show" in words else ("--pool", "nowhere")
-    done = allocator(*words, *place)
+@pytest.mark.parametrize("arguments", [("ls",), ("events",), ("host", "ls"), ("pool", "show", "nowhere")])
+def test_a_pool_that_does_not_exist_is_no_empty_list(allocator: Allocator, arguments: tuple[str, ...]) -> None:
+    address = () if "show" in arguments else ("--pool", "nowhere")
+    done = allocator(*arguments, *address)
     assert (done.code, done.out, done.err.count("\n")) == (78, "", 1)
     assert "pool nowhere is not defined" in done.err
     assert allocator("ls", "--pool", "sdk-v2").code == 0

@@ -67,7 +67,7 @@ def test_names_from_the_settings_file_are_used(allocator: Allocator, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[database]\ncolour = 'red'\n", "colour"),
         ("[database]\ntable = 'a b'\n", "a b"),
@@ -76,11 +76,11 @@ def test_names_from_the_settings_file_are_used(allocator: Allocator, tmp_path: P
         ("database_url = 5\n", "database_url"),
     ],
 )
-def test_a_wrong_settings_file_is_one_line(allocator: Allocator, text: str, says: str) -> None:
+def test_a_wrong_settings_file_is_one_line(allocator: Allocator, text: str, message: str) -> None:
     (allocator.state / "allocator.toml").write_text(text)
     done = allocator("db", "check")
     assert (done.code, done.err.count("\n")) == (78, 1)
-    assert says in done.err
+    assert message in done.err
 
 
 URLS = [
@@ -102,29 +102,31 @@ URLS = [
 NEEDING = [("db", "upgrade"), ("reconcile", "--once"), ("claim", "email", "--org", "o", "--record")]
 
 
-@pytest.mark.parametrize("words", NEEDING, ids=" ".join)
-@pytest.mark.parametrize(("url", "code", "says"), URLS, ids=[url for url, _, _ in URLS])
-def test_a_wrong_url_is_one_line(allocator: Allocator, url: str, code: int, says: str, words: tuple[str, ...]) -> None:
-    done = allocator(*words, ALLOCATOR_DATABASE_URL=url, ALLOCATOR_CONNECT_TIMEOUT="2s")
-    if url.startswith("sqlite:////nowhere") and words[0] != "db":
-        says = "db upgrade"
+@pytest.mark.parametrize("arguments", NEEDING, ids=" ".join)
+@pytest.mark.parametrize(("url", "code", "message"), URLS, ids=[url for url, _, _ in URLS])
+def test_a_wrong_url_is_one_line(
+    allocator: Allocator, url: str, code: int, message: str, arguments: tuple[str, ...]
+) -> None:
+    done = allocator(*arguments, ALLOCATOR_DATABASE_URL=url, ALLOCATOR_CONNECT_TIMEOUT="2s")
+    if url.startswith("sqlite:////nowhere") and arguments[0] != "db":
+        message = "db upgrade"
     assert (done.code, done.out) == (code, "")
-    assert says in done.err
+    assert message in done.err
     assert "s3cret" not in done.err
     assert done.err.count("\n") == 1
     assert json.loads(allocator("ls", "--format", "json").out) == []
 
 
-@pytest.mark.parametrize("words", NEEDING[1:], ids=" ".join)
+@pytest.mark.parametrize("arguments", NEEDING[1:], ids=" ".join)
 def test_a_table_that_is_missing_or_something_else_is_one_line(
-    allocator: Allocator, postgres_url: str, words: tuple[str, ...]
+    allocator: Allocator, postgres_url: str, arguments: tuple[str, ...]
 ) -> None:
-    done = allocator(*words, ALLOCATOR_DATABASE_URL=postgres_url)
+    done = allocator(*arguments, ALLOCATOR_DATABASE_URL=postgres_url)
     assert (done.code, done.out) == (78, "")
     assert "db upgrade" in done.err
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE plugin_runners (id INTEGER)")
-    other = allocator(*words, ALLOCATOR_DATABASE_URL=postgres_url)
+    other = allocator(*arguments, ALLOCATOR_DATABASE_URL=postgres_url)
     assert (other.code, other.out) == (78, "")
     assert "something else" in other.err
     assert done.err.count("\n") == other.err.count("\n") == 1
@@ -143,9 +145,9 @@ def locked_file(allocator: Allocator, tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_locked_file_is_one_line_and_nothing_is_claimed(allocator: Allocator, locked_file: str) -> None:
-    for words in NEEDING[1:]:
-        done = allocator(*words, ALLOCATOR_DATABASE_URL=locked_file)
-        if words[0] == "reconcile":
+    for arguments in NEEDING[1:]:
+        done = allocator(*arguments, ALLOCATOR_DATABASE_URL=locked_file)
+        if arguments[0] == "reconcile":
             assert done.code == 0  # nothing differs, so nothing is written
             continue
         assert (done.code, done.out) == (69, "")
@@ -183,8 +185,8 @@ def test_a_role_that_may_only_read_can_still_look(allocator: Allocator, postgres
     checked = allocator("db", "check", ALLOCATOR_DATABASE_URL=reader)
     assert checked.code == 1
     assert "GRANT INSERT, UPDATE ON plugin_runners TO reader_only" in checked.out
-    for words in (("reconcile", "--once"), ("claim", "stripe", "--org", "o", "--record")):
-        done = allocator(*words, ALLOCATOR_DATABASE_URL=reader)
+    for arguments in (("reconcile", "--once"), ("claim", "stripe", "--org", "o", "--record")):
+        done = allocator(*arguments, ALLOCATOR_DATABASE_URL=reader)
         assert (done.code, done.out) == (78, "")
         assert "permission denied" in done.err
         assert done.err.count("\n") == 1
@@ -194,8 +196,8 @@ def test_a_role_that_may_only_read_can_still_look(allocator: Allocator, postgres
 def test_a_role_without_any_rights_is_one_line(allocator: Allocator, postgres: Postgres, postgres_url: str) -> None:
     assert allocator("db", "upgrade", ALLOCATOR_DATABASE_URL=postgres_url).code == 0
     nobody = role(postgres, postgres_url, "no_rights")
-    for words in (("reconcile", "--dry-run"), ("db", "upgrade")):
-        done = allocator(*words, ALLOCATOR_DATABASE_URL=nobody)
+    for arguments in (("reconcile", "--dry-run"), ("db", "upgrade")):
+        done = allocator(*arguments, ALLOCATOR_DATABASE_URL=nobody)
         assert (done.code, done.out) == (78, "")
         assert done.err.count("\n") == 1
 
@@ -213,9 +215,9 @@ def test_a_missing_driver_is_one_line(allocator: Allocator, postgres_url: str, m
         f"u.find_spec = lambda name, *rest: None if name == {missing!r} else f(name, *rest)\n"
         "from allocator.__main__ import main; main()"
     )
-    words = ("db", "upgrade", "--database-url", postgres_url)
+    arguments = ("db", "upgrade", "--database-url", postgres_url)
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *arguments],
         env=allocator.environment(),
         cwd=allocator.state,
         capture_output=True,

@@ -69,9 +69,9 @@ def can_listen(port: int) -> bool:
 
 def test_a_low_limit_of_files_is_found(allocator) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    words = f"ulimit -Sn 128; exec {sys.executable} -m allocator doctor --format json"
+    text = f"ulimit -Sn 128; exec {sys.executable} -m allocator doctor --format json"
     done = subprocess.run(
-        ["bash", "-c", words],
+        ["bash", "-c", text],
         env=allocator.environment(),
         cwd=allocator.state,
         capture_output=True,
@@ -176,8 +176,8 @@ def test_a_lease_that_is_tied_to_a_process_wants_an_agent(allocator) -> None:
 
 @contextlib.contextmanager
 def agent_of(allocator) -> Iterator[subprocess.Popen]:
-    words = [sys.executable, "-m", "allocator", "agent"]
-    with subprocess.Popen(words, env=allocator.environment(), stderr=subprocess.PIPE, text=True) as agent:
+    arguments = [sys.executable, "-m", "allocator", "agent"]
+    with subprocess.Popen(arguments, env=allocator.environment(), stderr=subprocess.PIPE, text=True) as agent:
         try:
             line = next(line for line in agent.stderr if "looking after" in line)
             assert "agent.sock" in line

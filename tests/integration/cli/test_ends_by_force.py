@@ -27,11 +27,11 @@ def elsewhere(redis_url: str, pool: PoolSpec) -> Iterator[PortAllocator]:
         yield found
 
 
-def at_a_terminal(allocator: Allocator, answer: str, *words: str) -> tuple[int, str]:
+def at_a_terminal(allocator: Allocator, answer: str, *arguments: str) -> tuple[int, str]:
     """Run a command whose terminal gets an answer; return its status and what the terminal shows."""
     main, side = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "allocator", *words],
+        [sys.executable, "-m", "allocator", *arguments],
         env=allocator.environment(),
         stdin=side,
         stdout=side,
@@ -55,8 +55,8 @@ def at_a_terminal(allocator: Allocator, answer: str, *words: str) -> tuple[int, 
 
 def test_a_lease_of_another_host_is_ended_with_a_reason_that_the_events_keep(allocator, elsewhere) -> None:
     lease = elsewhere.claim("email", org="org-1", ttl="1h")
-    for words in (["--force"], ["--force", "--reason", " "], ["--reason", "burnt"], ["--yes"]):
-        refused = allocator("release", "org-1/email", *words)
+    for arguments in (["--force"], ["--force", "--reason", " "], ["--reason", "burnt"], ["--yes"]):
+        refused = allocator("release", "org-1/email", *arguments)
         assert (refused.code, "reason" in refused.err) == (2, True), refused
     assert allocator("release", "--all", "--force", "--reason", "burnt").code == 2
     done = allocator("release", "org-1/email", "--force", "--reason", "burnt")
@@ -91,9 +91,9 @@ def test_a_worker_whose_lease_an_operator_ended_is_stopped(allocator, ports) -> 
         while "is ready" not in process.stderr.readline():
             pass
         assert allocator("release", "org-1/email", "--force", "--reason", "it must go").code == 0
-        said = process.stderr.read()
+        printed = process.stderr.read()
         assert process.wait(60) == 73
-    assert "was ended by an operator; stop this worker" in said
+    assert "was ended by an operator; stop this worker" in printed
     assert ports.leases() == []
 
 
@@ -120,13 +120,13 @@ def test_a_pool_is_removed_when_it_has_no_lease_or_by_force(allocator, ports, el
 
 def test_it_is_asked_back_at_a_terminal_unless_yes(allocator, ports, elsewhere) -> None:
     elsewhere.claim("email", org="org-1", ttl="1h")
-    words = ["release", "org-1/email", "--force", "--reason", "burnt"]
-    status, shown = at_a_terminal(allocator, "n", *words)
+    arguments = ["release", "org-1/email", "--force", "--reason", "burnt"]
+    status, shown = at_a_terminal(allocator, "n", *arguments)
     assert status == 1
     assert "End the lease of org-1/email#0 on web-7:" in shown
     assert "nothing was changed" in shown
     assert len(ports.leases()) == 1
-    assert at_a_terminal(allocator, "y", *words)[0] == 0
+    assert at_a_terminal(allocator, "y", *arguments)[0] == 0
     elsewhere.claim("slack", org="org-1", ttl="1h")
     status, shown = at_a_terminal(allocator, "n", "host", "forget", "web-7", "--force", "--reason", "x", "--yes")
     assert (status, "?" in shown) == (0, False)

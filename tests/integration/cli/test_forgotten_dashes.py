@@ -9,7 +9,7 @@ HINT = "put -- before the command: allocator run PLUGIN --org ORG -- COMMAND"
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ["node", "worker.js", "--plugin-path=./email"],
         ["node", "worker.js", "--port={port}"],
@@ -18,14 +18,15 @@ HINT = "put -- before the command: allocator run PLUGIN --org ORG -- COMMAND"
         ["node", "worker.js", "--ttl", "fast"],
     ],
 )
-def test_an_option_of_the_command_that_run_cannot_read_is_recognised(allocator, words: list[str]) -> None:
-    refused = allocator(*RUN, *words)
+def test_an_option_of_the_command_that_run_cannot_read_is_recognised(allocator, arguments: list[str]) -> None:
+    refused = allocator(*RUN, *arguments)
     assert (refused.code, HINT in refused.err, len(refused.err.splitlines())) == (2, True, 1), refused.err
 
 
 @pytest.mark.parametrize(
-    "words", [["--no-such-option"], ["--port", "x", "--", "true"], ["--ttl", "fast", "--", "node", "w.js", "--port=1"]]
+    "arguments",
+    [["--no-such-option"], ["--port", "x", "--", "true"], ["--ttl", "fast", "--", "node", "w.js", "--port=1"]],
 )
-def test_a_mistake_of_another_kind_has_no_such_hint(allocator, words: list[str]) -> None:
-    refused = allocator(*RUN, *words)
+def test_a_mistake_of_another_kind_has_no_such_hint(allocator, arguments: list[str]) -> None:
+    refused = allocator(*RUN, *arguments)
     assert (refused.code, HINT in refused.err) == (2, False), refused.err

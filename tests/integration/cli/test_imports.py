@@ -51,7 +51,7 @@ sys.exit(status)
 """
 
 
-def loaded_by(tmp_path: Path, url: str, pool: str, *words: str) -> set[str]:
+def loaded_by(tmp_path: Path, url: str, pool: str, *arguments: str) -> set[str]:
     """Return the modules that a command has loaded when it ends, well."""
     listing = tmp_path / "modules"
     environment = {
@@ -59,7 +59,7 @@ def loaded_by(tmp_path: Path, url: str, pool: str, *words: str) -> set[str]:
         "XDG_STATE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM % str(listing), *words],
+        [sys.executable, "-c", PROGRAM % str(listing), *arguments],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -78,8 +78,8 @@ def test_the_version_and_the_help_load_next_to_nothing(tmp_path, redis_url, pool
 
 
 def test_claim_renew_and_release_load_what_they_need(tmp_path, redis_url, pool) -> None:
-    words = ("email", "--org", "org-1")
-    claimed = loaded_by(tmp_path, redis_url, pool.name, "claim", *words)
+    arguments = ("email", "--org", "org-1")
+    claimed = loaded_by(tmp_path, redis_url, pool.name, "claim", *arguments)
     assert not heavy(claimed)
     assert not {f"allocator.operations.{name}" for name in ("apply", "hosts", "listing", "resolve")} & claimed
     assert not heavy(loaded_by(tmp_path, redis_url, pool.name, "renew", str(pool.first)))
@@ -100,8 +100,8 @@ def test_an_upgrade_of_the_table_loads_no_highlighter_and_no_second_checker_of_i
 
 
 def test_run_loads_what_it_needs(tmp_path, redis_url, pool) -> None:
-    words = ("run", "email", "--org", "org-1", "--restart", "never", "--", "true")
-    assert heavy(loaded_by(tmp_path, redis_url, pool.name, *words)) <= RUN_NEEDS
+    arguments = ("run", "email", "--org", "org-1", "--restart", "never", "--", "true")
+    assert heavy(loaded_by(tmp_path, redis_url, pool.name, *arguments)) <= RUN_NEEDS
 
 
 def test_the_version_is_that_of_the_package() -> None:

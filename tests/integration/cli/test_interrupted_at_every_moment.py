@@ -28,9 +28,9 @@ COMMANDS = {
 }
 
 
-def interrupted(allocator, words: list[str], after_imports: int) -> int:
+def interrupted(allocator, arguments: list[str], after_imports: int) -> int:
     """Interrupt a command once it has imported so many modules, or waits; return its status."""
-    command = [sys.executable, "-X", "importtime", "-m", "allocator", *words]
+    command = [sys.executable, "-X", "importtime", "-m", "allocator", *arguments]
     environment = allocator.environment()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         text, seen = b"", 0

@@ -59,11 +59,11 @@ class Wire:
 
     def _pass(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
-            while words := source.recv(65_536):
+            while text := source.recv(65_536):
                 if answers:
                     self._seen += 1
-                    self._on_answer(self._seen, words)
-                target.sendall(words)
+                    self._on_answer(self._seen, text)
+                target.sendall(text)
             target.shutdown(socket.SHUT_WR)
 
 
@@ -74,7 +74,7 @@ def claim_with(
     started = threading.Event()
     commands: list[subprocess.Popen[str]] = []
 
-    def hit(answer: int, words: bytes) -> None:
+    def hit(answer: int, text: bytes) -> None:
         if answer != at:
             return
         started.wait(20)
@@ -178,9 +178,9 @@ def test_many_hooks_at_once_for_one_worker_all_print_its_one_port(allocator: All
         subprocess.Popen(CLAIM, env=allocator.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(6)
     ]
-    said = {(*hook.communicate(timeout=60), hook.returncode) for hook in hooks}
+    printed = {(*hook.communicate(timeout=60), hook.returncode) for hook in hooks}
     (lease,) = json.loads(allocator("ls", "--format", "json").out)
-    assert said == {(f"{lease['port']}\n", "", 0)}
+    assert printed == {(f"{lease['port']}\n", "", 0)}
     assert allocator("release", "--all").code == 0
     assert list(allocator.state.glob("allocator/leases/*")) == []
 
@@ -191,8 +191,8 @@ def test_a_hook_that_is_undone_does_not_take_the_port_from_another_one(
     """The second hook shares the first one's token; Ctrl-C in the first must not end what the second printed."""
     second: list[str] = []
 
-    def claim_beside(answer: int, words: bytes) -> None:
-        if words.startswith(b"*4\r\n$7\r\ngranted") and not second:
+    def claim_beside(answer: int, text: bytes) -> None:
+        if text.startswith(b"*4\r\n$7\r\ngranted") and not second:
             second.append(allocator("claim", "email", "--org", "org-1").out.strip())
             first.send_signal(signal.SIGINT)
             first.wait(20)

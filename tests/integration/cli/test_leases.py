@@ -64,10 +64,10 @@ def test_shell_and_env_formats_can_be_evaluated(allocator: Allocator) -> None:
     env = allocator("claim", "custom-1", "--org", "o", "--format", "env").out
     shell = allocator("claim", "custom-1", "--org", "o", "--format", "shell").out
     port = dict(line.split("=") for line in env.splitlines())["PORT"]
-    words = subprocess.run(
+    text = subprocess.run(
         ["sh", "-c", f"{shell} echo $CUSTOM_1_PLUGIN_PORT"], capture_output=True, text=True, check=True
     )
-    assert words.stdout.strip() == port
+    assert text.stdout.strip() == port
 
 
 def test_the_environment_hints_a_port_and_garbage_there_names_the_variable(
@@ -92,9 +92,9 @@ def test_release_gives_the_port_back_and_says_so_when_it_had_ended(allocator: Al
 @pytest.mark.parametrize("target", ["port", "worker", "--all"])
 def test_renew_and_release_take_ports_workers_or_all(allocator: Allocator, target: str) -> None:
     port = allocator("claim", "email", "--org", "o").out.strip()
-    word = {"port": port, "worker": "o/email"}.get(target, target)
-    assert allocator("renew", word).code == 0
-    assert allocator("release", word).code == 0
+    name = {"port": port, "worker": "o/email"}.get(target, target)
+    assert allocator("renew", name).code == 0
+    assert allocator("release", name).code == 0
     assert json.loads(allocator("ls", "--format", "json").out) == []
 
 
@@ -104,8 +104,8 @@ def test_renew_can_change_the_ttl(allocator: Allocator) -> None:
     assert json.loads(allocator("show", port, "--format", "json").out)["ttl_s"] == 600
 
 
-def renewing(allocator: Allocator, *words: str, **variables: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "allocator", "renew", *words]
+def renewing(allocator: Allocator, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "allocator", "renew", *arguments]
     return subprocess.Popen(command, env=allocator.environment(**variables), stderr=subprocess.PIPE, text=True)
 
 
@@ -277,9 +277,9 @@ def test_ctrl_c_while_waiting_ends_without_a_traceback_and_without_a_lease(
 ) -> None:
     for number in range(pool.size):
         ports.claim("email", org=f"org-{number}")
-    words = [sys.executable, "-m", "allocator", "claim", "email", "--org", "late", "--wait", "60s"]
+    arguments = [sys.executable, "-m", "allocator", "claim", "email", "--org", "late", "--wait", "60s"]
     with subprocess.Popen(
-        words, env=allocator.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        arguments, env=allocator.environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE
     ) as waiting:
         line = f"alloc:{{{pool.name}}}:waiters:web-1"
         wait_until(lambda: client_of(ports.store).zcard(line), "nobody waits")
@@ -293,13 +293,13 @@ def test_a_port_whose_holder_listens_is_held_and_waited_for(
     allocator: Allocator, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     lease = ports.claim("email", org="org-1")
-    words = ("claim", "stripe", "--org", "org-2", "--port", str(lease.port))
+    arguments = ("claim", "stripe", "--org", "org-2", "--port", str(lease.port))
     listener = socket.create_server(("127.0.0.1", lease.port))
     with listener:
-        refused = allocator(*words)
+        refused = allocator(*arguments)
         assert refused.code == 73
         assert f"port {lease.port} on web-1 is held by org-1/email#0" in refused.err
-        command = [sys.executable, "-m", "allocator", *words, "--wait", "50s"]
+        command = [sys.executable, "-m", "allocator", *arguments, "--wait", "50s"]
         waiting = subprocess.Popen(command, env=allocator.environment(), stdout=subprocess.PIPE, text=True)
         line = f"alloc:{{{pool.name}}}:waiters:web-1"
         wait_until(lambda: client_of(ports.store).zcard(line), "nobody waits")
@@ -312,23 +312,23 @@ def test_a_port_whose_holder_listens_is_held_and_waited_for(
 def test_several_ports_are_tied_to_the_process_that_claims_them_again(
     allocator: Allocator, ports: PortAllocator
 ) -> None:
-    words = ("claim", "email", "--org", "o", "--ports", "http,debug")
-    first = allocator(*words, "--pid", str(os.getppid()))
-    again = allocator(*words, "--pid", str(os.getpid()), "--ttl", "60s", "--label", "a=b")
+    arguments = ("claim", "email", "--org", "o", "--ports", "http,debug")
+    first = allocator(*arguments, "--pid", str(os.getppid()))
+    again = allocator(*arguments, "--pid", str(os.getpid()), "--ttl", "60s", "--label", "a=b")
     assert (again.code, again.out) == (0, first.out)
     found = {(lease.pid, lease.ttl_ms, lease.labels.get("a")) for lease in ports.leases()}
     assert found == {(os.getpid(), 60_000, "b")}
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("arguments", "what"),
     [
         (("--ports", "a,b", "--record"), "--ports and --record do not go together"),
         (("--ports", "a.b,a_b"), "the ports a.b and a_b would both be PORT_A_B"),
     ],
 )
-def test_several_ports_that_cannot_be_are_refused(allocator: Allocator, words: tuple[str, ...], what: str) -> None:
-    done = allocator("claim", "email", "--org", "o", *words)
+def test_several_ports_that_cannot_be_are_refused(allocator: Allocator, arguments: tuple[str, ...], what: str) -> None:
+    done = allocator("claim", "email", "--org", "o", *arguments)
     assert done.code == 2
     assert what in done.err
 
@@ -337,9 +337,9 @@ def test_ports_that_are_not_contiguous_are_not_passed_off_as_such(
     allocator: Allocator, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     ports.claim("stripe", org="o", port=pool.first + 1)
-    words = ("claim", "email", "--org", "o", "--ports", "a,b")
-    assert allocator(*words).code == 0
-    done = allocator(*words, "--contiguous")
+    arguments = ("claim", "email", "--org", "o", "--ports", "a,b")
+    assert allocator(*arguments).code == 0
+    done = allocator(*arguments, "--contiguous")
     assert done.code == 73
     assert "not contiguous" in done.err
 
@@ -358,10 +358,10 @@ def test_a_port_that_a_shrunken_pool_has_no_more_is_released_by_its_number(
 
 
 def test_one_host_and_key_have_the_same_instance_again(allocator: Allocator, ports: PortAllocator) -> None:
-    words = ("claim", "email", "--org", "o", "--instance", "auto", "--key")
+    arguments = ("claim", "email", "--org", "o", "--instance", "auto", "--key")
 
     def claimed(key: str, host: str = "web-1") -> tuple[int, int]:
-        done = allocator(*words, key, "--host", host, "--format", "json")
+        done = allocator(*arguments, key, "--host", host, "--format", "json")
         assert done.code == 0, done.err
         lease = json.loads(done.out)
         return lease["instance"], lease["port"]
@@ -370,17 +370,17 @@ def test_one_host_and_key_have_the_same_instance_again(allocator: Allocator, por
     assert [first[0], second[0], other[0]] == [0, 1, 2]
     assert (claimed("a"), claimed("a", "web-2"), claimed("b")) == (first, other, second)
     assert allocator("release", str(first[1])).code == 0
-    assert json.loads(allocator(*words[:-1], "--format", "json").out)["instance"] == 3
+    assert json.loads(allocator(*arguments[:-1], "--format", "json").out)["instance"] == 3
     assert claimed("a") == first
-    assert allocator(*words, "a b").code == 2
+    assert allocator(*arguments, "a b").code == 2
     assert allocator("claim", "email", "--org", "o", "--key", "a").code == 2
     assert len(ports.leases()) == 4
 
 
 def test_three_hosts_with_the_same_hook_have_an_instance_each_and_the_same_again(allocator: Allocator) -> None:
     def hook(host: str) -> tuple[int, int]:
-        words = ("claim", "email", "--org", "org-123", "--instance", "auto", "--host", host, "--format", "json")
-        lease = json.loads(allocator(*words).out)
+        arguments = ("claim", "email", "--org", "org-123", "--instance", "auto", "--host", host, "--format", "json")
+        lease = json.loads(allocator(*arguments).out)
         return lease["instance"], lease["port"]
 
     first = [hook(host) for host in ("web-1", "web-2", "web-3")]

@@ -26,8 +26,8 @@ def elsewhere(redis_url: str, pool: PoolSpec) -> Iterator[PortAllocator]:
         yield found
 
 
-def rows(allocator: Allocator, *words: str) -> list[tuple[str, str]]:
-    done = allocator("ls", "--format", "json", *words)
+def rows(allocator: Allocator, *arguments: str) -> list[tuple[str, str]]:
+    done = allocator("ls", "--format", "json", *arguments)
     assert done.code == 0, done.err
     return [(lease["host"], lease["plugin"]) for lease in json.loads(done.out)]
 
@@ -42,8 +42,8 @@ def test_a_listing_has_the_leases_that_were_asked_for_in_order(allocator, ports:
     assert rows(allocator, "--host", "web-7") == rows(allocator, "--org", "p") == [("web-7", "slack")]
     assert [plugin for _, plugin in rows(allocator, "--sort", "ends")] == ["slack", "email", "stripe"]
     assert [plugin for _, plugin in rows(allocator, "--sort", "worker")] == ["email", "stripe", "slack"]
-    for words in (["--state", "ready,dead"], ["--sort", "age"]):
-        refused = allocator("ls", *words)
+    for arguments in (["--state", "ready,dead"], ["--sort", "age"]):
+        refused = allocator("ls", *arguments)
         assert (refused.code, "choose" in refused.err) == (2, True)
 
 
@@ -70,8 +70,8 @@ def test_events_are_those_that_were_asked_for(allocator, ports: PortAllocator, e
     ports.release(lease)
     other = elsewhere.claim("slack", org="p")
 
-    def kinds(*words: str) -> list[tuple[str, str]]:
-        done = allocator("events", "--format", "json", *words)
+    def kinds(*arguments: str) -> list[tuple[str, str]]:
+        done = allocator("events", "--format", "json", *arguments)
         assert done.code == 0, done.err
         found = [json.loads(line) for line in done.out.splitlines()]
         return [(event["type"], event["worker"]) for event in found]
@@ -82,8 +82,14 @@ def test_events_are_those_that_were_asked_for(allocator, ports: PortAllocator, e
     assert kinds("--type", "granted,released", "--count", "2") == [mine[1], ("granted", "p/slack#0")]
     assert kinds("--host", "web-7", "--since", "1h") == [("granted", str(other.worker))]
     assert kinds("--since", "0s") == []
-    for words in (["--type", "born"], ["--worker", "email"], ["--port", "x"], ["--since", "soon"], ["--count", "0"]):
-        assert allocator("events", *words).code == 2, words
+    for arguments in (
+        ["--type", "born"],
+        ["--worker", "email"],
+        ["--port", "x"],
+        ["--since", "soon"],
+        ["--count", "0"],
+    ):
+        assert allocator("events", *arguments).code == 2, arguments
 
 
 def test_any_port_can_be_asked_about_and_a_worker_is_explained(allocator) -> None:

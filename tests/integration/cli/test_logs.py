@@ -29,8 +29,8 @@ LONG_RUNNING = {
 
 
 @contextlib.contextmanager
-def started(allocator, *words: str, stderr: int = subprocess.PIPE, **variables: str) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "allocator", *words]
+def started(allocator, *arguments: str, stderr: int = subprocess.PIPE, **variables: str) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-m", "allocator", *arguments]
     environment = allocator.environment(**variables)
     with subprocess.Popen(command, env=environment, cwd=allocator.state, stderr=stderr, text=True) as process:
         try:
@@ -39,21 +39,27 @@ def started(allocator, *words: str, stderr: int = subprocess.PIPE, **variables: 
             process.terminate()
 
 
-def line_about(process: subprocess.Popen, words: str) -> dict[str, Any]:
+def line_about(process: subprocess.Popen, phrase: str) -> dict[str, Any]:
     """Read the log up to the line that says this; every line has to be an object."""
     for text in process.stderr:
         line = json.loads(text)
         assert {"at", "level", "logger", "message"} <= set(line)
-        if words in line["message"]:
+        if phrase in line["message"]:
             return line
-    raise AssertionError(f"the log ended without {words!r}")
+    raise AssertionError(f"the log ended without {phrase!r}")
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
 def test_every_line_into_a_pipe_is_a_json_object(allocator, name: str) -> None:
-    said = {"run": "runs on", "agent": "looking after", "serve": "serving", "reconcile": "leading", "export": "written"}
+    printed = {
+        "run": "runs on",
+        "agent": "looking after",
+        "serve": "serving",
+        "reconcile": "leading",
+        "export": "written",
+    }
     with started(allocator, *LONG_RUNNING[name]) as process:
-        line_about(process, said[name])
+        line_about(process, printed[name])
         process.terminate()
         rest = process.stderr.read()
     assert all(json.loads(line) for line in rest.splitlines())
@@ -77,8 +83,8 @@ def test_a_line_about_a_lease_says_whose_it_is(allocator, ports: PortAllocator, 
 
 
 def test_a_supervisor_tells_of_a_refusal_as_its_last_line(allocator) -> None:
-    words = ["run", "email", "--org", "org-1", "--port", "1", "--", "true"]
-    with started(allocator, *words) as process:
+    arguments = ["run", "email", "--org", "org-1", "--port", "1", "--", "true"]
+    with started(allocator, *arguments) as process:
         line = json.loads(process.stderr.read())
     assert process.returncode == 2
     assert (line["level"], "1" in line["message"]) == ("error", True)
@@ -105,8 +111,8 @@ def test_an_agent_and_a_server_name_the_lease_of_each_event(allocator, ports: Po
 
 
 def test_a_worker_that_fails_is_a_warning_and_one_that_is_given_up_an_error(allocator) -> None:
-    words = ["run", "email", "--org", "org-1", "--max-restarts", "1", "--", "false"]
-    with started(allocator, *words) as process:
+    arguments = ["run", "email", "--org", "org-1", "--max-restarts", "1", "--", "false"]
+    with started(allocator, *arguments) as process:
         assert line_about(process, "runs on")["level"] == "info"
         assert line_about(process, "starting it again")["level"] == "warning"
         assert line_about(process, "is given up")["level"] == "error"

@@ -56,9 +56,9 @@ def test_every_command_takes_it(allocator: Allocator, conventional: int, tmp_pat
 
 def test_run_gives_it_to_the_command(allocator: Allocator, conventional: int) -> None:
     code = "import os, sys; print(sys.argv[1:], *map(os.environ.get, sys.argv[3:]))"
-    words = ["--restart", "never", "--", sys.executable, "-c", code, "{plugin}", "{port}"]
-    words += ["EMAIL_PLUGIN_PORT", "HAY_PLUGIN_EMAIL_PLUGIN_PORT"]
-    done = allocator("run", EMAIL, "--org", "org-1", *words)
+    arguments = ["--restart", "never", "--", sys.executable, "-c", code, "{plugin}", "{port}"]
+    arguments += ["EMAIL_PLUGIN_PORT", "HAY_PLUGIN_EMAIL_PLUGIN_PORT"]
+    done = allocator("run", EMAIL, "--org", "org-1", *arguments)
     assert f"['{EMAIL}', '{conventional}', 'EMAIL_PLUGIN_PORT', " in done.out, done.err
     assert f"] {conventional} {conventional}\n" in done.out
 
@@ -96,8 +96,8 @@ def test_the_api_and_the_transport_take_it(redis_url: str, pool: PoolSpec, conve
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_name_that_is_none_is_one_line_that_names_it(allocator: Allocator, bad: str) -> None:
-    for words in (["claim", bad, "--org", "o"], ["resolve", bad, "--org", "o"], ["ls", "--plugin", bad]):
-        refused = allocator(*words)
+    for arguments in (["claim", bad, "--org", "o"], ["resolve", bad, "--org", "o"], ["ls", "--plugin", bad]):
+        refused = allocator(*arguments)
         assert refused.code == 2
         assert refused.err.count("\n") == 1
         assert refused.err.strip().isprintable()

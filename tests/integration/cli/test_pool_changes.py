@@ -57,7 +57,7 @@ def test_the_history_says_when_by_whom_and_what(allocator: Allocator, pool: Pool
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         ("[pool.limits]\nmax_per_org = -1\n", "max_per_org -1 is out of bounds"),
         ('[pool.limits]\nmax_per_org = "2"\n', "pool.limits.max_per_org"),
@@ -69,14 +69,14 @@ def test_the_history_says_when_by_whom_and_what(allocator: Allocator, pool: Pool
     ],
 )  # fmt: skip
 def test_a_pool_file_that_cannot_be_right_names_file_and_field(
-    allocator: Allocator, pool: PoolSpec, tmp_path: Path, more: str, says: str
+    allocator: Allocator, pool: PoolSpec, tmp_path: Path, more: str, message: str
 ) -> None:
     file = write(tmp_path, pool, last=pool.last, more=more)
-    for words in (("--dry-run", file), (file,)):
-        refused = allocator("pool", "apply", *words)
+    for arguments in (("--dry-run", file), (file,)):
+        refused = allocator("pool", "apply", *arguments)
         assert refused.code == 78
         assert refused.err.startswith(f"allocator: {file}: ")
-        assert says in refused.err
+        assert message in refused.err
 
 
 def test_a_pool_without_history_is_a_clear_error(allocator: Allocator) -> None:

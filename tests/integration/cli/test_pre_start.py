@@ -95,11 +95,11 @@ def test_several_ports_are_given_back_together_when_one_is_listened_on(
     allocator: Allocator, ports: PortAllocator
 ) -> None:
     names = ("--ports", "http,debug")
-    words = allocator("claim", "email", "--org", "o", *names).out.split()
-    with Program(words[1].partition("=")[2]):
+    arguments = allocator("claim", "email", "--org", "o", *names).out.split()
+    with Program(arguments[1].partition("=")[2]):
         done = allocator("claim", "email", "--org", "o", "--pre-start", *names)
     assert done.code == 0
-    assert words[1] not in done.out.split()
+    assert arguments[1] not in done.out.split()
     assert len(ports.leases()) == 2
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (("reconcile",), "--dry-run"),
         (("reconcile", "--once", "--watch"), "--dry-run"),
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_a_wrong_argument_is_exit_2(allocator: Allocator, words: tuple[str, ...], says: str) -> None:
-    done = allocator(*words)
+def test_a_wrong_argument_is_exit_2(allocator: Allocator, arguments: tuple[str, ...], message: str) -> None:
+    done = allocator(*arguments)
     assert (done.code, done.out) == (2, "")
-    assert says in done.err
+    assert message in done.err
 
 
 def test_drift_is_shown_mended_and_gone(allocator: Allocator) -> None:

@@ -40,25 +40,25 @@ class Site:
         self.started: list[subprocess.Popen] = []
         self.heard: list[str] = []
 
-    def once(self, *words: str, **variables: str) -> str:
-        done = self.allocator(*words, **self.variables | variables)
+    def once(self, *arguments: str, **variables: str) -> str:
+        done = self.allocator(*arguments, **self.variables | variables)
         self.heard += [done.out, done.err]
         return done.out
 
-    def start(self, *words: str, says: str) -> Path:
+    def start(self, *arguments: str, message: str) -> Path:
         """Start a command that stays, and wait until it says something."""
         log = self.state / f"log-{len(self.started)}"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "allocator", *words],
+                [sys.executable, "-m", "allocator", *arguments],
                 env=self.allocator.environment(**self.variables),
                 cwd=self.state,
                 stdout=file,
                 stderr=file,
             )
         self.started.append(process)
-        eventually(lambda: says in log.read_text() or process.poll() is not None)
-        assert says in log.read_text(), log.read_text()
+        eventually(lambda: message in log.read_text() or process.poll() is not None)
+        assert message in log.read_text(), log.read_text()
         return log
 
     def processes(self) -> str:
@@ -101,10 +101,10 @@ def site(request: pytest.FixtureRequest, allocator, pool: PoolSpec, postgres_url
         redis_url = f"redis://:{REDIS_WORD}@127.0.0.1:{server.port}"
         with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
             ports.apply_pool(pool)
-            user, _, place = postgres_url.removeprefix("postgresql://").partition("@")
-            url = f"postgresql://{user.partition(':')[0]}:{DATABASE_WORD}@{place}"
+            user, _, location = postgres_url.removeprefix("postgresql://").partition("@")
+            url = f"postgresql://{user.partition(':')[0]}:{DATABASE_WORD}@{location}"
             if request.param == "as options":
-                url = f"postgresql://{user.partition(':')[0]}@{place}?password={DATABASE_WORD}&sslpassword={DATABASE_WORD}"
+                url = f"postgresql://{user.partition(':')[0]}@{location}?password={DATABASE_WORD}&sslpassword={DATABASE_WORD}"
             one = Site(allocator, redis_url, url)
             one.server, one.ports = server, ports
             with ExitStack() as stack:
@@ -119,18 +119,18 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
     ]
     del site.heard[-4:]  # a token that is asked for is printed, once
     port = site.once("claim", "stripe", "--org", "org-2", "--record").strip()
-    serving = site.start("serve", "--listen", "127.0.0.1:0", "--tokens-file", "tokens", says="serving pool")
+    serving = site.start("serve", "--listen", "127.0.0.1:0", "--tokens-file", "tokens", message="serving pool")
     metrics = f"127.0.0.1:{free_port()}"
-    site.start("reconcile", "--watch", "--metrics-listen", metrics, says="leading")
-    site.start("agent", says="looking after")
+    site.start("reconcile", "--watch", "--metrics-listen", metrics, message="leading")
+    site.start("agent", message="looking after")
     held = f"127.0.0.1:{free_port()}"
     worker = ["sh", "-c", "echo worker up; exec sleep 600"]
-    site.start("run", "email", "--org", "org-1", "--metrics-listen", held, "--", *worker, says="worker up")
-    site.start("export", "env", "--watch", "--out", "workers.env", says="is written")
-    site.start("renew", port, "--every", "200ms", says="")
-    site.start("events", "--follow", says="")
-    site.start("resolve", "email", "--org", "org-1", "--watch", says="")
-    for words in (
+    site.start("run", "email", "--org", "org-1", "--metrics-listen", held, "--", *worker, message="worker up")
+    site.start("export", "env", "--watch", "--out", "workers.env", message="is written")
+    site.start("renew", port, "--every", "200ms", message="")
+    site.start("events", "--follow", message="")
+    site.start("resolve", "email", "--org", "org-1", "--watch", message="")
+    for arguments in (
         ["ls"],
         ["who", port],
         ["show", port],
@@ -139,7 +139,7 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
         ["host", "ls"],
         ["pool", "show"],
     ):
-        site.once(*words)
+        site.once(*arguments)
     url = re.search(r"http://127\.0\.0\.1:\d+", serving.read_text())[0]
     for token in tokens:
         site.call_every_route(url, {"Authorization": f"Bearer {token}"})
@@ -154,14 +154,14 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
     for token in tokens:
         site.call_every_route(url, {"Authorization": f"Bearer {token}"})
     eventually(lambda: "events are not read" in serving.read_text())
-    for words in (
+    for arguments in (
         ["ls"],
         ["claim", "email", "--org", "org-3"],
         ["doctor"],
         ["reconcile", "--once"],
         ["resolve", "x", "--org", "o"],
     ):
-        site.once(*words, ALLOCATOR_CONNECT_TIMEOUT="200ms")
+        site.once(*arguments, ALLOCATOR_CONNECT_TIMEOUT="200ms")
     broken = {
         "ALLOCATOR_DATABASE_URL": f"postgresql://me:{DATABASE_WORD}@127.0.0.1:1/x?sslpassword={DATABASE_WORD}",
         "ALLOCATOR_CONNECT_TIMEOUT": "200ms",

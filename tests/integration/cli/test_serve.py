@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 class Serving:
     """A running `allocator serve`: its URL, and what it said."""
 
-    def __init__(self, allocator: Allocator, *words: str, **variables: str) -> None:
+    def __init__(self, allocator: Allocator, *arguments: str, **variables: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", *words],
+            [sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", *arguments],
             env=allocator.environment(**variables),
             cwd=allocator.state,
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.said: list[str] = []
+        self.printed: list[str] = []
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said.append(line)
+            self.printed.append(line)
             if found := re.search(r" on (https?://\S+);", line):
                 self.url = found[1]
                 break
         else:
-            raise AssertionError("".join(self.said))
-        self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or []))
+            raise AssertionError("".join(self.printed))
+        self._reader = threading.Thread(target=lambda: self.printed.extend(self.process.stderr or []))
         self._reader.start()
 
     def end(self, number: int = signal.SIGTERM) -> int:
@@ -60,8 +60,8 @@ class Serving:
 
 
 @contextlib.contextmanager
-def serving(allocator: Allocator, *words: str, **variables: str) -> Iterator[Serving]:
-    running = Serving(allocator, *words, **variables)
+def serving(allocator: Allocator, *arguments: str, **variables: str) -> Iterator[Serving]:
+    running = Serving(allocator, *arguments, **variables)
     try:
         yield running
     finally:
@@ -77,7 +77,7 @@ def test_it_serves_until_a_signal_and_leaves_cleanly_with_streams_open(allocator
         with http.stream("GET", "/v1/events") as events:
             next(events.iter_raw())
             assert server.end() == 0
-    assert "Traceback" not in "".join(server.said)
+    assert "Traceback" not in "".join(server.printed)
 
 
 def test_ctrl_c_ends_it_too(allocator) -> None:
@@ -95,11 +95,11 @@ def test_what_it_logs_is_a_json_object_a_line_with_what_it_is_about_and_no_token
         http.patch(path, json={"state": "ready"}, headers={"Allocator-Token": token})
         http.delete(path, headers={"Allocator-Token": token})
         server.end()
-    lines = [json.loads(line) for line in server.said]
+    lines = [json.loads(line) for line in server.printed]
     about = {name: lease[name] for name in ("org", "plugin", "host", "port", "fence")}
     assert [line["message"].partition(" ")[0] for line in lines] == ["serving", "claimed", "renewed", "released"]
     assert about.items() <= lines[1].items()
-    assert token not in "".join(server.said)
+    assert token not in "".join(server.printed)
 
 
 def test_beyond_loopback_it_wants_credentials(allocator) -> None:
@@ -131,7 +131,7 @@ def test_a_token_opens_what_its_scope_covers_and_is_never_said(allocator, tmp_pa
         revoked = {"Authorization": f"Bearer {tokens['lease']}"}
         assert httpx.get(server.url + "/v1/leases", headers=revoked).status_code == 401
         server.end()
-    assert not any(token in "".join(server.said) for token in tokens.values())
+    assert not any(token in "".join(server.printed) for token in tokens.values())
 
 
 def test_a_page_under_another_name_cannot_use_a_loopback_server(allocator) -> None:
@@ -151,7 +151,7 @@ def test_a_taken_address_names_who_has_it(allocator) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("arguments", "code"),
     [
         (("--listen", "nonsense"), 78),
         (("--listen", "127.0.0.1:99999"), 78),
@@ -164,9 +164,9 @@ def test_a_taken_address_names_who_has_it(allocator) -> None:
         (("--rate", "many"), 2),
     ],
 )
-def test_settings_that_cannot_be_right_are_one_line(allocator, words, code) -> None:
+def test_settings_that_cannot_be_right_are_one_line(allocator, arguments, code) -> None:
     (allocator.state / "tokens").write_text("# none\n")
-    done = allocator("serve", "--listen", "127.0.0.1:0", *words)
+    done = allocator("serve", "--listen", "127.0.0.1:0", *arguments)
     assert done.code == code, done.err
     assert [line for line in done.err.splitlines() if "names no credential" not in line and "clear text" not in line][
         1:
@@ -186,9 +186,9 @@ def test_tls_by_files(allocator, tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed; it makes the certificate of this test")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(words, check=True, capture_output=True)
+    arguments = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    arguments += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(arguments, check=True, capture_output=True)
     with serving(allocator, "--tls-cert", str(certificate), "--tls-key", str(key)) as server:
         assert server.url.startswith("https://")
         trust = ssl.create_default_context(cafile=str(certificate))

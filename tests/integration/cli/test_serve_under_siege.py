@@ -92,11 +92,11 @@ def files() -> Iterator[None]:
 class Besieged:
     """A server that may open 1,024 files, with its log in a file."""
 
-    def __init__(self, allocator: Allocator, log: Path, *words: str) -> None:
+    def __init__(self, allocator: Allocator, log: Path, *arguments: str) -> None:
         self.log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [*LIMITED, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", *words],
+                [*LIMITED, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0", *arguments],
                 env=allocator.environment(),
                 cwd=allocator.state,
                 stderr=file,
@@ -129,8 +129,8 @@ class Besieged:
 
 
 @contextlib.contextmanager
-def besieged(allocator: Allocator, *words: str) -> Iterator[Besieged]:
-    server = Besieged(allocator, allocator.state / "serve.log", *words)
+def besieged(allocator: Allocator, *arguments: str) -> Iterator[Besieged]:
+    server = Besieged(allocator, allocator.state / "serve.log", *arguments)
     try:
         yield server
     finally:
@@ -151,7 +151,7 @@ SIEGES = {
 def test_honest_clients_are_served_and_it_ends_in_time_whatever_is_held(allocator, files, siege) -> None:
     with besieged(allocator) as server, contextlib.ExitStack() as stack:
         server.ask(1)
-        held = [stack.enter_context(Siege(server.address, *words)) for words in SIEGES[siege]]
+        held = [stack.enter_context(Siege(server.address, *arguments)) for arguments in SIEGES[siege]]
         assert len(server.ask(30)) == 30  # while all that is held: how fast is a matter for benchmarks
         assert sum(one.opened for one in held) >= 1_000
         code, seconds = server.end()
@@ -175,10 +175,10 @@ def test_a_half_sent_request_is_closed_after_its_time(allocator) -> None:
 def test_a_handshake_of_tls_that_never_ends_holds_nobody_up(allocator, files, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     key_words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    words = ["req", "-x509", *key_words, "-days", "1", "-subj", "/CN=localhost"]
+    arguments = ["req", "-x509", *key_words, "-days", "1", "-subj", "/CN=localhost"]
     files_of = ["-keyout", str(key), "-out", str(certificate)]
     try:
-        subprocess.run(["openssl", *words, *files_of], check=True, capture_output=True)
+        subprocess.run(["openssl", *arguments, *files_of], check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("openssl is not installed here")
     with besieged(allocator, "--tls-cert", str(certificate), "--tls-key", str(key)) as server:

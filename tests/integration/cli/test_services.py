@@ -44,35 +44,35 @@ def test_resolve_exits_75_with_the_reason(allocator: Allocator, ports: PortAlloc
     assert (nobody.code, nobody.out) == (75, "")
     assert "no worker of org-1/email has a lease" in nobody.err
     ports.claim("email", org="org-1")
-    for words in ([], ["--all"], ["--wait", "50ms"]):
-        starting = allocator("resolve", "email", "--org", "org-1", *words)
+    for arguments in ([], ["--all"], ["--wait", "50ms"]):
+        starting = allocator("resolve", "email", "--org", "org-1", *arguments)
         assert starting.code == 75
         assert "its only worker is starting" in starting.err
 
 
 @pytest.mark.parametrize("name", ["*", "e[m]ail", "a\nb", "a\x1bb", "a b", "../x"])
 def test_a_name_with_wildcards_or_control_characters_is_refused_in_one_line(allocator: Allocator, name: str) -> None:
-    for words in (("resolve", name, "--org", "o"), ("resolve", "email", "--org", name), ("host", "drain", name)):
-        refused = allocator(*words)
+    for arguments in (("resolve", name, "--org", "o"), ("resolve", "email", "--org", name), ("host", "drain", name)):
+        refused = allocator(*arguments)
         assert refused.code == 2
         assert refused.err.count("\n") == 1
         assert refused.err.strip().isprintable()
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [("--watch", "--all"), ("--watch", "--wait", "1s"), ("--all", "--prefer-local"), ("--wait", "soon")],
 )
 def test_choices_of_resolve_that_contradict_each_other_are_refused(
-    allocator: Allocator, words: tuple[str, ...]
+    allocator: Allocator, arguments: tuple[str, ...]
 ) -> None:
-    assert allocator("resolve", "email", "--org", "o", *words).code == 2
+    assert allocator("resolve", "email", "--org", "o", *arguments).code == 2
 
 
 def test_watch_prints_a_line_for_each_change_at_once_into_a_pipe(allocator: Allocator, ports: PortAllocator) -> None:
     port = ready(ports, 0)
-    words = [sys.executable, "-m", "allocator", "resolve", "email", "--org", "org-1", "--watch", "--format", "json"]
-    process = subprocess.Popen(words, env=allocator.environment(), stdout=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-m", "allocator", "resolve", "email", "--org", "org-1", "--watch", "--format", "json"]
+    process = subprocess.Popen(arguments, env=allocator.environment(), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
@@ -109,8 +109,8 @@ def test_a_host_is_drained_listed_forgotten_and_taken_back(allocator: Allocator,
 
 def test_a_drain_reports_when_the_host_is_empty(allocator: Allocator, ports: PortAllocator) -> None:
     lease = ports.claim("email", org="org-1")
-    words = [sys.executable, "-m", "allocator", "host", "drain", "web-1"]
-    process = subprocess.Popen(words, env=allocator.environment(), stderr=subprocess.PIPE, text=True)
+    arguments = [sys.executable, "-m", "allocator", "host", "drain", "web-1"]
+    process = subprocess.Popen(arguments, env=allocator.environment(), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline() == "allocator: host web-1 is draining: 1 lease\n"
     ports.release(lease)
@@ -127,9 +127,9 @@ def test_an_address_that_nobody_can_use_is_refused(allocator: Allocator, address
 
 
 def test_a_drain_stops_the_workers_that_a_supervisor_runs(allocator: Allocator, ports: PortAllocator) -> None:
-    words = ["run", "email", "--org", "org-1", "--ttl", "1s", "--", "sleep", "600"]
+    arguments = ["run", "email", "--org", "org-1", "--ttl", "1s", "--", "sleep", "600"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "allocator", *words], env=allocator.environment(), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "allocator", *arguments], env=allocator.environment(), stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     assert "runs on web-1" in process.stderr.readline()
@@ -179,20 +179,24 @@ def test_any_host_goes_on_to_the_next_where_all_ports_of_the_best_one_rest(
 def test_workers_without_a_number_are_spread_over_hosts(allocator: Allocator) -> None:
     for host in ("ha", "hb", "hc"):
         assert allocator("host", "register", "--host", host).code == 0
-    words = ("claim", "email", "--org", "o", "--instance", "auto", "--any-host", "--spread", "org")
-    assert {allocator(*words).out.partition(":")[0] for _ in range(3)} == {"ha", "hb", "hc"}
+    arguments = ("claim", "email", "--org", "o", "--instance", "auto", "--any-host", "--spread", "org")
+    assert {allocator(*arguments).out.partition(":")[0] for _ in range(3)} == {"ha", "hb", "hc"}
 
 
-@pytest.mark.parametrize("words", [("resolve", "email", "--org", "o"), ("export", "json")])
-def test_a_pool_that_does_not_exist_is_not_taken_for_an_empty_one(allocator: Allocator, words: tuple[str, ...]) -> None:
-    done = allocator(*words, "--pool", "typo")
+@pytest.mark.parametrize("arguments", [("resolve", "email", "--org", "o"), ("export", "json")])
+def test_a_pool_that_does_not_exist_is_not_taken_for_an_empty_one(
+    allocator: Allocator, arguments: tuple[str, ...]
+) -> None:
+    done = allocator(*arguments, "--pool", "typo")
     assert (done.code, done.out) == (78, "")
     assert "pool typo is not defined" in done.err
 
 
-@pytest.mark.parametrize("words", [("--spread", "org"), ("--any-host", "--host", "a"), ("--any-host", "--spread", "x")])
-def test_placing_words_that_contradict_each_other_are_refused(allocator: Allocator, words: tuple[str, ...]) -> None:
-    assert allocator("claim", "email", "--org", "o", *words).code == 2
+@pytest.mark.parametrize(
+    "arguments", [("--spread", "org"), ("--any-host", "--host", "a"), ("--any-host", "--spread", "x")]
+)
+def test_placing_words_that_contradict_each_other_are_refused(allocator: Allocator, arguments: tuple[str, ...]) -> None:
+    assert allocator("claim", "email", "--org", "o", *arguments).code == 2
 
 
 def test_an_instance_or_a_priority_that_is_none_is_refused(allocator: Allocator) -> None:
@@ -214,18 +218,18 @@ def test_a_limit_that_is_reached_is_named_with_its_holders(
 
 
 def test_several_ports_are_claimed_and_released_together(allocator: Allocator) -> None:
-    words = ("claim", "email", "--org", "o", "--ports", "http,debug,metrics", "--contiguous")
-    first = allocator(*words)
+    arguments = ("claim", "email", "--org", "o", "--ports", "http,debug,metrics", "--contiguous")
+    first = allocator(*arguments)
     assert first.code == 0
     ports = dict(line.split("=") for line in first.out.splitlines())
     assert list(ports) == ["http", "debug", "metrics"]
     numbers = [int(port) for port in ports.values()]
     assert numbers == list(range(numbers[0], numbers[0] + 3))
-    assert allocator(*words).out == first.out
-    shell = allocator(*words, "--format", "env").out
+    assert allocator(*arguments).out == first.out
+    shell = allocator(*arguments, "--format", "env").out
     assert f"PORT={ports['http']}\n" in shell
     assert f"PORT_DEBUG={ports['debug']}\n" in shell
-    assert set(json.loads(allocator(*words, "--format", "json").out)) == set(ports)
+    assert set(json.loads(allocator(*arguments, "--format", "json").out)) == set(ports)
     assert allocator("renew", "o/email").code == 0
     debugging = allocator("resolve", "email+debug", "--org", "o")
     assert (debugging.code, "its only worker is starting" in debugging.err) == (75, True)

@@ -80,10 +80,10 @@ def test_talk_that_nobody_reads_stops_no_command(allocator: Allocator) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as broken:
-        words = [sys.executable, "-m", "allocator", "release", "1", port]
-        words[4] = str(int(port) + 1)  # has no lease, which is said first
+        arguments = [sys.executable, "-m", "allocator", "release", "1", port]
+        arguments[4] = str(int(port) + 1)  # has no lease, which is said first
         environment = {name: value for name, value in allocator.environment().items() if name != "PYTHONUNBUFFERED"}
-        done = subprocess.run(words, env=environment, stderr=broken, timeout=60, check=False)
+        done = subprocess.run(arguments, env=environment, stderr=broken, timeout=60, check=False)
     assert done.returncode == 0
     assert json.loads(allocator("ls", "--format", "json").out) == []
 
@@ -137,14 +137,14 @@ def test_the_longest_names_have_a_lease_file_like_all_others(allocator: Allocato
     name = "x" * 128
     text = f'[pool]\nname = "{name}"\nfirst = 14900\nlast = 14903\n'
     assert allocator("pool", "apply", "-", input=text).code == 0
-    place = ("--pool", name, "--host", "h" * 128)
-    first = allocator("claim", name, "--org", name, "--instance", "99999", *place)
+    address = ("--pool", name, "--host", "h" * 128)
+    first = allocator("claim", name, "--org", name, "--instance", "99999", *address)
     assert (first.code, first.err) == (0, "")
-    assert allocator("claim", name, "--org", name, "--instance", "99999", *place).out == first.out
+    assert allocator("claim", name, "--org", name, "--instance", "99999", *address).out == first.out
     other = allocator("claim", name, "--org", "o", "--pool", name, "--host", "h" * 127 + "i")
     assert other.code == 0
-    assert allocator("renew", first.out.strip(), *place).code == 0
-    assert allocator("release", "--all", *place).code == 0
+    assert allocator("renew", first.out.strip(), *address).code == 0
+    assert allocator("release", "--all", *address).code == 0
     assert len(list(allocator.state.glob("allocator/leases/*.json"))) == 1
 
 
@@ -152,9 +152,9 @@ def test_a_disk_quota_that_is_used_up_leaves_no_lease(allocator: Allocator, port
     def no_more_bytes() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-    words = [sys.executable, "-B", "-m", "allocator", "claim", "email", "--org", "o"]
+    arguments = [sys.executable, "-B", "-m", "allocator", "claim", "email", "--org", "o"]
     done = subprocess.run(
-        words, env=allocator.environment(), capture_output=True, text=True, preexec_fn=no_more_bytes, check=False
+        arguments, env=allocator.environment(), capture_output=True, text=True, preexec_fn=no_more_bytes, check=False
     )
     assert (done.returncode, done.stdout) == (78, "")
     assert "the lease file cannot be written" in done.stderr

@@ -42,7 +42,7 @@ def where(worker: WorkerId) -> str:
     return f"WHERE \"organizationId\" = '{org}' AND \"pluginId\" = '{plugin}'"
 
 
-def place(database: Database, worker: WorkerId) -> tuple[str | None, int | None, str]:
+def address(database: Database, worker: WorkerId) -> tuple[str | None, int | None, str]:
     (row,) = rows_of(database, f'SELECT host, "workerPort", "runtimeState" FROM plugin_instances {where(worker)}')
     return tuple(row.values())  # type: ignore[return-value]
 
@@ -51,11 +51,11 @@ def test_a_table_of_uuids_foreign_keys_and_camel_case_from_the_first_look_to_the
     allocator: Allocator, theirs: Database, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     workers = [WorkerId(f"org-{n % ORGS}", f"@hay/plugin-p{n}") for n in range(PLUGINS)]
-    told = []
+    reported = []
 
-    def done(code: int, *words: str) -> str:
-        found = allocator(*words)
-        told.append(found.err)
+    def done(code: int, *arguments: str) -> str:
+        found = allocator(*arguments)
+        reported.append(found.err)
         assert found.code == code, found.err + found.out
         return found.out
 
@@ -77,26 +77,26 @@ def test_a_table_of_uuids_foreign_keys_and_camel_case_from_the_first_look_to_the
         assert {one["worker"] for one in adopted} == {str(worker) for worker in workers[:RUNNING]}
         for worker in workers[RUNNING:]:
             port = int(done(0, "claim", worker.plugin, "--org", worker.org, "--record", "--ttl", "10m"))
-            assert place(theirs, worker) == ("web-1", port, "STARTING")
+            assert address(theirs, worker) == ("web-1", port, "STARTING")
         assert "no drift" in done(0, "reconcile", "--once")
         assert done(0, "reconcile", "--dry-run") == "no drift\n"
         before = {lease.worker: (lease.host, lease.port) for lease in ports.leases()}
         assert before.keys() == set(workers)
-        assert {worker: place(theirs, worker)[:2] for worker in workers} == before
+        assert {worker: address(theirs, worker)[:2] for worker in workers} == before
         client = client_of(ports.store)
         client.delete(*client.scan_iter(match=f"alloc:{{{pool.name}}}*", count=1_000))
         ports.apply_pool(pool)
         ports.session.context.rules.clear()
         done(0, "pool", "restore", "--from-database", "--for", "10m")
-        assert f"{PLUGINS} ports wait for their workers" in told[-1]
+        assert f"{PLUGINS} ports wait for their workers" in reported[-1]
         last = workers[-1]
         assert int(done(0, "claim", last.plugin, "--org", last.org)) == before[last][1]
         done(0, "release", str(last))
         done(0, "reconcile", "--once")
-        assert place(theirs, last)[2] == "STOPPED"
+        assert address(theirs, last)[2] == "STOPPED"
     assert done(0, "db", "check") == "all well\n"
     assert len(rows_of(theirs, "SELECT 1 FROM plugin_instances WHERE note = 'theirs'")) == ORGS * PLUGINS
-    assert "Warning" not in "".join(told)
+    assert "Warning" not in "".join(reported)
 
 
 def test_a_claim_whose_plugin_has_no_row_says_so_before_it_leases(
@@ -118,7 +118,7 @@ def test_a_claim_whose_plugin_has_no_row_says_so_before_it_leases(
 
 
 @pytest.mark.parametrize(
-    ("was", "becomes", "says"),
+    ("was", "becomes", "message"),
     [
         ('port = "workerPort"', 'harbour = "workerPort"', "harbour"),
         ('port = "workerPort"', 'port = "worker port"', "worker port"),
@@ -133,14 +133,14 @@ def test_a_claim_whose_plugin_has_no_row_says_so_before_it_leases(
     ids=lambda value: value.strip(),
 )
 def test_a_setting_that_cannot_be_right_is_one_line_that_names_it(
-    allocator: Allocator, sqlite_theirs: str, was: str, becomes: str, says: str
+    allocator: Allocator, sqlite_theirs: str, was: str, becomes: str, message: str
 ) -> None:
     assert was in sqlite_theirs
     (allocator.state / "allocator.toml").write_text(sqlite_theirs.replace(was, becomes, 1))
     refused = allocator("db", "check")
     assert (refused.code, refused.out) == (78, ""), refused
     assert refused.err.count("\n") == 1
-    assert says in refused.err
+    assert message in refused.err
 
 
 @pytest.fixture

@@ -141,8 +141,8 @@ def test_enter_opens_a_lease_and_a_host_a_slash_filters_and_q_goes_back(allocato
     written, status = screen_of(allocator, 80, 24, steps)
     assert status == 0
     opened = written.partition("What happened to the port")[0]
-    for words in (f"Port {lease.port} on web-1", "org-17/email#0", "GET /health answered 503", "Restarts", "fails"):
-        assert words in opened
+    for text in (f"Port {lease.port} on web-1", "org-17/email#0", "GET /health answered 503", "Restarts", "fails"):
+        assert text in opened
     assert "changed degraded" in written
     assert "gives out ports; last heartbeat" in written
 

@@ -43,8 +43,8 @@ def listener() -> Iterator[Callable[..., int]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(port: int, org: str) -> int:
-        words = [sys.executable, "-c", WORKER, f"--port={port}", f"--org-id={org}"]
-        started.append(subprocess.Popen(words, stdin=subprocess.PIPE))
+        arguments = [sys.executable, "-c", WORKER, f"--port={port}", f"--org-id={org}"]
+        started.append(subprocess.Popen(arguments, stdin=subprocess.PIPE))
         wait_until(lambda: port in listening_ports(port, port), "the worker does not listen")
         return started[-1].pid
 
@@ -57,9 +57,9 @@ def listener() -> Iterator[Callable[..., int]]:
 def run(tmp_path: Path, redis_url: str, pool: PoolSpec, database_url: str):
     """Runs `allocator` on host web-1 and returns its exit status, data and talk."""
 
-    def command(*words: str) -> tuple[int, str, str]:
+    def command(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "allocator", *words],
+            [sys.executable, "-m", "allocator", *arguments],
             env={"XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "ALLOCATOR_REDIS_URL": redis_url,
                  "ALLOCATOR_POOL": pool.name, "ALLOCATOR_DATABASE_URL": database_url, "ALLOCATOR_HOST": "web-1",
                  "PATH": "/usr/bin:/bin"},
@@ -154,10 +154,10 @@ def test_of_two_rows_with_one_port_the_command_line_of_the_process_tells(
     table.add("org-1/email", port=pool.first, runtime_state="ready")
     table.add("org-2/email", port=pool.first, runtime_state="ready")
     _, out, _ = run("adopt", "--format", "json")
-    told = {row["worker"]: row for row in json.loads(out)}
-    assert told["org-2/email#0"]["what_was_done"] == "adopted"
-    assert told["org-1/email#0"]["what_was_done"] == "nothing"
-    assert "is of org-2/email#0" in told["org-1/email#0"]["detail"]
+    reported = {row["worker"]: row for row in json.loads(out)}
+    assert reported["org-2/email#0"]["what_was_done"] == "adopted"
+    assert reported["org-1/email#0"]["what_was_done"] == "nothing"
+    assert "is of org-2/email#0" in reported["org-1/email#0"]["detail"]
     assert [str(one.worker) for one in ports.leases()] == ["org-2/email#0"]
 
 
@@ -177,12 +177,12 @@ def test_of_two_rows_that_nothing_tells_apart_none_is_adopted(
 
 def test_a_port_is_adopted_by_hand(run, listener, table: Table, ports: PortAllocator, pool: PoolSpec) -> None:
     pid = listener(pool.first + 3, "org-1")
-    words = ("adopt", "--port", str(pool.first + 3), "--org", "org-1", "--plugin", "crm", "--instance", "2")
-    code, _, err = run(*words)
+    arguments = ("adopt", "--port", str(pool.first + 3), "--org", "org-1", "--plugin", "crm", "--instance", "2")
+    code, _, err = run(*arguments)
     assert (code, err) == (0, "")
     (lease,) = ports.leases()
     assert (str(lease.worker), lease.port, lease.pid) == ("org-1/crm#2", pool.first + 3, pid)
-    code, out, err = run(*words)
+    code, out, err = run(*arguments)
     assert (code, out) == (73, "")
     assert "already has a lease" in err
     assert run("release", str(lease.port))[0] == 0
@@ -190,7 +190,7 @@ def test_a_port_is_adopted_by_hand(run, listener, table: Table, ports: PortAlloc
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (("--port", "FREE", "--org", "o", "--plugin", "p"), 2, "nobody listens"),
         (("--port", "80", "--org", "o", "--plugin", "p"), 2, "outside pool"),
@@ -203,10 +203,10 @@ def test_a_port_is_adopted_by_hand(run, listener, table: Table, ports: PortAlloc
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_a_wrong_argument_is_one_line(run, table: Table, pool: PoolSpec, words, code: int, says: str) -> None:
-    done = run("adopt", *(str(pool.first) if word == "FREE" else word for word in words))
+def test_a_wrong_argument_is_one_line(run, table: Table, pool: PoolSpec, arguments, code: int, message: str) -> None:
+    done = run("adopt", *(str(pool.first) if argument == "FREE" else argument for argument in arguments))
     assert done[:2] == (code, "")
-    assert says in done[2]
+    assert message in done[2]
     assert done[2].count("\n") == 1
 
 
@@ -222,7 +222,7 @@ def test_a_lease_that_redis_lost_is_stopped_when_asked_once_its_time_has_passed(
     assert run("adopt")[0] == 0
     assert {row["runtime_state"] for row in table.rows().values()} == {"ready"}
     assert run("adopt", "--apply")[0] == 0
-    assert {worker: state for worker, (_, _, state) in table.places().items()} == {
+    assert {worker: state for worker, (_, _, state) in table.addresses().items()} == {
         "org-1/email#0": "stopped", "org-2/email#0": "ready",
     }  # fmt: skip
 
@@ -243,11 +243,11 @@ def test_a_row_that_is_not_stopped_is_not_said_to_be(run, table: Table, ports: P
         table.add(f"org-{number}/email", port=pool.first + number, runtime_state="ready")
     code, out, _ = run("adopt", "--apply", "--format", "json")
     assert code == 1
-    told = {row["worker"]: (row["what_was_done"], row["detail"]) for row in json.loads(out)}
-    assert told["org-1/email#0"][0] == told["org-2/email#0"][0] == "nothing"
-    assert "nothing was written: the table drops" in told["org-1/email#0"][1]
-    assert "nothing was written: the database refuses it (hands off)" in told["org-2/email#0"][1]
-    assert told["org-3/email#0"][0] == "set to stopped"
+    reported = {row["worker"]: (row["what_was_done"], row["detail"]) for row in json.loads(out)}
+    assert reported["org-1/email#0"][0] == reported["org-2/email#0"][0] == "nothing"
+    assert "nothing was written: the table drops" in reported["org-1/email#0"][1]
+    assert "nothing was written: the database refuses it (hands off)" in reported["org-2/email#0"][1]
+    assert reported["org-3/email#0"][0] == "set to stopped"
     assert [row["runtime_state"] for row in table.rows().values()] == ["ready", "ready", "stopped"]
 
 
@@ -264,10 +264,10 @@ def test_a_row_without_an_instance_is_not_taken_for_the_first_one(
     table.add("org-3/email", instance=None, host="web-1", port=pool.first + 3, runtime_state="ready", fence=7)
     code, out, _ = run("adopt", "--apply", "--format", "json")
     assert code == 1
-    told = {(row["worker"], row["port"]): (row["what_was_done"], row["detail"]) for row in json.loads(out)}
-    assert told["org-1/email#0", pool.first][0] == "adopted"
+    reported = {(row["worker"], row["port"]): (row["what_was_done"], row["detail"]) for row in json.loads(out)}
+    assert reported["org-1/email#0", pool.first][0] == "adopted"
     for org, port in (("org-1", pool.first + 1), ("org-2", pool.first + 2), ("org-3", pool.first + 3)):
-        what, why = told[f"{org}/email#NULL", port]
+        what, why = reported[f"{org}/email#NULL", port]
         assert (what, "instance is NULL" in why) == ("nothing", True)
     assert [lease.port for lease in ports.leases()] == [pool.first]
     rows = table.run("SELECT port, runtime_state FROM plugin_runners ORDER BY port")

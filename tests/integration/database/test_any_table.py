@@ -96,9 +96,9 @@ def test_their_table_is_adopted_recorded_reconciled_and_restored(
             report = Reconciler(ports, theirs, layout, leader=leader).run(Report())
             assert report.refused == {}
         assert {lease.worker for lease in leases} == set(workers)
-        words = {LeaseState.STARTING: "STARTING"}
+        fields = {LeaseState.STARTING: "STARTING"}
         assert live(theirs) == {
-            of(lease.worker): (lease.host, lease.port, words.get(lease.state, "RUNNING")) for lease in leases
+            of(lease.worker): (lease.host, lease.port, fields.get(lease.state, "RUNNING")) for lease in leases
         }
         assert list(differences(ports, theirs, NAMES)) == []
         before = rows_of(theirs, "SELECT id, note FROM plugin_instances WHERE note IS NOT NULL ORDER BY note")
@@ -149,7 +149,7 @@ def test_a_worker_whose_plugin_or_organisation_has_no_row_is_named_and_not_lease
 
 
 @pytest.mark.parametrize(
-    ("names", "says"),
+    ("names", "message"),
     [
         (NameTable("plugin", "id", "packageName"), r"no table plugin, which \[database.plugin\]"),
         (NameTable("plugins", "id", "title"), r"plugins has no column title, which \[database.plugin\]"),
@@ -157,9 +157,9 @@ def test_a_worker_whose_plugin_or_organisation_has_no_row_is_named_and_not_lease
     ],
     ids=str,
 )
-def test_a_table_of_names_that_is_not_there_is_one_line(theirs: Database, names: NameTable, says: str) -> None:
+def test_a_table_of_names_that_is_not_there_is_one_line(theirs: Database, names: NameTable, message: str) -> None:
     for use in (check, upgrade, open_layout):
-        with pytest.raises(ConfigurationError, match=says):
+        with pytest.raises(ConfigurationError, match=message):
             use(theirs, replace(NAMES, plugin=names))
 
 
@@ -171,7 +171,7 @@ def test_a_foreign_key_without_settings_says_what_to_write(postgres_url: str) ->
 
 
 @pytest.mark.parametrize(
-    ("states", "says"),
+    ("states", "message"),
     [
         ({"running": "RUNNING"}, "not a state of a row"),
         ({"ready": "STOPPED", "stopped": "STOPPED"}, "have one name"),
@@ -180,16 +180,16 @@ def test_a_foreign_key_without_settings_says_what_to_write(postgres_url: str) ->
         ({"ready": "a\nb"}, "not a name for a state"),
     ],
 )
-def test_states_that_cannot_be_told_apart_are_refused(states: dict[str, str], says: str) -> None:
-    with pytest.raises(InvalidInputError, match=says):
+def test_states_that_cannot_be_told_apart_are_refused(states: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
         TableNames.checked(None, None, {}, states)
 
 
 def test_words_of_states_are_literals_and_never_part_of_a_statement(
     database_url: str, ports: PortAllocator, pool: PoolSpec
 ) -> None:
-    words = {"ready": "it's :up", "starting": "'; DROP TABLE plugin_runners; --"}
-    names = TableNames.checked(None, None, {}, words)
+    fields = {"ready": "it's :up", "starting": "'; DROP TABLE plugin_runners; --"}
+    names = TableNames.checked(None, None, {}, fields)
     with closing(Database.open(database_url)) as database:
         execute(database, "CREATE TABLE plugin_runners (organization_id text, plugin_id text, runtime_state text)")
         upgrade(database, names, pool.name)
@@ -198,8 +198,8 @@ def test_words_of_states_are_literals_and_never_part_of_a_statement(
         leader = Leader(ports)
         Reconciler(ports, database, open_layout(database, names), leader=leader).run(Report())
         found = {row["port"]: row["runtime_state"] for row in rows_of(database, "SELECT * FROM plugin_runners")}
-        assert found[ready.port] == words["ready"]
-        assert set(found.values()) == set(words.values())
+        assert found[ready.port] == fields["ready"]
+        assert set(found.values()) == set(fields.values())
         assert list(differences(ports, database, names)) == []
         assert check(database, names).findings == []
 

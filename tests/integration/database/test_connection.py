@@ -87,11 +87,11 @@ def test_a_value_that_cannot_be_read_is_an_error_that_names_the_table(postgres_u
         strict = TimestamptzLoader
         event.listen(database.engine, "checkout", lambda raw, *_: raw.adapters.register_loader("timestamptz", strict))
         rows = FencedRows(open_layout(database, NAMES), table.pool)
-        says = r"table plugin_runners holds .*too large.*; correct"
+        message = r"table plugin_runners holds .*too large.*; correct"
         for opened in (database.reading, database.writing):
-            with pytest.raises(ConfigurationError, match=says), opened() as connection:
+            with pytest.raises(ConfigurationError, match=message), opened() as connection:
                 rows.on_host(connection, "web-1")
-        with pytest.raises(ConfigurationError, match=says):
+        with pytest.raises(ConfigurationError, match=message):
             list(rows.in_order(database))
         with pytest.raises(ConfigurationError, match="division by zero"), database.reading() as connection:
             connection.execute(text("SELECT 1 / 0"))

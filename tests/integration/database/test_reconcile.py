@@ -39,7 +39,7 @@ def test_a_pass_writes_a_row_for_every_lease(reconciler: Reconciler, ports: Port
     leases = [ports.claim("email", org=f"org-{n}") for n in range(20)]
     report = reconciler.run(Report())
     assert (report.leases, report.written, report.counts) == (20, 20, {"missing-row": 20})
-    assert table.places() == {str(one.worker): ("web-1", one.port, "starting") for one in leases}
+    assert table.addresses() == {str(one.worker): ("web-1", one.port, "starting") for one in leases}
     again = reconciler.run(Report())
     assert (again.written, again.counts) == (0, {})
     assert drift(reconciler) == {}
@@ -47,8 +47,8 @@ def test_a_pass_writes_a_row_for_every_lease(reconciler: Reconciler, ports: Port
 
 def test_all_that_a_holder_says_is_in_the_row(reconciler: Reconciler, ports: PortAllocator, table: Table) -> None:
     lease = ports.claim("email", org="org-1")
-    words = {"state": LeaseState.DEGRADED, "pid": 4242, "restarts": 3, "last_error": "exit code 1"}
-    ports.renew(replace(lease, **words), rewrite=True)
+    fields = {"state": LeaseState.DEGRADED, "pid": 4242, "restarts": 3, "last_error": "exit code 1"}
+    ports.renew(replace(lease, **fields), rewrite=True)
     reconciler.run(Report())
     row = table.rows()["org-1/email#0"]
     assert (row["runtime_state"], row["pid"], row["restart_count"], row["last_error"]) == (
@@ -135,8 +135,8 @@ def test_workers_that_changed_places_are_both_right(reconciler: Reconciler, port
         ports.claim("email", org=org, port=port)
     assert set(drift(reconciler).values()) == {"wrong-port"}
     reconciler.run(Report())
-    places = {worker: port for worker, (_, port, _) in table.places().items()}
-    assert places == {"org-1/email#0": two.port, "org-2/email#0": one.port}
+    addresses = {worker: port for worker, (_, port, _) in table.addresses().items()}
+    assert addresses == {"org-1/email#0": two.port, "org-2/email#0": one.port}
 
 
 def forget_place(ports: PortAllocator, org: str) -> None:
@@ -152,7 +152,7 @@ def test_a_worker_that_moved_to_another_host_is_followed(
     with PortAllocator.from_url(redis_url, pool=pool.name, host="a-host") as there:
         moved = there.claim("email", org="org-1")
         reconciler.run(Report())
-        assert table.places() == {"org-1/email#0": ("a-host", moved.port, "starting")}
+        assert table.addresses() == {"org-1/email#0": ("a-host", moved.port, "starting")}
         assert drift(reconciler) == {}
 
 
@@ -174,7 +174,7 @@ def test_a_live_row_of_another_worker_at_a_leased_place_gives_way(
     table.add("org-9/email", host="web-1", port=lease.port, runtime_state="ready", fence=5)
     assert drift(reconciler) == {"org-1/email#0": "missing-row", "org-9/email#0": "duplicate-live"}
     reconciler.run(Report())
-    assert table.places() == {
+    assert table.addresses() == {
         "org-1/email#0": ("web-1", lease.port, "starting"),
         "org-9/email#0": ("web-1", lease.port, "stopped"),
     }
@@ -230,7 +230,7 @@ def test_emptied_redis_stops_no_row_and_new_leases_take_their_places(
         client.delete(key)
     report = reconciler.run(Report())
     assert report.counts == {"unknown-row": 3}
-    assert {state for _, _, state in table.places().values()} == {"starting"}
+    assert {state for _, _, state in table.addresses().values()} == {"starting"}
     (renewed,) = ports.renew(old[0])
     newcomer = ports.claim("email", org="org-9", port=old[1].port)
     reconciler.run(Report())
@@ -256,7 +256,7 @@ def test_a_database_restored_from_an_old_copy_is_made_right(
     for worker, row in copy.items():
         table.add(worker, **{name: row[name] for name in ("host", "port", "runtime_state", "fence")})
     reconciler.run(Report())
-    assert table.places() == {
+    assert table.addresses() == {
         "org-1/email#0": ("web-1", second.port, "starting"),
         "org-2/stripe#0": ("web-1", stripe.port, "starting"),
     }
@@ -340,7 +340,7 @@ def test_a_fleet_wide_pool_is_followed_too(
             one.release(leases[0])
             one.run(reap(spec.name))
             reconciler.run(Report())
-            assert table.places()["org-1/email#0"][2] == "stopped"
+            assert table.addresses()["org-1/email#0"][2] == "stopped"
 
 
 def test_the_time_of_a_lease_is_written_again_once_it_has_passed(
@@ -378,7 +378,7 @@ def test_many_more_than_fit_into_one_batch(reconciler: Reconciler, ports: PortAl
         )  # fmt: skip
     report = reconciler.run(Report())
     assert report.counts == {"unknown-row": 5_000, "missing-row": 1}
-    assert table.places()["org-1/email#0"] == ("web-1", lease.port, "starting")
+    assert table.addresses()["org-1/email#0"] == ("web-1", lease.port, "starting")
 
 
 def test_what_is_shown_comes_in_pages_and_each_difference_once(

@@ -108,8 +108,8 @@ def test_a_row_whose_lease_is_known_to_have_ended_is_not_in_the_way(ports: PortA
             client_of(ports.store).delete(f"alloc:{{{old.pool}}}:lease:web-1:{old.port}")
             client_of(ports.store).zadd(f"alloc:{{{old.pool}}}:ports:web-1", {str(old.port): 0})
         new = ports.claim("email", org="org-new", port=old.port, record=True)
-        assert table.places()["org-old/email#0"] == ("web-1", old.port, "stopped")
-        assert table.places()["org-new/email#0"] == ("web-1", old.port, "starting")
+        assert table.addresses()["org-old/email#0"] == ("web-1", old.port, "stopped")
+        assert table.addresses()["org-new/email#0"] == ("web-1", old.port, "starting")
         ports.release(new)
 
 

@@ -46,7 +46,7 @@ def test_workers_rows_and_the_leadership_are_right_after_redis_went_back_in_time
         moved = ports.keep(ports.claim("email", org="org-1", port=before.port + 5, ttl=2.0))
         newer = ports.keep(ports.claim("stripe", org="org-3", ttl=2.0))
         held = (stays, moved, newer)
-        wait_until(lambda: len(table.places()) == len(held), "it does not follow")
+        wait_until(lambda: len(table.addresses()) == len(held), "it does not follow")
         server.crash()
         shutil.copy(copy, server.directory / "dump.rdb")
         server.start()
@@ -65,7 +65,7 @@ def test_workers_rows_and_the_leadership_are_right_after_redis_went_back_in_time
 
         def are_right() -> bool:
             living = {(one.host, one.port) for one in ports.leases()}
-            return {place[:2] for place in table.places().values() if place[2] != "stopped"} == living
+            return {address[:2] for address in table.addresses().values() if address[2] != "stopped"} == living
 
         wait_until(are_right, "the rows are not those of the leases")
         assert watching.error is None

@@ -40,7 +40,7 @@ def test_nobody_is_moved_off_the_port_that_others_know(
     assert (done.restored, done.known, done.unfit) == (3, 0, [])
     assert ports.leases() == []
     reconciler.run(Report())
-    assert {worker for worker, (_, _, state) in table.places().items() if state == "starting"} == {
+    assert {worker for worker, (_, _, state) in table.addresses().items() if state == "starting"} == {
         f"{org}/email#0" for org in before
     }
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as others:

@@ -294,7 +294,7 @@ def test_something_else_under_the_name_is_refused(empty: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statements", "says"),
+    ("statements", "message"),
     [
         (
             ["CREATE MATERIALIZED VIEW plugin_runners AS SELECT 'o' AS organization_id, 'p' AS plugin_id"],
@@ -318,11 +318,13 @@ def test_something_else_under_the_name_is_refused(empty: Database) -> None:
         ),
     ],
 )
-def test_what_is_no_ordinary_table_is_refused_in_one_line(postgres_url: str, statements: list[str], says: str) -> None:
+def test_what_is_no_ordinary_table_is_refused_in_one_line(
+    postgres_url: str, statements: list[str], message: str
+) -> None:
     database = Database.open(postgres_url)
     execute(database, *statements)
     for use in (check, upgrade, open_layout):
-        with pytest.raises(ConfigurationError, match=f"^plugin_runners is .*{says}.*; name an ordinary table"):
+        with pytest.raises(ConfigurationError, match=f"^plugin_runners is .*{message}.*; name an ordinary table"):
             use(database, NAMES)
     database.close()
 

@@ -110,13 +110,13 @@ def test_a_watcher_that_meets_a_stopped_server_says_so_lets_others_lead_and_goes
             seen = watching.seen
             wait_until(lambda: seen.leading, "it does not lead")
             with stopped(own_postgres):
-                wait_until(lambda: watching.said("is silent"), "it reports nothing")
+                wait_until(lambda: watching.printed("is silent"), "it reports nothing")
                 wait_until(lambda: seen.outages and not seen.leading, "the metrics are those of a leader")
                 lease = ports.claim("email", org="org-1")
             wait_until(lambda: seen.leading, "it does not lead again")
             table = Table(database, ports.session.pool)
-            place = (lease.host, lease.port, "starting")
-            wait_until(lambda: table.places().get("org-1/email#0") == place, "the row is not written")
+            address = (lease.host, lease.port, "starting")
+            wait_until(lambda: table.addresses().get("org-1/email#0") == address, "the row is not written")
 
 
 @contextmanager
@@ -277,20 +277,20 @@ def test_a_file_that_is_removed_or_replaced_under_a_watcher_is_noticed(
     with closing(Database.open(url)) as database:
         upgrade(database, NAMES)
         with Watching(redis_url, ports.session.pool, database) as watching:
-            wait_until(lambda: watching.said("leading"), "it does not lead")
+            wait_until(lambda: watching.printed("leading"), "it does not lead")
             for one in tmp_path.glob("rows.db*"):
                 one.unlink()
-            wait_until(lambda: watching.said("was removed"), "it does not notice", 60)
+            wait_until(lambda: watching.printed("was removed"), "it does not notice", 60)
             assert not file.exists()
             lease = ports.claim("email", org="org-1")
             with closing(Database.open(url)) as again:
                 upgrade(again, NAMES)
-            place = (lease.host, lease.port, "starting")
+            address = (lease.host, lease.port, "starting")
 
             def is_written() -> bool:
                 with closing(sqlite3.connect(file)) as looking:
                     found = looking.execute("SELECT host, port, runtime_state FROM plugin_runners").fetchall()
-                return found == [place]
+                return found == [address]
 
             wait_until(is_written, "the row is not written into the new file", 60)
 
@@ -306,10 +306,10 @@ def test_a_leader_of_a_restored_database_leads_again_and_all_the_while_asks_seld
         wait_until(lambda: "org-1/email#0" in table.rows(), "it does not follow")
         table.run("UPDATE plugin_runners_leaders SET fence = :fence", fence=number)
         second = ports.claim("email", org="org-2")
-        place = (second.host, second.port, "starting")
-        wait_until(lambda: table.places().get("org-2/email#0") == place, "it does not recover", 30)
+        address = (second.host, second.port, "starting")
+        wait_until(lambda: table.addresses().get("org-2/email#0") == address, "it does not recover", 30)
         assert len(watching.lines) <= 6, watching.lines
-        assert table.places()["org-1/email#0"] == (first.host, first.port, "starting")
+        assert table.addresses()["org-1/email#0"] == (first.host, first.port, "starting")
         assert watching.error is None
 
 
@@ -351,7 +351,7 @@ def test_the_trouble_of_one_row_is_that_rows(
         for _ in range(2):
             report = reconciler.run(Report())
             assert list(report.refused) == ["org-bad/stripe#0"]
-            live = {place for place in table.places().values() if place[2] != "stopped"}
+            live = {address for address in table.addresses().values() if address[2] != "stopped"}
             assert live == {(one.host, one.port, "starting") for one in good}
         ports.release(bad)
         with pytest.raises((ConfigurationError, DatabaseUnavailableError)) as raised:
@@ -379,7 +379,7 @@ def test_a_policy_that_hides_one_row_ends_no_watcher(
             ports.claim("email", org="org-theirs")
             report = reconciler.run(Report())
         assert list(report.refused) == ["org-theirs/email#0"]
-        assert table.places() == {"org-mine/email#0": (lease.host, lease.port, "starting")}
+        assert table.addresses() == {"org-mine/email#0": (lease.host, lease.port, "starting")}
 
 
 def test_a_row_that_another_transaction_holds_keeps_no_other_from_being_written(
@@ -397,11 +397,11 @@ def test_a_row_that_another_transaction_holds_keeps_no_other_from_being_written(
             other.execute("SELECT 1 FROM plugin_runners WHERE organization_id = 'org-3' FOR UPDATE")
             report = reconciler.run(Report())
             assert list(report.refused) == ["org-3/email#0"]
-            states = {worker: place[2] for worker, place in table.places().items()}
+            states = {worker: address[2] for worker, address in table.addresses().items()}
             assert states.pop("org-3/email#0") == "starting"
             assert set(states.values()) == {"ready"}
         assert reconciler.run(Report()).refused == {}
-        assert {place[2] for place in table.places().values()} == {"ready"}
+        assert {address[2] for address in table.addresses().values()} == {"ready"}
 
 
 @pytest.mark.parametrize("change", ["instance = 5", "plugin_id = 'stripe'", "organization_id = 'org-9'"])
@@ -412,9 +412,9 @@ def test_a_row_whose_key_was_changed_by_hand_makes_way_for_its_leases_own(
     reconciler.run(Report())
     table.run(f"UPDATE plugin_runners SET {change}")
     assert reconciler.run(Report()).refused == {}
-    places = table.places()
-    assert places.pop("org-1/email#0") == (lease.host, lease.port, "starting")
-    assert [place[2] for place in places.values()] == ["stopped"]
+    addresses = table.addresses()
+    assert addresses.pop("org-1/email#0") == (lease.host, lease.port, "starting")
+    assert [address[2] for address in addresses.values()] == ["stopped"]
     assert reconciler.run(Report()).counts == {}
 
 

@@ -36,9 +36,9 @@ def far() -> Iterator[FarHost]:
         yield host
 
 
-def ends(tried: Callable[[], object], error: type[Exception], words: str) -> None:
+def ends(tried: Callable[[], object], error: type[Exception], text: str) -> None:
     began = time.monotonic()
-    with pytest.raises(error, match=words) as raised:
+    with pytest.raises(error, match=text) as raised:
         tried()
     assert time.monotonic() - began < LIMIT_S
     assert "\n" not in str(raised.value)
@@ -64,14 +64,14 @@ def test_a_silent_database_holds_nobody_up_and_all_is_right_afterwards(
             ends(lambda: kept.claim("email", org="org-2", record=True), DatabaseUnavailableError, "is silent")
             ends(lambda: look.run(Report()), DatabaseUnavailableError, "is silent")
             ends(lambda: check(database, NAMES), DatabaseUnavailableError, "is silent")
-            wait_until(lambda: watching.said("is silent"), "it reports nothing")
+            wait_until(lambda: watching.printed("is silent"), "it reports nothing")
             wait_until(lambda: watching.seen.outages and not watching.seen.leading, "its metrics are a leader's")
             assert [lease.org for lease in ports.leases()] == ["org-1"]
             lease = ports.claim("email", org="org-3")
             far.answer()
-            place = (lease.host, lease.port, "starting")
+            address = (lease.host, lease.port, "starting")
             table = Table(near, ports.session.pool)
-            wait_until(lambda: table.places().get("org-3/email#0") == place, "the row is not written")
+            wait_until(lambda: table.addresses().get("org-3/email#0") == address, "the row is not written")
             assert watching.error is None
 
 
@@ -95,12 +95,12 @@ def test_a_silent_redis_holds_nobody_up_and_all_is_right_afterwards(
         far.silence()
         ends(lambda: others.claim("email", org="org-2"), StoreUnavailableError, ".")
         ends(others.leases, StoreUnavailableError, ".")
-        wait_until(lambda: watching.said("waiting for it"), "it reports nothing")
+        wait_until(lambda: watching.printed("waiting for it"), "it reports nothing")
         wait_until(lambda: not watching.seen.leading, "its metrics are a leader's")
         lease = ports.claim("stripe", org="org-3")
         far.answer()
         assert others.claim("email", org="org-4")
-        place = (lease.host, lease.port, "starting")
-        wait_until(lambda: table.places().get("org-3/stripe#0") == place, "the row is not written")
+        address = (lease.host, lease.port, "starting")
+        wait_until(lambda: table.addresses().get("org-3/stripe#0") == address, "the row is not written")
         others.let_go(held)
         assert watching.error is None

@@ -84,7 +84,7 @@ def documented() -> dict[str, dict[str, set[str]]]:
     rows = re.findall(r"^\| (`.+?) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
     assert rows
     return {
-        command: {table: set(re.findall("[A-Z]+", words)) for table, words in zip(TABLES, rights, strict=True)}
+        command: {table: set(re.findall("[A-Z]+", phrase)) for table, phrase in zip(TABLES, rights, strict=True)}
         for commands, *rights in rows
         for command in re.findall("`(.+?)`", commands)
     }

@@ -55,7 +55,7 @@ def test_all_works_through_a_pooler_that_gives_each_transaction_another_session(
         for lease in leases:
             ports.renew(replace(lease, state=LeaseState.READY), rewrite=True)
         states = {(lease.host, lease.port, "ready") for lease in leases}
-        wait_until(lambda: set(table.places().values()) == states, "the watcher does not follow", 60)
+        wait_until(lambda: set(table.addresses().values()) == states, "the watcher does not follow", 60)
         assert watching.error is None
         assert not any("waiting" in line for line in watching.lines), watching.lines
 
@@ -86,9 +86,9 @@ def leave_settings_behind(pooled: str) -> None:
 def test_every_command_with_a_database_does_its_work_through_a_pooler(pooled: str, fleet: Fleet) -> None:
     variables = {"ALLOCATOR_DATABASE_URL": pooled}
 
-    def run(*words: str) -> str:
-        code, out, err = finish(fleet.spawn(*words, variables=variables))
-        assert (code, "Traceback" in err) == (0, False), (words, out, err)
+    def run(*arguments: str) -> str:
+        code, out, err = finish(fleet.spawn(*arguments, variables=variables))
+        assert (code, "Traceback" in err) == (0, False), (arguments, out, err)
         return out
 
     run("db", "upgrade")

@@ -89,11 +89,11 @@ def test_a_migration_amid_a_pass_with_many_differences_is_carried_out(
         reconciler = Reconciler(ports, database, layout, leader=Leader(ports) if writes else None)
         migration, settle, done = Migration(postgres_url), reconciler.settle, []
 
-        def settle_beside_a_migration(*words) -> None:
+        def settle_beside_a_migration(*arguments) -> None:
             if not done:
                 done.append(True)
                 migration.start_and_wait_until_it_is_done_or_waits()
-            settle(*words)
+            settle(*arguments)
 
         reconciler.settle = settle_beside_a_migration
         passing = threading.Thread(target=lambda: done.append(reconciler.run(Report())), daemon=True)
@@ -142,12 +142,12 @@ def test_a_walk_gives_every_row_once_in_order_however_the_pages_fall(
     fill(database, "p", 230)
     fill(database, "other", 40)
     rows = FencedRows(open_layout(database, NAMES), "p")
-    whole = [row.place for row in rows.in_order(database)]
+    whole = [row.address for row in rows.in_order(database)]
     assert len(whole) == 230 < READ_AT_ONCE
     assert whole == sorted(whole)
     for size in (1, 7, 115, 229, 230, 231):
         monkeypatch.setattr("allocator.database.rows.READ_AT_ONCE", size)
-        assert [row.place for row in rows.in_order(database)] == whole
+        assert [row.address for row in rows.in_order(database)] == whole
 
 
 def test_no_transaction_is_open_while_a_walk_is_looked_at(postgres_url: str) -> None:

@@ -35,11 +35,11 @@ WAIT_S = 30.0
 class Watcher:
     """One `allocator reconcile --watch` and what it says."""
 
-    def __init__(self, state: Path, *words: str, **variables: str) -> None:
+    def __init__(self, state: Path, *arguments: str, **variables: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
         own = {"XDG_STATE_HOME": str(state), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "allocator", "reconcile", "--watch", *words],
+            [sys.executable, "-m", "allocator", "reconcile", "--watch", *arguments],
             env=kept | own | variables,
             cwd=state,
             stderr=subprocess.PIPE,
@@ -58,10 +58,10 @@ class Watcher:
                 self.lines.append(line.strip())
                 self._heard.notify_all()
 
-    def says(self, words: str) -> Self:
+    def message(self, text: str) -> Self:
         """Wait until it has said something."""
         with self._heard:
-            found = self._heard.wait_for(lambda: any(words in line for line in self.lines), WAIT_S)
+            found = self._heard.wait_for(lambda: any(text in line for line in self.lines), WAIT_S)
         assert found, self.lines
         assert not any("Traceback" in line for line in self.lines), self.lines
         return self
@@ -89,14 +89,14 @@ def watching(ports: PortAllocator, database: Database, database_url: str, redis_
     """Starts watchers of the test's pool and database."""
     started: list[Watcher] = []
 
-    def start(*words: str) -> Watcher:
+    def start(*arguments: str) -> Watcher:
         variables = {
             "ALLOCATOR_REDIS_URL": redis_url,
             "ALLOCATOR_POOL": ports.session.pool,
             "ALLOCATOR_DATABASE_URL": database_url,
             "ALLOCATOR_HOST": f"host-{len(started)}",
         }
-        started.append(Watcher(tmp_path, *words, **variables))
+        started.append(Watcher(tmp_path, *arguments, **variables))
         return started[-1]
 
     yield start
@@ -112,34 +112,34 @@ def places_are(table: Table, leases) -> bool:
 
 
 def test_rows_follow_claims_and_releases_long_before_the_next_pass(watching, ports: PortAllocator, table: Table):
-    watching("--every", "1h").says("leading")
+    watching("--every", "1h").message("leading")
     first = ports.claim("email", org="org-1")
     wait_until(lambda: places_are(table, [first]), "the claim did not arrive")
     ports.release(first)
-    wait_until(lambda: table.places()["org-1/email#0"][2] == "stopped", "the release did not arrive")
+    wait_until(lambda: table.addresses()["org-1/email#0"][2] == "stopped", "the release did not arrive")
 
 
 def test_a_stand_by_takes_over_when_the_leader_ends_in_order(watching, ports: PortAllocator, table: Table):
-    one = watching("--every", "1h").says("leading")
-    two = watching("--every", "1h").says("standing by: host-0")
+    one = watching("--every", "1h").message("leading")
+    two = watching("--every", "1h").message("standing by: host-0")
     assert one.end() == 0
     assert json.loads(one.lines[-1])["message"] == "stopped"
-    two.says("leading")
+    two.message("leading")
     lease = ports.claim("email", org="org-1")
     wait_until(lambda: places_are(table, [lease]), "the new leader does not follow")
 
 
 def test_a_stand_by_takes_over_from_a_leader_that_was_killed_or_stopped(watching, ports: PortAllocator, table: Table):
-    one = watching("--every", "1h").says("leading")
-    two = watching("--every", "1h").says("standing by")
+    one = watching("--every", "1h").message("leading")
+    two = watching("--every", "1h").message("standing by")
     os.kill(one.process.pid, signal.SIGSTOP)
     client_of(ports.store).delete(*leader_keys(ports))  # as its TTL does, without waiting for it
-    two.says("leading")
+    two.message("leading")
     lease = ports.claim("email", org="org-1")
     wait_until(lambda: places_are(table, [lease]), "the new leader does not follow")
     before = table.rows()
     os.kill(one.process.pid, signal.SIGCONT)
-    one.says("standing by: host-1")
+    one.message("standing by: host-1")
     assert table.rows() == before
     assert two.end(signal.SIGKILL) == -signal.SIGKILL
     client_of(ports.store).delete(*leader_keys(ports))
@@ -153,7 +153,7 @@ def leader_keys(ports: PortAllocator) -> list[str]:
 
 
 def test_only_one_leads_and_once_says_who(watching, ports: PortAllocator, database_url: str, redis_url: str, tmp_path):
-    watching("--every", "1h").says("leading")
+    watching("--every", "1h").message("leading")
     done = subprocess.run(
         [sys.executable, "-m", "allocator", "reconcile", "--once"],
         env=os.environ | {
@@ -168,7 +168,7 @@ def test_only_one_leads_and_once_says_who(watching, ports: PortAllocator, databa
 
 
 def test_events_that_were_lost_are_made_up_by_the_next_pass(watching, ports: PortAllocator, table: Table):
-    watching("--every", "300ms").says("leading")
+    watching("--every", "300ms").message("leading")
     client, stream = client_of(ports.store), f"alloc:{{{ports.session.pool}}}:events"
     leases = []
     for number in range(5):
@@ -178,7 +178,7 @@ def test_events_that_were_lost_are_made_up_by_the_next_pass(watching, ports: Por
 
 
 def test_garbage_among_the_events_does_no_harm(watching, ports: PortAllocator, table: Table):
-    one = watching("--every", "1h").says("leading")
+    one = watching("--every", "1h").message("leading")
     client, stream = client_of(ports.store), f"alloc:{{{ports.session.pool}}}:events"
     for fields in (
         {"a": "b"},
@@ -196,7 +196,7 @@ def test_garbage_among_the_events_does_no_harm(watching, ports: PortAllocator, t
 def test_metrics_are_served_while_it_watches(watching, ports: PortAllocator, table: Table):
     address = f"127.0.0.1:{free_port()}"
     table.add("org-9/email", host="web-7", port=5556, runtime_state="ready", fence=5)
-    watching("--every", "200ms", "--metrics-listen", address).says("leading")
+    watching("--every", "200ms", "--metrics-listen", address).message("leading")
     ports.claim("email", org="org-1")
 
     def metrics() -> str:
@@ -218,13 +218,13 @@ def test_what_cannot_be_served_or_asked_is_one_line(watching):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         number = taken.getsockname()[1]
-        for words, code in (
+        for arguments, code in (
             (("--metrics-listen", f"127.0.0.1:{number}"), 78),
             (("--metrics-listen", "nonsense"), 2),
             (("--every", "0s"), 2),
             (("--once",), 2),
         ):
-            one = watching(*words)
+            one = watching(*arguments)
             assert one.process.wait(WAIT_S) == code
             one._thread.join()
             assert len(one.lines) == 1, one.lines
@@ -248,7 +248,7 @@ def test_a_database_that_is_away_is_waited_for_and_the_backlog_is_one_diff(
         "ALLOCATOR_CONNECT_TIMEOUT": "1s",
     }  # fmt: skip
     with Watcher(tmp_path, "--every", "1h", **variables) as watcher:
-        watcher.says("leading")
+        watcher.message("leading")
         kept = ports.claim("email", org="org-kept")
         table = Table(Database.open(url), ports.session.pool)
         wait_until(lambda: places_are(table, [kept]), "the claim did not arrive")
@@ -256,11 +256,11 @@ def test_a_database_that_is_away_is_waited_for_and_the_backlog_is_one_diff(
         own_postgres.stop(signal.SIGKILL)
         leases = [ports.claim("email", org=f"org-{number}") for number in range(20)]
         ports.release(kept)
-        watcher.says("waiting for it")
+        watcher.message("waiting for it")
         own_postgres.start()
-        watcher.says("are equal")
+        watcher.message("are equal")
         assert places_are(table, leases)
-        assert table.places()["org-kept/email#0"][2] == "stopped"
+        assert table.addresses()["org-kept/email#0"][2] == "stopped"
         later = ports.claim("stripe", org="org-later")
         wait_until(lambda: places_are(table, [later]), "events are not followed after the outage")
         table.database.close()
@@ -279,7 +279,7 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(
         "ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": ports.session.pool, "ALLOCATOR_DATABASE_URL": url,
     }  # fmt: skip
     with Watcher(tmp_path, **variables) as watcher:
-        watcher.says("waiting for it")
+        watcher.message("waiting for it")
         own_postgres.start()
         table = Table(Database.open(url), ports.session.pool)
         wait_until(lambda: places_are(table, [lease]), "the pass was not made")
@@ -300,9 +300,9 @@ def test_a_redis_that_is_away_is_waited_for(tmp_path: Path, postgres_url: str):
             "ALLOCATOR_CONNECT_TIMEOUT": "500ms",
         }  # fmt: skip
         watcher = Watcher(tmp_path, "--every", "1h", **variables)
-        watcher.says("leading")
+        watcher.message("leading")
     with watcher:
-        watcher.says("waiting for it")
+        watcher.message("waiting for it")
         with Server("--port", str(port)) as second:
             second.port = port
             second.ready()

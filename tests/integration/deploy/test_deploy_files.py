@@ -29,8 +29,10 @@ LINT_RULES = (
 )
 
 
-def run(*words: str | Path) -> str:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, cwd=ROOT)
+def run(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        [str(argument) for argument in arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -141,16 +143,16 @@ def commands_in_files() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(
-    ("where", "words"), commands_in_files(), ids=lambda value: value if isinstance(value, str) else ""
+    ("where", "arguments"), commands_in_files(), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_the_commands_that_are_started_exist_with_these_options(where: str, words: list[str]) -> None:
-    own = words[: words.index("--")] if "--" in words else words
-    groups = [word for word in own[:2] if not word.startswith("-")]
+def test_the_commands_that_are_started_exist_with_these_options(where: str, arguments: list[str]) -> None:
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    groups = [argument for argument in own[:2] if not argument.startswith("-")]
     path = groups if groups[0] in {"host", "pool", "db"} else groups[:1]
     help_text = run(sys.executable, "-m", "allocator", *path, "--help")
-    for word in own:
-        if word.startswith("--"):
-            assert word.partition("=")[0] in help_text, f"{where}: {word}"
+    for argument in own:
+        if argument.startswith("--"):
+            assert argument.partition("=")[0] in help_text, f"{where}: {argument}"
 
 
 @pytest.fixture(scope="session")
@@ -161,8 +163,8 @@ def promtool(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(found)
     directory = tmp_path_factory.mktemp("promtool")
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        words = ["apt-get", "download", "prometheus"]
-        subprocess.run(words, cwd=directory, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        arguments = ["apt-get", "download", "prometheus"]
+        subprocess.run(arguments, cwd=directory, capture_output=True, check=False, stdin=subprocess.DEVNULL)
         for package in directory.glob("*.deb"):
             subprocess.run(["dpkg-deb", "-x", str(package), str(directory / "root")], check=True)
             return directory / "root/usr/bin/promtool"
@@ -186,22 +188,28 @@ def test_whoever_holds_leases_is_scraped() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     served = set()
     for name, service in services.items():
-        words = [str(word).replace("--metrics-listen=", "") for word in service.get("command", [])]
-        served |= {f"{name}:{word.rpartition(':')[2]}" for word in words if re.fullmatch(r"0\.0\.0\.0:\d+", word)}
-        assert "build" not in service or words[:1] != ["run"] or any(one.startswith(f"{name}:") for one in served)
+        arguments = [str(argument).replace("--metrics-listen=", "") for argument in service.get("command", [])]
+        served |= {
+            f"{name}:{argument.rpartition(':')[2]}"
+            for argument in arguments
+            if re.fullmatch(r"0\.0\.0\.0:\d+", argument)
+        }
+        assert "build" not in service or arguments[:1] != ["run"] or any(one.startswith(f"{name}:") for one in served)
     jobs = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
     scraped = {target for job in jobs for group in job.get("static_configs", []) for target in group["targets"]}
     assert scraped == served
-    for where, words in commands_in_files():
-        assert words[0] not in {"run", "agent"} or any("--metrics-listen" in word for word in words), where
+    for where, arguments in commands_in_files():
+        assert arguments[0] not in {"run", "agent"} or any("--metrics-listen" in argument for argument in arguments), (
+            where
+        )
 
 
 @pytest.mark.parametrize("manifest", manifests())
 def test_the_port_of_metrics_is_declared_so_that_two_on_one_node_are_seen(manifest: dict) -> None:
     for container in (pod_of(manifest) or {}).get("containers", []):
         ports = {str(port["containerPort"]) for port in container.get("ports", []) if port["name"] == "metrics"}
-        words = " ".join(container.get("args", []))
-        assert set(re.findall(r"--metrics-listen[= ]\S+:(\d+)", words)) == ports
+        text = " ".join(container.get("args", []))
+        assert set(re.findall(r"--metrics-listen[= ]\S+:(\d+)", text)) == ports
 
 
 def commands_in_alerts() -> list[str]:
@@ -222,12 +230,12 @@ def test_the_commands_that_alerts_name_can_be_typed(
         [sys.executable, "-m", "allocator", *command.split()], env=kept | own | {"PYTHONPATH": str(ROOT)},
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
-        said = []
+        printed = []
         for line in process.stdout:
-            said.append(line)
+            printed.append(line)
             if "leading" in line:  # of those that stay, the last word on whether they could be typed
                 process.terminate()
-        assert process.wait() != EXIT_USAGE, said
+        assert process.wait() != EXIT_USAGE, printed
 
 
 def metric_names() -> set[str]:
@@ -235,7 +243,7 @@ def metric_names() -> set[str]:
     from prometheus_client import CollectorRegistry
 
     from allocator.api.metrics import Metrics
-    from allocator.client.counting import HolderCounts, HolderMetrics
+    from allocator.client.counts import HolderCounts, HolderMetrics
     from allocator.database.metrics import PrometheusGauge
 
     reconciler = CollectorRegistry()

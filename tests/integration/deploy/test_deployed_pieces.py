@@ -62,8 +62,8 @@ def programs(fleet: Fleet) -> Path:
     """A directory with `allocator` and `python` as an image has them on its path."""
     directory = fleet.state / "bin"
     directory.mkdir()
-    for name, words in (("allocator", "-m allocator"), ("python", "")):
-        (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
+    for name, text in (("allocator", "-m allocator"), ("python", "")):
+        (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} {text} "$@"\n')
         (directory / name).chmod(0o755)
     return directory
 
@@ -77,10 +77,10 @@ def lease_directory(tmp_path: Path) -> Path:
 
 def start(container: dict, fleet: Fleet, programs: Path, lease: Path) -> subprocess.Popen:
     """Start a container's command, its volume being a directory."""
-    words = [*container["command"], container["args"][0].replace("/lease", str(lease))]
+    arguments = [*container["command"], container["args"][0].replace("/lease", str(lease))]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     environment = fleet.environment(PATH=path, ALLOCATOR_STATE_DIR=str(lease))
-    process = subprocess.Popen(words, env=environment, cwd=DEPLOY.parent, text=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(arguments, env=environment, cwd=DEPLOY.parent, text=True, stderr=subprocess.PIPE)
     fleet.started.append(process)
     return process
 
@@ -109,8 +109,8 @@ def test_the_worker_of_the_demonstration_has_what_prometheus_asks_it_for(fleet: 
 
     demo = DEPLOY / "demo"
     port = free_port()
-    words = [sys.executable, str(demo / "worker.py"), f"--plugin-path={demo / 'plugins/email'}"]
-    process = subprocess.Popen([*words, "--org-id=org-1", f"--port={port}"])
+    arguments = [sys.executable, str(demo / "worker.py"), f"--plugin-path={demo / 'plugins/email'}"]
+    process = subprocess.Popen([*arguments, "--org-id=org-1", f"--port={port}"])
     fleet.started.append(process)
     fleet.listener(port)
     for count in (1, 2):
@@ -137,9 +137,9 @@ def nginx(tmp_path: Path) -> Iterator[str]:
         f"daemon off; worker_processes 1; pid {tmp_path}/nginx.pid; error_log {tmp_path}/log; events {{}}\n"
         f"http {{ access_log off; client_body_temp_path {tmp_path}/body; {paths} include {tmp_path}/default.conf; }}\n"
     )
-    words = [binary, "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]
-    run_tool(*words, "-t")
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+    arguments = [binary, "-c", str(tmp_path / "nginx.conf"), "-p", str(tmp_path)]
+    run_tool(*arguments, "-t")
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGQUIT)
 
@@ -148,9 +148,9 @@ def test_nginx_sends_a_path_to_the_workers_that_the_exporter_wrote_and_nowhere_e
     fleet: Fleet, nginx: str, tmp_path: Path
 ) -> None:
     services = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]
-    words = [word.replace("/workers/", f"{tmp_path}/workers/") for word in services["exporter"]["command"]]
-    words[-1] = words[-1].replace("HUP 1", f"HUP $(cat {tmp_path}/nginx.pid)")
-    fleet.spawn(*words)
+    arguments = [argument.replace("/workers/", f"{tmp_path}/workers/") for argument in services["exporter"]["command"]]
+    arguments[-1] = arguments[-1].replace("HUP 1", f"HUP $(cat {tmp_path}/nginx.pid)")
+    fleet.spawn(*arguments)
     fleet.run("--health", "/health", org="org-123", variables={"ALLOCATOR_ADVERTISE": "127.0.0.1"})
     fleet.lease(org="org-123")
     health = f"{nginx}/email.org-123/health"
@@ -177,7 +177,7 @@ def echo() -> Iterator[int]:
             self.end_headers()
             self.wfile.write(self.path.encode())
 
-        def log_message(self, *words: object) -> None:
+        def log_message(self, *arguments: object) -> None:
             """Stay quiet."""
 
     with HTTPServer(("127.0.0.1", 0), Echo) as server:

@@ -36,18 +36,18 @@ def url(redis_url: str, pool: PoolSpec) -> Iterator[str]:
         yield found
 
 
-def node(program: str, url: str | None, *, variables: dict[str, str] | None = None, **words: object) -> dict:
+def node(program: str, url: str | None, *, variables: dict[str, str] | None = None, **arguments: object) -> dict:
     """Run a program in Node, which has `ports`; returns what it printed."""
     if shutil.which("node") is None:
         pytest.skip("Node is not installed; the package nodejs of the distribution has it")
-    options = json.dumps({**({"url": url} if url else {}), **words})
+    options = json.dumps({**({"url": url} if url else {}), **arguments})
     head = f'import {{ Portlease, HeldLease, PortleaseError, canBind }} from "{CLIENT.as_uri()}";\n'
     head += f"const ports = new Portlease({options});\nconst alive = setInterval(() => {{}}, 1000);\n"
     head += "const say = (value) => { clearInterval(alive); console.log(JSON.stringify(value)); };\n"
-    words = ["node", "--input-type=module", "-"]
+    arguments = ["node", "--input-type=module", "-"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
     done = subprocess.run(
-        words,
+        arguments,
         input=head + program,
         capture_output=True,
         text=True,
@@ -75,7 +75,7 @@ def test_without_options_it_goes_by_the_settings_of_the_environment(url: str, po
 
 
 def test_a_worker_holds_a_port_says_that_it_is_ready_and_gives_it_back(url: str, pool: PoolSpec) -> None:
-    said = node(
+    printed = node(
         """
         import http from "node:http";
         const lease = await ports.hold("email", { org: "org-1", labels: { team: "mail" } });
@@ -91,12 +91,12 @@ def test_a_worker_holds_a_port_says_that_it_is_ready_and_gives_it_back(url: str,
         """,
         url,
     )
-    assert said == {"port": pool.first, "resolved": pool.first, "state": "ready", "pid": True}
+    assert printed == {"port": pool.first, "resolved": pool.first, "state": "ready", "pid": True}
     assert httpx.get(f"{url}/v1/leases").json()["leases"] == []
 
 
 def test_heartbeats_keep_a_lease_beyond_its_ttl(url: str) -> None:
-    said = node(
+    printed = node(
         """
         const lease = await ports.hold("email", { org: "org-1", ttlMs: 400 });
         let beats = 0;
@@ -107,14 +107,14 @@ def test_heartbeats_keep_a_lease_beyond_its_ttl(url: str) -> None:
         """,
         url,
     )
-    assert said == {"same": True, "doubtful": False}
+    assert printed == {"same": True, "doubtful": False}
 
 
 def test_a_port_that_this_machine_refuses_is_declined_and_another_one_taken(url: str, pool: PoolSpec) -> None:
     stranger = next(one for port in range(pool.first, pool.last) if (one := listening(port)))
     with stranger:
         taken = stranger.getsockname()[1]
-        said = node(
+        printed = node(
             f"""
             const lease = await ports.hold("email", {{ org: "org-1", host: "web-9", hint: {taken} }});
             say({{ port: lease.port }});
@@ -122,7 +122,7 @@ def test_a_port_that_this_machine_refuses_is_declined_and_another_one_taken(url:
             """,
             url,
         )
-    assert said["port"] != taken
+    assert printed["port"] != taken
     statuses = {port["port"]: port["status"] for port in httpx.get(f"{url}/v1/hosts/web-9").json()["ports"]}
     assert statuses[taken] == "quarantined"
 
@@ -136,7 +136,7 @@ def listening(port: int) -> socket.socket | None:
 
 
 def test_a_lease_that_is_lost_is_told_and_other_errors_have_their_type(url: str, pool: PoolSpec) -> None:
-    said = node(
+    printed = node(
         """
         const lease = await ports.claim("email", { org: "org-1" });
         const held = new HeldLease(ports, { ...lease, ttl_s: 0.2 });
@@ -148,11 +148,11 @@ def test_a_lease_that_is_lost_is_told_and_other_errors_have_their_type(url: str,
         """,
         url,
     )
-    assert said == {"type": "lease-lost", "refused": "invalid-input", "status": 422, "isOurs": True}
+    assert printed == {"type": "lease-lost", "refused": "invalid-input", "status": 422, "isOurs": True}
 
 
 def test_a_drain_is_told_once_and_the_lease_is_kept_until_its_release(url: str) -> None:
-    said = node(
+    printed = node(
         f"""
         const lease = await ports.hold("email", {{ org: "org-1", ttlMs: 400 }});
         await lease.setState("ready");
@@ -169,12 +169,12 @@ def test_a_drain_is_told_once_and_the_lease_is_kept_until_its_release(url: str) 
         """,
         url,
     )
-    assert said == {"told": 1, "refused": "invalid-input", "state": "draining", "doubtful": False}
+    assert printed == {"told": 1, "refused": "invalid-input", "state": "draining", "doubtful": False}
     assert httpx.get(f"{url}/v1/leases").json()["leases"] == []
 
 
 def test_a_worker_that_drains_by_itself_is_not_told_so(url: str) -> None:
-    said = node(
+    printed = node(
         """
         const lease = await ports.hold("email", { org: "org-1", ttlMs: 400 });
         let told = 0, beats = 0;
@@ -186,11 +186,11 @@ def test_a_worker_that_drains_by_itself_is_not_told_so(url: str) -> None:
         """,
         url,
     )
-    assert said == {"told": 0, "state": "draining"}
+    assert printed == {"told": 0, "state": "draining"}
 
 
 def test_heartbeats_are_spread_as_those_of_the_other_holders(url: str) -> None:
-    said = node(
+    printed = node(
         """
         const waits = [];
         const real = globalThis.setTimeout;
@@ -202,8 +202,8 @@ def test_heartbeats_are_spread_as_those_of_the_other_holders(url: str) -> None:
     )
     ttl_ms, ago_ms, spread_ms = 1_000_000, 100_000, T1_SPREAD * 1_000_000
     earliest = (T1 - T1_SPREAD / 2) * ttl_ms - ago_ms
-    assert earliest - 1_000 < said["first"] < earliest + spread_ms / 4
-    assert earliest + spread_ms * 3 / 4 < said["last"] <= earliest + spread_ms
+    assert earliest - 1_000 < printed["first"] < earliest + spread_ms / 4
+    assert earliest + spread_ms * 3 / 4 < printed["last"] <= earliest + spread_ms
 
 
 def test_it_carries_a_bearer_token_and_shows_it_nowhere(redis_url: str, pool, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_it_carries_a_bearer_token_and_shows_it_nowhere(redis_url: str, pool, tm
     (tmp_path / "tokens").write_text(tokens_line("node", Scope.LEASE, token) + "\n")
     allocator = AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1")
     with served(create_app(allocator, access=Access(TokensFile(tmp_path / "tokens")))) as url:
-        said = node(
+        printed = node(
             """
             const lease = await ports.hold("email", { org: "org-1" });
             const { inspect } = await import("node:util");
@@ -221,5 +221,5 @@ def test_it_carries_a_bearer_token_and_shows_it_nowhere(redis_url: str, pool, tm
             url,
             token=token,
         )
-    assert said["port"] == pool.first
-    assert token not in said["shown"]
+    assert printed["port"] == pool.first
+    assert token not in printed["shown"]

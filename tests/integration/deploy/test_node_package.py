@@ -63,9 +63,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def run(words: list[str], directory: Path, environment: dict[str, str] | None = None) -> str:
+def run(arguments: list[str], directory: Path, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
-        words,
+        arguments,
         cwd=directory,
         env=os.environ | (environment or {}),
         capture_output=True,
@@ -104,16 +104,16 @@ def test_it_has_no_dependencies_and_packs_nothing_but_its_code(project: Path) ->
     assert not (packed / "test").exists()
 
 
-@pytest.mark.parametrize("words", [["publint", "--strict"], ["@arethetypeswrong/cli", "--pack", "."]])
-def test_the_checkers_of_packages_find_nothing(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [["publint", "--strict"], ["@arethetypeswrong/cli", "--pack", "."]])
+def test_the_checkers_of_packages_find_nothing(arguments: list[str], tmp_path: Path) -> None:
     npm = program("npm")
-    install = [npm, "install", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix", str(tmp_path), words[0]]
+    install = [npm, "install", "--no-audit", "--no-fund", "--fetch-retries=0", "--prefix", str(tmp_path), arguments[0]]
     if subprocess.run(install, capture_output=True, check=False, timeout=300).returncode:
-        pytest.skip(f"{words[0]} cannot be installed from the npm registry")
-    name = {"publint": "publint", "@arethetypeswrong/cli": "attw"}[words[0]]
+        pytest.skip(f"{arguments[0]} cannot be installed from the npm registry")
+    name = {"publint": "publint", "@arethetypeswrong/cli": "attw"}[arguments[0]]
     copy = tmp_path / "package"
     shutil.copytree(PACKAGE, copy)
-    run([str(tmp_path / "node_modules/.bin" / name), *words[1:]], copy)
+    run([str(tmp_path / "node_modules/.bin" / name), *arguments[1:]], copy)
 
 
 ORCHESTRATOR = """
@@ -152,9 +152,9 @@ def orchestrator(project: Path) -> list[str]:
     return [program("node"), str(project / "program.mjs")]
 
 
-def started(words: list[str]) -> tuple[subprocess.Popen, list[int]]:
+def started(arguments: list[str]) -> tuple[subprocess.Popen, list[int]]:
     """Start an orchestrator; return it, once its workers listen, with the ports of those that it found again."""
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return process, json.loads(process.stdout.readline())
 
@@ -182,13 +182,13 @@ def kill_groups(pids: Iterable[int]) -> None:
 def test_a_killed_orchestrator_finds_its_workers_again_after_redis_lost_everything(
     orchestrator: list[str], url: str, redis_url: str, pool: PoolSpec, tmp_path: Path
 ) -> None:
-    words = [*orchestrator, str(tmp_path), url, str(WORKERS)]
+    arguments = [*orchestrator, str(tmp_path), url, str(WORKERS)]
 
     def leases() -> dict[int, tuple]:
         shown = httpx.get(f"{url}/v1/leases", params={"limit": 100}).json()["leases"]
         return {one["port"]: (one["pid"], one["state"], one["labels"]["number"], one["org"]) for one in shown}
 
-    first, found = started(words)
+    first, found = started(arguments)
     try:
         assert found == []
         before = leases()
@@ -197,7 +197,7 @@ def test_a_killed_orchestrator_finds_its_workers_again_after_redis_lost_everythi
         kill(first)
         forget_leases(redis_url, pool)
         assert leases() == {}
-        second, found = started(words)
+        second, found = started(arguments)
         try:
             assert sorted(found) == sorted(before)
             assert leases() == before
@@ -272,10 +272,10 @@ def of_host(far: FarHost, host: str, redis_url: str, pool: PoolSpec, state: Path
     return [] if is_near else far.command, kept | variables
 
 
-def serving(words: list[str], environment: dict[str, str], stack: contextlib.ExitStack) -> str:
+def serving(arguments: list[str], environment: dict[str, str], stack: contextlib.ExitStack) -> str:
     """Start the API on a loopback port of a host; return its URL."""
     process = subprocess.Popen(
-        [*words, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0"],
+        [*arguments, sys.executable, "-m", "allocator", "serve", "--listen", "127.0.0.1:0"],
         env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert process.stderr is not None
@@ -309,15 +309,15 @@ def test_a_worker_of_another_machine_answers_at_the_address_that_resolve_gives(
         addresses = {"org-near": far.near_address, "org-far": far.address}
         ways, urls, pids = {}, {}, {}
         for host, org in orgs.items():
-            ways[host] = words, environment = of_host(far, host, redis_url, pool, tmp_path)
-            urls[host] = serving(words, environment, stack)
-            process, _ = started([*words, *orchestrator, str(tmp_path / org), urls[host], "1", org])
+            ways[host] = arguments, environment = of_host(far, host, redis_url, pool, tmp_path)
+            urls[host] = serving(arguments, environment, stack)
+            process, _ = started([*arguments, *orchestrator, str(tmp_path / org), urls[host], "1", org])
             stack.callback(kill, process)
         for lease in httpx.get(f"{urls['web-1']}/v1/leases").json()["leases"]:
             pids[lease["org"]] = lease["pid"]
         stack.callback(kill_groups, pids.values())
         assert set(pids) == set(addresses)
-        for host, (words, environment) in ways.items():
-            asking = [*words, sys.executable, "-c", ASK, urls[host], *addresses]
+        for host, (arguments, environment) in ways.items():
+            asking = [*arguments, sys.executable, "-c", ASK, urls[host], *addresses]
             answers = {tuple(line.split()) for line in run(asking, tmp_path, environment).splitlines()}
             assert answers == {(org, address, str(pids[org])) for org, address in addresses.items()}

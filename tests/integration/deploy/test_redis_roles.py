@@ -95,8 +95,8 @@ def documented() -> dict[str, dict[str, bool]]:
     text = (ROOT / "docs/explanation/security.md").read_text()
     rows = re.findall(r"^\| `([a-z `,]+)` \| (yes|no) \| (yes|no) \| (yes|no) \| (yes|no) \|$", text, re.MULTILINE)
     return {
-        command: dict(zip(ROLES, (word == "yes" for word in words), strict=True))
-        for commands, *words in rows
+        command: dict(zip(ROLES, (argument == "yes" for argument in arguments), strict=True))
+        for commands, *arguments in rows
         for command in commands.split("`, `")
     }
 
@@ -154,15 +154,15 @@ def test_each_role_can_do_what_the_table_says_and_no_more(
             "ALLOCATOR_DATABASE_URL": f"sqlite:///{tmp_path}/workers.sqlite3",
         }
         admin = environment | {"ALLOCATOR_REDIS_URL": f"redis://admin:x@127.0.0.1:{guarded.port}"}
-        for words in (("db", "upgrade"), ("reconcile", "--once")):  # a row that `pool restore` reads
-            subprocess.run([sys.executable, "-m", "allocator", *words], env=admin, check=True)
+        for arguments in (("db", "upgrade"), ("reconcile", "--once")):  # a row that `pool restore` reads
+            subprocess.run([sys.executable, "-m", "allocator", *arguments], env=admin, check=True)
         can = {}
-        for name, words in COMMANDS.items():
+        for name, arguments in COMMANDS.items():
             command = [
                 sys.executable,
                 "-m",
                 "allocator",
-                *(str(adoptable) if word == "PORT" else word for word in words),
+                *(str(adoptable) if argument == "PORT" else argument for argument in arguments),
             ]
             if name in RUNNING:
                 text = reported_by(name, command, env=environment, cwd=tmp_path)
@@ -200,9 +200,9 @@ def test_a_right_that_is_missing_is_reported_with_its_role(
         "PYTHONPATH": str(ROOT),
         "ALLOCATOR_REDIS_URL": f"redis://lacking:x@127.0.0.1:{guarded.port}",
     }
-    words = [sys.executable, "-m", "allocator", *command]
+    arguments = [sys.executable, "-m", "allocator", *command]
     with subprocess.Popen(
-        words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        arguments, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as one:
         lines = one.stdout if command == ("doctor",) else one.stderr
         found = next((line for line in lines if LACKING[right] in line), "")

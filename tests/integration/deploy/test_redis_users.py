@@ -68,8 +68,8 @@ def guarded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def as_role(server: Server, role: str, host: str = "web-1") -> PortAllocator:
-    word = "x" if role == "admin" else f"{role}-word"
-    return PortAllocator.from_url(f"redis://{role}:{word}@127.0.0.1:{server.port}", pool=SPEC.name, host=host)
+    name = "x" if role == "admin" else f"{role}-word"
+    return PortAllocator.from_url(f"redis://{role}:{name}@127.0.0.1:{server.port}", pool=SPEC.name, host=host)
 
 
 def client(server: Server, role: str) -> redis.Redis:
@@ -144,7 +144,7 @@ def test_no_script_changes_anything_for_a_reader(empty: Server, name: str) -> No
         lease = holder.claim("email", org="org-1")
     before = contents(empty)
     keys = [f"alloc:{{{SPEC.name}}}", f"alloc:{{{SPEC.name}}}:ports:web-1"]
-    words = [
+    options = [
         "web-1",
         "org-9/stripe#0",
         "0" * 32,
@@ -160,7 +160,7 @@ def test_no_script_changes_anything_for_a_reader(empty: Server, name: str) -> No
         "",
     ]
     for arguments in (
-        words,
+        options,
         [str(lease.port), str(lease.token)],
         ["64"],
         ["web-1", "on"],
@@ -200,7 +200,7 @@ def test_no_role_can_do_what_it_does_not_need(empty: Server, role: str, command:
     with pytest.raises(redis.ResponseError) as refused:
         client(empty, role).execute_command(*command)
     assert any(
-        word in str(refused.value).lower() for word in ("permission", "no access", "acl", "not allowed", "can't")
+        name in str(refused.value).lower() for name in ("permission", "no access", "acl", "not allowed", "can't")
     )
 
 
@@ -305,7 +305,7 @@ USES: dict[str, Use] = {
     "host forget": lambda ports, _: ports.run(host_operations.forget(SPEC.name, "web-2")),
     "index": lambda ports, _: ports.apply_pool(LIMITED),
     "inspect": lambda ports, _: ports.leases(),
-    "keep": lambda ports, lease: ports.renew(lease),
+    "extend": lambda ports, lease: ports.renew(lease),
     "lead": lambda ports, _: Leader(ports).take(),
     "number": lambda ports, _: ports.run(number_of(ports.session.context, SPEC.name, "org-2", "stripe", "a")),
     "place": lambda ports, _: ports.run(host_operations.place(SPEC.name, SOMEBODY)),
@@ -391,10 +391,10 @@ def test_the_wrong_password_is_a_clear_error(empty: Server) -> None:
 @pytest.mark.parametrize("role", WORKING)
 def test_each_role_gets_into_a_cluster(role: str) -> None:
     line = next(line for line in ACL.read_text().splitlines() if line.startswith(f"user {role} "))
-    words = ["nopass" if word == "#" + "0" * 64 else word for word in line.split()[2:]]
+    arguments = ["nopass" if argument == "#" + "0" * 64 else argument for argument in line.split()[2:]]
     with cluster() as nodes:
         for node in nodes:
-            node.client().execute_command("ACL", "SETUSER", role, *words)
+            node.client().execute_command("ACL", "SETUSER", role, *arguments)
         with PortAllocator.from_url(f"redis+cluster://127.0.0.1:{nodes[0].port}", pool=SPEC.name) as ports:
             ports.apply_pool(SPEC)
             lease = ports.claim("email", org="org-1")

@@ -63,8 +63,8 @@ def install(package: str, binary: str) -> str:
     found = installed(binary)
     if found is None and os.getuid() == 0 and shutil.which("apt-get"):
         environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        words = ["apt-get", "install", "-y", "-q", "--no-install-recommends", package]
-        subprocess.run(words, env=environment, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        arguments = ["apt-get", "install", "-y", "-q", "--no-install-recommends", package]
+        subprocess.run(arguments, env=environment, capture_output=True, stdin=subprocess.DEVNULL, check=False)
         found = installed(binary)
     if found is None:
         pytest.skip(f"{binary} is not installed, and cannot be installed here")
@@ -76,16 +76,16 @@ class Proxy:
 
     def __init__(self, kind: str, directory: Path, exported: Path) -> None:
         self.port = free_port()
-        words = {"directory": directory, "exported": exported, "port": self.port}
+        fields = {"directory": directory, "exported": exported, "port": self.port}
         config = directory / f"{kind}.conf"
         if kind == "nginx":
             binary = install("nginx-light", "nginx")
-            config.write_text(NGINX.format(**words))
+            config.write_text(NGINX.format(**fields))
             command = [binary, "-c", str(config), "-p", str(directory)]
             self.reload = f"{binary} -c {config} -p {directory} -s reload 2>>{directory}/reload.log"
         else:
             binary = install("haproxy", "haproxy")
-            config.write_text(HAPROXY.format(**words))
+            config.write_text(HAPROXY.format(**fields))
             command = [binary, "-W", "-db", "-f", str(config), "-f", str(exported)]
             command += ["-p", str(directory / "haproxy.pid")]
             self.reload = f"kill -USR2 $(cat {directory}/master.pid)"
@@ -118,11 +118,11 @@ class TraefikFile:
         (directory / "traefik.yml").write_text(static)
         self._log = directory / "traefik.log"
         with self._log.open("wb") as log:
-            words = [binary, f"--configFile={directory / 'traefik.yml'}"]
-            self.process = subprocess.Popen(words, stdout=log, stderr=log)
+            arguments = [binary, f"--configFile={directory / 'traefik.yml'}"]
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
 
     def __enter__(self) -> Self:
-        wait_until(lambda: self.servers() is not None, f"Traefik does not answer: {self.said()}")
+        wait_until(lambda: self.servers() is not None, f"Traefik does not answer: {self.printed()}")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -135,7 +135,7 @@ class TraefikFile:
         balancers = [one.get("loadBalancer", {}) for one in services if one.get("provider") == "file"]
         return sorted(server["url"] for balancer in balancers for server in balancer.get("servers") or [])
 
-    def said(self) -> str:
+    def printed(self) -> str:
         return self._log.read_text()
 
 
@@ -151,11 +151,11 @@ class EnvoyFile:
         (directory / "envoy.yaml").write_text(config)
         self._log = directory / "envoy.log"
         with self._log.open("wb") as log:
-            words = [binary, "-c", str(directory / "envoy.yaml"), "--disable-hot-restart", "--concurrency", "1"]
-            self.process = subprocess.Popen(words, stdout=log, stderr=log)
+            arguments = [binary, "-c", str(directory / "envoy.yaml"), "--disable-hot-restart", "--concurrency", "1"]
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
 
     def __enter__(self) -> Self:
-        wait_until(lambda: fetch(self._admin, "/ready").startswith(b"LIVE"), f"Envoy does not answer: {self.said()}")
+        wait_until(lambda: fetch(self._admin, "/ready").startswith(b"LIVE"), f"Envoy does not answer: {self.printed()}")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -172,7 +172,7 @@ class EnvoyFile:
         text = fetch(self._admin, f"/stats?filter=cluster.email.org-123.{name}").decode()
         return int(text.rpartition(":")[2] or 0)
 
-    def said(self) -> str:
+    def printed(self) -> str:
         return self._log.read_text()
 
 

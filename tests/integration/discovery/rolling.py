@@ -54,9 +54,11 @@ server.server_close()
 @functools.cache
 def has_drain_delay() -> bool:
     """Return whether `run` lets go of a worker before it stops it."""
-    words = [sys.executable, "-m", "allocator", "run", "--help"]
+    arguments = [sys.executable, "-m", "allocator", "run", "--help"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return "--drain-delay" in subprocess.run(words, capture_output=True, text=True, env=environment, check=True).stdout
+    return (
+        "--drain-delay" in subprocess.run(arguments, capture_output=True, text=True, env=environment, check=True).stdout
+    )
 
 
 class Fleet:
@@ -86,8 +88,8 @@ class Fleet:
         self.worker = directory / "worker.py"
         self.worker.write_text(WORKER)
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "allocator", *words]
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "allocator", *arguments]
         process = subprocess.Popen(command, env=self._environment, stderr=subprocess.DEVNULL)
         self._running.append(process)
         return process

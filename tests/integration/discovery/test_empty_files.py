@@ -41,8 +41,8 @@ def test_haproxy_takes_it(services: Services, tmp_path: Path) -> None:
     exported.write_text(FORMATS["haproxy"](services))
     rest = "defaults\n mode http\n timeout connect 1s\n timeout client 1s\n timeout server 1s\nlisten any\n bind :1\n"
     config.write_text(rest)
-    words = [haproxy, "-c", "-f", str(config), "-f", str(exported)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = [haproxy, "-c", "-f", str(config), "-f", str(exported)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,12 +52,12 @@ def test_traefik_lets_go_of_the_workers_of_before(services: Services, tmp_path: 
     file.parent.mkdir()
     file.write_text(FORMATS["traefik"](ONE))
     with TraefikFile(tmp_path, file) as traefik:
-        wait_until(lambda: traefik.servers() == ["http://127.0.0.1:5556"], f"it takes nothing: {traefik.said()}")
+        wait_until(lambda: traefik.servers() == ["http://127.0.0.1:5556"], f"it takes nothing: {traefik.printed()}")
         replace(file, FORMATS["traefik"](services))
-        wait_until(lambda: traefik.servers() == [], f"it keeps the worker: {traefik.said()}")
+        wait_until(lambda: traefik.servers() == [], f"it keeps the worker: {traefik.printed()}")
         replace(file, FORMATS["traefik"](ONE))
         wait_until(lambda: traefik.servers() == ["http://127.0.0.1:5556"], "it does not take it again")
-        assert " ERR " not in traefik.said()
+        assert " ERR " not in traefik.printed()
 
 
 def test_envoy_lets_go_of_the_workers_of_before(tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_envoy_lets_go_of_the_workers_of_before(tmp_path: Path) -> None:
     with EnvoyFile(tmp_path, file) as envoy:
         for services, known in ((ONE, 1), (NONE_LEFT, 0), (ONE, 1)):
             replace(file, FORMATS["envoy"](services))
-            wait_until(lambda known=known: envoy.hosts() == known, f"it has {envoy.hosts()}: {envoy.said()}")
+            wait_until(lambda known=known: envoy.hosts() == known, f"it has {envoy.hosts()}: {envoy.printed()}")
         replace(file, FORMATS["envoy"](EMPTY))
-        wait_until(lambda: envoy.counted("update_attempt") >= 5, f"it does not read the empty file: {envoy.said()}")
+        wait_until(lambda: envoy.counted("update_attempt") >= 5, f"it does not read the empty file: {envoy.printed()}")
         assert envoy.counted("update_rejected") == 0
 
 

@@ -46,8 +46,8 @@ def environment(redis_url: str, pool: PoolSpec, tmp_path: Path) -> dict[str, str
 def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     running = []
 
-    def one(*words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "allocator", *words]
+    def one(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "allocator", *arguments]
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
         return running[-1]
 
@@ -88,10 +88,13 @@ def test_the_file_follows_what_happens_in_one_step(
     redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path
 ) -> None:
     out = tmp_path / "workers.json"
-    said: list[str] = []
+    printed: list[str] = []
     with services(ports) as directory:
         exporter = Exporter(
-            directory, lambda known: FORMATS["json"](known.services()), out, talk=lambda line, **_: said.append(line)
+            directory,
+            lambda known: FORMATS["json"](known.services()),
+            out,
+            report=lambda line, **_: printed.append(line),
         )
         thread = threading.Thread(target=exporter.run)
         thread.start()
@@ -108,22 +111,25 @@ def test_the_file_follows_what_happens_in_one_step(
         finally:
             exporter.stop()
             thread.join()
-    assert said[0] == f"{out} is written"
+    assert printed[0] == f"{out} is written"
 
 
 def test_a_directory_that_vanishes_is_reported_and_tried_again(ports: PortAllocator, tmp_path: Path) -> None:
     out = tmp_path / "gone" / "workers.conf"
-    said: list[str] = []
+    printed: list[str] = []
     with services(ports) as directory:
         exporter = Exporter(
-            directory, lambda known: FORMATS["nginx"](known.services()), out, talk=lambda line, **_: said.append(line)
+            directory,
+            lambda known: FORMATS["nginx"](known.services()),
+            out,
+            report=lambda line, **_: printed.append(line),
         )
         thread = threading.Thread(target=exporter.run)
         thread.start()
         try:
-            wait_until(lambda: said, "nothing was said")
-            assert "cannot be written (No such file or directory)" in said[0]
-            assert said[0].endswith("trying again in 1 s")
+            wait_until(lambda: printed, "nothing was said")
+            assert "cannot be written (No such file or directory)" in printed[0]
+            assert printed[0].endswith("trying again in 1 s")
             out.parent.mkdir()
             wait_until(out.exists, "it was not tried again")
         finally:
@@ -135,17 +141,17 @@ def test_a_command_that_fails_is_reported_and_run_again_though_the_file_is_the_s
     ports: PortAllocator, tmp_path: Path
 ) -> None:
     out, flag = tmp_path / "workers.conf", tmp_path / "flag"
-    said: list[str] = []
+    printed: list[str] = []
     with services(ports) as directory:
         exporter = Exporter(
             directory, lambda known: FORMATS["nginx"](known.services()), out,
-            command=f"test -e {flag} && echo done >> {flag}", talk=lambda line, **_: said.append(line),
+            command=f"test -e {flag} && echo done >> {flag}", report=lambda line, **_: printed.append(line),
         )  # fmt: skip
         thread = threading.Thread(target=exporter.run)
         thread.start()
         try:
-            wait_until(lambda: len(said) > 1, "nothing was said")
-            assert "failed with exit code 1; fix it; trying again in 1 s" in said[1]
+            wait_until(lambda: len(printed) > 1, "nothing was said")
+            assert "failed with exit code 1; fix it; trying again in 1 s" in printed[1]
             flag.touch()
             wait_until(lambda: flag.read_text() == "done\n", "it was not run again")
         finally:
@@ -172,20 +178,20 @@ def pid_in(file: Path) -> int:
 def test_a_command_that_hangs_is_ended_with_what_it_started_reported_and_run_again(
     ports: PortAllocator, tmp_path: Path
 ) -> None:
-    out, pid_file, said = tmp_path / "workers.conf", tmp_path / "pid", list[str]()
+    out, pid_file, printed = tmp_path / "workers.conf", tmp_path / "pid", list[str]()
     command = f"test -e {tmp_path}/well || {{ {HANGING.format(file=pid_file)}; }}"
     with services(ports) as directory:
         exporter = Exporter(
             directory, lambda known: FORMATS["nginx"](known.services()), out,
-            command=command, timeout_s=0.5, talk=lambda line, **_: said.append(line),
+            command=command, timeout_s=0.5, report=lambda line, **_: printed.append(line),
         )  # fmt: skip
         thread = threading.Thread(target=exporter.run)
         thread.start()
         try:
             child = pid_in(pid_file)
-            wait_until(lambda: len(said) > 1, "it was not reported")
-            assert "did not end within 0.5 s and was ended; fix it, or give it more time" in said[1]
-            assert said[1].endswith("trying again in 1 s")
+            wait_until(lambda: len(printed) > 1, "it was not reported")
+            assert "did not end within 0.5 s and was ended; fix it, or give it more time" in printed[1]
+            assert printed[1].endswith("trying again in 1 s")
             wait_until(lambda: not is_alive(child), "what the command started lives on")
             (tmp_path / "well").touch()
             wait_until(lambda: not (tmp_path / ".workers.conf.due").exists(), "it was not run again")
@@ -194,17 +200,17 @@ def test_a_command_that_hangs_is_ended_with_what_it_started_reported_and_run_aga
             thread.join()
 
 
-@pytest.mark.parametrize("words", [["--watch"], []], ids=["watch", "once"])
+@pytest.mark.parametrize("arguments", [["--watch"], []], ids=["watch", "once"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_an_export_whose_command_hangs_and_the_command(
-    words: list[str], number: signal.Signals, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    arguments: list[str], number: signal.Signals, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     pid_file = tmp_path / "pid"
     command = HANGING.format(file=pid_file)
-    exporting = start("export", "json", *words, "--out", str(tmp_path / "out.json"), "--exec", command)
+    exporting = start("export", "json", *arguments, "--out", str(tmp_path / "out.json"), "--exec", command)
     child = pid_in(pid_file)
     exporting.send_signal(number)
-    assert exporting.wait(20) == (130 if number == signal.SIGINT else 0 if words else 143)
+    assert exporting.wait(20) == (130 if number == signal.SIGINT else 0 if arguments else 143)
     wait_until(lambda: not is_alive(child), "what the command started lives on")
 
 
@@ -212,15 +218,15 @@ def test_a_command_that_failed_is_run_by_the_next_export_though_the_file_is_the_
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     out, runs = tmp_path / "out.json", tmp_path / "runs"
-    words = ("export", "json", "--out", str(out), "--exec", f"echo run >> {runs}; test -e {tmp_path}/well")
-    failed = start(*words)
+    arguments = ("export", "json", "--out", str(out), "--exec", f"echo run >> {runs}; test -e {tmp_path}/well")
+    failed = start(*arguments)
     assert failed.wait(30) == 1
     assert failed.stderr is not None
     assert "failed with exit code 1; fix it" in failed.stderr.read()
-    assert start(*words).wait(30) == 1
+    assert start(*arguments).wait(30) == 1
     (tmp_path / "well").touch()
-    assert start(*words).wait(30) == 0
-    assert start(*words).wait(30) == 0  # the file is the same, and the command succeeded
+    assert start(*arguments).wait(30) == 0
+    assert start(*arguments).wait(30) == 0  # the file is the same, and the command succeeded
     assert runs.read_text() == "run\n" * 3
 
 
@@ -262,15 +268,15 @@ def test_when_redis_goes_away_the_last_file_stays_and_it_goes_on_afterwards(
 def test_without_a_file_it_prints_once_and_bad_choices_are_refused(
     environment: dict[str, str], redis_url: str, pool: PoolSpec, tmp_path: Path
 ) -> None:
-    def export(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "allocator", "export", *words]
+    def export(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "allocator", "export", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     with fleet(redis_url, pool.name, "web-7") as workers:
         assert export("env").stdout == f"EMAIL__ORG_123=127.0.0.1:{workers[0].lease.port}\n"
         assert export("env", "--org", "org-9").stdout == ""
         assert json.loads(export("json", "--plugin", "stripe").stdout) == []
-    for words, code in (
+    for arguments, code in (
         (("nginx", "--watch"), 2),
         (("nginx", "--exec", "true"), 2),
         (("apache",), 2),
@@ -278,7 +284,7 @@ def test_without_a_file_it_prints_once_and_bad_choices_are_refused(
         (("nginx", "--out", str(tmp_path / "no" / "file")), 78),
         (("nginx", "--out", str(tmp_path / "file"), "--exec", "exit 3"), 1),
     ):
-        done = export(*words)
+        done = export(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
 
 

@@ -88,8 +88,8 @@ def exports(server: Server, tmp_path: Path) -> Iterator[dict[str, Path]]:
     files = {form: tmp_path / f"workers.{form}" for form in FORMATS}
     running = []
     for form, file in files.items():
-        words = [sys.executable, "-m", "allocator", "export", form, "--watch", "--out", str(file)]
-        running.append(subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL))
+        arguments = [sys.executable, "-m", "allocator", "export", form, "--watch", "--out", str(file)]
+        running.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL))
     yield files
     for process in running:
         process.terminate()

@@ -54,9 +54,9 @@ def test_resolve_waits_until_a_worker_is_ready(redis_url: str, pool: PoolSpec, p
         async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-9") as asking:
             wait_for_event, waits = asking.store.wait_for_event, asyncio.Event()
 
-            async def seen(*words: Any) -> str | None:
+            async def seen(*arguments: Any) -> str | None:
                 waits.set()
-                return await wait_for_event(*words)
+                return await wait_for_event(*arguments)
 
             asking.store.wait_for_event = seen
             waiting = asyncio.create_task(asking.resolve("email", org="org-123", wait=20))

@@ -167,8 +167,8 @@ except ConfigurationError as error:
 @pytest.mark.skipif(os.getuid() != 0, reason="another user can be taken on by root only")
 @pytest.mark.skipif(int(FIRST_PRIVILEGED_FREE.read_text()) < 2, reason="this host has no privileged ports")
 def test_a_port_below_1024_without_the_right_is_a_setting_to_mend() -> None:
-    told = subprocess.run([sys.executable, "-c", AS_NOBODY], capture_output=True, text=True, check=True).stdout
-    assert told == (
+    reported = subprocess.run([sys.executable, "-c", AS_NOBODY], capture_output=True, text=True, check=True).stdout
+    assert reported == (
         "this user may not bind port 1; use a pool above port 1023, or give the worker CAP_NET_BIND_SERVICE\n"
     )
 
@@ -183,8 +183,8 @@ one.bind((sys.argv[1], 0)); one.listen(); print(one.getsockname()[1], flush=True
 @contextlib.contextmanager
 def a_stranger(address: str, **options: object) -> Iterator[tuple[int, int]]:
     """Another process that listens; gives its pid and port."""
-    words = [sys.executable, "-c", STRANGER, address]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+    arguments = [sys.executable, "-c", STRANGER, address]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
     try:
         yield process.pid, int(process.stdout.readline())
     finally:

@@ -38,8 +38,8 @@ child.wait()
 
 
 @contextlib.contextmanager
-def started(*words: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
-    child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+def started(*arguments: str, **options: object) -> Iterator[subprocess.Popen[bytes]]:
+    child = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
     try:
         yield child
     finally:

@@ -41,8 +41,8 @@ class Blocking:
     def __init__(self, url: str, timeout_s: float = PATIENT_S) -> None:
         self.pool = ConnectionPool(ConnectionOptions(parse_store_url(url), timeout_s))
 
-    def ask(self, *words: str | int) -> object:
-        return self.pool.execute(*words)
+    def ask(self, *arguments: str | int) -> object:
+        return self.pool.execute(*arguments)
 
     def together(self, *commands: tuple[str | int, ...]) -> list[object]:
         return self.pool.execute_together("", commands)
@@ -58,8 +58,8 @@ class Asyncio:
         self.runner = asyncio.Runner()
         self.pool = AsyncConnectionPool(ConnectionOptions(parse_store_url(url), timeout_s))
 
-    def ask(self, *words: str | int) -> object:
-        return self.runner.run(self.pool.execute(*words))
+    def ask(self, *arguments: str | int) -> object:
+        return self.runner.run(self.pool.execute(*arguments))
 
     def together(self, *commands: tuple[str | int, ...]) -> list[object]:
         return self.runner.run(self.pool.execute_together("", commands))
@@ -192,9 +192,9 @@ def test_database_name_and_user_are_those_of_the_url(opened) -> None:
     with Server("--requirepass", "s3cret") as server:
         server.ready(password="s3cret")
         face = opened(f"redis://default:s3cret@127.0.0.1:{server.port}/3?client_name=mine")
-        said = face.ask("CLIENT", "INFO").decode()
-        assert " db=3 " in said
-        assert " name=mine " in said
+        printed = face.ask("CLIENT", "INFO").decode()
+        assert " db=3 " in printed
+        assert " name=mine " in printed
         wrong = opened(f"redis://default:wrong@127.0.0.1:{server.port}")
         with pytest.raises(ReplyError) as refused:
             wrong.ask("PING")
@@ -315,7 +315,7 @@ def test_a_unix_socket_that_is_replaced_leads_to_the_new_server(opened, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("reply", "kind", "words"),
+    ("reply", "kind", "text"),
     [
         (b"-LOADING Redis is loading the dataset in memory", StoreUnavailableError, "LOADING"),
         (b"-READONLY You can't write against a read only replica.", StoreUnavailableError, "READONLY"),
@@ -331,14 +331,14 @@ def test_a_unix_socket_that_is_replaced_leads_to_the_new_server(opened, tmp_path
         (b"-ERR unknown command 'TIME'", ConfigurationError, "6.2"),
     ],
 )
-def test_error_replies_mean_what_they_say(reply, kind, words) -> None:
+def test_error_replies_mean_what_they_say(reply, kind, text) -> None:
     def behave(_number: int, connection: socket.socket) -> None:
         while connection.recv(65_536):
             connection.sendall(reply + b"\r\n")
 
     with Scripted(behave) as server:
         store = Store.open(server.url, timeout_s=IMPATIENT_S)
-        with pytest.raises(kind, match=words):
+        with pytest.raises(kind, match=text):
             store.read_text("a")
 
 
@@ -357,11 +357,11 @@ def tls(tmp_path_factory) -> Iterator[tuple[Server, Path]]:
          "cert.pem", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
         cwd=directory, check=True, capture_output=True,
     )  # fmt: skip
-    words = ("--tls-cert-file", f"{directory}/cert.pem", "--tls-key-file", f"{directory}/key.pem")
+    arguments = ("--tls-cert-file", f"{directory}/cert.pem", "--tls-key-file", f"{directory}/key.pem")
     with Server(binary=binary) as plain:
         plain.crash()
         port = plain.port
-        more = ("--port", "0", "--tls-port", str(port), *words, "--tls-auth-clients", "no")
+        more = ("--port", "0", "--tls-port", str(port), *arguments, "--tls-auth-clients", "no")
         with Server(*more, binary=binary) as server:
             server.port = port
             if server.process.poll() is not None:
@@ -424,24 +424,24 @@ def test_leases_over_tls(tls) -> None:
 def test_a_hundred_threads_that_call_at_once_each_have_their_own_answers(redis_url) -> None:
     face, together = Blocking(redis_url), threading.Barrier(100)
 
-    def talk(number: int) -> list[object]:
+    def report(number: int) -> list[object]:
         together.wait(PATIENT_S)
         return [face.ask("ECHO", f"{number}-{at}") for at in range(20)]
 
     with ThreadPoolExecutor(100) as pool:
-        for number, said in enumerate(pool.map(talk, range(100))):
-            assert said == [f"{number}-{at}".encode() for at in range(20)]
+        for number, printed in enumerate(pool.map(report, range(100))):
+            assert printed == [f"{number}-{at}".encode() for at in range(20)]
     face.close()
 
 
 def test_a_hundred_tasks_that_call_at_once_each_have_their_own_answers(redis_url) -> None:
-    async def talk() -> None:
+    async def report() -> None:
         pool = AsyncConnectionPool(ConnectionOptions(parse_store_url(redis_url), PATIENT_S))
-        said = await asyncio.gather(*(pool.execute("ECHO", str(number)) for number in range(100)))
-        assert said == [str(number).encode() for number in range(100)]
+        printed = await asyncio.gather(*(pool.execute("ECHO", str(number)) for number in range(100)))
+        assert printed == [str(number).encode() for number in range(100)]
         await pool.close()
 
-    asyncio.run(talk())
+    asyncio.run(report())
 
 
 def test_a_cancelled_call_leaves_no_answer_behind(redis_url) -> None:
@@ -470,8 +470,8 @@ def test_a_forked_process_makes_its_own_connection_and_leaves_its_parents_alone(
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writing)
-    with os.fdopen(reading) as said:
-        assert int(said.read()) != mine
+    with os.fdopen(reading) as printed:
+        assert int(printed.read()) != mine
     assert face.ask("CLIENT", "ID") == mine
     face.close()
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def test_a_port_that_is_in_use_is_declined_and_another_one_is_tried(fleet: Fleet) -> None:
-    says = 'echo "Error: listen EADDRINUSE: address already in use :::$PORT" >&2; exit 2'
-    conflict = f"[ $PORT = {fleet.pool.first} ] && {{{{ {says}; }}}}; echo $PORT"
+    message = 'echo "Error: listen EADDRINUSE: address already in use :::$PORT" >&2; exit 2'
+    conflict = f"[ $PORT = {fleet.pool.first} ] && {{{{ {message}; }}}}; echo $PORT"
     status, out, err = finish(fleet.run(command=["sh", "-c", conflict]))
     assert (status, out) == (0, f"{fleet.pool.first + 1}\n")
     assert "trying another" in err

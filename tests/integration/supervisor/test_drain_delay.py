@@ -33,10 +33,10 @@ server.server_close()
 DELAY_S = 1.0
 
 
-def run(fleet: Fleet, *words: str, command: list[str] | None = None):
+def run(fleet: Fleet, *arguments: str, command: list[str] | None = None):
     (fleet.state / "worker.py").write_text(WORKER)
-    words = ("--drain-delay", f"{DELAY_S:g}s", "--health", "/", *words)
-    return fleet.run(*words, command=command or [sys.executable, "worker.py"])
+    arguments = ("--drain-delay", f"{DELAY_S:g}s", "--health", "/", *arguments)
+    return fleet.run(*arguments, command=command or [sys.executable, "worker.py"])
 
 
 def stopped_at(fleet: Fleet) -> list[float]:

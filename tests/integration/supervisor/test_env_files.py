@@ -41,7 +41,7 @@ def test_a_file_of_variables_is_read_as_its_users_know_it(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "printed"),
     [
         (b"A=1\n\n\nno assignment\n", r":4: 'no assignment' is not NAME=value"),
         (b"A=1\nSECRET='s3cret\n", r":2: the value of 'SECRET' has an open quote"),
@@ -50,9 +50,9 @@ def test_a_file_of_variables_is_read_as_its_users_know_it(tmp_path: Path, name: 
         (b"\xff\xfeA\x00", r"it is not UTF-8 text"),
     ],
 )
-def test_a_wrong_line_is_named_without_its_value(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_wrong_line_is_named_without_its_value(tmp_path: Path, content: bytes, printed: str) -> None:
     (tmp_path / ".env").write_bytes(content)
-    with pytest.raises(ConfigurationError, match=said) as refused:
+    with pytest.raises(ConfigurationError, match=printed) as refused:
         read_env_file(tmp_path / ".env")
     assert "s3cret" not in str(refused.value)
 

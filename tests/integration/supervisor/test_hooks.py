@@ -10,8 +10,8 @@ import sys
 from supervised import PYTHON_WORKER, Fleet, eventually, finish
 
 
-def claim(fleet: Fleet, *words: str) -> str:
-    status, out, err = finish(fleet.spawn("claim", "email", "--org", "org-1", *words))
+def claim(fleet: Fleet, *arguments: str) -> str:
+    status, out, err = finish(fleet.spawn("claim", "email", "--org", "org-1", *arguments))
     assert status == 0, err
     return out.strip()
 
@@ -26,7 +26,7 @@ def test_run_goes_on_with_the_lease_that_a_hook_claimed(fleet: Fleet) -> None:
     process.terminate()
     finish(process)
     assert fleet.ports.leases() == []
-    assert [said for said in fleet.events() if said != "changed"][-2:] == ["granted", "released"]
+    assert [printed for printed in fleet.events() if printed != "changed"][-2:] == ["granted", "released"]
 
 
 def test_a_hook_and_a_run_that_are_both_started_again_after_a_kill_have_the_port_at_once(fleet: Fleet) -> None:
@@ -42,9 +42,9 @@ def test_a_hook_and_a_run_that_are_both_started_again_after_a_kill_have_the_port
 
 def test_run_goes_on_with_a_lease_that_is_tied_to_what_started_it(fleet: Fleet) -> None:
     script = f'{sys.executable} -m allocator claim email --org org-1 --pid $$ && exec "$@"'
-    words = [sys.executable, "-m", "allocator", "run", "email", "--org", "org-1", "--", *PYTHON_WORKER]
+    arguments = [sys.executable, "-m", "allocator", "run", "email", "--org", "org-1", "--", *PYTHON_WORKER]
     process = subprocess.Popen(
-        ["sh", "-c", script, "sh", *words], env=fleet.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ["sh", "-c", script, "sh", *arguments], env=fleet.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
     fleet.started.append(process)
@@ -58,10 +58,10 @@ def test_a_lease_of_another_living_process_is_left_to_it(fleet: Fleet, process: 
     port = claim(fleet, "--pid", str(process.pid))
     status, _, err = finish(fleet.run())
     assert status == 73
-    said = (
+    printed = (
         f"org-1/email#0 already has a lease on web-1:{port}, bound to process {process.pid} (sleep); end that process"
     )
-    assert said in err
+    assert printed in err
     process.kill()
     process.wait()
     fleet.run()

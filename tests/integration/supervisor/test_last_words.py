@@ -6,22 +6,22 @@ import sys
 
 from supervised import Fleet, finish
 
-from allocator.supervisor.output import last_words
+from allocator.supervisor.output import last_message
 
 CRASH = "import sys; sys.stderr.write('first\\n' + '\\x1b[31mtoken=\\ts3cret' + 'x' * 500 + '\\n\\n'); sys.exit(4)"
 
 
 def test_the_last_line_is_kept_with_its_control_characters_shown_and_cut() -> None:
-    assert last_words([b"first", b"\x1b[31mred\x07", b"", b"   "]) == r"\x1b[31mred\x07"
-    assert last_words([b"x" * 201]) == "x" * 199 + "…"
-    assert last_words([b"\xff"]) == r"\xff"
-    assert last_words([]) == ""
+    assert last_message([b"first", b"\x1b[31mred\x07", b"", b"   "]) == r"\x1b[31mred\x07"
+    assert last_message([b"x" * 201]) == "x" * 199 + "…"
+    assert last_message([b"\xff"]) == r"\xff"
+    assert last_message([]) == ""
 
 
 def test_the_frames_of_a_trace_say_nothing() -> None:
     node = [b"Error: no such org", b"    at start (file:///w.mjs:1:7)", b"    at main", b"", b"Node.js v22.1.0"]
-    assert last_words(node) == "Error: no such org"
-    assert last_words([b"Traceback", b"    raise", b"    ^^^^^", b"ValueError: x"]) == "ValueError: x"
+    assert last_message(node) == "Error: no such org"
+    assert last_message([b"Traceback", b"    raise", b"    ^^^^^", b"ValueError: x"]) == "ValueError: x"
 
 
 def error_events(fleet: Fleet) -> list[str]:

@@ -138,20 +138,20 @@ BAD_RUNS = {
 
 @pytest.mark.parametrize("name", BAD_RUNS)
 def test_what_cannot_be_run_is_refused_in_one_line_before_any_claim(fleet: Fleet, tmp_path: Path, name: str) -> None:
-    words, expected, said = BAD_RUNS[name]
+    arguments, expected, printed = BAD_RUNS[name]
     (tmp_path / "plain").write_text("not executable")
     (tmp_path / "script").write_text("#!/nowhere/sh -e\necho\n")
     (tmp_path / "script").chmod(0o755)
     (tmp_path / "bad.env").write_text("A=1\nno assignment\n")
-    status, _, err = finish(fleet.spawn("run", "email", "--org", "org-1", *words))
-    assert (status, said in err, len(err.splitlines())) == (expected, True, 1), err
+    status, _, err = finish(fleet.spawn("run", "email", "--org", "org-1", *arguments))
+    assert (status, printed in err, len(err.splitlines())) == (expected, True, 1), err
     assert "granted" not in fleet.events()
 
 
 def test_44_workers_that_are_killed_at_random_keep_their_ports(fleet: Fleet) -> None:
     """Killed are the workers, not their supervisor; ALLOCATOR_TEST_CHAOS_S says for how many seconds."""
-    words = ("--replicas", "44", "--health", "/", "--max-restarts", "1000000", "--health-interval", "500ms")
-    fleet.run(*words, command=[sys.executable, "-S", "-c", SMALL, "{port}"], stderr=None, stdout=None)
+    arguments = ("--replicas", "44", "--health", "/", "--max-restarts", "1000000", "--health-interval", "500ms")
+    fleet.run(*arguments, command=[sys.executable, "-S", "-c", SMALL, "{port}"], stderr=None, stdout=None)
     eventually(
         lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 44,
         "not every worker started",

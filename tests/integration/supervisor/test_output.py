@@ -64,9 +64,9 @@ def full_pipe() -> Iterator[int]:
         yield writer
 
 
-def talkative(fleet: Fleet, *words: str, **options: object) -> subprocess.Popen:
-    words = ("--ttl", f"{TTL_S:g}s", "--health", "/", "--stop-timeout", f"{STOP_TIMEOUT_S:g}s", *words)
-    return fleet.run(*words, command=[sys.executable, "-c", TALKATIVE, "{port}"], **options)
+def talkative(fleet: Fleet, *arguments: str, **options: object) -> subprocess.Popen:
+    arguments = ("--ttl", f"{TTL_S:g}s", "--health", "/", "--stop-timeout", f"{STOP_TIMEOUT_S:g}s", *arguments)
+    return fleet.run(*arguments, command=[sys.executable, "-c", TALKATIVE, "{port}"], **options)
 
 
 def lives_through_three_ttls(fleet: Fleet) -> None:
@@ -218,7 +218,7 @@ def test_agents_servers_and_exports_end_behind_a_full_pipe_too(fleet: Fleet) -> 
         ["export", "env", "--watch", "--out", "workers.env"],
     )
     with full_pipe() as full:
-        started = [fleet.spawn(*words, stdout=full, stderr=full) for words in commands]
+        started = [fleet.spawn(*arguments, stdout=full, stderr=full) for arguments in commands]
         eventually((fleet.state / "workers.env").exists)
         eventually(lambda: all(_heeds_sigterm(one.pid) for one in started))
         for process in started:

@@ -44,8 +44,8 @@ def fleet(server: Server, pool: PoolSpec, tmp_path: Path) -> Iterator[Fleet]:
 def test_redis_stopped_for_three_ttls_restarts_no_worker_and_moves_none(
     server: Server, fleet: Fleet, empty: bool
 ) -> None:
-    words = ("--replicas", str(WORKERS), "--ttl", f"{TTL_S:g}s", "--health-interval", "200ms")
-    process = fleet.run(*words, command=[sys.executable, "-S", "-c", LISTEN, "{port}"])
+    arguments = ("--replicas", str(WORKERS), "--ttl", f"{TTL_S:g}s", "--health-interval", "200ms")
+    process = fleet.run(*arguments, command=[sys.executable, "-S", "-c", LISTEN, "{port}"])
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * WORKERS)
     before = {one.worker: (one.port, one.pid) for one in fleet.ports.leases()}
     highest = max(one.fence for one in fleet.ports.leases())

@@ -45,8 +45,8 @@ def test_a_worker_that_hangs_longer_than_its_limit_is_started_again(fleet: Fleet
 @needs_node
 def test_a_worker_that_says_it_is_ill_is_degraded_and_ready_again_once_it_is_well(fleet: Fleet, tmp_path: Path) -> None:
     sick = tmp_path / "sick"
-    words = ("--health", "/health", "--health-interval", "100ms", "--health-kill-after", "0s")
-    fleet.run(*words, command=NODE_WORKER, variables={"WORKER_SICK": str(sick)})
+    arguments = ("--health", "/health", "--health-interval", "100ms", "--health-kill-after", "0s")
+    fleet.run(*arguments, command=NODE_WORKER, variables={"WORKER_SICK": str(sick)})
     lease = fleet.lease()
     sick.touch()
     assert fleet.lease("degraded").last_error == "/health: answered 503"

@@ -51,22 +51,22 @@ def test_the_port_belongs_to_the_grandchild_of_the_command(fleet: Fleet) -> None
 
 def test_the_environment_tells_the_worker_its_port_and_never_a_token_or_password(fleet: Fleet) -> None:
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    word = "a-word-that-nobody-may-see"
+    name = "a-word-that-nobody-may-see"
     variables = {
-        "ALLOCATOR_DATABASE_URL": f"postgresql://app:{word}@db/app?sslmode=require&sslpassword={word}",
-        "ALLOCATOR_DATABASE_PASSWORD": word,
-        "ALLOCATOR_TOKEN": word,
-        "PGPASSWORD": word,
+        "ALLOCATOR_DATABASE_URL": f"postgresql://app:{name}@db/app?sslmode=require&sslpassword={name}",
+        "ALLOCATOR_DATABASE_PASSWORD": name,
+        "ALLOCATOR_TOKEN": name,
+        "PGPASSWORD": name,
     }
     _, out, _ = finish(fleet.run(command=[sys.executable, "-c", show], variables=variables))
-    told = json.loads(out)
-    assert word not in out
-    assert told["ALLOCATOR_DATABASE_URL"] == "postgresql://app@db/app?sslmode=require"
-    assert told["ALLOCATOR_REDIS_URL"] == fleet.redis_url  # so that its library uses the same registry
-    assert told["PORT"] == told["EMAIL_PLUGIN_PORT"] == told["HAY_WORKER_PORT"] == str(fleet.pool.first)
-    assert told["ALLOCATOR_HOST"] == "web-1"
-    assert int(told["ALLOCATOR_FENCE"]) > 0
-    assert "ALLOCATOR_TOKEN" not in told
+    reported = json.loads(out)
+    assert name not in out
+    assert reported["ALLOCATOR_DATABASE_URL"] == "postgresql://app@db/app?sslmode=require"
+    assert reported["ALLOCATOR_REDIS_URL"] == fleet.redis_url  # so that its library uses the same registry
+    assert reported["PORT"] == reported["EMAIL_PLUGIN_PORT"] == reported["HAY_WORKER_PORT"] == str(fleet.pool.first)
+    assert reported["ALLOCATOR_HOST"] == "web-1"
+    assert int(reported["ALLOCATOR_FENCE"]) > 0
+    assert "ALLOCATOR_TOKEN" not in reported
 
 
 def test_a_worker_with_a_passed_socket_gets_no_descriptor_that_the_supervisor_inherited(fleet: Fleet) -> None:

@@ -118,9 +118,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_ports_that_cannot_be_are_refused_before_any_claim(fleet: Fleet, name: str) -> None:
-    words, said = MISTAKES[name]
-    status, _, err = finish(fleet.spawn("run", "email", "--org", "org-1", *words))
-    assert (status, said in err, len(err.splitlines())) == (2, True, 1), err
+    arguments, printed = MISTAKES[name]
+    status, _, err = finish(fleet.spawn("run", "email", "--org", "org-1", *arguments))
+    assert (status, printed in err, len(err.splitlines())) == (2, True, 1), err
     assert "granted" not in fleet.events()
 
 

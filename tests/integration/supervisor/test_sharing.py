@@ -43,8 +43,8 @@ WAYS = {
 
 @contextlib.contextmanager
 def stranger(address: str, how: str, port: int) -> Iterator[int]:
-    words = [sys.executable, "-S", "-c", STRANGER, address, how, str(port)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    arguments = [sys.executable, "-S", "-c", STRANGER, address, how, str(port)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "listening\n"
             yield process.pid
@@ -68,11 +68,11 @@ def test_a_stranger_on_the_workers_port_is_an_event_degraded_and_named_until_it_
     address, how, its_address = WAYS[way]
     lease = run(fleet, address, how)
     with stranger(its_address, how, lease.port) as pid:
-        said = f"process {pid} (python"
+        printed = f"process {pid} (python"
         shared = fleet.lease("degraded")
-        assert said in shared.last_error
+        assert printed in shared.last_error
         assert f"listens on port {lease.port} as well, on {its_address}" in shared.last_error
-        assert [line for line in failures(fleet) if said in line]
+        assert [line for line in failures(fleet) if printed in line]
         listed = json.loads(finish(fleet.spawn("who", str(lease.port), "--format", "json"))[1])["listeners"]
         assert {one["pid"]: one["stranger"] for one in listed} == {lease.pid: False, pid: True}
         assert (
@@ -130,8 +130,8 @@ def test_a_stranger_on_a_further_port_is_noticed_too(fleet: Fleet) -> None:
         "ones = [socket.create_server(('127.0.0.1', int(os.environ[name]))) for name in ('PORT_HTTP', 'PORT_DEBUG')]\n"
         "while True: ones[0].accept()[0].close()"
     )
-    words = ("--ports", "http,debug", "--health-interval", "100ms")
-    fleet.run(*words, command=[sys.executable, "-S", "-c", both])
+    arguments = ("--ports", "http,debug", "--health-interval", "100ms")
+    fleet.run(*arguments, command=[sys.executable, "-S", "-c", both])
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
     debug = next(one for one in fleet.ports.leases() if "+debug" in str(one.worker))
     with socket.create_server(("127.0.0.2", debug.port)):

@@ -11,8 +11,8 @@ NEVER = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
 
 
 def test_a_worker_that_does_not_listen_in_time_is_started_again_on_its_port(fleet: Fleet) -> None:
-    words = ("--start-timeout", "300ms", "--max-restarts", "1")
-    status, _, err = finish(fleet.run(*words, command=NEVER))
+    arguments = ("--start-timeout", "300ms", "--max-restarts", "1")
+    status, _, err = finish(fleet.run(*arguments, command=NEVER))
     assert status
     assert f"it did not listen on port {fleet.pool.first} within 0.3 s" in err
     assert "given up" in err
@@ -35,8 +35,8 @@ def test_doctor_names_a_worker_that_starts_for_too_long(fleet: Fleet) -> None:
     held = fleet.ports.claim("stripe", org="org-2")
     fleet.ports.renew(_started_long_ago(held), rewrite=True)
     out = finish(fleet.spawn("doctor"))[1]
-    said = f"org-2/stripe#0 on web-1:{held.port} has not become ready since 2001-09-09T01:46:40.000Z"
-    assert said in out
+    printed = f"org-2/stripe#0 on web-1:{held.port} has not become ready since 2001-09-09T01:46:40.000Z"
+    assert printed in out
     assert "org-1/email#0 on" not in out
 
 

@@ -103,7 +103,7 @@ def shell(fleet: Fleet) -> Iterator[Shell]:
     one.process.wait()
 
 
-def run(fleet: Fleet, *words: str, worker: tuple[str, ...] = ()) -> str:
+def run(fleet: Fleet, *arguments: str, worker: tuple[str, ...] = ()) -> str:
     (fleet.state / "reader.py").write_text(READER)
     command = [
         sys.executable,
@@ -118,7 +118,7 @@ def run(fleet: Fleet, *words: str, worker: tuple[str, ...] = ()) -> str:
         "--health",
         "/",
     ]
-    return shlex.join([*command, *words, "--", sys.executable, "reader.py", *worker])
+    return shlex.join([*command, *arguments, "--", sys.executable, "reader.py", *worker])
 
 
 def test_a_worker_reads_what_is_typed_and_the_shell_has_its_terminal_back_at_the_end(
@@ -250,9 +250,9 @@ def test_several_workers_share_no_terminal_and_ctrl_z_stops_them_all(fleet: Flee
     eventually(lambda: not fleet.ports.leases())
 
 
-@pytest.mark.parametrize("words", [(), ("--restart", "always")])
-def test_closing_the_terminal_ends_worker_and_lease(fleet: Fleet, shell: Shell, words: tuple[str, ...]) -> None:
-    shell.type(run(fleet, *words) + "\n")
+@pytest.mark.parametrize("arguments", [(), ("--restart", "always")])
+def test_closing_the_terminal_ends_worker_and_lease(fleet: Fleet, shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.type(run(fleet, *arguments) + "\n")
     shell.expect("listening")
     lease = fleet.lease()
     supervisor = lease.holder_pid

@@ -24,9 +24,9 @@ from benchmarks.timing import Spread, ratios, take_turns  # noqa: E402
 RUN = "import sys; sys.path[:0] = ['.', 'scripts', 'tests']; from benchmarks.main import main; main()"
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", "-c", RUN, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", RUN, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from allocator.cli.options import Voice
+from allocator.cli.options import Console
 
 if TYPE_CHECKING:
     import pytest
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 def test_a_name_with_control_characters_makes_no_second_line(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    said, printed = "the row of a\nallocator: all well\x1b[2K cannot", "the row of a?allocator: all well?[2K cannot"
-    voice = Voice()
-    voice(said)
+    shown, printed = "the row of a\nallocator: all well\x1b[2K cannot", "the row of a?allocator: all well?[2K cannot"
+    voice = Console()
+    voice(shown)
     assert capsys.readouterr().err == f"allocator: {printed}\n"
     voice.log = logging.getLogger("allocator.test")
     with caplog.at_level(logging.INFO, "allocator.test"):
-        voice(said)
+        voice(shown)
     assert caplog.messages == [printed]

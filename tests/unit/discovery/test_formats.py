@@ -155,6 +155,6 @@ def test_nginx_loads_whatever_the_services_are_called_and_those_without_a_worker
     server = f"server {{ listen 127.0.0.1:1; location / {{ proxy_pass http://stripe.org-123; }} {scoped} }}"
     config = tmp_path / "nginx.conf"
     config.write_text(f"pid {tmp_path}/pid; error_log stderr; events {{}}\nhttp {{ include {exported}; {server} }}\n")
-    words = [installed("nginx"), "-t", "-c", str(config), "-p", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    arguments = [installed("nginx"), "-t", "-c", str(config), "-p", str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert "syntax is ok" in done.stderr, done.stderr

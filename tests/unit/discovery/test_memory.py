@@ -30,9 +30,9 @@ def memory(clock):
     return AddressMemory(clock=clock)
 
 
-def sighting(port, *, fence=10, host="web-1", plugin="email", instance=None, address="10.0.0.5", **words):
-    left_s = words.pop("left_s", 20.0)
-    rest = {"pool": "p", "state": LeaseState.READY, "ttl_ms": int(TTL_S * 1_000), "granted_at": 0.0} | words
+def sighting(port, *, fence=10, host="web-1", plugin="email", instance=None, address="10.0.0.5", **arguments):
+    left_s = arguments.pop("left_s", 20.0)
+    rest = {"pool": "p", "state": LeaseState.READY, "ttl_ms": int(TTL_S * 1_000), "granted_at": 0.0} | arguments
     worker = WorkerId("o", plugin, port if instance is None else instance)
     lease = Lease(host=host, port=port, worker=worker, fence=fence, expires_at=left_s, **rest)
     return Sighting.of(lease, address, 0.0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def test_each_word_is_one_word() -> None:
     here = host_identity()
-    assert all(re.fullmatch(r"[A-Za-z0-9-]+", word) for word in (here.machine, here.boot, here.netns))
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", name) for name in (here.machine, here.boot, here.netns))
 
 
 def test_another_process_of_this_host_has_the_same_identity() -> None:
@@ -52,7 +52,7 @@ def test_a_container_without_a_machine_id_is_known_by_its_boot(
 
 
 @pytest.mark.parametrize(
-    ("told", "name"),
+    ("reported", "name"),
     [
         ("web-1", "web-1"),
         ("web-1.example.org.", "web-1.example.org"),
@@ -63,6 +63,6 @@ def test_a_container_without_a_machine_id_is_known_by_its_boot(
         ("x" * 300, "x" * 128),
     ],
 )
-def test_any_host_name_becomes_a_valid_one(monkeypatch: pytest.MonkeyPatch, told: str, name: str) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: told)
+def test_any_host_name_becomes_a_valid_one(monkeypatch: pytest.MonkeyPatch, reported: str, name: str) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: reported)
     assert default_host() == check_name("host", name)

@@ -39,8 +39,8 @@ def read_until(reader: int, end: bytes) -> bytes:
 
 def test_a_pipe_that_nobody_reads_keeps_the_newest_lines_whole_and_counts_the_others(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    told: list[int] = []
-    outlet = Outlet(writer, most_bytes=100_000, report=told.append)
+    reported: list[int] = []
+    outlet = Outlet(writer, most_bytes=100_000, report=reported.append)
     began = time.monotonic()
     for line in LINES:
         outlet.write(line)
@@ -50,7 +50,7 @@ def test_a_pipe_that_nobody_reads_keeps_the_newest_lines_whole_and_counts_the_ot
     assert set(seen) <= set(LINES), "no line is broken"
     assert seen == sorted(seen), "and none is out of order"
     assert outlet.lost == len(LINES) - len(seen) > 10_000
-    assert sum(told) == outlet.lost
+    assert sum(reported) == outlet.lost
 
 
 @pytest.mark.parametrize("size", [33, 1_000, 65_536])
@@ -126,11 +126,11 @@ def test_a_full_disk_is_written_again_once_there_is_room(
 
     monkeypatch.setattr("allocator.kernel.outlets.os.write", writing)
     monkeypatch.setattr("allocator.kernel.outlets.RETRY_S", 0.05)
-    told = threading.Event()
-    outlet = Outlet(writer, most_bytes=1_000, report=lambda _lines: told.set())
+    reported = threading.Event()
+    outlet = Outlet(writer, most_bytes=1_000, report=lambda _lines: reported.set())
     for line in LINES[:100]:
         outlet.write(line)
     assert not outlet.flush(SOON_S)
     full.clear()
     assert read_until(reader, LINES[99]).count(b"\n") < 100
-    assert told.wait(SOON_S)
+    assert reported.wait(SOON_S)

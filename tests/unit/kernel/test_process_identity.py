@@ -116,15 +116,15 @@ def test_without_proc_psutil_tells_the_same_process_from_another() -> None:
     assert identity._status_by_psutil(GONE) is None
 
 
-def write_program(proc: Path, *, own: str, words: list[str], program: str) -> None:
+def write_program(proc: Path, *, own: str, arguments: list[str], program: str) -> None:
     write_process(proc, 42)
     (proc / "42" / "comm").write_text(own + "\n")
-    (proc / "42" / "cmdline").write_text("\0".join(words) + "\0")
+    (proc / "42" / "cmdline").write_text("\0".join(arguments) + "\0")
     (proc / "42" / "exe").symlink_to(program)
 
 
 @pytest.mark.parametrize(
-    ("own", "words", "program", "name"),
+    ("own", "arguments", "program", "name"),
     [
         ("node", ["node", "worker.js"], "/usr/bin/node", "node"),
         ("MainThread", ["node", "worker.js"], "/usr/bin/node", "node"),
@@ -135,9 +135,9 @@ def write_program(proc: Path, *, own: str, words: list[str], program: str) -> No
     ],
 )
 def test_a_program_has_the_name_that_a_person_started_in_one_printable_line(
-    proc: Path, own: str, words: list[str], program: str, name: str
+    proc: Path, own: str, arguments: list[str], program: str, name: str
 ) -> None:
-    write_program(proc, own=own, words=words, program=program)
+    write_program(proc, own=own, arguments=arguments, program=program)
     assert command_name(42) == name
 
 

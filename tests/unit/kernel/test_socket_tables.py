@@ -23,8 +23,8 @@ ROW = "{number:4d}: {address}:{port:04X} {remote}:0000 {state} 00000000:00000000
 
 def printed(address: str, port: int, *, state: str = "0A", uid: int = 0, inode: int = 7) -> str:
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
-    words = "".join(f"{word:08X}" for (word,) in struct.iter_unpack("=I", packed))
-    return ROW.format(number=0, address=words, port=port, remote="0" * len(words), state=state, uid=uid, inode=inode)
+    text = "".join(f"{name:08X}" for (name,) in struct.iter_unpack("=I", packed))
+    return ROW.format(number=0, address=text, port=port, remote="0" * len(text), state=state, uid=uid, inode=inode)
 
 
 def write_tables(root: Path, **tables: str) -> Path:

@@ -25,7 +25,7 @@ class Point(Value, order=True):
 class Base(Value, Generic[R], kw_only=True):
     script: ClassVar[str] = "none"
     pool: str
-    space: str = "*"
+    namespace: str = "*"
 
 
 class Child(Base["int"], kw_only=True):
@@ -47,7 +47,7 @@ class Checked(Value):
 
 def test_it_is_made_of_arguments_by_place_and_by_name() -> None:
     assert (Point(1).x, Point(1).y, Point(1, y=5).y) == (1, 2, 5)
-    assert Child(pool="p", host="h").space == "*"
+    assert Child(pool="p", host="h").namespace == "*"
     assert Child.script == "child"
 
 
@@ -109,12 +109,12 @@ def test_it_is_copied_and_pickled() -> None:
 
 def test_dataclasses_take_it_for_one_of_theirs() -> None:
     assert dataclasses.is_dataclass(Point)
-    assert [one.name for one in dataclasses.fields(Child)] == ["pool", "space", "host"]
+    assert [one.name for one in dataclasses.fields(Child)] == ["pool", "namespace", "host"]
     assert dataclasses.asdict(Open(3)) == {"count": 3}
 
 
 def test_its_signature_is_that_of_its_fields() -> None:
-    assert str(inspect.signature(Child)) == "(*, pool: 'str', space: 'str' = '*', host: 'str')"
+    assert str(inspect.signature(Child)) == "(*, pool: 'str', namespace: 'str' = '*', host: 'str')"
 
 
 def test_it_is_matched_by_place() -> None:
@@ -124,4 +124,4 @@ def test_it_is_matched_by_place() -> None:
 
 
 def test_its_fields_are_listed_in_their_order() -> None:
-    assert [one.name for one in declared_fields(Child)] == ["pool", "space", "host"]
+    assert [one.name for one in declared_fields(Child)] == ["pool", "namespace", "host"]

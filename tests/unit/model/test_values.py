@@ -44,11 +44,11 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("kind", ["organisation", "plugin", "host", "pool"])
 def test_a_bad_name_is_one_short_line_that_says_what_it_is_for(kind, name):
-    with pytest.raises(InvalidInputError) as told:
+    with pytest.raises(InvalidInputError) as reported:
         check_name(kind, name)
-    assert kind in str(told.value)
-    assert str(told.value).isprintable()
-    assert len(str(told.value)) < 250
+    assert kind in str(reported.value)
+    assert str(reported.value).isprintable()
+    assert len(str(reported.value)) < 250
 
 
 @pytest.mark.parametrize("name", ["a", "A-1", "org_1.x", "0", "x" * 128])
@@ -85,7 +85,7 @@ def test_a_duration_reads_back_as_it_is_written(text, ms):
 
 
 @pytest.mark.parametrize(
-    ("ms", "words"),
+    ("ms", "text"),
     [
         (0, "0 ms"),
         (-5, "0 ms"),
@@ -96,8 +96,8 @@ def test_a_duration_reads_back_as_it_is_written(text, ms):
         (7_200_000, "2 h"),
     ],
 )
-def test_a_duration_for_people(ms, words):
-    assert format_duration(ms) == words
+def test_a_duration_for_people(ms, text):
+    assert format_duration(ms) == text
 
 
 @pytest.mark.parametrize("text", ["email", "a/b#", "a/b#x", "a/b#-1", "a/b#1.0", "/b", "a/", "a/b/c", "a/b#100000"])
@@ -203,7 +203,7 @@ def test_the_short_name_of_a_plugin(plugin, short):
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("changed", "text"),
     [
         ({"first": 9, "last": 8}, "is not a port range"),
         ({"first": 0}, "is not a port range"),
@@ -220,8 +220,8 @@ def test_the_short_name_of_a_plugin(plugin, short):
         ({"name": "a:b"}, "pool name"),
     ],
 )
-def test_a_pool_that_cannot_be_is_refused(changed, words):
-    with pytest.raises(InvalidInputError, match=words):
+def test_a_pool_that_cannot_be_is_refused(changed, text):
+    with pytest.raises(InvalidInputError, match=text):
         PoolSpec(**{"name": "p", "first": 1, "last": 20, **changed})
 
 
@@ -250,7 +250,7 @@ def test_a_plugin_without_ports_leaves_no_field():
 @pytest.mark.parametrize("rule", ["first", "last", "ttl_ms", "scope", "spill", "grace_ms"])
 def test_a_pool_with_a_rule_missing_names_its_key(rule):
     fields = SDK_V2.as_fields()
-    fields["rules"] = " ".join(word for word in fields["rules"].split() if not word.startswith(f"{rule}="))
+    fields["rules"] = " ".join(name for name in fields["rules"].split() if not name.startswith(f"{rule}="))
     with pytest.raises(ConfigurationError, match=r"key alloc:\{sdk-v2\} does not hold a pool"):
         PoolSpec.from_fields("sdk-v2", fields)
 

@@ -30,12 +30,12 @@ from allocator.operations.steps import (
     DescribeListener,
     JudgeHolder,
     Judgement,
-    KeepLeases,
-    KeepTokens,
     Pause,
     ProvePorts,
     ReadListeners,
     Standing,
+    StoreLeases,
+    StoreTokens,
     Verdict,
     WriteRow,
 )
@@ -93,11 +93,11 @@ class Road:
     def answer(self, step: Any) -> Any:
         kind = type(step.signature) if isinstance(step, ScriptCall) else type(step)
         self.steps.append(step.signature if isinstance(step, ScriptCall) else step)
-        if isinstance(step, KeepTokens) and not self.expects(KeepTokens):
+        if isinstance(step, StoreTokens) and not self.expects(StoreTokens):
             return step.tokens
         if isinstance(step, ReadListeners) and not self.expects(ReadListeners):
             return frozenset()
-        if isinstance(step, KeepLeases) and not self.expects(KeepLeases):
+        if isinstance(step, StoreLeases) and not self.expects(StoreLeases):
             return True
         if isinstance(step, ProvePorts) and not self.expects(ProvePorts):
             return frozenset()
@@ -146,14 +146,14 @@ GRANTED = (ClaimCall, Granted(leases=(lease(),)))
 def test_the_steps_of_a_plain_claim_come_in_this_order(monkeypatch: pytest.MonkeyPatch) -> None:
     road = Road(monkeypatch, GRANTED)
     assert road.drive(make_context()) == (lease(),)
-    assert road.kinds() == ["KeepTokens", "ReadListeners", "ClaimCall", "ProvePorts", "KeepLeases"]
+    assert road.kinds() == ["StoreTokens", "ReadListeners", "ClaimCall", "ProvePorts", "StoreLeases"]
 
 
 def test_several_ports_take_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     both = (lease(), lease(7002, worker=replace(EMAIL, plugin="email+debug")))
     road = Road(monkeypatch, (ClaimCall, Granted(leases=both)))
     assert road.drive(make_context(), replace(REQUEST, names=("http", "debug"))) == both
-    assert road.kinds() == ["KeepTokens", "ReadListeners", "ClaimCall", "ProvePorts", "KeepLeases"]
+    assert road.kinds() == ["StoreTokens", "ReadListeners", "ClaimCall", "ProvePorts", "StoreLeases"]
     assert road.of(ProvePorts) == [ProvePorts((7001, 7002))]
 
 
@@ -162,11 +162,11 @@ def test_of_another_host_nothing_is_read_and_nothing_proved(monkeypatch: pytest.
     context.elsewhere = True
     road = Road(monkeypatch, GRANTED)
     road.drive(context)
-    assert road.kinds() == ["KeepTokens", "ClaimCall", "KeepLeases"]
+    assert road.kinds() == ["StoreTokens", "ClaimCall", "StoreLeases"]
 
 
 def test_a_claim_that_was_not_finished_is_taken_up_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    road = Road(monkeypatch, (KeepTokens, ("b" * 32,)), GRANTED)
+    road = Road(monkeypatch, (StoreTokens, ("b" * 32,)), GRANTED)
     road.drive(make_context())
     assert [one.token for call in road.steps if hasattr(call, "wanted") for one in call.wanted] == ["b" * 32]
 
@@ -198,13 +198,13 @@ def test_whatever_ends_a_claim_after_its_grant_gives_the_lease_back(
     road = Road(monkeypatch, GRANTED, (ProvePorts, error), (EndCall, ENDED))
     with pytest.raises(type(error)):
         road.drive(make_context())
-    assert road.kinds()[-2:] == ["KeepLeases", "EndCall"]
-    assert road.of(KeepLeases)[-1].leases == ()
+    assert road.kinds()[-2:] == ["StoreLeases", "EndCall"]
+    assert road.of(StoreLeases)[-1].leases == ()
 
 
 def test_leases_that_cannot_be_written_down_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     full = ConfigurationError("the disk is full")
-    road = Road(monkeypatch, GRANTED, (KeepLeases, full), (EndCall, ENDED))
+    road = Road(monkeypatch, GRANTED, (StoreLeases, full), (EndCall, ENDED))
     with pytest.raises(ConfigurationError, match="disk is full"):
         road.drive(make_context())
     assert road.kinds()[-1] == "EndCall"

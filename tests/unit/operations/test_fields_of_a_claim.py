@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import allocator
-from allocator.client.heartbeats import HolderWords
-from allocator.client.session import ClaimArguments, ProcessWords
-from allocator.model.leases import HOLDER_WORDS, PROCESS_FIELDS
+from allocator.client.heartbeats import HolderFields
+from allocator.client.session import ClaimArguments, ProcessFields
+from allocator.model.leases import HOLDER_FIELDS, PROCESS_FIELDS
 from allocator.operations.attempt import ClaimRequest
 from allocator.protocol.signatures.claim import ClaimCall, WantedPort
 from allocator.protocol.wire import Call
@@ -49,12 +49,12 @@ def test_every_argument_of_a_claim_becomes_a_part_of_the_request() -> None:
     request = {one.name for one in fields(ClaimRequest)}
     of_the_worker, of_the_holder = {"org", "instance"}, {"pid", "holder_pid", "labels"}
     assert set(ClaimArguments.__annotations__) - request == of_the_worker | of_the_holder | {"ttl"}
-    assert of_the_holder <= set(HOLDER_WORDS)
+    assert of_the_holder <= set(HOLDER_FIELDS)
 
 
 def test_what_a_holder_may_set_is_what_a_lease_declares() -> None:
-    assert tuple(HolderWords.__annotations__) == HOLDER_WORDS
-    assert tuple(ProcessWords.__annotations__) == PROCESS_FIELDS
+    assert tuple(HolderFields.__annotations__) == HOLDER_FIELDS
+    assert tuple(ProcessFields.__annotations__) == PROCESS_FIELDS
 
 
 def test_the_script_is_sent_the_fields_of_its_signature_in_their_order() -> None:
@@ -66,4 +66,4 @@ def test_the_script_is_sent_the_fields_of_its_signature_in_their_order() -> None
     written = {"state": ["starting"], "wanted": [1, "o/email#0", "0" * 32, ',"pid":1'], "strangers": ["8-9"]}
     written |= {"contiguous": [1], "ticket": ["t"], "look_from": [7]}
     names = [one.name for one in fields(ClaimCall)][len(fields(Call)) :]
-    assert list(call.arguments()) == [word for name in names for word in written.get(name, [given.get(name)])]
+    assert list(call.arguments()) == [value for name in names for value in written.get(name, [given.get(name)])]

@@ -92,9 +92,9 @@ def test_spill_takes_the_highest_idle_conventional_port(store):
     context = make_context()
     ports = [take(store, context, WorkerId("org-1", "p", i)).port for i in range(44)]
     assert ports == [*range(5569, 5600), *range(5568, 5555, -1)]
-    with pytest.raises(ExhaustedError) as told:
+    with pytest.raises(ExhaustedError) as reported:
         take(store, context)
-    assert 0 < told.value.retry_after <= 35
+    assert 0 < reported.value.retry_after <= 35
 
 
 def test_without_spill_the_ports_of_other_plugins_stay_idle(store):
@@ -112,9 +112,9 @@ def test_exhaustion_without_spill_does_not_wait_for_a_port_that_cannot_be_had(st
     take(store, context, EMAIL, "small", ttl_ms=5 * SECOND)
     for i in range(3):
         take(store, context, WorkerId("o", "p", i), "small", ttl_ms=60 * SECOND)
-    with pytest.raises(ExhaustedError) as told:
+    with pytest.raises(ExhaustedError) as reported:
         take(store, context, WorkerId("o", "p", 9), "small")
-    assert told.value.retry_after > 50
+    assert reported.value.retry_after > 50
 
 
 def test_ports_of_strangers_are_never_offered(store):
@@ -130,9 +130,9 @@ def test_ports_of_strangers_are_never_offered(store):
 
 def test_a_stranger_on_every_port_leaves_nothing_to_wait_for(store):
     store.listening = set(range(5556, 5600))
-    with pytest.raises(ExhaustedError) as told:
+    with pytest.raises(ExhaustedError) as reported:
         take(store, make_context())
-    assert told.value.retry_after is None
+    assert reported.value.retry_after is None
 
 
 def test_a_port_skipped_for_a_stranger_is_offered_when_it_left(store):
@@ -153,19 +153,19 @@ def test_an_explicit_port_of_a_stranger_names_who_listens(store):
 def test_an_explicit_port_that_is_leased_names_the_holder_and_the_wait(store):
     context = make_context()
     held = take(store, context, EMAIL)
-    with pytest.raises(HeldError, match="port 5556 on web-1 is held by org-1/email#0 until") as told:
+    with pytest.raises(HeldError, match="port 5556 on web-1 is held by org-1/email#0 until") as reported:
         take(store, context, port=5556)
-    assert told.value.holder.fence == held.fence
-    assert 34 < told.value.retry_after <= 35
-    assert told.value.holder.token is None
+    assert reported.value.holder.fence == held.fence
+    assert 34 < reported.value.retry_after <= 35
+    assert reported.value.holder.token is None
 
 
 def test_an_explicit_port_in_its_cooldown_says_for_how_long(store):
     context = make_context()
     store.drive(release(context, [take(store, context, EMAIL)]))
-    with pytest.raises(HeldError, match="was given back") as told:
+    with pytest.raises(HeldError, match="was given back") as reported:
         take(store, context, port=5556)
-    assert 0 < told.value.retry_after <= 1
+    assert 0 < reported.value.retry_after <= 1
 
 
 @pytest.mark.parametrize("port", [1, 5555, 5600, 65535])

@@ -52,9 +52,9 @@ def test_a_lease_carries_what_was_asked_for(store):
 
 
 def test_a_lease_says_whose_processes_it_is_tied_to(store):
-    words = {"pid": 42, "pid_started": 777, "holder_pid": 7, "holder_started": 70, "boot": "b-1", "namespaces": "1-2"}
-    lease = take(store, make_context(), holder=words)
-    assert {name: getattr(lease, name) for name in words} == words
+    fields = {"pid": 42, "pid_started": 777, "holder_pid": 7, "holder_started": 70, "boot": "b-1", "namespaces": "1-2"}
+    lease = take(store, make_context(), holder=fields)
+    assert {name: getattr(lease, name) for name in fields} == fields
     (shown,) = live(store)
     assert shown == replace(lease, expires_at=shown.expires_at)
 
@@ -106,10 +106,10 @@ def test_a_worker_with_a_live_lease_elsewhere_is_told_where(store):
     here, there = make_context(), make_context("web-2", machine="m2")
     take(store, here)
     before = store.dump()
-    with pytest.raises(HeldError, match="org-1/email#0 already has a lease on web-1:5556 until") as told:
+    with pytest.raises(HeldError, match="org-1/email#0 already has a lease on web-1:5556 until") as reported:
         take(store, there)
-    assert told.value.holder.host == "web-1"
-    assert 29 < told.value.retry_after <= 30
+    assert reported.value.holder.host == "web-1"
+    assert 29 < reported.value.retry_after <= 30
     assert_same_state(before, store.dump())
 
 

@@ -61,9 +61,9 @@ def test_a_wrong_token_ends_nothing(store, end, token):
     lease = take(store, context)
     before = store.dump()
     wrong = replace(lease, token=token)
-    with pytest.raises(HeldError if token else InvalidInputError) as told:
+    with pytest.raises(HeldError if token else InvalidInputError) as reported:
         store.drive(end(context, [wrong]))
-    assert lease.token not in str(told.value)
+    assert lease.token not in str(reported.value)
     assert_same_state(before, store.dump())
 
 
@@ -183,7 +183,7 @@ def test_the_reaper_makes_an_expiry_known_once(store):
         "type": "expired", "host": "web-1", "port": "5556", "worker": "org-1/email#0", "fence": str(lease.fence),
     }  # fmt: skip
     before = store.dump()
-    assert store.drive(reap("sdk-v2")) == Reaped(closed=0, next_s=None, spaces=1)
+    assert store.drive(reap("sdk-v2")) == Reaped(closed=0, next_s=None, namespaces=1)
     assert_same_state(before, store.dump())
 
 
@@ -199,7 +199,7 @@ def test_the_reaper_leaves_live_leases_and_says_when_to_come_again(store):
 
 
 def test_the_reaper_has_nothing_to_do_in_an_empty_pool(store):
-    assert store.drive(reap("nothing")) == Reaped(closed=0, next_s=None, spaces=0)
+    assert store.drive(reap("nothing")) == Reaped(closed=0, next_s=None, namespaces=0)
     assert store.key_names() == []
 
 
@@ -236,7 +236,7 @@ def test_the_reaper_visits_many_hosts(store):
             break
     assert total == 40
     assert reaped.next_s is None
-    assert reaped.spaces == 40
+    assert reaped.namespaces == 40
 
 
 def test_the_reapers_cursor_does_not_miss_a_lease_that_came_after(store):

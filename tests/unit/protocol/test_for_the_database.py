@@ -107,8 +107,8 @@ def test_find_looks_in_the_space_of_a_fleet_wide_pool(store):
 # -- lead --
 
 
-def lead(store, token, **words):
-    given = {"ttl_ms": 10_000, "holder": f"host {token[0]}"} | words
+def lead(store, token, **arguments):
+    given = {"ttl_ms": 10_000, "holder": f"host {token[0]}"} | arguments
     return store.drive(take_leadership("p", token=token * 32, **given))
 
 

@@ -18,8 +18,8 @@ from allocator.protocol.replies import Reply
 POOL = "p"
 
 
-def rules(**words):
-    return PoolSpec(**{"name": POOL, "first": 7001, "last": 7040, "cooldown_ms": 0} | words)
+def rules(**arguments):
+    return PoolSpec(**{"name": POOL, "first": 7001, "last": 7040, "cooldown_ms": 0} | arguments)
 
 
 @pytest.fixture(params=["host", "fleet"])
@@ -27,8 +27,8 @@ def scope(request):
     return request.param
 
 
-def take(store, context, org, plugin, number=0, **words):
-    return store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId(org, plugin, number), **words)))
+def take(store, context, org, plugin, number=0, **arguments):
+    return store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId(org, plugin, number), **arguments)))
 
 
 def refused(store, context, org, plugin, number=0):
@@ -176,7 +176,7 @@ def test_a_pool_with_all_of_it_reads_back_as_it_was_applied(store):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         ({"max_per_org": -1}, "max_per_org -1 is out of bounds"),
         ({"max_per_plugin": 5000}, "give 0 to 4096"),
@@ -187,9 +187,9 @@ def test_a_pool_with_all_of_it_reads_back_as_it_was_applied(store):
         ({"bands": {"x": (7001, 7005)}, "conventional": {"y": (7002,)}}, "belongs to both"),
     ],
 )
-def test_limits_that_cannot_be_right_are_refused(words, says):
-    with pytest.raises(InvalidInputError, match=says):
-        rules(**words)
+def test_limits_that_cannot_be_right_are_refused(arguments, message):
+    with pytest.raises(InvalidInputError, match=message):
+        rules(**arguments)
 
 
 def test_the_lowest_free_instance_is_taken_and_the_same_again_for_the_same_token(store, scope):

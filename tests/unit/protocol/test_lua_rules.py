@@ -31,9 +31,9 @@ def by_name(files):
 
 
 def test_the_replies_are_the_same_words_in_lua_and_python():
-    words = re.findall(r"'(\w+)'", (LUA / "lib" / "replies.lua").read_text())
+    text = re.findall(r"'(\w+)'", (LUA / "lib" / "replies.lua").read_text())
     names = re.findall(r"\b[A-Z][A-Z_]+\b", (LUA / "lib" / "replies.lua").read_text())
-    assert sorted(words) == sorted(reply.value for reply in Reply)
+    assert sorted(text) == sorted(reply.value for reply in Reply)
     assert sorted(names) == sorted(reply.name for reply in Reply)
 
 
@@ -41,8 +41,8 @@ def test_the_replies_are_the_same_words_in_lua_and_python():
 def test_every_script_says_in_its_head_what_it_takes_answers_and_writes(file):
     head = file.read_text().split("\n\n--@include")[0].split("\n")
     assert head[0].startswith(f"-- {file.stem}: ")
-    words = {line.split()[1] for line in head if len(line.split()) > 1 and not line.startswith("--  ")}
-    assert {"KEYS", "ARGV", "Replies", "Events", "Loops"} <= words
+    fields = {line.split()[1] for line in head if len(line.split()) > 1 and not line.startswith("--  ")}
+    assert {"KEYS", "ARGV", "Replies", "Events", "Loops"} <= fields
 
 
 @by_name(FILES)

@@ -11,7 +11,7 @@ from allocator.model.pools import SDK_V2, PoolSpec
 from allocator.operations.attempt import ClaimRequest
 from allocator.operations.context import define_pool, read_pool
 from allocator.operations.end import decline, release
-from allocator.operations.listing import hosts, leases, newest_event, port_view, ports, spaces
+from allocator.operations.listing import hosts, leases, namespaces, newest_event, port_view, ports
 from allocator.operations.pools import apply_pool
 from allocator.operations.renew import renew
 from allocator.protocol.replies import Reply
@@ -158,7 +158,7 @@ def test_a_port_that_became_conventional_and_back_is_found_again(store):
 def test_listings_of_nothing_are_empty(store):
     assert store.drive(leases("p")) == []
     assert store.drive(hosts("p")) == []
-    assert store.drive(spaces("p")) == []
+    assert store.drive(namespaces("p")) == []
     assert store.drive(newest_event("p")) == "0-0"
     assert store.drive(port_view("p", "web-1", 7001)).why == "free"
     assert store.key_names() == []

@@ -37,7 +37,7 @@ def live(store, pool="sdk-v2"):
     return store.drive(leases(pool))
 
 
-def raw_renew(store, lease, token, *, fence=None, space="web-1", state="starting"):
+def raw_renew(store, lease, token, *, fence=None, namespace="web-1", state="starting"):
     one = RenewedLease(
         port=lease.port,
         token=token,
@@ -47,7 +47,7 @@ def raw_renew(store, lease, token, *, fence=None, space="web-1", state="starting
         mode="set",
         state=state,
     )
-    call = RenewCall(pool=lease.pool, space=space, host=lease.host, identity="m1 b1 n1", leases=(one,))
+    call = RenewCall(pool=lease.pool, namespace=namespace, host=lease.host, identity="m1 b1 n1", leases=(one,))
     return store.run(call.encode())
 
 
@@ -79,13 +79,13 @@ def test_renewing_writes_no_event_but_for_another_state(store):
 def test_what_a_holder_says_of_its_worker_is_written_and_kept(store):
     context = make_context()
     lease = take(store, context)
-    said = replace(lease, pid=9, pid_started=5, boot="b", restarts=3, last_error='Error: "listen" EADDRINUSE é')
-    again(store, context, said, rewrite=True)
-    again(store, context, said)
+    printed = replace(lease, pid=9, pid_started=5, boot="b", restarts=3, last_error='Error: "listen" EADDRINUSE é')
+    again(store, context, printed, rewrite=True)
+    again(store, context, printed)
     (shown,) = live(store)
-    assert (shown.pid_started, shown.boot, shown.restarts, shown.last_error) == (5, "b", 3, said.last_error)
+    assert (shown.pid_started, shown.boot, shown.restarts, shown.last_error) == (5, "b", 3, printed.last_error)
     assert shown.as_json()["restarts"] == 3
-    assert shown.as_json()["last_error"] == said.last_error
+    assert shown.as_json()["last_error"] == printed.last_error
 
 
 def test_a_batch_of_many_hosts_and_pools_keeps_its_order(store):
@@ -123,11 +123,11 @@ def test_a_wrong_token_renews_nothing(store):
     assert_same_state(before, store.dump())
 
 
-@pytest.mark.parametrize("words", ["web-1", "org-1/email#0", "", "."])
-def test_a_word_of_the_grant_is_no_token(store, words):
+@pytest.mark.parametrize("text", ["web-1", "org-1/email#0", "", "."])
+def test_a_word_of_the_grant_is_no_token(store, text):
     lease = take(store, make_context())
     before = store.dump()
-    assert raw_renew(store, lease, words)[1] == b"lost"
+    assert raw_renew(store, lease, text)[1] == b"lost"
     assert_same_state(before, store.dump())
 
 
@@ -135,7 +135,7 @@ def test_a_host_whose_name_is_a_token_gives_nobody_its_leases(store):
     name = "a" * 32
     lease = take(store, make_context(name))
     before = store.dump()
-    assert raw_renew(store, lease, name, space=name)[1] == b"lost"
+    assert raw_renew(store, lease, name, namespace=name)[1] == b"lost"
     assert_same_state(before, store.dump())
 
 
@@ -387,8 +387,8 @@ def test_two_leases_of_one_worker_in_a_batch_are_not_both_re_asserted(store):
     assert [lease.port for lease in live(store)] == [5590]
 
 
-def raw_keep(store, lease, proof, *, space="web-1"):
-    return store.run(ScriptCall("keep", script_keys(lease.pool, space), (lease.host, HOUR, proof, lease.port)))
+def raw_keep(store, lease, proof, *, namespace="web-1"):
+    return store.run(ScriptCall("extend", script_keys(lease.pool, namespace), (lease.host, HOUR, proof, lease.port)))
 
 
 @pytest.mark.parametrize("state", [*sorted(ENDED_STATES), "", "read", "READY"])
@@ -398,7 +398,7 @@ def test_a_state_that_is_not_a_live_one_is_not_written(store, state, lost):
     if lost:
         store.client.delete(f"alloc:{{sdk-v2}}:lease:web-1:{lease.port}")
     before = store.dump()
-    with pytest.raises(redis.ResponseError, match="called with other words than portlease sends"):
+    with pytest.raises(redis.ResponseError, match="called with other arguments than portlease sends"):
         raw_renew(store, lease, lease.token, state=state)
     assert_same_state(before, store.dump())
 
@@ -418,7 +418,7 @@ def test_a_heartbeat_without_the_whole_proof_extends_nothing(store, proof):
     lease = take(store, make_context())
     before = store.dump()
     given = proof.format(fence=lease.fence, token=lease.token, half=lease.token[:16])
-    with pytest.raises(redis.ResponseError, match="called with other words than portlease sends"):
+    with pytest.raises(redis.ResponseError, match="called with other arguments than portlease sends"):
         raw_keep(store, lease, given)
     assert raw_keep(store, lease, given.ljust(PROOF_LENGTH))[3:] == [1]
     assert_same_state(before, store.dump())
@@ -448,7 +448,7 @@ def test_a_heartbeat_extends_those_that_live_and_names_those_that_do_not(store):
     store.client.delete("alloc:{sdk-v2}:lease:web-1:" + str(held[1].port))
     store.calls.clear()
     outcomes = again(store, context, *held, replace(held[2], token="f" * 32))
-    assert [call.script for call in store.calls] == ["keep", "renew"]
+    assert [call.script for call in store.calls] == ["extend", "renew"]
     assert [outcome.reasserted for outcome in outcomes] == [False, True, False, False, False]
     assert [bool(outcome.lost) for outcome in outcomes] == [False, False, False, False, True]
     assert [lease.port for lease in live(store)] == [lease.port for lease in held]
@@ -505,10 +505,10 @@ def test_the_reaper_comes_sooner_for_a_lease_whose_ttl_got_shorter(store):
 def test_the_place_of_a_worker_whose_lease_is_kept_never_runs_out(store):
     context = make_context()
     lease = take(store, context, ttl_ms=2 * HOUR)  # written anew once an hour: with this TTL at every renewal
-    place = "alloc:{sdk-v2}:worker:org-1/email#0"
-    store.client.pexpire(place, 5_000)
+    location = "alloc:{sdk-v2}:worker:org-1/email#0"
+    store.client.pexpire(location, 5_000)
     again(store, context, lease)
-    assert store.client.pttl(place) > 24 * HOUR
+    assert store.client.pttl(location) > 24 * HOUR
 
 
 def test_a_heartbeat_of_a_lease_that_is_gone_leaves_its_workers_newer_place_alone(store):

@@ -80,7 +80,7 @@ def test_a_port_that_another_service_has_now_is_not_resolved_for_the_old_one(sto
 
 
 @pytest.mark.parametrize(
-    ("states", "said"),
+    ("states", "printed"),
     [
         (["starting"], "its only worker is starting"),
         (["draining"], "its only worker is draining"),
@@ -88,12 +88,12 @@ def test_a_port_that_another_service_has_now_is_not_resolved_for_the_old_one(sto
         (["degraded", "degraded"], "of its 2 workers 2 degraded"),
     ],
 )
-def test_where_none_is_ready_the_reason_is_said_and_the_exit_code_is_75(store, states, said):
+def test_where_none_is_ready_the_reason_is_said_and_the_exit_code_is_75(store, states, printed):
     for number, state in enumerate(states):
         worker(store, number, state=LeaseState(state))
     error = error_of(lambda: turns(store, 1))
     assert isinstance(error, NoWorkerError)
-    assert said in str(error)
+    assert printed in str(error)
     assert error.exit_code == 75
     assert store.drive(endpoints(POOL, "email", "org-1")) == []
 

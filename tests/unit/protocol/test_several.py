@@ -26,8 +26,8 @@ POOL = "p"
 NAMES = ("http", "debug", "metrics")
 
 
-def rules(**words):
-    return PoolSpec(**{"name": POOL, "first": 7001, "last": 7010, "cooldown_ms": 0} | words)
+def rules(**arguments):
+    return PoolSpec(**{"name": POOL, "first": 7001, "last": 7010, "cooldown_ms": 0} | arguments)
 
 
 @pytest.fixture(params=["host", "fleet"])
@@ -36,14 +36,14 @@ def scope(request, store):
     return request.param
 
 
-def several(store, context, names=NAMES, *, number=0, contiguous=False, tokens=None, plugin="email", **words):
-    request = ClaimRequest(pool=POOL, worker=WorkerId("o", plugin, number), **words)
+def several(store, context, names=NAMES, *, number=0, contiguous=False, tokens=None, plugin="email", **arguments):
+    request = ClaimRequest(pool=POOL, worker=WorkerId("o", plugin, number), **arguments)
     tokens = tokens or [context.new_token() for _ in names]
     return store.drive(claim_several(context, request, names, contiguous=contiguous, tokens=tokens))
 
 
-def one(store, context, number, **words):
-    return store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId("x", "p", number), **words)))
+def one(store, context, number, **arguments):
+    return store.drive(claim(context, ClaimRequest(pool=POOL, worker=WorkerId("x", "p", number), **arguments)))
 
 
 def test_each_name_gets_a_port_and_each_port_is_a_lease(store, scope):

@@ -107,7 +107,7 @@ def test_a_lease_that_has_ended_is_brought_into_no_state(store: ScriptedRedis, l
     for state in LIVE:
         lease = lease_in(LeaseState.READY)
         store.drive(release(context_of(lease.host), [lease]))
-        told = store.drive(renew(context_of(lease.host), [replace(lease, state=state)], rewrite=True))
-        assert told[0].lost is not None
+        reported = store.drive(renew(context_of(lease.host), [replace(lease, state=state)], rewrite=True))
+        assert reported[0].lost is not None
         assert store.drive(leases(POOL, lease.host)) == []
     assert not any(TRANSITIONS[state] for state in ENDED_STATES)

@@ -32,14 +32,14 @@ def asked(number, *, org="o", port=None, priority=0, ticket="", plugin="p"):
     return ClaimRequest(pool=POOL, worker=WorkerId(org, plugin, number), port=port, priority=priority, ticket=ticket)
 
 
-def stand(store, context, number, *, condition=None, **words):
+def stand(store, context, number, *, condition=None, **arguments):
     """Join the queue; the ticket is the number."""
-    waiting = waiter(number, **words)
+    waiting = waiter(number, **arguments)
     return store.drive(join(context, replace(waiting, condition=condition or waiting.condition))).position
 
 
-def waiter(number, *, contiguous=False, position=None, **words):
-    request = replace(asked(number, **words), contiguous=contiguous)
+def waiter(number, *, contiguous=False, position=None, **arguments):
+    request = replace(asked(number, **arguments), contiguous=contiguous)
     return replace(Waiting.of(request, ticket(number)), position=position)
 
 
@@ -47,11 +47,11 @@ def ticket(number):
     return f"{number:016x}"
 
 
-def try_claim(store, context, number, **words):
-    return error_of(lambda: store.drive(claim(context, asked(number, ticket=ticket(number), **words))))
+def try_claim(store, context, number, **arguments):
+    return error_of(lambda: store.drive(claim(context, asked(number, ticket=ticket(number), **arguments))))
 
 
-def told(store, number):
+def reported(store, number):
     return bool(store.client.llen(waiter_keys(POOL, ticket(number))[1]))
 
 
@@ -89,9 +89,9 @@ def test_a_release_tells_the_first_and_a_grant_tells_the_next(store, full):
     for number in (10, 11, 12):
         stand(store, context, number)
     store.drive(release(context, [held[0]]))
-    assert [told(store, number) for number in (10, 11, 12)] == [True, False, False]
+    assert [reported(store, number) for number in (10, 11, 12)] == [True, False, False]
     assert try_claim(store, context, 10) is None
-    assert [told(store, number) for number in (10, 11, 12)] == [False, True, False]
+    assert [reported(store, number) for number in (10, 11, 12)] == [False, True, False]
 
 
 def test_the_worker_that_released_is_a_newcomer_as_well(store, full):
@@ -121,10 +121,10 @@ def test_a_waiter_that_died_is_passed_by_and_taken_out(store, full):
     assert try_claim(store, context, 11) is None
     store.drive(release(context, [held[1]]))
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
-    assert not store.client.exists(*[f"alloc:{{{POOL}}}:waiters:{space}" for space in ("*", "web-1")])
+    assert not store.client.exists(*[f"alloc:{{{POOL}}}:waiters:{namespace}" for namespace in ("*", "web-1")])
     stand(store, context, 13)
-    space = "*" if store.client.exists(f"alloc:{{{POOL}}}:ports:*") else "web-1"
-    assert store.client.zrange(f"alloc:{{{POOL}}}:waiters:{space}", 0, -1) == [ticket(13).encode()]
+    namespace = "*" if store.client.exists(f"alloc:{{{POOL}}}:ports:*") else "web-1"
+    assert store.client.zrange(f"alloc:{{{POOL}}}:waiters:{namespace}", 0, -1) == [ticket(13).encode()]
 
 
 def test_who_is_behind_need_not_wait_where_there_are_ports_for_all_ahead(store, full):
@@ -175,9 +175,9 @@ def test_an_end_wakes_the_next_where_one_that_was_woken_has_not_looked(store, fu
     for number in (10, 11, 12):
         stand(store, context, number)
     store.drive(release(context, [held[0]]))
-    assert [told(store, number) for number in (10, 11, 12)] == [True, False, False]
+    assert [reported(store, number) for number in (10, 11, 12)] == [True, False, False]
     store.drive(release(context, [held[1]]))
-    assert [told(store, number) for number in (10, 11, 12)] == [True, True, False]
+    assert [reported(store, number) for number in (10, 11, 12)] == [True, True, False]
 
 
 def test_a_waiter_lives_for_less_than_two_seconds_without_a_word(store, full):
@@ -204,7 +204,7 @@ def test_who_leaves_lets_the_next_look(store, full):
     for number in (10, 11):
         stand(store, context, number)
     store.drive(leave(context, asked(10), ticket(10)))
-    assert told(store, 11)
+    assert reported(store, 11)
     store.drive(release(context, [held[0]]))
     assert try_claim(store, context, 11) is None
 
@@ -233,7 +233,7 @@ def test_who_is_held_back_by_a_limit_holds_back_nobody(store, full):
     context, held = full
     stand(store, context, 10, condition="org")
     store.drive(release(context, [held[0]]))
-    assert told(store, 10)
+    assert reported(store, 10)
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
 
 
@@ -294,7 +294,7 @@ def test_who_waits_for_two_ports_gets_both_before_a_newcomer_gets_one(store, ful
     context, held = full
     assert [stand(store, context, number).ahead for number in (10, 11)] == [0, 1]
     store.drive(release(context, [held[0]]))
-    assert told(store, 10)
+    assert reported(store, 10)
     shortage = try_several(store, context, 10)
     assert isinstance(shortage, ExhaustedError)
     assert 0 < shortage.retry_after <= 35  # when the lease that is in the way can have run out
@@ -303,7 +303,7 @@ def test_who_waits_for_two_ports_gets_both_before_a_newcomer_gets_one(store, ful
     assert isinstance(try_claim(store, context, 11), ExhaustedError)
     store.drive(release(context, [held[1]]))
     assert try_several(store, context, 10) is None
-    assert told(store, 11)
+    assert reported(store, 11)
     assert stand(store, context, 11).ahead == 0
 
 
@@ -313,7 +313,7 @@ def test_who_waits_for_a_block_keeps_nobody_but_the_next_who_does(store, full):
     assert stand(store, context, 11, contiguous=True).ahead == 1
     assert stand(store, context, 12).ahead == 0
     store.drive(release(context, [held[0]]))
-    assert [told(store, number) for number in (10, 11, 12)] == [True, True, True]
+    assert [reported(store, number) for number in (10, 11, 12)] == [True, True, True]
     assert try_claim(store, context, 12) is None
     store.drive(release(context, [held[1]]))
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
@@ -339,7 +339,7 @@ def test_the_end_of_a_lease_tells_the_first_whom_the_limit_held_back_on_whatever
     assert [stand(store, there, number, condition="org").held for number in (10, 11)] == [0, 1]
     assert stand(store, there, 12, org="other", condition="org").held == 0
     store.drive(release(here, [held]))
-    assert [told(store, number) for number in (10, 11, 12)] == [True, False, False]
+    assert [reported(store, number) for number in (10, 11, 12)] == [True, False, False]
     assert try_claim(store, there, 10) is None
 
 
@@ -353,7 +353,7 @@ def test_a_lease_that_ends_otherwise_tells_them_too(store, limited, end):
         store.advance(MINUTE)
         stand(store, there, 10, condition="org")
         store.drive(reap(POOL))
-    assert told(store, 10)
+    assert reported(store, 10)
 
 
 def test_nobody_takes_the_room_of_one_who_waits_for_the_limit(store, limited):
@@ -375,7 +375,7 @@ def test_a_grant_tells_the_next_whom_the_limit_holds_back(store, limited):
         stand(store, there, number, condition="org")
     store.drive(apply_pool(PoolSpec(name=POOL, first=7001, last=7009, cooldown_ms=0, max_per_org=3)))
     assert try_claim(store, there, 10) is None
-    assert told(store, 11)
+    assert reported(store, 11)
     assert try_claim(store, there, 11) is None
 
 
@@ -384,7 +384,7 @@ def test_who_no_longer_waits_for_the_limit_keeps_no_room_and_tells_the_next(stor
     for number in (10, 11):
         stand(store, there, number, condition="org")
     store.drive(leave(there, asked(10), ticket(10)))
-    assert told(store, 11)
+    assert reported(store, 11)
     stand(store, there, 11)  # it found that there is no port where it is
     store.drive(release(here, [held]))
     assert error_of(lambda: store.drive(claim(here, asked(99)))) is None
@@ -395,7 +395,7 @@ def test_a_higher_priority_comes_first_among_those_whom_a_limit_holds_back(store
     assert stand(store, there, 10, condition="org").held == 0
     assert stand(store, here, 11, condition="org", priority=5).held == 0
     store.drive(release(here, [held]))
-    assert [told(store, number) for number in (10, 11)] == [False, True]
+    assert [reported(store, number) for number in (10, 11)] == [False, True]
 
 
 def test_a_worker_that_starts_again_in_place_needs_no_room(store, limited):
@@ -409,7 +409,7 @@ def test_a_worker_that_has_a_lease_elsewhere_is_told_when_it_ends(store, limited
     here, there, held = limited
     stand(store, there, 0, condition="worker")
     store.drive(release(here, [held]))
-    assert told(store, 0)
+    assert reported(store, 0)
 
 
 def test_limits_of_a_plugin_and_of_a_service_have_lines_of_their_own(store):
@@ -420,7 +420,7 @@ def test_limits_of_a_plugin_and_of_a_service_have_lines_of_their_own(store):
     stand(store, there, 11, org="x", plugin="q", condition="plugin")
     stand(store, there, 12, condition="instances")
     store.drive(release(here, [held]))
-    assert [told(store, number) for number in (10, 11, 12)] == [True, False, True]
+    assert [reported(store, number) for number in (10, 11, 12)] == [True, False, True]
 
 
 @pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])

@@ -174,7 +174,7 @@ def test_a_stranger_member_in_the_ports_is_named(store):
     "script",
     [
         "claim",
-        "keep",
+        "extend",
         "renew",
         "release",
         "decline",
@@ -207,7 +207,7 @@ def test_replies_of_the_wrong_shape_are_told_in_one_line():
     with pytest.raises(ConfigurationError, match="where a number belongs"):
         wire.number(b"<html>\r\n")
     with pytest.raises(ConfigurationError, match="is this server a Redis or Valkey"):
-        wire.words(b"OK")
+        wire.reply_list(b"OK")
     with pytest.raises(ConfigurationError, match="which is not a lease"):
         wire.lease("p", b'{"port":1}', remaining_ms=1, now_ms=1)
 

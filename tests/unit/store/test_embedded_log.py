@@ -10,16 +10,16 @@ from allocator.store.embedded.log import diagnosis, last_line
 PREFIX = "5764:M 24 Nov 2026 11:18:43.422 # "
 
 
-def told(directory, *words: str, before: str = "") -> Exception:
+def reported(directory, *arguments: str, before: str = "") -> Exception:
     log = directory / "server.log"
-    log.write_text(before + "".join(f"{PREFIX}{line}\n" for line in words))
+    log.write_text(before + "".join(f"{PREFIX}{line}\n" for line in arguments))
     error = diagnosis(directory, log, len(before))
     assert "\n" not in str(error)
     return error
 
 
 @pytest.mark.parametrize(
-    "words",
+    "text",
     [
         "Bad file format reading the append only file appendonly.aof.1.incr.aof: make a backup of your AOF file",
         "Unknown command 'FOO' reading the append only file appendonly.aof.1.incr.aof",
@@ -27,11 +27,11 @@ def told(directory, *words: str, before: str = "") -> Exception:
         "Unable to obtain the AOF file appendonly.aof.1.incr.aof length. stat: No such file or directory",
     ],
 )
-def test_damage_names_the_file_and_the_way_out(tmp_path, words):
+def test_damage_names_the_file_and_the_way_out(tmp_path, text):
     (tmp_path / "appendonlydir").mkdir()
     file = tmp_path / "appendonlydir" / "appendonly.aof.1.incr.aof"
     file.touch()
-    error = told(tmp_path, "Server initialized", words)
+    error = reported(tmp_path, "Server initialized", text)
     assert isinstance(error, ConfigurationError)
     assert f"{file} is damaged" in str(error)
     assert str(error).endswith(f"mv {tmp_path}/appendonlydir {tmp_path}/appendonlydir.damaged")
@@ -39,12 +39,12 @@ def test_damage_names_the_file_and_the_way_out(tmp_path, words):
 
 def test_the_one_file_of_an_old_server_is_named_too(tmp_path):
     (tmp_path / "appendonly.aof").touch()
-    error = told(tmp_path, "Bad file format reading the append only file: make a backup of your AOF file")
+    error = reported(tmp_path, "Bad file format reading the append only file: make a backup of your AOF file")
     assert f"{tmp_path}/appendonly.aof is damaged" in str(error)
 
 
 def test_data_of_a_newer_server_is_not_called_damaged(tmp_path):
-    error = told(
+    error = reported(
         tmp_path, "Can't handle RDB format version 80", "Error reading the RDB base file x, AOF loading aborted"
     )
     assert isinstance(error, ConfigurationError)
@@ -54,23 +54,23 @@ def test_data_of_a_newer_server_is_not_called_damaged(tmp_path):
 
 @pytest.mark.parametrize("cause", ["No space left on device", "Read-only file system", "Permission denied"])
 def test_what_the_disk_refused_is_a_configuration_error(tmp_path, cause):
-    error = told(tmp_path, f"Can't open or create append-only dir appendonlydir: {cause}")
+    error = reported(tmp_path, f"Can't open or create append-only dir appendonlydir: {cause}")
     assert isinstance(error, ConfigurationError)
     assert cause in str(error)
 
 
 def test_anything_else_is_unavailable_with_its_last_words(tmp_path):
-    error = told(tmp_path, "Failed listening on unix socket, aborting.")
+    error = reported(tmp_path, "Failed listening on unix socket, aborting.")
     assert isinstance(error, StoreUnavailableError)
     assert "(Failed listening on unix socket, aborting.)" in str(error)
 
 
 def test_words_of_an_earlier_run_are_not_held_against_this_one(tmp_path):
     earlier = f"{PREFIX}Bad file format reading the append only file x: make a backup\n"
-    error = told(tmp_path, "Out of memory", before=earlier)
+    error = reported(tmp_path, "Out of memory", before=earlier)
     assert "damaged" not in str(error)
 
 
 def test_a_death_without_a_word_is_said_to_be_one(tmp_path):
-    assert "wrote nothing into its log" in str(told(tmp_path))
+    assert "wrote nothing into its log" in str(reported(tmp_path))
     assert last_line(tmp_path / "no.log") == "its log is empty"

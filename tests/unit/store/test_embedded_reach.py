@@ -55,18 +55,18 @@ class Impostor:
 
 
 @pytest.fixture
-def place():
+def site():
     with tempfile.TemporaryDirectory(prefix="emb-") as directory:  # 0700, and short enough for a socket
         (Path(directory) / "embedded").mkdir(mode=0o700)
         yield Path(directory) / "embedded"
 
 
 @pytest.fixture
-def answering(place):
+def answering(site):
     made = []
 
     def answer(*replies: bytes) -> Impostor:
-        made.append(Impostor(place / "server.sock", list(replies)))
+        made.append(Impostor(site / "server.sock", list(replies)))
         return made[-1]
 
     yield answer
@@ -74,8 +74,8 @@ def answering(place):
         impostor.close()
 
 
-def ask(place: Path, limit_s: float = 10) -> Reach:
-    return ask_whether_ready(place / "server.sock", place / "server.log", time.monotonic() + limit_s)
+def ask(site: Path, limit_s: float = 10) -> Reach:
+    return ask_whether_ready(site / "server.sock", site / "server.log", time.monotonic() + limit_s)
 
 
 @pytest.mark.parametrize(
@@ -89,92 +89,92 @@ def ask(place: Path, limit_s: float = 10) -> Reach:
         (b"+PON", Reach.ABSENT),
     ],
 )
-def test_what_an_answer_is_taken_for(place, answering, reply, expected):
+def test_what_an_answer_is_taken_for(site, answering, reply, expected):
     impostor = answering(reply)
-    assert ask(place) is expected
+    assert ask(site) is expected
     assert impostor.asked == [b"PING\r\n"]
 
 
-def test_nobody_there_is_absent_whether_the_socket_file_is_missing_or_stale(place):
-    assert ask(place) is Reach.ABSENT
+def test_nobody_there_is_absent_whether_the_socket_file_is_missing_or_stale(site):
+    assert ask(site) is Reach.ABSENT
     with socket.socket(socket.AF_UNIX) as gone:
-        gone.bind(str(place / "server.sock"))
-    assert (place / "server.sock").exists()
-    assert ask(place) is Reach.ABSENT
+        gone.bind(str(site / "server.sock"))
+    assert (site / "server.sock").exists()
+    assert ask(site) is Reach.ABSENT
 
 
-def test_a_disk_that_refuses_writes_is_a_configuration_error(place, answering):
+def test_a_disk_that_refuses_writes_is_a_configuration_error(site, answering):
     answering(b"-MISCONF Errors writing to the AOF file: No space left on device\r\n")
     with pytest.raises(ConfigurationError, match=r"No space left on device.*; free some space"):
-        ask(place)
+        ask(site)
 
 
-def test_any_other_refusal_is_unavailable_and_quoted(place, answering):
+def test_any_other_refusal_is_unavailable_and_quoted(site, answering):
     answering(b"-ERR max number of clients reached\r\n")
     with pytest.raises(StoreUnavailableError, match=r"max number of clients reached.*; see .*server\.log"):
-        ask(place)
+        ask(site)
 
 
-def test_a_listener_that_never_answers_is_unavailable(place):
+def test_a_listener_that_never_answers_is_unavailable(site):
     with socket.socket(socket.AF_UNIX) as mute:
-        mute.bind(str(place / "server.sock"))
+        mute.bind(str(site / "server.sock"))
         mute.listen()
         with pytest.raises(StoreUnavailableError, match="took the connection and did not answer"):
-            ask(place, limit_s=0.05)
+            ask(site, limit_s=0.05)
 
 
 @pytest.mark.parametrize("looks", range(3))
-def test_time_that_runs_out_before_anybody_was_reached_is_no_silence(place, monkeypatch, looks):
+def test_time_that_runs_out_before_anybody_was_reached_is_no_silence(site, monkeypatch, looks):
     clock = chain([0.0] * looks, repeat(2.0))
     monkeypatch.setattr(reach, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert ask_whether_ready(place / "server.sock", place / "server.log", 1.0) is not Reach.READY
+    assert ask_whether_ready(site / "server.sock", site / "server.log", 1.0) is not Reach.READY
 
 
-def test_a_socket_in_a_directory_that_others_can_enter_is_not_asked(place, answering):
+def test_a_socket_in_a_directory_that_others_can_enter_is_not_asked(site, answering):
     impostor = answering(b"+PONG\r\n")
-    place.chmod(0o711)
-    assert ask(place) is Reach.ABSENT
+    site.chmod(0o711)
+    assert ask(site) is Reach.ABSENT
     assert impostor.asked == []
-    place.chmod(0o700)
+    site.chmod(0o700)
 
 
-def test_a_server_that_is_loading_is_waited_for(place, answering):
+def test_a_server_that_is_loading_is_waited_for(site, answering):
     import fcntl
 
     impostor = answering(b"-LOADING\r\n", b"-LOADING\r\n", b"-LOADING\r\n", b"+PONG\r\n")
-    server = EmbeddedServer(place.parent)
-    with (place / "server.lock").open("w") as alive:  # what a living server holds: no other one may be started
+    server = EmbeddedServer(site.parent)
+    with (site / "server.lock").open("w") as alive:  # what a living server holds: no other one may be started
         fcntl.flock(alive, fcntl.LOCK_EX)
         assert server.ensure() == server.url
     assert len(impostor.asked) == 4
-    assert not (place / "server.pid").exists()
+    assert not (site / "server.pid").exists()
 
 
-def test_a_server_that_never_stops_loading_is_unavailable_with_the_logs_last_line(place, answering):
+def test_a_server_that_never_stops_loading_is_unavailable_with_the_logs_last_line(site, answering):
     import fcntl
 
     answering(b"-LOADING\r\n")
-    (place / "server.log").write_text("7:M 24 Nov 2026 11:18:43.422 * Reading RDB base file on AOF loading...\n\n")
-    with (place / "server.lock").open("w") as alive:
+    (site / "server.log").write_text("7:M 24 Nov 2026 11:18:43.422 * Reading RDB base file on AOF loading...\n\n")
+    with (site / "server.lock").open("w") as alive:
         fcntl.flock(alive, fcntl.LOCK_EX)
         with pytest.raises(StoreUnavailableError, match=r"\(Reading RDB base file on AOF loading\.\.\.\)") as caught:
-            EmbeddedServer(place.parent, timeout_s=2.0).ensure()
+            EmbeddedServer(site.parent, timeout_s=2.0).ensure()
     assert "\n" not in str(caught.value)
 
 
-def test_status_of_something_that_speaks_otherwise_is_none(place, answering):
+def test_status_of_something_that_speaks_otherwise_is_none(site, answering):
     answering(b"$7\r\nhello\r\n\r\n", b"-ERR\r\n", b"$100\r\nshort\r\n", b"")
-    server = EmbeddedServer(place.parent)
+    server = EmbeddedServer(site.parent)
     assert [server.status() for _ in range(4)] == [None] * 4
 
 
-def test_status_reads_redis_as_well_as_valkey_and_tells_what_is_not_persisted(place, answering):
+def test_status_reads_redis_as_well_as_valkey_and_tells_what_is_not_persisted(site, answering):
     info = (
         b"# Server\r\nredis_version:7.0.15\r\nprocess_id:5\r\nused_memory:9\r\nuptime_in_seconds:3\r\naof_enabled:1\r\n"
     )
     info += b"aof_last_write_status:err\r\n"
     answering(b"$%d\r\n|%b\r\n" % (len(info), info))
-    status = EmbeddedServer(place.parent).status()
+    status = EmbeddedServer(site.parent).status()
     assert status is not None
     assert (status.version, status.memory_bytes, status.uptime_s, status.persistent) == ("redis 7.0.15", 9, 3, False)
 
@@ -202,14 +202,14 @@ def test_a_url_quotes_what_a_url_must(path, url):
     assert socket_url(Path(path)) == url
 
 
-def test_only_a_directory_of_ours_that_nobody_else_can_enter_is_private(place):
-    assert is_private(place)
-    (place / "link").symlink_to(place)
-    (place / "file").touch(mode=0o600)
-    (place / "open").mkdir()
-    (place / "open").chmod(0o750)
+def test_only_a_directory_of_ours_that_nobody_else_can_enter_is_private(site):
+    assert is_private(site)
+    (site / "link").symlink_to(site)
+    (site / "file").touch(mode=0o600)
+    (site / "open").mkdir()
+    (site / "open").chmod(0o750)
     for name in ("link", "file", "open", "missing", "file/below"):
-        assert not is_private(place / name)
+        assert not is_private(site / name)
 
 
 def test_a_path_with_a_zero_byte_is_a_configuration_error():

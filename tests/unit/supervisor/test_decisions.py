@@ -11,7 +11,7 @@ from allocator.client.health import Health, Verdict
 from allocator.model.leases import Lease
 from allocator.model.names import WorkerId
 from allocator.model.states import LeaseState
-from allocator.supervisor.ports import says_in_use
+from allocator.supervisor.ports import reports_in_use
 from allocator.supervisor.restarts import LONGEST_PAUSE_S, RestartMode, Restarts
 from allocator.supervisor.templates import check_command, filled_command
 
@@ -107,17 +107,17 @@ def test_restarts_end_and_are_forgiven() -> None:
 
 
 def test_an_error_in_use_counts_for_the_workers_own_port_only() -> None:
-    assert says_in_use([b"Error: listen EADDRINUSE: address already in use :::5556"], 5556)
-    assert says_in_use([b"OSError: [Errno 98] Address already in use"], 5556)
-    assert not says_in_use([b"Error: listen EADDRINUSE: address already in use :::9229"], 5556)
-    assert not says_in_use([b"port 5556 is fine"], 5556)
+    assert reports_in_use([b"Error: listen EADDRINUSE: address already in use :::5556"], 5556)
+    assert reports_in_use([b"OSError: [Errno 98] Address already in use"], 5556)
+    assert not reports_in_use([b"Error: listen EADDRINUSE: address already in use :::9229"], 5556)
+    assert not reports_in_use([b"port 5556 is fine"], 5556)
 
 
 @given(st.lists(st.text(), min_size=1))
-def test_a_word_with_its_braces_doubled_stays_as_it_was(words: list[str]) -> None:
-    doubled = [word.replace("{", "{{").replace("}", "}}") for word in words]
+def test_a_word_with_its_braces_doubled_stays_as_it_was(arguments: list[str]) -> None:
+    doubled = [argument.replace("{", "{{").replace("}", "}}") for argument in arguments]
     check_command(doubled)
-    assert filled_command(doubled, None, LEASE, {}) == words
+    assert filled_command(doubled, None, LEASE, {}) == arguments
 
 
 def test_the_ports_option_is_added_or_filled_in() -> None:

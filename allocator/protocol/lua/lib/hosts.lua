@@ -16,8 +16,8 @@ local function keeps_address(known, identity)
 end
 
 -- The live leases of a host in a namespace of ports, each as { port, text, ms that are left }; the ports in pages of 512.
-local function leases_of(read, base, space, host, now)
-  local found, ports_key = {}, base .. ':ports:' .. space
+local function leases_of(read, base, namespace, host, now)
+  local found, ports_key = {}, base .. ':ports:' .. namespace
   for offset = 0, 65535, 512 do
     local ports = read('ZRANGEBYSCORE', ports_key, '(' .. string.format(WHOLE, now), FOREVER, 'LIMIT', offset, 512)
     if #ports == 0 then
@@ -25,7 +25,7 @@ local function leases_of(read, base, space, host, now)
     end
     local keys = {}
     for i, port in ipairs(ports) do
-      keys[i] = base .. ':lease:' .. space .. ':' .. port
+      keys[i] = base .. ':lease:' .. namespace .. ':' .. port
     end
     for i, lease in ipairs(read('MGET', unpack(keys))) do
       if lease then
@@ -46,13 +46,13 @@ end
 --               it) still renews: what its leases were renewed at lies after this one began, `alive_ms` before now
 --   'heir'      nothing was renewed since this one began (a reboot, a container that started again): what is left
 --               behind, the second result, has no holder any more
-local function kinship(read, base, space, host, known, identity, alive_ms, now)
+local function kinship(read, base, namespace, host, known, identity, alive_ms, now)
   local machine, boot, netns = string.match(known, '^(%S+) (%S+) (%S+)')
   local its_machine, its_boot, its_netns = string.match(identity, '^(%S+) (%S+) (%S+)')
   if not machine or not its_machine or machine == '-' or its_machine == '-' or (machine == its_machine and boot == its_boot and netns == its_netns) then
     return keeps_address(known, identity) and 'known' or 'same'
   end
-  local left = leases_of(read, base, space, host, now)
+  local left = leases_of(read, base, namespace, host, now)
   if machine ~= its_machine then
     return #left > 0 and 'conflict' or 'same'
   end

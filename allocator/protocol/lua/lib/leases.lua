@@ -5,7 +5,7 @@
 
 -- A worker's last address is remembered for a week without a lease, so that it gets its port back after a long weekend.
 local WORKER_MEMORY_MS = 604800000
-local NO_PLACE = 'does not hold the place of a worker'
+local NO_ADDRESS = 'does not hold the address of a worker'
 
 -- The parts of a lease that its worker cannot change: fence, state, worker, host, granted_at.
 local function lease_head(text, key)
@@ -18,15 +18,15 @@ local function lease_head(text, key)
 end
 
 -- Host, port and fence of a worker's last address; the tokens have whether that grant has ended, and how.
-local function place_of(text, key)
+local function address_of(text, key)
   local host, port, fence = string.match(text, '^{"host":"([^"]+)","port":(%d+),"fence":(%d+)}$')
   if not host then
-    bad(key, NO_PLACE)
+    bad(key, NO_ADDRESS)
   end
   return host, port, fence
 end
 
-local function write_place(call, key, host, port, fence, ttl_ms)
+local function write_address(call, key, host, port, fence, ttl_ms)
   call('SET', key, '{"host":"' .. host .. '","port":' .. port .. ',"fence":' .. fence .. '}', 'PX', WORKER_MEMORY_MS + ttl_ms)
 end
 
@@ -38,9 +38,9 @@ end
 -- The start of a grant, the same for a claim and for a lease that is re-asserted; returns the lease's text.
 -- The event, the index of the service and the score are their own checks where nothing was written before them: what was
 -- written is taken back when the next cannot be.
-local function open_lease(call, try, base, space, kind, port, fence, token, host, worker, service, state, extra, ttl_text,
+local function open_lease(call, try, base, namespace, kind, port, fence, token, host, worker, service, state, extra, ttl_text,
     grace_ms, now, now_text)
-  local member, ports_key, ttl_ms = host .. ':' .. port, base .. ':ports:' .. space, ttl_text + 0
+  local member, ports_key, ttl_ms = host .. ':' .. port, base .. ':ports:' .. namespace, ttl_text + 0
   local event = record_event(try, base, kind, host, port, worker, fence)
   local failed, failed_at = event, base .. ':events'
   if type(event) ~= 'table' then
@@ -61,8 +61,8 @@ local function open_lease(call, try, base, space, kind, port, fence, token, host
   end
   local lease = lease_text(fence, state, worker, host, port, now_text, ttl_text, extra)
   call('HSET', base, 'fence', fence)
-  call('SET', base .. ':lease:' .. space .. ':' .. port, lease, 'PX', ttl_text)
-  call('HSET', base .. ':tokens:' .. space, port, fence .. ' ' .. token .. ' ' .. host .. ' ' .. worker)
-  write_place(call, base .. ':worker:' .. worker, host, port, fence, ttl_ms)
+  call('SET', base .. ':lease:' .. namespace .. ':' .. port, lease, 'PX', ttl_text)
+  call('HSET', base .. ':tokens:' .. namespace, port, fence .. ' ' .. token .. ' ' .. host .. ' ' .. worker)
+  write_address(call, base .. ':worker:' .. worker, host, port, fence, ttl_ms)
   return lease
 end

@@ -45,9 +45,9 @@ local function count_live(read, base, key, members, is_counted, worker)
           holders[#holders + 1] = its_worker
         end
       else
-        local its_space, port = string.match(member, '^(.*):(%d+)$')
-        its_space, port = its_space or '-', port or '0'
-        local tokens = base .. ':tokens:' .. its_space
+        local its_namespace, port = string.match(member, '^(.*):(%d+)$')
+        its_namespace, port = its_namespace or '-', port or '0'
+        local tokens = base .. ':tokens:' .. its_namespace
         local grant = read('HGET', tokens, port)
         gone[#gone + 1] = { key, member }
         local granted_to = grant and string.match(grant, '^%d+ %x+ %S+ (%S+)$')

@@ -15,8 +15,8 @@ local MOST_AVOIDED = 2048
 -- before each), its position (nil when it has none), the first tickets with what each reports of itself (false when it is
 -- gone), and how many free ports would be enough for all who are ahead (nil when no number is). A waiter for a block is ahead
 -- only of other waiters for a block; one that is held back by something other than ports is ahead of nobody.
-local function queue_before(read, base, space, ticket, explicit)
-  local tickets, waiters, seat, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
+local function queue_before(read, base, namespace, ticket, explicit)
+  local tickets, waiters, position, ahead, wanted = read('ZRANGE', base .. ':waiters:' .. namespace, 0, QUEUE_SEEN - 1), {}, nil, 0, ''
   local needs = explicit ~= -1 and 0 or nil
   if #tickets > 0 then
     local waiter_keys = {}
@@ -27,7 +27,7 @@ local function queue_before(read, base, space, ticket, explicit)
   end
   for i = 1, #tickets do
     if tickets[i] == ticket then
-      seat = i
+      position = i
       break
     end
     local its_port, condition = string.match(waiters[i] or '', '^(%-?%d+) (%l+) ')
@@ -39,10 +39,10 @@ local function queue_before(read, base, space, ticket, explicit)
       wanted = wanted .. ',' .. its_port
     end
   end
-  if not seat and #tickets == QUEUE_SEEN then
+  if not position and #tickets == QUEUE_SEEN then
     needs = nil
   end
-  return ahead, wanted, seat, tickets, waiters, needs
+  return ahead, wanted, position, tickets, waiters, needs
 end
 
 -- The tickets of those who are gone, but for the asker's own.
@@ -106,12 +106,12 @@ end
 
 -- The queues in which a waiter may be, by key, with the kind of each: the one that it reported; or, when that report has
 -- expired, every one in which its worker may be.
-local function held_queues(base, said, worker)
-  local kind, said_worker = string.match(said or '', '^%-?%d+ (%l+) (%S+)$')
+local function held_queues(base, ticket_text, worker)
+  local kind, ticket_worker = string.match(ticket_text or '', '^%-?%d+ (%l+) (%S+)$')
   local queues = {}
   for _, one in ipairs({ 'org', 'plugin', 'instances', 'worker' }) do
     if not kind or kind == one then
-      queues[held_key(base, one, said_worker or worker)] = one
+      queues[held_key(base, one, ticket_worker or worker)] = one
     end
   end
   return queues
@@ -146,8 +146,8 @@ end
 
 -- Wakes the first waiters of a namespace: `turns` of those that any port will do for, and all that wait for one port or a
 -- block. One that was woken before and has not looked may have died: the next is woken as well.
-local function wake_first(try, base, space, turns)
-  for _, ticket in ipairs(try('ZRANGE', base .. ':waiters:' .. space, 0, QUEUE_WOKEN - 1)) do
+local function wake_first(try, base, namespace, turns)
+  for _, ticket in ipairs(try('ZRANGE', base .. ':waiters:' .. namespace, 0, QUEUE_WOKEN - 1)) do
     local waiter = try('GET', base .. ':waiter:' .. ticket)
     local condition = type(waiter) == 'string' and string.match(waiter, '^%-?%d+ (%l+) ')
     if (condition == 'any' and turns > 0) or condition == 'one' or condition == 'block' then
@@ -180,10 +180,10 @@ end
 
 -- Takes a waiter that has what it waited for out of its queues: that of its namespace, and those in which it may be by its
 -- report, or by its worker.
-local function leave_queues(call, try, base, space, ticket, said, worker)
-  for key in pairs(held_queues(base, said, worker)) do
+local function leave_queues(call, try, base, namespace, ticket, ticket_text, worker)
+  for key in pairs(held_queues(base, ticket_text, worker)) do
     try('ZREM', key, ticket)
   end
-  try('ZREM', base .. ':waiters:' .. space, ticket)
+  try('ZREM', base .. ':waiters:' .. namespace, ticket)
   call('DEL', base .. ':waiter:' .. ticket, base .. ':turn:' .. ticket)
 end

@@ -14,7 +14,7 @@ ONE_HOME = frozenset({"standalone", "cluster"})
 """Where a server that is silent for a while is not replaced by another."""
 
 if TYPE_CHECKING:
-    from torture.arena import Arena
+    from torture.environment import Environment
 
 
 class NothingToDoError(Exception):
@@ -44,7 +44,7 @@ class Fault:
     topologies: ClassVar[frozenset[str]] = frozenset({"standalone"})
     echoes_s: float = 0.0
 
-    def __init__(self, arena: Arena, seed: int) -> None:
+    def __init__(self, arena: Environment, seed: int) -> None:
         self.arena = arena
         self.rng = random.Random(seed)
         self.loses_since: float | None = None

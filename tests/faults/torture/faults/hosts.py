@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from allocator import AllocatorError, HostConflictError, PortAllocator
 from allocator.client.session import make_session
-from torture.actors import HOST
+from torture.clients import HOST
 from torture.faults import ANYWHERE, Fault
 from torture.history import SUCCESSOR, Book
 from torture.recording import RecordingStore

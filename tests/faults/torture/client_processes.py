@@ -10,33 +10,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from torture.actors import COMMANDS, Part
+from torture.clients import COMMANDS, ClientSpec
 from torture.faults import NothingToDoError
-from torture.nursery import Nursery
+from torture.forker import Forker
 
 if TYPE_CHECKING:
     import random
 
-    from torture.arena import Arena
+    from torture.environment import Environment
 
 KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3 + ("supervisor",) * 2 + ("tied",) * 2 + ("agent",)
 WITH_DATABASE = (*KINDS, "reconciler", "reconciler")
 
 
 @dataclass(slots=True)
-class Player:
-    part: Part
+class ClientProcess:
+    part: ClientSpec
     pid: int
 
 
-class Cast:
+class ClientProcesses:
     """Keeps one actor of each entry of `KINDS` on the stage."""
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Environment) -> None:
         self._arena = arena
-        self._nursery = Nursery(arena.mutation)
+        self._nursery = Forker(arena.mutation)
         self._lock = threading.Lock()
-        self._players: dict[int, Player] = {}
+        self._players: dict[int, ClientProcess] = {}
         self._number = 0
         self._unread: set[int] = set()
         self._closed = False
@@ -63,10 +63,10 @@ class Cast:
         with self._lock:
             self._closed = True
 
-    def _start(self, kind: str, *, unread: bool) -> Player:
+    def _start(self, kind: str, *, unread: bool) -> ClientProcess:
         self._number += 1
         arena = self._arena
-        part = Part(
+        part = ClientSpec(
             name=f"{kind}-{self._number}",
             kind=kind,
             url=arena.topology.url_for(self._number),
@@ -77,7 +77,7 @@ class Cast:
             database=arena.table.url if arena.table else "",
             unread=unread,
         )
-        return Player(part, self._nursery.start(part))
+        return ClientProcess(part, self._nursery.start(part))
 
     def any_of_them(self, rng: random.Random) -> tuple[int, str]:
         """Return somebody's pid and kind."""

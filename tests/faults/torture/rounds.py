@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torture import settling
-from torture.arena import Arena, Setting
 from torture.checker import check
+from torture.environment import Environment, Setting
 from torture.faults import NothingToDoError, database, groups, hosts, machine, network, processes, server
 from torture.history import read_history
 from torture.observer import Observer
@@ -101,7 +101,9 @@ def play_round(
     kinds = [fault for fault in kinds if kind in fault.topologies]
     with contextlib.ExitStack() as kept:
         kept.callback(shutil.rmtree, directory, ignore_errors=True)
-        with Arena(directory, setting, seed * 1_000 + number, kind=kind, mutation=mutation, postgres=postgres) as arena:
+        with Environment(
+            directory, setting, seed * 1_000 + number, kind=kind, mutation=mutation, postgres=postgres
+        ) as arena:
             arena.cast.fill()
             with Observer(arena):
                 faults = _do_all(arena, plan(seed, number, seconds, kinds, lossy=lossy), seconds)
@@ -124,7 +126,7 @@ def play_round(
     )  # fmt: skip
 
 
-def _do_all(arena: Arena, planned: list[Planned], seconds: float) -> Counter[str]:
+def _do_all(arena: Environment, planned: list[Planned], seconds: float) -> Counter[str]:
     """Do the faults of a schedule, each in a thread of its own; return how often each was done."""
     began = time.monotonic()
     done: Counter[str] = Counter()
@@ -140,7 +142,7 @@ def _do_all(arena: Arena, planned: list[Planned], seconds: float) -> Counter[str
     return done
 
 
-def _do(arena: Arena, planned: Planned, done: Counter[str]) -> None:
+def _do(arena: Environment, planned: Planned, done: Counter[str]) -> None:
     fault = planned.kind(arena, planned.seed)
     began = time.monotonic()
     try:

@@ -1,11 +1,11 @@
--- keep: extends leases of one host that are alive, and names those that `renew` has to decide about.
+-- extend: extends leases of one host that are alive, and names those that `renew` has to decide about.
 --
 -- Safe because a lease is extended only while the port's last grant begins with its proof, which nobody but its holder
 -- can make up, and has not ended; and PEXPIRE, first of the writes, extends no lease that is gone. What is not extended
 -- here is not changed either. This is nearly all that a fleet asks of Redis, so it is sent, answers and makes as few
 -- fields as can be: a field costs more than what is done with it.
 --
--- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<space>
+-- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 host  2 ttl_ms  3 the proofs of all the leases in one field, each of 50 characters: fence and token, a blank
 -- after
 --       each; then the ports
@@ -27,9 +27,9 @@ local SCORES = 64
 
 local function run(read, call, try)
   local base, ports_key = KEYS[1], KEYS[2]
-  local space = string.sub(ports_key, #base + 8)
+  local namespace = string.sub(ports_key, #base + 8)
   local args, find, sub = ARGV, string.find, string.sub
-  local lease_prefix, hosts_key = base .. ':lease:' .. space .. ':', base .. ':hosts'
+  local lease_prefix, hosts_key = base .. ':lease:' .. namespace .. ':', base .. ':hosts'
   local pool = read('HMGET', base, 'rules', 'reap_at')
   if not pool[1] then
     return { NO_POOL }
@@ -38,9 +38,9 @@ local function run(read, call, try)
   local now = server_time(read)
   local ttl_text, proofs, count, ttl_ms = args[2], args[3], #args - 3, tonumber(args[2])
   if #proofs ~= count * WHOLE_PROOF then
-    error({ err = WRONG_WORDS }, 0)
+    error({ err = WRONG_ARGUMENTS }, 0)
   end
-  local grants = read('HMGET', base .. ':tokens:' .. space, unpack(args, 4))
+  local grants = read('HMGET', base .. ':tokens:' .. namespace, unpack(args, 4))
   local host_key = base .. ':host:' .. args[1]
   local about_host = read('HMGET', host_key, 'drain', 'due')
   read('ZCARD', ports_key)
@@ -69,12 +69,12 @@ local function run(read, call, try)
   end
   -- Where these are all the leases of the host, and none has run out that the reaper has still to tell, none will before
   -- they do: the reaper need not come and find that they were renewed.
-  local due, next_due = space == args[1] and tonumber(about_host[2]), now + ttl_ms
+  local due, next_due = namespace == args[1] and tonumber(about_host[2]), now + ttl_ms
   local comes_in_vain = due and now < due and due < next_due
     and call('ZCOUNT', ports_key, '(' .. string.format(WHOLE, now), FOREVER) == count + 3 - #reply
   if comes_in_vain or due and due > next_due then
     local next_text = string.format(WHOLE, next_due)
-    if type(try('ZADD', hosts_key, next_text, space)) == 'number' then
+    if type(try('ZADD', hosts_key, next_text, namespace)) == 'number' then
       call('HSET', host_key, 'due', next_text)
     end
   end
@@ -89,14 +89,14 @@ local function run(read, call, try)
         -- A worker's last address is written again, so that it never expires while the lease lives. What another
         -- program put there is left alone, and stops no heartbeat.
         local fence, its_host, worker = string.match(grant, '^(%d+) %x+ (%S+) (%S+)$')
-        local place_key = base .. ':worker:' .. (worker or '')
-        if worker and type(try('GET', place_key)) ~= 'table' then
-          write_place(call, place_key, its_host, port, fence, ttl_ms)
+        local address_key = base .. ':worker:' .. (worker or '')
+        if worker and type(try('GET', address_key)) ~= 'table' then
+          write_address(call, address_key, its_host, port, fence, ttl_ms)
         end
       end
     end
   end
-  if space == '*' then
+  if namespace == '*' then
     -- A host that tells of its leases; only a recovery asks for it.
     try('SREM', base .. ':unreported', args[1])
   end

@@ -18,7 +18,7 @@ RENEW_AFTER = 0.45
 """After so much of its TTL a lease is renewed: before T1 of other holders, so that a missed call is made up for."""
 
 
-class TiedLease(Value, frozen=False):
+class BoundLease(Value, frozen=False):
     """A lease under the agent's care.
 
     Attributes:

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[2]
 MUTATION = "TORTURE_MUTATION"
 
 
-class Nursery:
+class Forker:
     """Starts and ends actors.
 
     Args:
@@ -31,7 +31,7 @@ class Nursery:
         path = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "faults")))
         environment = os.environ | {"PYTHONPATH": path} | ({MUTATION: mutation} if mutation else {})
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "torture.nursery"], env=environment, text=True,
+            [sys.executable, "-m", "torture.forker"], env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
@@ -79,9 +79,9 @@ def _start(words: dict[str, Any]) -> int:
         output = _full_pipe() if words["unread"] else log
         os.dup2(output, 1)
         os.dup2(output, 2)
-        from torture.actors import Part, play
+        from torture.clients import ClientSpec, play
 
-        status = play(Part(**words))
+        status = play(ClientSpec(**words))
     finally:
         os._exit(status)
 
@@ -107,7 +107,7 @@ def _serve() -> None:
     from allocator.database import reconciler, recorder, watcher  # noqa: F401  # as above
     from allocator.operations import end, queue, renew  # noqa: F401  # as above
     from allocator.supervisor import run as _run  # noqa: F401  # as above
-    from torture import actors, commands, mutations  # noqa: F401  # as above
+    from torture import clients, commands, mutations  # noqa: F401  # as above
 
     mutations.apply(os.environ.get(MUTATION))
     children: set[int] = set()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
 from allocator.model.names import shown
-from allocator.model.reading import read_text, toml_of
+from allocator.model.small_files import read_text, toml_of
 from allocator.supervisor.fields import convert, spec_of
 from allocator.supervisor.groups import CommandError
 from allocator.supervisor.replicas import replicated
@@ -43,7 +43,7 @@ OLD_FIELDS = {"adjacent": "contiguous"}
 """Fields by their old names, which work until version 0.3; `docs/reference/commands.md` lists them."""
 
 
-def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
+def read_workers_file(path: Path, defaults: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
     """Return the workers of a workers file.
 
     Args:
@@ -59,57 +59,57 @@ def read_procfile(path: Path, defaults: Mapping[str, Any], environ: Mapping[str,
     specs: list[WorkerSpec] = []
     owners: dict[object, int] = {}
     for number, table in enumerate(tables):
-        place = _Place(path, text, number)
+        source = _Source(path, text, number)
         values = {
             **defaults,
-            **{OLD_FIELDS.get(field, field): _converted(place, field, value) for field, value in table.items()},
+            **{OLD_FIELDS.get(field, field): _converted(source, field, value) for field, value in table.items()},
         }
         for field in _NEEDED:
             if field not in values:
-                raise ConfigurationError(f"{place.of(None)}: the worker has no {field}; add it")
-        for spec in _specs(place, values, environ):
+                raise ConfigurationError(f"{source.of(None)}: the worker has no {field}; add it")
+        for spec in _specs(source, values, environ):
             worker = (spec.claim["org"], spec.plugin, spec.claim.get("instance", 0))
             if worker in owners:
                 name = f"{worker[0]}/{worker[1]}#{worker[2]}"
-                first = _Place(path, text, owners[worker]).line(None)
+                first = _Source(path, text, owners[worker]).line(None)
                 raise ConfigurationError(
-                    f"{place.of(None)}: {name} is in line {first} already; give it another instance"
+                    f"{source.of(None)}: {name} is in line {first} already; give it another instance"
                 )
             owners[worker] = number
             specs.append(spec)
     return specs
 
 
-def _specs(place: _Place, values: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
+def _specs(source: _Source, values: Mapping[str, Any], environ: Mapping[str, str]) -> list[WorkerSpec]:
     try:
         specs = replicated(spec_of(values, environ), values.get("replicas", 1))
     except InvalidInputError as error:
-        raise ConfigurationError(f"{place.of(None)}: {error}") from None
+        raise ConfigurationError(f"{source.of(None)}: {error}") from None
     first = specs[0]
     for field, check in CHECKS:
         try:
             check(first)
         except CommandError as error:
-            raise CommandError(f"{place.of(field)}: {error}", error.status) from None
+            raise CommandError(f"{source.of(field)}: {error}", error.status) from None
         except InvalidInputError as error:
-            raise ConfigurationError(f"{place.of(field)}: {error}") from None
+            raise ConfigurationError(f"{source.of(field)}: {error}") from None
     return specs
 
 
-def _converted(place: _Place, field: str, value: object) -> object:
+def _converted(source: _Source, field: str, value: object) -> object:
     if field in _RELATIVE:
-        value = _beside(place.path, value)
+        value = _beside(source.path, value)
     try:
         return convert(OLD_FIELDS.get(field, field), value)
     except AllocatorError as error:
-        raise ConfigurationError(f"{place.of(field)}: {error}") from None
+        raise ConfigurationError(f"{source.of(field)}: {error}") from None
 
 
-def _beside(procfile: Path, value: object) -> object:
+def _beside(workers_file: Path, value: object) -> object:
     """Return a path of a workers file as seen from where the workers file lies."""
     if isinstance(value, list):
-        return [_beside(procfile, each) for each in value]
-    return str(procfile.parent / value) if isinstance(value, str) else value
+        return [_beside(workers_file, each) for each in value]
+    return str(workers_file.parent / value) if isinstance(value, str) else value
 
 
 def _tables(path: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -132,7 +132,7 @@ def _tables(path: Path) -> tuple[str, list[dict[str, Any]]]:
     return text, tables
 
 
-class _Place:
+class _Source:
     """Where in a workers file a worker stands."""
 
     def __init__(self, path: Path, text: str, number: int) -> None:

@@ -31,7 +31,7 @@ MOST_STALE = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ClientSpec:
     """What an actor is told.
 
     Attributes:
@@ -81,10 +81,10 @@ def listen(port: int) -> list[socket.socket]:
     return sockets
 
 
-class Actor:
+class Client:
     """What all kinds share."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ClientSpec) -> None:
         self.part = part
         self.directory = Path(part.directory)
         self.book = Book(self.directory / f"actor-{part.name}.jsonl")
@@ -172,10 +172,10 @@ class Actor:
         return {"plugin": self.rng.choice(PLUGINS), "org": self.part.name, "instance": instance}
 
 
-class Holder(Actor):
+class Holder(Client):
     """Claims, binds or not, renews or not, gives back, declines, and tries what it may no longer do."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ClientSpec) -> None:
         super().__init__(part)
         self.held: dict[str, Held] = {}
         self.stale: list[Lease] = []
@@ -302,10 +302,10 @@ class Holder(Actor):
         super().leave()
 
 
-class Keeper(Actor):
+class Keeper(Client):
     """Holds leases by the product's own heartbeats, each with its sockets, and goes on in doubt."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ClientSpec) -> None:
         super().__init__(part)
         self.held: list[tuple[Any, list[socket.socket], float]] = []
         self.most = self.rng.choice((1, 2, 3))
@@ -356,10 +356,10 @@ class Keeper(Actor):
         super().leave()
 
 
-class Waiter(Actor):
+class Waiter(Client):
     """Waits in line for any port, has it for a moment, gives it back."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ClientSpec) -> None:
         super().__init__(part)
         self.pause = threading.Event()
 
@@ -391,7 +391,7 @@ COMMANDS = frozenset({"supervisor", "reconciler", "agent"})
 KINDS = {"holder": Holder, "keeper": Keeper, "waiter": Waiter}
 
 
-def play(part: Part) -> int:
+def play(part: ClientSpec) -> int:
     """Play one part in this process; return its exit status."""
     if part.kind in COMMANDS:
         from torture import commands

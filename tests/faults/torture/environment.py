@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import redis
 
 from allocator import PoolSpec, PortAllocator
-from torture.cast import Cast
+from torture.client_processes import ClientProcesses
 from torture.history import Book
 from torture.sql import Table
 from torture.topologies import ClusterOfThree, SentinelGroup, Standalone, Topology
@@ -40,7 +40,7 @@ class Setting:
     has_own_network: bool
 
 
-class Arena:
+class Environment:
     """The servers of one kind, a pool, and a directory of books.
 
     Attributes:
@@ -86,7 +86,7 @@ class Arena:
             )
             self.define_pool()
             self.table = Table(self._postgres) if self._postgres else None
-            self.cast = stack.enter_context(Cast(self))
+            self.cast = stack.enter_context(ClientProcesses(self))
             self._stack = stack.pop_all()
         return self
 
