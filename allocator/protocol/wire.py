@@ -196,6 +196,14 @@ class Call(Value, Generic[R], kw_only=True):
         raise NotImplementedError
 
 
+class HashCall(Call["dict[str, str]"], kw_only=True):
+    """The arguments of a script that answers with a hash."""
+
+    def decode(self, raw: Any) -> dict[str, str]:  # noqa: ANN401  # as `Call.decode`
+        """Return its fields with their values."""
+        return fields_of(raw)
+
+
 _WRITERS: dict[type, Callable[[Any], list[str | int]]] = {}
 
 

@@ -7,16 +7,14 @@ from typing import Any, ClassVar, Literal
 from allocator.model.values import Value
 from allocator.protocol import wire
 from allocator.protocol.replies import NoPool, Reply
-from allocator.protocol.wire import Arguments, Call
+from allocator.protocol.wire import Arguments, Call, HashCall
 
 
-class InspectPoolCall(Call["dict[str, str]"], kw_only=True):
-    """What asks for a pool's hash, and is answered with its fields; none when there is no such pool."""
+class InspectPoolCall(HashCall, kw_only=True):
+    """What asks for a pool's hash; it is empty when there is no such pool."""
 
     script: ClassVar[str] = "inspect"
     first: ClassVar[Arguments] = ("pool",)
-
-    decode = staticmethod(wire.fields_of)  # type: ignore[assignment]  # it needs no call
 
 
 class PoolField(Value, kw_only=True):
