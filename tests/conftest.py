@@ -55,7 +55,7 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def heeded_signals() -> Iterator[None]:
+def handled_signals() -> Iterator[None]:
     """Take back what commands in this process set, also for fixtures: children would inherit an ignored Ctrl-C."""
     _set_handlers()
     yield

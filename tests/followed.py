@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = str(Path(allocator.__file__).parent) + os.sep
 FUNCTION = inspect.CO_OPTIMIZED | inspect.CO_NEWLOCALS
-IN_PLACE = {"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"}
+INLINED = {"<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>"}
 
 ran: set[CodeType] = set()
 scripts: list[str] = []
@@ -59,7 +59,7 @@ def report() -> None:
     files = {
         code.co_filename.removeprefix(ROOT)
         for code in ran
-        if code.co_filename.startswith(ROOT) and code.co_flags & FUNCTION == FUNCTION and code.co_name not in IN_PLACE
+        if code.co_filename.startswith(ROOT) and code.co_flags & FUNCTION == FUNCTION and code.co_name not in INLINED
     }
     print(json.dumps({"files": sorted(files), "scripts": scripts}), file=sys.stderr, flush=True)
 

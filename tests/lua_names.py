@@ -19,7 +19,7 @@ _TOKEN = re.compile(
     r"|[A-Za-z_]\w*|\d[\w.]*|\.\.\.|\.\.|[=~<>]=|\S",
     re.DOTALL,
 )
-_OPENING, _CLOSING = frozenset({"do", "then", "repeat"}), frozenset({"end", "until", "elseif"})
+_BEGINS, _ENDS = frozenset({"do", "then", "repeat"}), frozenset({"end", "until", "elseif"})
 
 
 def undefined(lua: str) -> set[str]:
@@ -42,9 +42,9 @@ def undefined(lua: str) -> set[str]:
         if token == "for":
             at, coming = _names(tokens, at + 1)
             continue
-        if token in _CLOSING or token == "else":
+        if token in _ENDS or token == "else":
             scopes.pop()
-        if token in _OPENING or token == "else":
+        if token in _BEGINS or token == "else":
             scopes.append(set(coming))
             coming = set()
         if token in "{([":

@@ -157,22 +157,22 @@ class Machine:
     def _is_up(self) -> bool:
         if Path(f"/proc/{self._init}/comm").read_text() != "systemd\n":
             return False
-        arguments = self._words("systemctl", "is-system-running")
+        arguments = self._command("systemctl", "is-system-running")
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         return done.stdout.strip() in {"running", "degraded"}
 
-    def _words(self, *arguments: str, net: bool = True, login: dict[str, str] | None = None) -> list[str]:
-        spaces = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", *(["--net"] if net else [])]
+    def _command(self, *arguments: str, net: bool = True, login: dict[str, str] | None = None) -> list[str]:
+        entered = ["--mount", "--pid", "--uts", "--ipc", "--cgroup", *(["--net"] if net else [])]
         environment = {"HOME": "/root", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", **(login or {})}
         variables = [f"{key}={value}" for key, value in environment.items()]
-        enter = ["nsenter", "--target", str(self._init), *spaces]
+        enter = ["nsenter", "--target", str(self._init), *entered]
         return [*enter, "env", "--chdir=/root", "-i", *variables, *arguments]
 
     def run(
         self, script: str, *, check: bool = True, outside: bool = False, login: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run lines of bash in a login as root; `outside` reaches this machine's network instead of its own."""
-        text = self._words("bash", "-euo", "pipefail", "-c", script, net=not outside, login=login)
+        text = self._command("bash", "-euo", "pipefail", "-c", script, net=not outside, login=login)
         done = subprocess.run(
             text, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5 * ENOUGH_S, check=False
         )

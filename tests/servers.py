@@ -73,14 +73,14 @@ class Server:
         arguments = [str(binary or valkey_binary()), str(file), "--bind", "127.0.0.1", "--dir", str(self.directory)]
         arguments += ["--port", str(self.port)] if "--port" not in settings else []
         arguments += ["--save", ""] if not mode else []
-        self._words = [*arguments, *settings, *([mode] if mode else [])]
+        self._arguments = [*arguments, *settings, *([mode] if mode else [])]
         self._environment = os.environ | MALLOC_VARIABLES | (environment or {})
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the process, again after `crash`, with the files that it has."""
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(self._words, stdout=log, stderr=log, env=self._environment)
+            self.process = subprocess.Popen(self._arguments, stdout=log, stderr=log, env=self._environment)
         return self.process
 
     def crash(self) -> None:

@@ -9,7 +9,7 @@ from allocator.model.errors import ConfigurationError
 from allocator.model.values import Value
 
 if TYPE_CHECKING:
-    from allocator.agent.kin import Kin
+    from allocator.agent.family import ProcessFamily
     from allocator.client.health import HealthCheck
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
@@ -31,7 +31,7 @@ class BoundLease(Value, frozen=False):
         doubtful: Whether its deadline passed without an answer of Redis.
         check: Its health checks, or None.
         draining: Whether its host is to be emptied, as Redis reported last.
-        kin: The process group and session of its process.
+        family: The process group and session of its process.
     """
 
     lease: Lease
@@ -43,7 +43,7 @@ class BoundLease(Value, frozen=False):
     doubtful: bool = False
     check: HealthCheck | None = None
     draining: bool = False
-    kin: Kin | None = None
+    family: ProcessFamily | None = None
 
     @property
     def key(self) -> tuple[LeaseFiles, str]:

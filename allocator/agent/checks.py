@@ -14,7 +14,7 @@ from allocator.model.states import LeaseState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from allocator.agent.kin import Kin
+    from allocator.agent.family import ProcessFamily
     from allocator.model.leases import Lease
 
 LABEL = "health"
@@ -31,12 +31,12 @@ def asks_for_checks(labels: Mapping[str, str]) -> bool:
     return asked == CONNECT or (asked.startswith("/") and asked.isascii() and asked.isprintable() and " " not in asked)
 
 
-def check_of(lease: Lease, kin: Kin, now: float) -> HealthCheck:
+def check_of(lease: Lease, family: ProcessFamily, now: float) -> HealthCheck:
     """Return the checks of a lease, whose label names what to ask.
 
     Args:
         lease: The lease.
-        kin: The processes that the listening socket may belong to.
+        family: The processes that the listening socket may belong to.
         now: The caller's clock, in seconds.
     """
     asked = lease.labels.get(LABEL, CONNECT)
@@ -44,5 +44,5 @@ def check_of(lease: Lease, kin: Kin, now: float) -> HealthCheck:
     if lease.state in {LeaseState.READY, LeaseState.DEGRADED}:
         health.state = lease.state
         health.ready_at = now
-    watch = PortWatch(lease.port, kin.members)
+    watch = PortWatch(lease.port, family.members)
     return HealthCheck(health, lease.port, [watch], None if asked == CONNECT else asked)

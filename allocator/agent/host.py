@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from allocator.agent.bound import BoundLease, process_of
 from allocator.agent.checks import asks_for_checks, check_of
 from allocator.agent.exits import Exits
-from allocator.agent.kin import Kin
+from allocator.agent.family import ProcessFamily
 from allocator.agent.troubles import Troubles
 from allocator.client.counts import HolderCounts, with_held
 from allocator.client.health import Verdict
@@ -229,18 +229,18 @@ class HostAgent:
         known = self._bound.get(bound.key)
         if known and known.lease.token == bound.lease.token and _process(known.lease) == _process(bound.lease):
             bound.renew_at, bound.changed = known.renew_at, known.changed
-            bound.draining, bound.kin = known.draining, known.kin
+            bound.draining, bound.family = known.draining, known.family
             if dict(known.lease.labels) == dict(bound.lease.labels):
                 bound.check = known.check
-        if bound.kin is None:
-            bound.kin = Kin.of(bound.lease.pid or 0)
+        if bound.family is None:
+            bound.family = ProcessFamily.of(bound.lease.pid or 0)
         process = process_of(bound.lease)
         self._exits.remove(bound.key)
         self._bound[bound.key] = bound
         if process is None or not self._exits.add(bound.key, process):
             self._end(bound.key)
         elif bound.check is None and asks_for_checks(bound.lease.labels):
-            bound.check = check_of(bound.lease, bound.kin, self._clock())
+            bound.check = check_of(bound.lease, bound.family, self._clock())
 
     def _forget(self, key: tuple[LeaseFiles, str]) -> None:
         self._exits.remove(key)
@@ -257,14 +257,14 @@ class HostAgent:
 
     def _follow(self, bound: BoundLease) -> bool:
         """Bind a lease whose process has ended to one of its group or session that listens; return whether one does."""
-        lease, kin = bound.lease, bound.kin
-        heir = kin.listener(lease.port) if kin else None
-        if kin is None or heir is None or heir.pid == lease.pid or not self._exits.add(bound.key, heir):
+        lease, family = bound.lease, bound.family
+        heir = family.listener(lease.port) if family else None
+        if family is None or heir is None or heir.pid == lease.pid or not self._exits.add(bound.key, heir):
             return False
         bound.lease = replace(lease, pid=heir.pid, pid_started=heir.start_time)
-        bound.kin = replace(kin, pid=heir.pid)
+        bound.family = replace(family, pid=heir.pid)
         if asks_for_checks(lease.labels):
-            bound.check = check_of(bound.lease, bound.kin, self._clock())
+            bound.check = check_of(bound.lease, bound.family, self._clock())
         bound.changed, bound.renew_at = True, 0.0
         details = (lease.pid, heir.pid, lease.address, lease.worker)
         log.warning(

@@ -39,7 +39,7 @@ PACE_OF_ONE_S = 0.003
 """The same for each follower: a thousand are sent changes every three seconds, for a twentieth of a core."""
 EVERY_S = 5.0
 """How long nothing is sent at most: whoever hears nothing for longer has lost the server."""
-KEPT = 20
+MAX_FRAMES = 20
 SLICE = 10
 """Followers woken in one turn of the event loop, so that requests do not wait behind all of them."""
 PROBLEMS = 50
@@ -59,7 +59,7 @@ class Changes:
         self._shown: list[Problem] = []
         self._problems = b""
         self._number = 0
-        self._frames: deque[bytes] = deque(maxlen=KEPT)
+        self._frames: deque[bytes] = deque(maxlen=MAX_FRAMES)
         self._state: tuple[object, ...] = ()
         self._made_at = 0.0
         self._followers = 0

@@ -152,8 +152,8 @@ class Claims:
         """
         return at.session.process_fields(pid=pid) if host == self.host else {"pid": pid}
 
-    def known_process(self, at: AsyncPortAllocator, host: str, pid: int | None) -> ProcessFields:
-        """Return what a lease shows of a process that its holder knows; nothing when that one has ended."""
+    def process_fields_if_alive(self, at: AsyncPortAllocator, host: str, pid: int | None) -> ProcessFields:
+        """Return the fields of a lease about its worker's process; none when the process has ended."""
         if pid is None:
             return {}
         try:
@@ -161,16 +161,16 @@ class Claims:
         except InvalidInputError:
             return {}
 
-    def confirm(self, lease: Lease) -> None:
-        """Begin the custody of a lease; its caller has renewed it, so the claim's answer has arrived.
+    def begin_custody(self, lease: Lease) -> None:
+        """Begin to renew a lease on its holder's behalf, once the holder has renewed it itself.
 
-        A claim alone is not enough: if its answer never arrived, nobody would ever give the port back.
+        A claim alone is not enough: if its answer never arrived, nobody would ever release the port.
         """
         if self._custody and lease.host == self.host and lease.pid is not None:
             self._custody.confirm(lease)
 
     def forget(self, lease: Lease) -> None:
-        """End the custody of a lease that has ended."""
+        """Stop renewing a lease that has ended."""
         if self._custody and lease.host == self.host:
             self._custody.forget(lease)
 

@@ -1,6 +1,6 @@
 """Where the table of workers and the leases differ: what `reconcile --dry-run` shows, for the page.
 
-A look reads everything on both sides, so it is made in a thread, at most once in `KEPT_S` however many ask, and only of
+A look reads everything on both sides, so it is made in a thread, at most once in `MAX_AGE_S`, and only of
 the server's own pool. A server without a database has nothing to compare and reports it.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
-KEPT_S = 10.0
+MAX_AGE_S = 10.0
 MOST = 500
 """Differences in one answer: more is an outage, and no list that anybody reads."""
 
@@ -71,9 +71,9 @@ class DriftView:
         return f"<DriftView of {self._allocator!r} and {self._database!r}>"
 
     async def now(self) -> DriftBody:
-        """Return the differences, as they were at most `KEPT_S` ago."""
+        """Return the differences, as they were at most `MAX_AGE_S` ago."""
         async with self._looking:
-            if self._known is None or time.monotonic() - self._known[0] > KEPT_S:
+            if self._known is None or time.monotonic() - self._known[0] > MAX_AGE_S:
                 self._known = time.monotonic(), await in_thread(self._look)
             return self._known[1]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from allocator.store.aio import AsyncStore
 
-KEPT = 4_096
+MAX_EVENTS = 4_096
 """Events in memory: some ten seconds of the busiest fleet; whoever is further behind reads from Redis."""
 PAGE = 500
 BLOCK_S = 2.0
@@ -130,7 +130,7 @@ class Hub:
         self._store = store
         self._stream = events_key(pool)
         self._on_event = on_event
-        self._kept: deque[PoolEvent] = deque(maxlen=KEPT)
+        self._recent: deque[PoolEvent] = deque(maxlen=MAX_EVENTS)
         self._floor: Position = (0, 0)
         self._waiting: set[asyncio.Future[None]] = set()
         self._listeners = 0
@@ -203,9 +203,9 @@ class Hub:
         await self._wake()
 
     def _keep(self, event: PoolEvent) -> None:
-        if len(self._kept) == KEPT:
-            self._floor = self._kept[0].position
-        self._kept.append(event)
+        if len(self._recent) == MAX_EVENTS:
+            self._floor = self._recent[0].position
+        self._recent.append(event)
         self.position = event.position
         if self._on_event is not None:
             self._on_event(event.fields)
@@ -224,7 +224,7 @@ class Hub:
         if position >= self.position:
             return []
         if position >= self._floor:
-            newer = itertools.takewhile(lambda event: event.position > position, reversed(self._kept))
+            newer = itertools.takewhile(lambda event: event.position > position, reversed(self._recent))
             return list(newer)[::-1]
         rows = await self._store.read_events(self._stream, identifier_of(position), PAGE)
         return [PoolEvent(identifier, fields) for identifier, fields in rows]

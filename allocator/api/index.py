@@ -271,7 +271,7 @@ class FleetIndex:
 
     @property
     def shown(self) -> list[HostEntry]:
-        """The hosts, without the space of the whole fleet."""
+        """The hosts, without the namespace of a fleet-wide pool."""
         return [entry for name, entry in self.hosts.items() if name != FLEET_NAMESPACE]
 
     def totals(self) -> Counter[str]:

@@ -41,8 +41,8 @@ PAST_EVENTS = 10_000
 PAST_PAGE = 1_000
 FIRST_S = 15.0
 """How long a request waits for the first reading."""
-KEPT = 16
-"""Pools whose index is kept; the one that was asked for longest ago is dropped."""
+MAX_KEEPERS = 16
+"""Pools whose index is held in memory; the least recently used one is dropped."""
 RETRY_S = 1.0
 ANSWER_S = 0.25
 """How old an answer may be: fifty open pages cost no more than four."""
@@ -265,7 +265,7 @@ class Keepers:
             if self._keepers[pool] is not keeper:  # another request was first
                 await keeper.close()
         self._keepers.move_to_end(pool)
-        if len(self._keepers) > KEPT:
+        if len(self._keepers) > MAX_KEEPERS:
             _, oldest = self._keepers.popitem(last=False)
             await oldest.close()
         return self._keepers[pool]

@@ -209,7 +209,7 @@ async def renew(
         after = replace(after, **claims.process_fields(at, host, changes.pid))
     with watched_renewal(request, pool):
         (lease,) = await at.renew(replace(after, token=known_token(token)), rewrite=after != before)
-    claims.confirm(lease)
+    claims.begin_custody(lease)
     if after != before or lease.fence != before.fence:
         _note(f"renewed {lease.address} of {lease.worker} as {lease.state}", lease, caller)
     return LeaseBody.of(lease)
@@ -239,7 +239,7 @@ async def _holders_copy(claims: Claims, at: AsyncPortAllocator, host: str, port:
         labels=check_labels(known.labels),
         restarts=known.restarts,
         last_error=error_line(known.last_error or "") or None,
-        **claims.known_process(at, host, known.pid),
+        **claims.process_fields_if_alive(at, host, known.pid),
     )
 
 

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
-from allocator.agent.kin import ports_of_strangers
+from allocator.agent.family import ports_of_strangers
 from allocator.api.access import ReaderOfAny
 from allocator.api.credentials import Caller
 from allocator.api.problems import kind_of

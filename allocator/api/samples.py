@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
 EVERY_S = 10.0
-KEPT = 360
+SAMPLES_PER_POOL = 360
 log = logging.getLogger("allocator.api")
 
 
@@ -48,11 +48,11 @@ class Sample(BaseModel):
     longest_wait_s: Annotated[float, Field(description="The longest claim through this server, waiting included.")]
 
 
-class _Kept:
+class _PoolSamples:
     """The samples of one pool, and what was counted since the last."""
 
     def __init__(self) -> None:
-        self.samples: deque[Sample] = deque(maxlen=KEPT)
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_PER_POOL)
         self.granted = 0
         self.refused = 0
         self.longest_s = 0.0
@@ -69,17 +69,17 @@ class Samples:
     def __init__(self, keepers: Keepers, pool: str) -> None:
         self._keepers = keepers
         self._pool = pool
-        self._kept: dict[str, _Kept] = {pool: _Kept()}
+        self._by_pool: dict[str, _PoolSamples] = {pool: _PoolSamples()}
 
     def of(self, pool: str) -> list[Sample]:
         """Return the samples of a pool, oldest first."""
-        return list(self._kept[pool].samples) if pool in self._kept else []
+        return list(self._by_pool[pool].samples) if pool in self._by_pool else []
 
     def on_claim(self, pool: str, seconds: float, *, granted: bool) -> None:
-        """Take in one claim."""
-        if kept := self._kept.get(pool):
-            kept.refused += not granted
-            kept.longest_s = max(kept.longest_s, seconds)
+        """Count one claim."""
+        if found := self._by_pool.get(pool):
+            found.refused += not granted
+            found.longest_s = max(found.longest_s, seconds)
 
     async def run(self) -> None:
         """Take samples for ever; a Redis that is away leaves a gap."""
@@ -88,19 +88,19 @@ class Samples:
                 await (await self._keepers.of(self._pool)).ready()
             except AllocatorError as error:
                 log.debug("no sample: %s", error)
-            kept_by = self._keepers.kept
-            self._kept = {pool: self._kept.get(pool) or _Kept() for pool in {self._pool, *kept_by}}
-            for pool, keeper in kept_by.items():
-                self._take(self._kept[pool], keeper)
+            keepers = self._keepers.kept
+            self._by_pool = {pool: self._by_pool.get(pool) or _PoolSamples() for pool in {self._pool, *keepers}}
+            for pool, keeper in keepers.items():
+                self._take(self._by_pool[pool], keeper)
             await asyncio.sleep(EVERY_S)
 
-    def _take(self, kept: _Kept, keeper: Keeper) -> None:
+    def _take(self, found: _PoolSamples, keeper: Keeper) -> None:
         index = keeper.index
         if index is None or not keeper.is_live:
             return
         totals: Counter[str] = index.totals()
-        is_first = not kept.samples
-        kept.samples.append(
+        is_first = not found.samples
+        found.samples.append(
             Sample(
                 at=written_time(time.time()),
                 size=totals["size"],
@@ -108,12 +108,12 @@ class Samples:
                 **{state: totals[state] for state in STATES},
                 resting=sum(totals[status] for status in RESTING),
                 restarts=sum(lease.restarts for entry in index.hosts.values() for lease in entry.leases),
-                claims=0 if is_first else max(0, index.granted - kept.granted),
-                refused=kept.refused,
-                longest_wait_s=round(kept.longest_s, 4),
+                claims=0 if is_first else max(0, index.granted - found.granted),
+                refused=found.refused,
+                longest_wait_s=round(found.longest_s, 4),
             )
         )
-        kept.granted, kept.refused, kept.longest_s = index.granted, 0, 0.0
+        found.granted, found.refused, found.longest_s = index.granted, 0, 0.0
 
 
 @router.get("/samples", responses=problems(404))

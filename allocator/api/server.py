@@ -70,9 +70,9 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
         loop = self._loop
         if loop is not None:
-            loop.call_soon_threadsafe(self._let_go)
+            loop.call_soon_threadsafe(self._close_hubs)
 
-    def _let_go(self) -> None:
+    def _close_hubs(self) -> None:
         application: FastAPI = self.config.app  # type: ignore[assignment]  # it was given as one
         self._closing = asyncio.ensure_future(application.state.hubs.close())
 

@@ -115,7 +115,7 @@ def who(
     """
     number = check_port(port)
     with cli_context(pool, host, redis_url, config, reads_only=True) as context:
-        from allocator.agent.kin import is_stranger
+        from allocator.agent.family import is_stranger
         from allocator.kernel.sockets import listeners
 
         view = _view(context, number)

@@ -102,7 +102,7 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
     release = _awaited(LeaseOperations.release)
     release_all = _awaited(LeaseOperations.release_all)
     decline = _awaited(LeaseOperations.decline)
-    let_go = _awaited(LeaseOperations.let_go)
+    end_held = _awaited(LeaseOperations.end_held)
     leases = _awaited(LeaseOperations.leases)
     resolve = _awaited(LeaseOperations.resolve)
     endpoints = _awaited(LeaseOperations.endpoints)
@@ -132,13 +132,13 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
         `update(lease, state=LeaseState.READY)` makes it so, and from then on it is sent requests.
         """
         check_flag("ready", ready)
-        held = self.keep(await self.claim(plugin, wait=wait, record=record, **arguments))
+        held = self.start_heartbeats(await self.claim(plugin, wait=wait, record=record, **arguments))
         try:
             if ready:
                 self.update(held, state=LeaseState.READY)
             yield held
         finally:
-            await self.let_go(held)
+            await self.end_held(held)
 
     async def for_host(self, host: str) -> Self:
         """Return an allocator that claims for another host, over the same connection; see `PortAllocator.for_host`."""
@@ -147,7 +147,7 @@ class AsyncPortAllocator(AllocatorBase[asyncio.Event, AsyncStore]):
     async def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
         if self._runner is not None:
-            await self.let_go(*self._runner.held)
+            await self.end_held(*self._runner.held)
             await self._runner.close()
         await self.store.close()
 

@@ -189,7 +189,7 @@ class LeaseOperations(Generic[E_]):
             (done,) = yield from end.decline(self.session.context, [lease])
             return span.ended("declined", done=done)
 
-    def let_go(self, *held: HeldLease[Any], declined: bool = False) -> Operation[None]:
+    def end_held(self, *held: HeldLease[Any], declined: bool = False) -> Operation[None]:
         """End held leases in one step. A Redis that does not answer is logged: they then end by their TTL.
 
         Args:
@@ -414,8 +414,8 @@ class AllocatorBase(Generic[E_, S]):
         """Drive one operation to its end; `answers` are to its steps that are not for Redis, if others than usual."""
         raise NotImplementedError
 
-    def keep(self, lease: Lease) -> HeldLease[E_]:
-        """Renew a claimed lease by heartbeats until `let_go`; in asyncio this needs a running event loop."""
+    def start_heartbeats(self, lease: Lease) -> HeldLease[E_]:
+        """Renew a claimed lease by heartbeats until `end_held`; in asyncio this needs a running event loop."""
         return self._heartbeats.add(lease)
 
     def update(self, held: HeldLease[E_], **fields: Any) -> None:  # noqa: ANN401  # those of HeldLease.set

@@ -113,7 +113,7 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
     release = _blocking(LeaseOperations.release)
     release_all = _blocking(LeaseOperations.release_all)
     decline = _blocking(LeaseOperations.decline)
-    let_go = _blocking(LeaseOperations.let_go)
+    end_held = _blocking(LeaseOperations.end_held)
     leases = _blocking(LeaseOperations.leases)
     resolve = _blocking(LeaseOperations.resolve)
     endpoints = _blocking(LeaseOperations.endpoints)
@@ -143,13 +143,13 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
         `update(lease, state=LeaseState.READY)` makes it so, and from then on it is sent requests.
         """
         check_flag("ready", ready)
-        held = self.keep(self.claim(plugin, wait=wait, record=record, **arguments))
+        held = self.start_heartbeats(self.claim(plugin, wait=wait, record=record, **arguments))
         try:
             if ready:
                 self.update(held, state=LeaseState.READY)
             yield held
         finally:
-            self.let_go(held)
+            self.end_held(held)
 
     def for_host(self, host: str) -> Self:
         """Return an allocator that claims for another host, over the same connection.
@@ -161,7 +161,7 @@ class PortAllocator(AllocatorBase[threading.Event, Store]):
     def close(self) -> None:
         """Release the leases that are still held, stop the heartbeats, close the connection."""
         if self._runner is not None:
-            self.let_go(*self._runner.held)
+            self.end_held(*self._runner.held)
             self._runner.close()
         self.store.close()
 

@@ -236,10 +236,16 @@ class HeartbeatPlan(Generic[E_]):
             with contextlib.suppress(AllocatorError):
                 yield from listing.reap(pool)
         with self._lock:
-            self.confirm(batch, sent, outcomes)
+            self.apply_outcomes(batch, sent, outcomes)
 
-    def confirm(self, batch: list[HeldLease[E_]], sent: list[Lease], outcomes: list[RenewOutcome]) -> None:
-        """Apply what Redis answered to a renewal of `batch`, as it was `sent`, to those that are still held."""
+    def apply_outcomes(self, batch: list[HeldLease[E_]], sent: list[Lease], outcomes: list[RenewOutcome]) -> None:
+        """Apply the outcomes of a renewal to the leases of `batch` that are still held.
+
+        Args:
+            batch: The leases that were renewed.
+            sent: Their copies as they were sent.
+            outcomes: What Redis answered for each.
+        """
         still = {id(held) for held in self._held.values()}
         failed: list[HeldLease[E_]] = []
         for held, before, outcome in zip(batch, sent, outcomes, strict=True):
@@ -276,7 +282,7 @@ class HeartbeatPlan(Generic[E_]):
             self.touch()
 
     def fail(self, error: Exception) -> None:
-        """Apply that a renewal got no answer: plan another one soon, and return which leases are doubtful."""
+        """Apply that a renewal got no answer: mark overdue leases as doubtful or lost, and plan the next try."""
         if not isinstance(error, AllocatorError):
             log.error("a heartbeat failed; it is tried again", exc_info=error)
         self._failures += 1

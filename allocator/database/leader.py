@@ -67,7 +67,7 @@ class Leader:
         self._confirmed_at = sent_at
         return held
 
-    def keep(self) -> int:
+    def renew(self) -> int:
         """Go on leading, renewing when it is due; return the fence.
 
         Raises:

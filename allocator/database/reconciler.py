@@ -354,7 +354,7 @@ class Reconciler:
 
     def _go_on_leading(self) -> None:
         if self.leader is not None:
-            self.leader.keep()
+            self.leader.renew()
 
     def _write(self, todo: Settlement, report: Report) -> int:
         try:
@@ -383,7 +383,7 @@ class Reconciler:
 
     def _written(self, todo: Settlement, *, lock_s: float | None = None) -> int:
         assert self.leader is not None  # noqa: S101  # its caller looked
-        fence, now = self.leader.keep(), self.now()
+        fence, now = self.leader.renew(), self.now()
         stops = [one.stop for one in todo.stops if one.stop]
         with self.database.writing(lock_s=lock_s) as connection:
             self.rows.lead(connection, fence=fence, holder=self.leader.holder, now=now)

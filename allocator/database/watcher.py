@@ -103,12 +103,12 @@ class Watch:
         assert leader is not None  # noqa: S101  # whoever watches writes
         try:
             while not should_stop():
-                self._turn(should_stop)
+                self._lead_and_reconcile_once(should_stop)
         finally:
             with contextlib.suppress(AllocatorError):
                 leader.give_up()
 
-    def _turn(self, should_stop: Callable[[], bool]) -> None:
+    def _lead_and_reconcile_once(self, should_stop: Callable[[], bool]) -> None:
         try:
             if self._lead():
                 self._reconcile(should_stop)
@@ -172,7 +172,7 @@ class Watch:
         self._failures = 0
         while not should_stop() and (left_s := began + self.every_s - time.monotonic()) > 0:
             assert self.reconciler.leader is not None  # noqa: S101  # as above
-            self.reconciler.leader.keep()
+            self.reconciler.leader.renew()
             wait_s = min(left_s, self.reconciler.leader.ttl_ms / 3_000)
             if store.wait_for_event(stream, self._cursor, wait_s):
                 self._see_to_events()

@@ -197,7 +197,7 @@ class Directory:
                     if self.stale:
                         self._memory.doubt()
                     if touched is None or self._clock() >= refresh_at or self.stale:
-                        cursor = self._checked(cursor)
+                        cursor = self._cursor_after_data_loss(cursor)
                         self._read_all()
                         refresh_at = self._clock() + REFRESH_S
                     else:
@@ -219,8 +219,8 @@ class Directory:
             details = (self.age_s, error)
             log.warning("the directory is not kept current; what it knows stays, as read %.0f s ago (%s)", *details)
 
-    def _checked(self, cursor: str) -> str:
-        """Return the event to go on from: the first again where the newest one is older, for Redis lost some then."""
+    def _cursor_after_data_loss(self, cursor: str) -> str:
+        """Return the event to read on from: the first one when Redis lost its data and numbers events anew."""
         return cursor if _position(self._newest_event()) >= _position(cursor) else "0-0"
 
     def _touched(self, cursor: str) -> tuple[set[ServiceName] | None, str]:

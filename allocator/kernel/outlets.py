@@ -58,7 +58,7 @@ class Outlet:
         """How many lines were lost in all."""
         self._descriptor, self._most = descriptor, most_bytes
         self._changed = threading.Condition()
-        self._kept: deque[bytes] = deque()
+        self._queue: deque[bytes] = deque()
         self._size = 0
         self._in_hand = b""
         self._taken_at = 0.0
@@ -101,7 +101,7 @@ class Outlet:
 
     def _await_end(self, until: float) -> bool:
         with self._changed:
-            while self._kept or self._in_hand:
+            while self._queue or self._in_hand:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or self._is_stalled():
                     return False
@@ -122,24 +122,24 @@ class Outlet:
         if time.monotonic() < self._retry_at and not self._in_hand:  # closed a moment ago
             self._count(content)
             return
-        self._kept.append(content)
+        self._queue.append(content)
         self._size += len(content)
         while self._size > self._most:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        oldest = self._kept.popleft()
+        oldest = self._queue.popleft()
         self._size -= len(oldest)
         self._count(oldest)
         self._is_broken = True
         if oldest.endswith(b"\n"):
             return
-        while self._kept:  # the rest of the line that was begun
-            following = self._kept.popleft()
+        while self._queue:  # the rest of the line that was begun
+            following = self._queue.popleft()
             self._size -= len(following)
             rest = following.partition(b"\n")[2]
             if rest:
-                self._kept.appendleft(rest)
+                self._queue.appendleft(rest)
                 self._size += len(rest)
             if b"\n" in following:
                 return
@@ -151,10 +151,10 @@ class Outlet:
         self._unreported += lines
 
     def _take(self) -> bytes:
-        taken = [self._kept.popleft()]
+        taken = [self._queue.popleft()]
         size = len(taken[0])
-        while self._kept and size + len(self._kept[0]) <= PIECE:
-            taken.append(self._kept.popleft())
+        while self._queue and size + len(self._queue[0]) <= PIECE:
+            taken.append(self._queue.popleft())
             size += len(taken[-1])
         self._size -= size
         return b"".join(taken)
@@ -164,7 +164,7 @@ class Outlet:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._kept:
+                while not self._queue:
                     self._changed.wait()
                 self._in_hand = self._take()
                 if self._is_broken and not self._ends_line:
@@ -205,10 +205,10 @@ class Outlet:
     def _give_up(self) -> None:
         """Nobody can read any more: drop all; a named pipe may be opened again, so that it is tried again later."""
         with self._changed:
-            for content in (self._in_hand, *self._kept):
+            for content in (self._in_hand, *self._queue):
                 self._count(content)
             self._in_hand = b""
-            self._kept.clear()
+            self._queue.clear()
             self._size = 0
             self._retry_at = time.monotonic() + RETRY_S
             self._changed.notify_all()

@@ -20,7 +20,7 @@ Scope = Literal["host", "fleet"]
 Durability = Literal["none", "replica"]
 
 FLEET_NAMESPACE = "*"
-"""The space of a pool in which a port is unique over all hosts; no host can have this name."""
+"""The namespace of a fleet-wide pool, in which a port is unique over all hosts; no host can have this name."""
 
 MAX_CONVENTIONAL_PORTS = 1_024
 """Bounds the one loop of `claim` that grows with a pool: the search for an idle conventional port (spill)."""

@@ -1,9 +1,8 @@
-"""Claim: the only road to a lease, from the pool's rules to the proven bind and the written row.
+"""Claim, the only way to a lease: ask the script, prove the port, store the lease, write its row.
 
-Every caller makes a `ClaimRequest` and drives `claim`; what differs between them is who answers its steps. What follows
-from an answer is a method of `Attempt`, which is a value. Whatever ends a claim, an error or Ctrl-C included, leaves
-leases that the caller has, or nothing; only a Redis that does not answer can keep it from giving them back, and then
-they end by their TTL.
+Every caller makes a `ClaimRequest` and drives `claim`; callers differ only in the driver that answers its steps. An
+`Attempt` is a value: each answer makes the next one. When a claim ends, also by an error or Ctrl-C, the caller has all
+of its leases or Redis has none of them. If Redis does not answer and they cannot be released, they end by their TTL.
 """
 
 from __future__ import annotations
@@ -92,24 +91,24 @@ def claim(context: Context, request: ClaimRequest) -> Operation[tuple[Lease, ...
     leases: tuple[Lease, ...] = ()
     try:
         while True:
-            pool, reply = yield from _answered(context, attempt)
+            pool, reply = yield from _ask_until_decided(context, attempt)
             match reply:
                 case Granted(leases=leases) | Same(leases=leases):
-                    leases, refused = yield from _settled(context, pool, attempt, reply)
+                    leases, refused = yield from _prove_and_record(context, pool, attempt, reply)
                     if refused:
-                        attempt = yield from _after_refused(context, attempt, refused)
-                    elif (yield from _is_kept(context, pool, attempt, leases)):
+                        attempt = yield from _retry_when_refused(context, attempt, refused)
+                    elif (yield from _store_leases(context, pool, attempt, leases)):
                         return leases
                     else:  # another claim with these tokens was undone
                         leases, attempt = (), (yield from _with_stored_tokens(context, first_attempt(context, request)))
                 case Held():
-                    attempt = yield from _after_held(context, attempt, reply)
+                    attempt = yield from _retry_when_held(context, attempt, reply)
                 case _:
-                    attempt = yield from _after_none_free(context, pool, attempt, reply)
+                    attempt = yield from _retry_when_none_free(context, pool, attempt, reply)
     except GeneratorExit:  # nobody drives it any more
         raise
     except BaseException as error:
-        yield from _undone(context, attempt, leases, error)
+        yield from _undo(context, attempt, leases, error)
         raise
 
 
@@ -133,10 +132,10 @@ def first_attempt(context: Context, request: ClaimRequest) -> Attempt:
     )
 
 
-def _settled(
+def _prove_and_record(
     context: Context, pool: PoolSpec, attempt: Attempt, reply: Granted | Same
 ) -> Operation[tuple[tuple[Lease, ...], AllocatorError | None]]:
-    """Return the leases, proven, as they were asked for and written; or none, with what refused a port of theirs."""
+    """Prove the ports and write the rows; return the leases, or none with the error that refused a port."""
     request, leases = attempt.request, reply.leases
     if refused := (yield from _refused(context, pool, attempt, reply)):
         return (), refused
@@ -151,8 +150,8 @@ def _settled(
     return leases, None
 
 
-def _is_kept(context: Context, pool: PoolSpec, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[bool]:
-    """Let the driver store the leases; return whether they are still the caller's, not released by another claim."""
+def _store_leases(context: Context, pool: PoolSpec, attempt: Attempt, leases: tuple[Lease, ...]) -> Operation[bool]:
+    """Store the leases through the driver; return False when another claim has released them meanwhile."""
     is_ended = yield StoreLeases(attempt.request.pool, context.host, _named(attempt), leases)
     return is_ended or not attempt.was_taken_up or (yield from _are_live(pool, leases))
 
@@ -166,14 +165,14 @@ def _with_stored_tokens(context: Context, attempt: Attempt) -> Operation[Attempt
     """Let the driver store the tokens before Redis is asked, so that a killed claim can be continued."""
     if attempt.request.token is not None:
         return attempt
-    kept: tuple[str, ...] = yield StoreTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
-    return attempt if kept == attempt.tokens else replace(attempt, tokens=kept, was_taken_up=True)
+    stored: tuple[str, ...] = yield StoreTokens(attempt.request.pool, context.host, _named(attempt), attempt.tokens)
+    return attempt if stored == attempt.tokens else replace(attempt, tokens=stored, was_taken_up=True)
 
 
-def _answered(
+def _ask_until_decided(
     context: Context, attempt: Attempt
 ) -> Operation[tuple[PoolSpec, Granted | Same | Held | NoneFree | Refused]]:
-    """Return the pool's rules and the reply that decides, asked with the rules as they are now."""
+    """Run the claim script, with the present rules, until it decides; return the rules and the reply."""
     request, look_from = attempt.request, 0
     pool = yield from pool_rules(context, request.pool)
     if not _allows(pool, request):  # by rules that may have been read long ago
@@ -283,8 +282,8 @@ def _refused(
     return refusals.refused(lost[0], who, several=len(leases) > 1)
 
 
-def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[Attempt]:
-    """Return how to go on where one of the workers has a lease: with its token, over its dead processes, or waiting."""
+def _retry_when_held(context: Context, attempt: Attempt, reply: Held) -> Operation[Attempt]:
+    """Return the next attempt where a lease is in the way: with its token, replacing a dead holder, or after a wait."""
     holder, request = reply.holder, attempt.request
     error = refusals.held(context, request, reply)
     here = Here.OTHER if holder.host == context.host else (yield from is_here(context, request.pool, holder.host))
@@ -292,12 +291,12 @@ def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[At
     if judgement.verdict in {Verdict.LISTENING, Verdict.ORPHAN}:
         attempt = replace(attempt, has_seen_orphan=True)
     if here is not Here.OTHER and judgement.verdict in {Verdict.OURS, Verdict.DEAD, Verdict.LISTENING}:
-        return (yield from _after_renaming(context, attempt, holder, judgement, error))
+        return (yield from _retry_when_renamed(context, attempt, holder, judgement, error))
     match judgement.verdict:
         case Verdict.OURS if judgement.token not in attempt.tokens and not request.bound_already:
             return attempt.after_own(holder, judgement.token, error)
         case Verdict.OURS if request.port is None or judgement.is_spare:
-            return (yield from _given_back(context, attempt, holder, judgement.token, error))
+            return (yield from _release_and_retry(context, attempt, holder, judgement.token, error))
         case Verdict.DEAD | Verdict.LISTENING:
             attempt = attempt.after_death(holder, error)
             if len(attempt.workers) > 1:
@@ -308,7 +307,7 @@ def _after_held(context: Context, attempt: Attempt, reply: Held) -> Operation[At
             error = refusals.held(context, request, reply, advice=advice)
         case _:
             error = refusals.held(context, request, reply, why=judgement.why)
-    return (yield from _after_waiting(context, attempt, error))
+    return (yield from _wait_and_retry(context, attempt, error))
 
 
 def _judged(context: Context, holder: Lease, here: Here, *, may_wait: bool) -> Operation[Judgement]:
@@ -326,10 +325,10 @@ def _judged(context: Context, holder: Lease, here: Here, *, may_wait: bool) -> O
     return judgement
 
 
-def _after_renaming(
+def _retry_when_renamed(
     context: Context, attempt: Attempt, holder: Lease, judgement: Judgement, error: HeldError
 ) -> Operation[Attempt]:
-    """End a lease that one of the workers has under the name that this machine had before, unless it runs there."""
+    """End a worker's lease under this machine's former name, unless it runs; return the next attempt."""
     listening: frozenset[int] = yield ReadListeners(holder.port, holder.port, fresh=True)
     if judgement.verdict is Verdict.OURS and listening and not attempt.request.pre_start:
         who: str | None = yield DescribeListener(holder.port)
@@ -339,14 +338,16 @@ def _after_renaming(
         "that lease is ended, and a port is claimed under its name of now"
     )
     if judgement.verdict is Verdict.OURS:
-        return (yield from _given_back(context, attempt, holder, judgement.token, error))
+        return (yield from _release_and_retry(context, attempt, holder, judgement.token, error))
     if not (yield from end_the_dead(replace(context, host=holder.host), holder)):
-        return (yield from _after_waiting(context, attempt, error))
+        return (yield from _wait_and_retry(context, attempt, error))
     return attempt.after_death(holder, error)
 
 
-def _given_back(context: Context, attempt: Attempt, holder: Lease, token: str, error: HeldError) -> Operation[Attempt]:
-    """Release a lease of the workers that does not fit this request, and begin with new tokens."""
+def _release_and_retry(
+    context: Context, attempt: Attempt, holder: Lease, token: str, error: HeldError
+) -> Operation[Attempt]:
+    """Release a lease that does not fit this request; return an attempt with new tokens."""
     yield from end.release(context, [replace(holder, token=token)])
     yield StoreLeases(attempt.request.pool, context.host, _named(attempt), ())
     anew = yield from _with_stored_tokens(context, first_attempt(context, replace(attempt.request, token=None)))
@@ -363,7 +364,7 @@ def end_the_dead(context: Context, lease: Lease) -> Operation[bool]:
     """
     request = ClaimRequest(pool=lease.pool, worker=lease.worker, port=lease.port, supersede_fence=lease.fence)
     try:
-        _, reply = yield from _answered(context, first_attempt(context, replace(request, bound_already=True)))
+        _, reply = yield from _ask_until_decided(context, first_attempt(context, replace(request, bound_already=True)))
         if not isinstance(reply, Granted):  # its worker has claimed again, or the host is cordoned
             return False
         yield from end.release(context, reply.leases)
@@ -374,8 +375,8 @@ def end_the_dead(context: Context, lease: Lease) -> Operation[bool]:
     return True
 
 
-def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
-    """Return the attempt when it is its turn; raise `error` when it does not wait, or no longer."""
+def _wait_and_retry(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
+    """Wait in the queue and return the next attempt; raise `error` when the caller does not wait, or not any longer."""
     if not attempt.may_wait_after(error, context.clock()):
         raise error
     from allocator.operations import queue
@@ -386,20 +387,20 @@ def _after_waiting(context: Context, attempt: Attempt, error: AllocatorError) ->
     return replace(attempt, waiting=waiting)
 
 
-def _after_refused(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
-    """Return how to go on after a port that was refused: with another, or once the connections on it have closed."""
+def _retry_when_refused(context: Context, attempt: Attempt, error: AllocatorError) -> Operation[Attempt]:
+    """Return the next attempt after the kernel refused a port: for another port, or for this one after a wait."""
     if attempt.request.port is None or isinstance(error, PortRefusedError):
         return attempt.after_refusal(error)
-    return (yield from _after_waiting(context, attempt, error))
+    return (yield from _wait_and_retry(context, attempt, error))
 
 
-def _after_none_free(
+def _retry_when_none_free(
     context: Context, pool: PoolSpec, attempt: Attempt, reply: NoneFree | Refused
 ) -> Operation[Attempt]:
-    """Return the attempt when it is its turn; otherwise the error counts what is in the way."""
+    """Wait in the queue and return the next attempt, or raise an error that counts what holds the ports."""
     error = yield from refusals.refusal(context, pool, attempt.request, reply, waits=bool(_ticket(attempt)))
     try:
-        return (yield from _after_waiting(context, attempt, error))
+        return (yield from _wait_and_retry(context, attempt, error))
     except ExhaustedError as late:
         if isinstance(reply, Exhausted):
             raise (yield from refusals.counted(context, pool, attempt, reply, late)) from None
@@ -412,10 +413,10 @@ def _are_live(pool: PoolSpec, leases: tuple[Lease, ...]) -> Operation[bool]:
     return all(one.lease and one.fence == lease.fence for one, lease in zip(known, leases, strict=True))
 
 
-def _undone(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error: BaseException) -> Operation[None]:
+def _undo(context: Context, attempt: Attempt, leases: tuple[Lease, ...], error: BaseException) -> Operation[None]:
     """Undo a failed claim: its position in the queue, its stored tokens, its leases.
 
-    A Redis that did not answer may have granted what it was asked for: then the tokens stay kept for the next claim.
+    A Redis that did not answer may have granted what it was asked for: then the tokens stay stored for the next claim.
     """
     if isinstance(error, StoreUnavailableError) and not leases:
         return

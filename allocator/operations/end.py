@@ -8,7 +8,7 @@ from allocator.model.errors import HeldError, InvalidInputError
 from allocator.model.leases import error_line
 from allocator.model.values import Value, replace
 from allocator.operations.context import pool_rules, read_pool
-from allocator.operations.renew import BATCH, ports_by_host, renew, token_of
+from allocator.operations.renew import BATCH, indices_by_host, renew, token_of
 from allocator.protocol.signatures.end import EndCall, Ended, EndedLease, Ending, How, NotYours
 from allocator.protocol.wire import ask
 
@@ -117,7 +117,7 @@ def _ended(
     reason: str = "",
 ) -> Operation[list[bool]]:
     endings: dict[int, Ending] = {}
-    for (pool_name, host), members in ports_by_host(leases).items():
+    for (pool_name, host), members in indices_by_host(leases).items():
         namespace = (yield from rules(pool_name)).namespace_of(host)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]

@@ -89,7 +89,7 @@ def renew(
         PoolMissingError: When a pool is gone and nobody knows its rules.
     """
     outcomes: dict[int, RenewOutcome] = {}
-    for (pool_name, host), members in ports_by_host(leases).items():
+    for (pool_name, host), members in indices_by_host(leases).items():
         pool = yield from pool_rules(context, pool_name)
         for start in range(0, len(members), BATCH):
             batch = members[start : start + BATCH]
@@ -134,12 +134,12 @@ def _renew_apart(context: Context, leases: list[Lease], *, rewrite: bool) -> Ope
     return first + (yield from _renew_apart(context, leases[middle:], rewrite=rewrite))
 
 
-def ports_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:
-    """Return the places of leases in a sequence, by their pool and host: what one call may be about."""
-    ports: dict[tuple[str, str], list[int]] = {}
+def indices_by_host(leases: Sequence[Lease]) -> dict[tuple[str, str], list[int]]:
+    """Return the indices of leases by their pool and host; one call of a script is for one pool and host."""
+    indices: dict[tuple[str, str], list[int]] = {}
     for at, lease in enumerate(leases):
-        ports.setdefault((lease.pool, lease.host), []).append(at)
-    return ports
+        indices.setdefault((lease.pool, lease.host), []).append(at)
+    return indices
 
 
 def _renew_batch(

@@ -24,7 +24,7 @@ MAX_PAGES = 1_000
 def resolve(context: Context, pool: str, plugin: str, org: str, *, prefer: str | None = None) -> Operation[Endpoint]:
     """Return where the next ready worker of a service is, strictly in turn over all callers.
 
-    A caller that may only read takes turns by itself, from a random worker on.
+    A caller that may only read goes through the workers by a count of its own, from a random one on.
 
     Args:
         context: Who calls.

@@ -28,7 +28,7 @@ def leader_key(pool: str) -> str:
 
 
 def queue_key(pool: str, namespace: str) -> str:
-    """Return the key of those who wait in the queue of a space of a pool, first come first."""
+    """Return the key of the queue of a namespace: its waiters, first come first served."""
     return f"{pool_key(pool)}:waiters:{namespace}"
 
 

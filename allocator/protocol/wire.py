@@ -1,12 +1,11 @@
-"""The wire: scripts as they are sent, their keys and their arguments as they go to Redis, their replies as values.
+"""Calls of Lua scripts: how a script is assembled, how its arguments are encoded, and how its reply is decoded.
 
-A line `--@include NAME` of a script is replaced by `lua/lib/NAME.lua`, unless that is there already at the top level of
-the script, and a named constant (`local PAGE, PAGES = 64, 4`) stands in the place of its name: one that a Lua function
-captures costs an allocation at every run.
+`signatures/` has one class for each script, made with the functions here. Only a signature knows the positions of
+arguments in ARGV and of values in a reply. A reply of the wrong shape raises an AllocatorError, never a traceback.
 
-`signatures/` has a class for each script's arguments and replies, made of what is here. The rule of this floor: nobody
-but a signature knows where in ARGV or in a reply something stands. A reply of the wrong shape is a clear error, not a
-traceback.
+A script is assembled when it is first used. A line `--@include NAME` is replaced by `lua/lib/NAME.lua`, once for each
+script. A named constant (`local PAGE, PAGES = 64, 4`) is replaced by its value, because a local that a Lua function
+captures costs an allocation in every run.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def pool_key(pool: str) -> str:
 
 
 def script_keys(pool: str, namespace: str = FLEET_NAMESPACE) -> tuple[str, str]:
-    """Return KEYS for a script that works on one space of a pool."""
+    """Return KEYS for a script that works on one namespace of ports of a pool."""
     base = pool_key(pool)
     return base, f"{base}:ports:{namespace}"
 

@@ -98,7 +98,7 @@ class AsyncStore(BaseStore):
                 raise error
             return await self._again(attempt, left_s)
         except FAULTS as fault:
-            raise self._meaning(fault, key) from fault
+            raise self._translated(fault, key) from fault
         except UnicodeEncodeError:  # an argument that is not text
             raise
         except WRONG_SHAPES as shape:
@@ -119,7 +119,7 @@ class AsyncStore(BaseStore):
         client = connect(self._address(), self._timeout_s)
         used: AsyncConnectionPool | AsyncRedisPyClient | None = None
         try:
-            used = self._checked(client, await _info(client))
+            used = self._accept_client(client, await _info(client))
         finally:
             if used is not client:
                 await client.close()
@@ -191,7 +191,7 @@ class AsyncStore(BaseStore):
         """Report that a waiter is there, and wait until it is woken; return whether it was woken."""
 
         async def wait() -> bool:
-            there, turn = self._turn(step)
+            there, turn = self._await_turn_commands(step)
             await self._execute(*there)
             return await self._execute(*turn) is not None
 

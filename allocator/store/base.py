@@ -1,8 +1,8 @@
-"""What both stores are made of: where Redis is, the check of the server, the commands, and what their replies mean.
+"""`BaseStore`: the address of Redis, the check of the server, and the commands that both kinds of store send.
 
-`Store` and `AsyncStore` add what has to differ: one calls, the other awaits. `connect` makes what they call: a pool of
-connections to one server, or redis-py's client of a Sentinel group or a Cluster; all answer alike. The embedded server
-serves only where no setting names a Redis; whoever only reads never starts it.
+`Store` calls and `AsyncStore` awaits; everything else is here. Their client is a pool of connections to one server, or
+redis-py's client of a Sentinel group or a Cluster; all answer alike. The embedded server is used only where no setting
+names a Redis, and a command that only reads never starts it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ ALL_KEYS = PREFIX + "*"
 """What the keys of the pools themselves look like."""
 
 EVENTS_AT_ONCE = 1_000
-"""As many events are skipped at once by who only waits for the newest."""
+"""Events read in one call by a reader that waits only for the newest."""
 
 
 class ServerInfo(Value, kw_only=True):
-    """What a server reports of itself; empty where it does not report it.
+    """What a server reports about itself; a field that it does not report is empty.
 
     Attributes:
         kind: `redis` or `valkey`.
@@ -79,7 +79,7 @@ class ServerInfo(Value, kw_only=True):
         )
 
     def check(self, shown_url: str) -> None:
-        """Refuse a server that would break what portlease promises.
+        """Refuse a server that would break the guarantees.
 
         Raises:
             ConfigurationError: When it evicts keys, is a replica, or is too old.
@@ -121,10 +121,10 @@ class OnCall(Protocol):
 
 
 class BaseStore:
-    """A way to Redis, opened when it is first used.
+    """A connection to Redis, opened at the first call.
 
     Args:
-        address: Returns where Redis is, and starts it where that is our part.
+        address: Returns the address of Redis; starts the embedded server where that is the one.
         shown_url: The URL without secrets.
         timeout_s: For how many seconds Redis may be silent.
     """
@@ -173,11 +173,11 @@ class BaseStore:
         """Where Redis is; the embedded server is started when it does not run."""
         return self._address()
 
-    def _checked(self, client: Any, info: Any) -> Any:  # noqa: ANN401  # one of several clients; a reply
-        """Return the client to use from now on: this one, unless another call connected at the same time.
+    def _accept_client(self, client: Any, info: Any) -> Any:  # noqa: ANN401  # one of several clients; a reply
+        """Check the server, and return the client to use: this one, unless another call connected first.
 
         Raises:
-            ConfigurationError: When the server will not do.
+            ConfigurationError: When the server evicts keys, is a replica, or is too old.
         """
         ServerInfo.read(info).check(self._shown_url)
         if self._client is None:
@@ -193,16 +193,16 @@ class BaseStore:
             self._client = None
         return left_s
 
-    def _meaning(self, error: Exception, key: str | None) -> AllocatorError:
-        """Return our error for what an error of the connection means."""
+    def _translated(self, error: Exception, key: str | None) -> AllocatorError:
+        """Return the AllocatorError for an error of the connection."""
         return translate(error, shown_url=self._shown_url, timeout_s=self._timeout_s, key=key)
 
     def _blocking_s(self, seconds: float) -> float:
         """Return for how long the server may keep a call waiting: less than the time that it may be silent."""
         return max(0.001, min(seconds, self._timeout_s / 2))
 
-    def _turn(self, step: AwaitTurn) -> tuple[Command, Command]:
-        """Return the command that shows that a waiter is there, and the one that waits."""
+    def _await_turn_commands(self, step: AwaitTurn) -> tuple[Command, Command]:
+        """Return two commands: one marks the waiter as alive, one blocks until it is first in the queue."""
         return (
             ("SET", step.waiter, step.content, "PX", step.alive_ms),
             ("BLPOP", step.turn, self._blocking_s(step.seconds)),

@@ -97,7 +97,7 @@ class Store(BaseStore):
                 raise error
             return self._again(attempt, left_s)
         except FAULTS as fault:
-            raise self._meaning(fault, key) from fault
+            raise self._translated(fault, key) from fault
         except UnicodeEncodeError:  # an argument that is not text
             raise
         except WRONG_SHAPES as shape:
@@ -115,7 +115,7 @@ class Store(BaseStore):
         client = connect(self._address(), self._timeout_s)
         used: ConnectionPool | RedisPyClient | None = None
         try:
-            used = self._checked(client, _info(client))
+            used = self._accept_client(client, _info(client))
         finally:
             if used is not client:
                 client.close()
@@ -171,7 +171,7 @@ class Store(BaseStore):
         """Report that a waiter is there, and wait until it is woken; return whether it was woken."""
 
         def wait() -> bool:
-            there, turn = self._turn(step)
+            there, turn = self._await_turn_commands(step)
             self._execute(*there)
             return self._execute(*turn) is not None
 

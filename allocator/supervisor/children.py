@@ -98,7 +98,7 @@ class Children:
         with self.starting:
             parent, writer, group = os.getpid(), self.guard.ready(), self._group
 
-        def tie() -> None:
+        def bind() -> None:
             if _LIBC is not None:
                 _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
                 if os.getppid() != parent:
@@ -108,7 +108,7 @@ class Children:
             with contextlib.suppress(OSError):
                 os.write(writer, b"add %d\n" % os.getpid())
 
-        return tie
+        return bind
 
     def started(self, pid: int) -> None:
         """Note a child that was started; its own thread waits for it."""

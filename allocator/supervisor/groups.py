@@ -264,7 +264,7 @@ def _prepared(*steps: Callable[[], None]) -> Callable[[], None]:
     return prepare
 
 
-def _keep_from_child(first: int) -> None:
+def _close_on_exec(first: int) -> None:
     """Let no descriptor from `first` on reach the command: whoever started the supervisor may have left some open.
 
     They are not closed: through one of them the parent learns when the command cannot be started.
@@ -279,7 +279,7 @@ def _keep_from_child(first: int) -> None:
                 os.set_inheritable(number, False)
 
 
-def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
+def _passing(order: StartOrder, bind: Callable[[], None]) -> Callable[[], None]:
     """Return what a child does that is given sockets: it becomes its command itself, for only it knows its pid."""
     descriptors = [listening.fileno() for listening in order.listening.values()]
     above = FIRST_PASSED_SOCKET + len(descriptors)  # where none is overwritten before it was passed on
@@ -287,11 +287,11 @@ def _passing(order: StartOrder, tie: Callable[[], None]) -> Callable[[], None]:
     environment = dict(order.environment) | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
 
     def become() -> None:
-        tie()
+        bind()
         spares = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in descriptors]
         for at, spare in enumerate(spares):
             os.dup2(spare, FIRST_PASSED_SOCKET + at)
-        _keep_from_child(above)
+        _close_on_exec(above)
         os.execvpe(order.command[0], list(order.command), environment | {"LISTEN_PID": str(os.getpid())})  # noqa: S606
 
     return become

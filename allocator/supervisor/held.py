@@ -22,7 +22,7 @@ OWN = ""
 
 
 class HeldPorts:
-    """Leases that are kept alive until `let_go`.
+    """Leases that are kept alive until `end_held`.
 
     Args:
         allocator: Keeps them.
@@ -31,7 +31,7 @@ class HeldPorts:
 
     def __init__(self, allocator: PortAllocator, leases: Mapping[str, Lease]) -> None:
         self._allocator = allocator
-        self._held = {name: allocator.keep(lease) for name, lease in leases.items()}
+        self._held = {name: allocator.start_heartbeats(lease) for name, lease in leases.items()}
 
     def __repr__(self) -> str:
         return f"<HeldPorts {self.worker} on {self.where}>"
@@ -90,12 +90,12 @@ class HeldPorts:
         with contextlib.suppress(AllocatorError):
             self._allocator.run(fail(self._allocator.session.context, self.own.lease, why))
 
-    def let_go(self, *, declined: int | None = None) -> None:
+    def end_held(self, *, declined: int | None = None) -> None:
         """End all of them in one step.
 
         Args:
             declined: The port that the kernel refused, which goes into quarantine.
         """
         refused = [held for held in self._held.values() if held.port == declined]
-        self._allocator.let_go(*refused, declined=True)
-        self._allocator.let_go(*(held for held in self._held.values() if held not in refused))
+        self._allocator.end_held(*refused, declined=True)
+        self._allocator.end_held(*(held for held in self._held.values() if held not in refused))

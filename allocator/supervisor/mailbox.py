@@ -1,4 +1,4 @@
-"""Messages to a worker's thread, in a form that it can wait for together with its sockets."""
+"""Messages to a worker's thread, in a form that `poll` can wait for together with its sockets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Command(Enum):
 
     STOP = "stop"
     QUIT = "quit"
-    """As STOP, without the delay in which others drop the worker: somebody waits for the end."""
+    """As STOP, without the drain delay: a person at a terminal waits for the end."""
     KILL = "kill"
     RESTART = "restart"
     LOOK = "look"
@@ -45,7 +45,7 @@ Order = Command | Passed
 
 
 class Mailbox:
-    """Orders in the order in which they came; a descriptor is readable while there are any."""
+    """A queue of messages; its descriptor is readable while there are any."""
 
     def __init__(self) -> None:
         self._orders: deque[Order] = deque()
@@ -63,7 +63,7 @@ class Mailbox:
             os.close(self._writer)
 
     def send(self, order: Order) -> None:
-        """Leave an order; from any thread. Nobody reads it once the worker has ended."""
+        """Add a message, from any thread; it is never read when the worker has ended."""
         with self._lock:
             self._orders.append(order)
             if self._open:
@@ -71,7 +71,7 @@ class Mailbox:
                     os.write(self._writer, b"!")
 
     def take(self) -> list[Order]:
-        """Return the orders that came since the last time."""
+        """Remove and return all messages."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.descriptor, 4_096)
         taken: list[Order] = []

@@ -18,7 +18,7 @@ from allocator.kernel.outlets import CHUNK, outlet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-KEPT_LINES = 20
+LAST_LINES = 20
 LONGEST_LINE = 8_192
 """A line that is longer is cut where it is kept, and broken where a name stands before each line."""
 
@@ -39,7 +39,7 @@ class Output:
 
     def __init__(self, pipes: Sequence[tuple[str, BinaryIO]], prefix: str | None) -> None:
         self._prefix = None if prefix is None else prefix.encode()
-        self._kept: deque[bytes] = deque(maxlen=KEPT_LINES)
+        self._last_lines: deque[bytes] = deque(maxlen=LAST_LINES)
         self._threads = [
             threading.Thread(target=self._pass, args=(pipe, 2 if name == "stderr" else 1), daemon=True)
             for name, pipe in pipes
@@ -56,7 +56,7 @@ class Output:
     @property
     def last_errors(self) -> list[bytes]:
         """The last lines of standard error."""
-        return list(self._kept)
+        return list(self._last_lines)
 
     def _pass(self, pipe: BinaryIO, target: int) -> None:
         rest = b""
@@ -74,7 +74,7 @@ class Output:
 
     def _take(self, lines: list[bytes], target: int) -> None:
         if target == 2:
-            self._kept.extend(line[:LONGEST_LINE] for line in lines)
+            self._last_lines.extend(line[:LONGEST_LINE] for line in lines)
         if self._prefix is not None and lines:
             named = b"".join(self._prefix + line + b"\n" for line in lines)
             outlet(target).write(named, patient=True)

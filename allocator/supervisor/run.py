@@ -181,7 +181,7 @@ class _Crew:
 
     def _pass_on(self, number: int) -> None:
         for worker in self._workers:
-            worker.pass_on(number)
+            worker.forward_signal(number)
 
     def _stop(self, number: int, *, notified: bool) -> None:
         for worker in self._workers:
@@ -204,7 +204,7 @@ class _Crew:
         if number is None:
             return
         if number in {signal.SIGTTIN, signal.SIGTTOU} and terminal.is_ours():
-            self._workers[0].go_on(lend=True)
+            self._workers[0].resume(lend=True)
         elif terminal.is_lent or number != signal.SIGSTOP:
             self._suspend(number)
 
@@ -224,7 +224,7 @@ class _Crew:
     def _resume(self) -> None:
         terminal = self._children.terminal
         for worker in self._workers:
-            worker.go_on(lend=terminal is not None and terminal.lends and terminal.is_ours())
+            worker.resume(lend=terminal is not None and terminal.lends and terminal.is_ours())
 
     def _leave(self) -> None:
         """End without the threads that hang: the guard kills what is left, and the leases end by their TTL."""

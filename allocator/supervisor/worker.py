@@ -101,14 +101,14 @@ class Worker:
     def __repr__(self) -> str:
         return f"<Worker {self.id}, {self._restarts.total} restarts>"
 
-    # -- what others tell it --
+    # -- messages from other threads --
 
     def stop(self, *, at_once: bool = False, notified: bool = False, number: int = signal.SIGTERM) -> None:
-        """End it, gracefully or at once; gracefully means that SIGTERM comes after the drain delay.
+        """End the worker: by SIGTERM after the drain delay, or at once.
 
         Args:
-            at_once: Whether it has no time to tidy up.
-            notified: Whether its processes got a signal already that tells them to end.
+            at_once: Whether it is killed, without time to clean up.
+            notified: Whether its processes already got a signal to end.
             number: The signal that asks for it, which is the status of a worker that has not started yet.
         """
         if not self._has_started:
@@ -117,7 +117,7 @@ class Worker:
         self._mailbox.send(Command.KILL if at_once else Command.LEAVE if notified else gracefully)
 
     def restart(self) -> None:
-        """Let it end gracefully and start again on its port; that is not a failure."""
+        """End the worker gracefully and start it again on its port; this does not count as a failure."""
         self.ready.clear()
         self._mailbox.send(Command.RESTART)
 
@@ -131,8 +131,8 @@ class Worker:
         """How long a graceful end may take."""
         return self._spec.drain_delay_s + self._spec.stop_timeout_s
 
-    def pass_on(self, number: int) -> None:
-        """Pass a signal on to its processes."""
+    def forward_signal(self, number: int) -> None:
+        """Forward a signal to its processes."""
         self._mailbox.send(Passed(number))
 
     def stopped_by(self) -> int | None:
@@ -141,7 +141,7 @@ class Worker:
         return None if start is None else start.group.stopped_by()
 
     def suspend(self) -> None:
-        """Stop its processes as Ctrl-Z does and mark its lease; returns when that is done or takes too long."""
+        """Stop its processes as Ctrl-Z does, and mark its lease; wait at most `SUSPEND_S` for that."""
         start = self._running
         if start is None:
             return
@@ -149,7 +149,7 @@ class Worker:
         self._mailbox.send(Command.SUSPEND)
         start.suspended.wait(SUSPEND_S)
 
-    def go_on(self, *, lend: bool) -> None:
+    def resume(self, *, lend: bool) -> None:
         """Continue its stopped processes; `lend`: with the terminal."""
         start = self._running
         if start is None:
@@ -204,7 +204,7 @@ class Worker:
         claiming.start()
         stopped = False
         while not (found or errors or stopped):
-            stopped = self._asked_to_stop(None, but_not=Command.RESTART)
+            stopped = self._wait_for_stop(None, but_not=Command.RESTART)
         claiming.join(CLAIM_GRACE_S)
         if stopped:
             for leases in found:
@@ -225,7 +225,7 @@ class Worker:
             outcome = _Outcome()
             raise
         finally:
-            held.let_go(declined=outcome.declined)
+            held.end_held(declined=outcome.declined)
         if outcome.in_use:
             self._explain_decline(held, outcome)
         return not outcome.in_use
@@ -302,7 +302,7 @@ class Worker:
     def _is_to_start_again(self, held: HeldPorts, ended: Ended) -> bool:
         """Report how it ended, and wait until it is to be started again; return False when it is not."""
         if ended.asked is Command.RESTART:
-            return self._report_start(held)
+            return self._mark_starting(held)
         pause_s = self._restarts.pause_s(self._status, was_well=ended.was_well)
         if ended.failed:
             held.update(last_error=ended.why)
@@ -317,17 +317,17 @@ class Worker:
                         level=ERROR,
                     )
             return False
-        if not self._report_start(held):
+        if not self._mark_starting(held):
             return False
         self._report(
             f"{held.worker}: {ended.how}; starting it again on port {held.port} in {pause_s:.1f} s",
             held.own.lease,
             level=WARNING,
         )
-        return not self._asked_to_stop(pause_s)
+        return not self._wait_for_stop(pause_s)
 
-    def _report_start(self, held: HeldPorts) -> bool:
-        """Let the leases state that the worker is started again; return False when the host is drained meanwhile."""
+    def _mark_starting(self, held: HeldPorts) -> bool:
+        """Set the leases to `starting` and count the restart; on a draining host change nothing and return False."""
         if held.draining:
             return False
         try:
@@ -355,8 +355,8 @@ class Worker:
             )
         self._report(f"{held.worker}: port {port} is in use by {who}; trying another", held.own.lease, level=WARNING)
 
-    def _asked_to_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
-        """Wait for orders while no process runs; return whether it was asked to stop."""
+    def _wait_for_stop(self, timeout_s: float | None, *, but_not: Command | None = None) -> bool:
+        """Wait for messages while no process runs; return whether one of them stops the worker."""
         until = None if timeout_s is None else time.monotonic() + timeout_s
         poller = select.poll()
         poller.register(self._mailbox.descriptor, select.POLLIN)

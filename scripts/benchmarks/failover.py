@@ -79,13 +79,13 @@ def one_failover(*, loses_data: bool) -> Failover:
             PortAllocator.from_url(url, pool=POOL.name, host="bench", timeout=0.5) as newcomer,
         ):
             holder.apply_pool(POOL)
-            held = [holder.keep(holder.claim("crm", org=f"org-{at}", ttl=TTL_S)) for at in range(HELD)]
+            held = [holder.start_heartbeats(holder.claim("crm", org=f"org-{at}", ttl=TTL_S)) for at in range(HELD)]
             with _workers(one.lease.port for one in held):
                 newcomer.release(newcomer.claim("crm", org="newcomer"))
                 time.sleep(SETTLED_S)
                 found = _watch(held, newcomer, (sentinels, primary, replica), loses_data=loses_data)
             for one in held:
-                holder.let_go(one)
+                holder.end_held(one)
             return found
 
 

@@ -221,7 +221,7 @@ def _curve(plan: Plan, points: dict[int, Callable[[int], Cost]]) -> dict[int, di
     return found
 
 
-WORDS = {
+NAMES = {
     "ports": "ports in a pool that is half full",
     "hosts": "hosts in the pool",
     "leases": "live leases in the pool, 1,000 on a host",
@@ -237,7 +237,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         for key, kind in (("ratio", "time"), ("server_ratio", "server time")):
             dearest = max(curve, key=lambda at: curve[at][key].median)
             ratio = curve[dearest][key]
-            what = f"{kind}, {min(curve):,} to {max(curve):,} {WORDS[name]}: the dearest ({dearest:,}) beside the first"
+            what = f"{kind}, {min(curve):,} to {max(curve):,} {NAMES[name]}: the dearest ({dearest:,}) beside the first"
             met = None if limit is None else round(ratio.median, 2) <= limit
             table.append(Row(what, f"{ratio.median:.2f}", between(ratio, 2), f"≤ {limit}" if limit else "", met))
     return table
@@ -246,7 +246,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
 def curves(found: dict[str, Any]) -> list[str]:
     """Return the tables of all points, in Markdown."""
     lines: list[str] = []
-    for name, text in WORDS.items():
+    for name, text in NAMES.items():
         lines += [
             "",
             f"| {text} | time, µs | spread | beside the first | server time, µs | spread | beside the first |",

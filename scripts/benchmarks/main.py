@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ending import heed_signals
+from ends import heed_signals
 
 from benchmarks.page import PARTS, SOAK, facts, page, section
 

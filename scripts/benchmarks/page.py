@@ -180,7 +180,7 @@ TITLE = """# Benchmarks
 INTRODUCTION = """\
 Written by `scripts/bench --out docs/benchmarks.md`; the figures are in `benchmarks.json` beside it.
 
-All that is compared takes turns in one run, so that the machine's speed and load drop out as far as they can. Medians,
+What is compared runs alternately, so that the machine's speed and load affect both sides alike. Figures are medians,
 with the quartiles as the spread.
 """
 

@@ -57,7 +57,7 @@ def draw_growth(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    for axis, (name, text) in zip(axes.flat, growth.WORDS.items(), strict=True):
+    for axis, (name, text) in zip(axes.flat, growth.NAMES.items(), strict=True):
         points = found[name]
         at = [max(int(one), 0.5) for one in points]
         for key, label, colour, marker in (

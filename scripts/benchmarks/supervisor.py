@@ -35,7 +35,7 @@ COMMAND = (
     # The tests install OpenTelemetry's SDK, which redis-py loads wherever it is; who only runs workers has none.
     "import sys; sys.modules['opentelemetry'] = None; from allocator.__main__ import main; main()",
 )
-FIRST_PORT, HOST, REPLICAS, TIED = 6_000, "bench", 20, 1_000
+FIRST_PORT, HOST, REPLICAS, BOUND = 6_000, "bench", 20, 1_000
 SETTLE_S, WATCHED_S = 4.0, 30.0
 """Past the supervisor's own settling; two rounds of an agent's renewals."""
 
@@ -57,7 +57,7 @@ REFUSED = (
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """Where the commands run: a server, a pool of their own, a state directory."""
 
     environment: dict[str, str]
@@ -76,10 +76,10 @@ class Place:
 
 
 @contextlib.contextmanager
-def site(binary: str | None) -> Iterator[Place]:
+def site(binary: str | None) -> Iterator[Setup]:
     with server(binary) as found, tempfile.TemporaryDirectory(prefix="bench-run-") as state:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ALLOCATOR_")}
-        pool = PoolSpec(name="bench-run", first=FIRST_PORT, last=FIRST_PORT + 2 * TIED - 1, cooldown_ms=0)
+        pool = PoolSpec(name="bench-run", first=FIRST_PORT, last=FIRST_PORT + 2 * BOUND - 1, cooldown_ms=0)
         environment |= {
             "XDG_STATE_HOME": state, "ALLOCATOR_REDIS_URL": found["unix"],
             "ALLOCATOR_POOL": pool.name, "ALLOCATOR_HOST": HOST,
@@ -88,7 +88,7 @@ def site(binary: str | None) -> Iterator[Place]:
         with PortAllocator.from_url(found["unix"], pool=pool.name, host=HOST) as ports:
             ports.apply_pool(pool)
             try:
-                yield Place(environment, ports)
+                yield Setup(environment, ports)
             finally:
                 for pid in all_pids():
                     if has_variable(pid, "XDG_STATE_HOME", state):
@@ -109,7 +109,7 @@ def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
         }
 
 
-def _idle(site: Place) -> dict[str, Any]:
+def _idle(site: Setup) -> dict[str, Any]:
     """Watch a supervisor of one worker and one of many, both with health checks every five seconds."""
     arguments = ("--health", "/")
     found: dict[str, Any] = {}
@@ -124,28 +124,28 @@ def _idle(site: Place) -> dict[str, Any]:
     return found
 
 
-def _agent(site: Place, ends: int) -> dict[str, Any]:
+def _agent(site: Setup, ends: int) -> dict[str, Any]:
     """Watch an agent with leases bound to a process each, then end some of those."""
     files = LeaseFiles(Path(site.environment["XDG_STATE_HOME"]) / "allocator/leases")
     with contextlib.ExitStack() as stack:
-        tied = []
-        for number in range(TIED):
+        bound = []
+        for number in range(BOUND):
             process = stack.enter_context(subprocess.Popen(["sleep", "3600"]))
             stack.callback(process.kill)
             lease = site.ports.claim("email", org=f"org-{number}", pid=process.pid)
             files.save(lease)
-            tied.append((process, lease))
+            bound.append((process, lease))
         agent = site.start("agent", stderr=subprocess.PIPE)
         assert agent.stderr is not None
-        next(line for line in agent.stderr if f"looking after {TIED} " in line)
+        next(line for line in agent.stderr if f"looking after {BOUND} " in line)
         time.sleep(SETTLE_S)
         before = {one.port: one.expires_at for one in site.ports.leases()}
         share = _share(agent.pid, WATCHED_S)
         after = {one.port: one.expires_at for one in site.ports.leases()}
-        if len(after) != TIED or any(after[port] <= at for port, at in before.items()):
-            raise SystemExit(f"the agent renewed {sum(after[p] > before[p] for p in after)} of {TIED} leases only")
+        if len(after) != BOUND or any(after[port] <= at for port, at in before.items()):
+            raise SystemExit(f"the agent renewed {sum(after[p] > before[p] for p in after)} of {BOUND} leases only")
         delays = []
-        for process, lease in tied[:ends]:
+        for process, lease in bound[:ends]:
             process.kill()
             began = time.monotonic()
             while site.ports.run(port_view(lease.pool, HOST, lease.port)).lease is not None:
@@ -154,11 +154,11 @@ def _agent(site: Place, ends: int) -> dict[str, Any]:
         memory = rss_mib(agent.pid)
         agent.terminate()
         agent.wait()
-    site.ports.release_all(*(lease for _, lease in tied[ends:]))
+    site.ports.release_all(*(lease for _, lease in bound[ends:]))
     return {"agent_cpu": share, "agentrss_mib": memory, "agent_release_ms": Spread.of(delays)}
 
 
-def _starts(site: Place, rounds: int) -> list[float]:
+def _starts(site: Setup, rounds: int) -> list[float]:
     """Return by how many milliseconds a worker listens later when it is started through `run`."""
     port = FIRST_PORT + 1
 
@@ -181,7 +181,7 @@ def _starts(site: Place, rounds: int) -> list[float]:
     return [through - alone for through, alone in zip(taken["supervised"], taken["direct"], strict=True)]
 
 
-def _stop(site: Place) -> float:
+def _stop(site: Setup) -> float:
     """Return the seconds from SIGTERM until nothing is left of a worker that ignores it, and of its supervisor."""
     process = site.run(worker=STUBBORN)
     until(lambda: [one.state for one in site.ports.leases()] == ["ready"])
@@ -193,7 +193,7 @@ def _stop(site: Place) -> float:
     return time.monotonic() - began
 
 
-def _refused(site: Place) -> float:
+def _refused(site: Setup) -> float:
     """Return the milliseconds from a worker's word that its port is in use until the next one runs on another port."""
     marker = Path(site.environment["XDG_STATE_HOME"]) / "refused"
     marker.unlink(missing_ok=True)
@@ -247,7 +247,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         at_most("`run`: a worker listens later than started directly, by", found["start_ms"], 100, " ms", 0),
         at_most("`run`: SIGTERM until nothing is left of a worker that ignores it", found["stop_s"], 6, " s", 2),
         at_most("`run`: from EADDRINUSE to the start on another port", found["refused_ms"], 1_000, " ms", 0),
-        number(f"`agent`: processor time to renew {TIED:,} leases", found["agent_cpu"], 0.5, " %", 2),
-        Row(f"`agent`: resident memory, {TIED:,} leases", f"{found['agentrss_mib']:.1f} MiB", ""),
+        number(f"`agent`: processor time to renew {BOUND:,} leases", found["agent_cpu"], 0.5, " %", 2),
+        Row(f"`agent`: resident memory, {BOUND:,} leases", f"{found['agentrss_mib']:.1f} MiB", ""),
         at_most("`agent`: from a process's end to the release", found["agent_release_ms"], 1_000, " ms", 0),
     ]

@@ -181,7 +181,7 @@ PAGES = sorted(path for path in ROOT.glob("docs/**/*.md") if not re.match(r"\d{4
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_page_says_at_its_top_for_whom_it_is_and_what_one_has_at_its_end(path: Path) -> None:
+def test_a_page_states_at_its_top_for_whom_it_is_and_what_one_has_at_its_end(path: Path) -> None:
     top = " ".join(path.read_text().split("\n\n")[1].replace("\n> ", "\n").split())
     assert re.match(r"> \*\*For\*\* .+\. \*\*At the end\*\* .+\.", top), top
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = runpy.run_path(str(ROOT / "scripts/reference"))
 
 
-def test_the_written_reference_is_what_the_code_says() -> None:
+def test_the_written_reference_is_what_the_code_states() -> None:
     arguments = [sys.executable, str(ROOT / "scripts/reference"), "--check"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}run scripts/reference"

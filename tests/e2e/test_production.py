@@ -20,7 +20,7 @@ PAGE = ROOT / "docs/tutorials/production-install.md"
 REMOVAL = ROOT / "docs/how-to/upgrade-and-remove.md"
 HOSTS = ("web-1", "web-2", "web-3")
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-PLACE = re.compile(r"(Each host)|[Oo]n (`redis\.internal`|`web-\d`(?:(?:, | and )`web-\d`)*)")
+SITE = re.compile(r"(Each host)|[Oo]n (`redis\.internal`|`web-\d`(?:(?:, | and )`web-\d`)*)")
 MADE_UP = "put-the-password-of-step-1-here"
 pytestmark = pytest.mark.xdist_group("machines")
 
@@ -69,7 +69,7 @@ class Reader:
         (section,) = re.findall(rf"^## {number}\. .*?(?=^## |\Z)", page.read_text(), re.DOTALL | re.MULTILINE)
         printed, before, hosts = "", 0, ("web-1",)
         for block in BLOCK.finditer(section):
-            if addresses := PLACE.findall(section[before : block.start()]):
+            if addresses := SITE.findall(section[before : block.start()]):
                 everywhere, named = addresses[-1]
                 hosts = HOSTS if everywhere else tuple(re.findall("`([^`]+)`", named))
             before = block.end()
@@ -81,8 +81,8 @@ class Reader:
         """Type a block, each line that ends with a machine's name on that machine."""
         printed = ""
         for elsewhere in re.findall(r".*# on web-\d\n", text):
-            line, _, host_of_line = elsewhere.rstrip().rpartition("# on ")
-            printed += self._enter(host_of_line, line)
+            line, _, host_of_block = elsewhere.rstrip().rpartition("# on ")
+            printed += self._enter(host_of_block, line)
             text = text.replace(elsewhere, "")
         return printed + self._enter(host, text)
 
@@ -146,7 +146,7 @@ def ready(machine: Machine, worker: str) -> dict[str, object]:
         raise AssertionError(f"{error}\n{log}") from None
 
 
-def test_the_page_leads_where_it_says(reader: Reader) -> None:
+def test_the_page_leads_where_it_points(reader: Reader) -> None:
     web = [reader.machines[host] for host in HOSTS]
     orgs = ("org-123", "org-456", "org-789")
     before = [ready(machine, f"{org}/email") for machine, org in zip(web, orgs, strict=True)]

@@ -23,7 +23,7 @@ from allocator.operations import queue  # noqa: F401  # as above
 
 CLONE_NEWNET = 0x40000000
 TTL_S = 1.5
-LINE_TTL_S = 5.0
+QUEUE_TTL_S = 5.0
 MOST_HELD = 50
 
 
@@ -65,7 +65,7 @@ class Host:
             self.rng.choice(["email", "stripe", "crm", "chat"]),
             org=f"org-{self.rng.randrange(12)}",
             instance=self.number * 1_000 + self.turn % 1_000,
-            ttl=TTL_S if self.way == "limits" else LINE_TTL_S,
+            ttl=TTL_S if self.way == "limits" else QUEUE_TTL_S,
             wait=self.rng.choice([None, 0.3]) if self.way == "limits" else 0.5,
         )
         try:

@@ -16,16 +16,16 @@ TORTURE = Path(__file__).parents[2] / "scripts" / "torture"
 
 @pytest.mark.parametrize("topology", ["standalone", "sentinel", "cluster"])
 def test_no_promise_is_broken_while_clients_servers_and_the_network_fail(topology: str) -> None:
-    words = ["--topology", topology, "--round", "3", "--round-seconds", "15", "--seed", "5"]
-    done = subprocess.run([TORTURE, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    arguments = ["--topology", topology, "--round", "3", "--round-seconds", "15", "--seed", "5"]
+    done = subprocess.run([TORTURE, *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "violations: 0" in done.stdout
 
 
 def test_a_run_that_is_ended_takes_its_servers_and_its_files_along(tmp_path: Path) -> None:
-    words = ["--calm", "--topology", "sentinel", "--round", "0", "--round-seconds", "60"]
+    arguments = ["--calm", "--topology", "sentinel", "--round", "0", "--round-seconds", "60"]
     process = subprocess.Popen(
-        [TORTURE, *words], env={**os.environ, "TMPDIR": str(tmp_path)}, text=True,
+        [TORTURE, *arguments], env={**os.environ, "TMPDIR": str(tmp_path)}, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -40,10 +40,10 @@ def test_a_run_that_is_ended_takes_its_servers_and_its_files_along(tmp_path: Pat
 
 
 def _started_in(directory: Path) -> list[int]:
-    word = f"TMPDIR={directory}\0".encode()
+    variable = f"TMPDIR={directory}\0".encode()
     found = []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            if word in environment.read_bytes():
+            if variable in environment.read_bytes():
                 found.append(int(environment.parent.name))
     return found

@@ -26,7 +26,7 @@ def test_a_bug_put_in_on_purpose_is_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
-def test_each_bug_still_has_its_place_in_the_scripts(name: str) -> None:
+def test_each_bug_still_has_its_line_in_the_scripts(name: str) -> None:
     for wanted, edits in MUTATIONS[name].edits.items():
         for piece, other in edits.items():
             assert edited(script(wanted), {piece: other}) != script(wanted).source

@@ -20,19 +20,19 @@ def history(*calls: Call, **others: Any) -> History:
 
 
 def call(
-    op: str, began: float, code: str = "", *, token: str = ONE, actor: str = "a", port: int = 9, **words: Any
+    op: str, began: float, code: str = "", *, token: str = ONE, actor: str = "a", port: int = 9, **fields: Any
 ) -> Call:
-    outcome = words.pop("outcome", OK)
+    outcome = fields.pop("outcome", OK)
     item = {"token": token, "worker": f"{actor}/email#0", "port": port, "ttl_ms": 2_000, "ticket": "", "code": code}
-    return Call(actor, op, began, words.pop("ended", began + 0.01), outcome, [item | words])
+    return Call(actor, op, began, fields.pop("ended", began + 0.01), outcome, [item | fields])
 
 
-def claimed(began: float, fence: int, **words: Any) -> Call:
-    return call("claim", began, "granted", fence=fence, **words)
+def claimed(began: float, fence: int, **fields: Any) -> Call:
+    return call("claim", began, "granted", fence=fence, **fields)
 
 
-def by_two(began: float, fence: int, **words: Any) -> Call:
-    return claimed(began, fence, token=TWO, actor="b", **words)
+def by_two(began: float, fence: int, **fields: Any) -> Call:
+    return claimed(began, fence, token=TWO, actor="b", **fields)
 
 
 def rules(made: History) -> set[str]:
@@ -137,7 +137,7 @@ def test_a_claim_that_was_sent_twice_may_make_its_token_live_again() -> None:
     assert rules(history(twice, call("release", 0.5, "released"), again)) == set()
 
 
-def test_a_claim_in_line_goes_on_with_its_token_after_it_had_to_decline_a_port() -> None:
+def test_a_waiting_claim_goes_on_with_its_token_after_it_had_to_decline_a_port() -> None:
     declined, other = call("decline", 0.5, "declined"), claimed(0.7, 2, port=10)
     assert rules(history(claimed(0.0, 1), declined, other, call("release", 1.0, "released", port=10))) == set()
     assert rules(history(claimed(0.0, 1), declined, call("release", 1.0, "released"))) == {"c: ended token"}
@@ -173,7 +173,7 @@ def test_a_newer_grant_of_a_command_that_was_declined_does_not_count_either(
     assert rules(made) == broken
 
 
-def test_a_sure_holder_is_not_told_that_its_lease_is_lost() -> None:
+def test_a_sure_holder_is_not_notified_that_its_lease_is_lost() -> None:
     lost = call("renew", 1.0, "lost", fence=1)
     assert rules(history(claimed(0.0, 1), lost)) == {"c: taken away"}
     assert rules(history(claimed(0.0, 1), lost, faults=[FLUSH])) == set()
@@ -217,11 +217,11 @@ def test_a_live_lease_is_its_ports_open_grant_and_keeps_it_from_claims() -> None
     assert rules(history(snapshots=[snapshot(1.0, lease=lease, score_ms=2_000, mark="-")])) == {"f: grant"}
 
 
-def waits(ticket: str, op: str, began: float, **words: Any) -> Call:
-    return Call(ticket, op, began, began + 0.01, OK, [{"ticket": ticket, "condition": "any", "mode": "join"} | words])
+def waits(ticket: str, op: str, began: float, **fields: Any) -> Call:
+    return Call(ticket, op, began, began + 0.01, OK, [{"ticket": ticket, "condition": "any", "mode": "join"} | fields])
 
 
-def test_nobody_is_served_before_one_who_was_surely_in_line() -> None:
+def test_nobody_is_served_before_one_who_was_surely_in_the_queue() -> None:
     first, second = waits("w1", "wait", 0.0), waits("w2", "wait", 0.5)
     passing = by_two(1.0, 2, ticket="w2")
     assert rules(history(first, second, passing)) == {"e: passed by"}
@@ -254,7 +254,7 @@ def test_a_waiter_whose_claim_may_come_twice_may_have_been_served() -> None:
     assert rules(history(first, second, asked, passing, faults=[twice])) == set()
 
 
-def test_a_line_that_was_lost_begins_anew() -> None:
+def test_a_queue_that_was_lost_begins_anew() -> None:
     first, second = waits("w1", "wait", 0.0), waits("w2", "wait", 0.7)
     again = waits("w1", "wait", 0.8)
     assert rules(history(first, second, again, by_two(1.0, 2, ticket="w2"), faults=[FLUSH])) == set()
@@ -263,7 +263,7 @@ def test_a_line_that_was_lost_begins_anew() -> None:
     assert rules(history(first, second, again, third, passing, faults=[FLUSH])) == {"e: passed by"}
 
 
-def test_what_does_not_agree_in_the_end_and_what_crashed_is_told() -> None:
+def test_what_does_not_agree_in_the_end_and_what_crashed_is_reported() -> None:
     settled = [{"when": "all have left", "problems": ["keys are left: ['k']"]}]
     crashes = [{"actor": "a", "error": "Traceback"}]
     found = rules(history(settled=settled, crashes=crashes, rows=[{"old": 2, "new": 1}]))

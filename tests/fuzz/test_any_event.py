@@ -80,11 +80,11 @@ A_FRAME = [(1, {b"type": b"a\nevent: granted\ndata: {}\n\n", b"id": b"7", b"at":
 @examples(25)
 def test_commands_print_any_event_on_a_line(ports: PortAllocator, client: redis.Redis, entries: Any) -> None:
     identifiers = written(client, STREAM, entries)
-    code, out, talk = run(["events"])
-    assert (code, talk) == (0, "")
+    code, out, messages = run(["events"])
+    assert (code, messages) == (0, "")
     assert len(out.splitlines()) == len(identifiers)
     assert out.replace("\n", "").isprintable()
-    code, out, talk = run(["events", "--format", "json"])
+    code, out, messages = run(["events", "--format", "json"])
     assert [json.loads(line)["id"] for line in out.splitlines()] == identifiers
     assert run(["top", "--once"])[0] == 0
     assert run(["who", "16000"])[0] == 0
@@ -97,10 +97,10 @@ def test_commands_print_any_event_on_a_line(ports: PortAllocator, client: redis.
 @examples(20)
 def test_the_history_of_a_pool_is_printed_or_refused(ports: PortAllocator, client: redis.Redis, entries: Any) -> None:
     written(client, HISTORY, entries)
-    code, out, talk = run(["pool", "history", SPEC.name])
-    assert code in {0, 78}, talk
-    assert (out + talk).replace("\n", "").isprintable()
-    assert talk.count("\n") <= 1
+    code, out, messages = run(["pool", "history", SPEC.name])
+    assert code in {0, 78}, messages
+    assert (out + messages).replace("\n", "").isprintable()
+    assert messages.count("\n") <= 1
 
 
 @given(entries=ENTRIES)

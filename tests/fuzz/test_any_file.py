@@ -1,4 +1,4 @@
-"""Any bytes as a file that people write (settings, pools, procfiles, tokens, variables): read, or refused in a line."""
+"""Any bytes as a file that people write (settings, pools, workers, tokens, variables): read, or refused in a line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ refresh_expiry = true
 [database.columns]
 port = "tcp_port"
 """
-PROCFILE = """\
+WORKERS_FILE = """\
 [[worker]]
 plugin = "email"
 org = "org-123"
@@ -162,14 +162,14 @@ def test_a_settings_file_is_settings_or_is_refused_without_its_secrets(directory
         assert all("\\0" not in (getattr(settings, name) or "") for name in ("database_url", "tokens_file", "tls_cert"))
 
 
-@given(content=garbled(PROCFILE, list(FIELDS)))
+@given(content=garbled(WORKERS_FILE, list(FIELDS)))
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = 'sh'\nenv_file = \"a\\u0000\"")
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = 'sh'\ndirectory = \"a\\u0000\"")
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = \"a\\u0000\"")
 @example(content=b"[[worker]]\nplugin = 'p'\norg = 'o'\ncommand = ['sh', \"a\\u0000\"]")
 @examples(200)
-def test_a_procfile_is_workers_or_is_refused(directory: Path, content: bytes) -> None:
-    file = directory / "procfile.toml"
+def test_a_workers_file_is_read_or_is_refused(directory: Path, content: bytes) -> None:
+    file = directory / "workers.toml"
     file.write_bytes(content)
     specs = accepted(lambda: read_workers_file(file, {}, {"PATH": "/usr/bin:/bin"}))
     for spec in specs if isinstance(specs, list) else ():
@@ -223,7 +223,7 @@ def test_a_file_without_end_is_refused_after_a_bounded_part_of_it(directory: Pat
 def test_the_files_that_are_garbled_here_are_right(directory: Path) -> None:
     assert read_pool(POOL.encode()).name == "custom"
     assert parse_pool("built-in", written_pool(SDK_V2)) == SDK_V2
-    for name, text in (("p", PROCFILE), ("s", SETTINGS), ("t", TOKENS), ("v", VARIABLES)):
+    for name, text in (("p", WORKERS_FILE), ("s", SETTINGS), ("t", TOKENS), ("v", VARIABLES)):
         (directory / name).write_text(text)
     assert len(read_workers_file(directory / "p", {}, {"PATH": "/usr/bin:/bin"})) == 3
     assert load_settings({}, {}, config=str(directory / "s")).host == "web-1"

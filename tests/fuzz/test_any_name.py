@@ -73,13 +73,13 @@ NAME = st.one_of(
         ],
     ),
 )
-WORDS = st.one_of(NAME, st.builds(lambda a, b, c: f"{a}/{b}#{c}", NAME, NAME, any_text(max_size=6) | st.integers()))
+TEXTS = st.one_of(NAME, st.builds(lambda a, b, c: f"{a}/{b}#{c}", NAME, NAME, any_text(max_size=6) | st.integers()))
 
 
 @given(text=NAME)
 @example(text="a\n")
 @examples(80)
-def test_a_name_is_one_plain_word_or_is_refused(text: str) -> None:
+def test_a_name_is_one_unquoted_argument_or_is_refused(text: str) -> None:
     name = accepted(lambda: check_name("pool", text))
     if isinstance(name, AllocatorError):
         return
@@ -89,7 +89,7 @@ def test_a_name_is_one_plain_word_or_is_refused(text: str) -> None:
     assert pool_of_key(pool_key(name)) == name
 
 
-@given(text=WORDS)
+@given(text=TEXTS)
 @example(text="o/p#00001")
 @examples(80)
 def test_a_worker_reads_back_as_it_is_written_or_is_refused(text: str) -> None:

@@ -228,7 +228,7 @@ def answers_on_the_wire(draw: st.DrawFn) -> bytes:
     return b"".join(draw(st.lists(pieces, min_size=1, max_size=5)))
 
 
-class SaysAnything:
+class AnswersAnything:
     """A server on a loopback port that gives every connection the same answer to whatever it is told."""
 
     def __init__(self) -> None:
@@ -242,9 +242,9 @@ class SaysAnything:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+                threading.Thread(target=self._answer_one, args=(connection,), daemon=True).start()
 
-    def _talk(self, connection: socket.socket) -> None:
+    def _answer_one(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while connection.recv(65_536):
                 connection.sendall(self.answer)
@@ -256,8 +256,8 @@ class SaysAnything:
 
 
 @pytest.fixture(scope="module")
-def stranger() -> Iterator[SaysAnything]:
-    server = SaysAnything()
+def stranger() -> Iterator[AnswersAnything]:
+    server = AnswersAnything()
     yield server
     server.close()
 
@@ -279,7 +279,7 @@ TIMEOUT_S = 0.05
 @example(answer=b"*2147483647\r\n", call="leases")
 @examples(15)
 def test_any_bytes_from_a_server_are_an_answer_or_an_error_in_one_line(
-    stranger: SaysAnything, answer: bytes, call: str
+    stranger: AnswersAnything, answer: bytes, call: str
 ) -> None:
     stranger.answer = answer
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -291,7 +291,7 @@ def test_any_bytes_from_a_server_are_an_answer_or_an_error_in_one_line(
 @given(answer=answers_on_the_wire())
 @examples(10)
 def test_any_bytes_from_a_server_are_an_answer_or_an_error_for_asyncio_too(
-    stranger: SaysAnything, answer: bytes
+    stranger: AnswersAnything, answer: bytes
 ) -> None:
     async def ask() -> None:
         async with AsyncPortAllocator.from_url(stranger.url, host="web-1", timeout=TIMEOUT_S) as ports:

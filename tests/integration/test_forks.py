@@ -52,7 +52,7 @@ def test_a_child_that_leaves_the_block_of_its_parent_releases_nothing(ports: Por
         assert ports.renew(held.lease)
 
 
-def test_the_copy_in_a_child_says_at_once_whose_the_lease_is(ports: PortAllocator) -> None:
+def test_the_copy_in_a_child_states_at_once_whose_the_lease_is(ports: PortAllocator) -> None:
     with ports.hold("email", org="org-1") as held:
         is_lost, why = in_a_fork(lambda: [held.lost.is_set(), str(held.error)])
     assert is_lost

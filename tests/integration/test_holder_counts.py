@@ -51,13 +51,16 @@ def test_leases_of_two_pools_are_counted_apart(ports: PortAllocator, pool: PoolS
     registry.register(HolderMetrics(ports))
     with PortAllocator.from_url(redis_url, pool=other.name, host="web-1") as elsewhere:
         elsewhere.apply_pool(other)
-        held = [ports.keep(ports.claim("email", org="org-1")), ports.keep(elsewhere.claim("stripe", org="org-1"))]
+        held = [
+            ports.start_heartbeats(ports.claim("email", org="org-1")),
+            ports.start_heartbeats(elsewhere.claim("stripe", org="org-1")),
+        ]
 
         def held_in(name: str) -> float | None:
             return registry.get_sample_value("allocator_holder_held_leases", {"pool": name})
 
         assert (held_in(pool.name), held_in(other.name)) == (1, 1)
-        ports.let_go(*held)
+        ports.end_held(*held)
         assert held_in(pool.name) == 0
 
 

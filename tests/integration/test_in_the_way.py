@@ -63,7 +63,7 @@ def test_who_finds_no_port_reads_how_many_are_leased_rest_or_are_listened_on(
     assert caught.value.retry_after is not None
 
 
-def test_a_pool_that_other_programs_have_whole_says_what_to_do(ports: PortAllocator, pool: PoolSpec) -> None:
+def test_a_pool_that_other_programs_have_whole_states_what_to_do(ports: PortAllocator, pool: PoolSpec) -> None:
     with_rules(ports, pool, last=pool.first + 1)
     with ExitStack() as stack:
         for port in (pool.first, pool.first + 1):

@@ -54,7 +54,7 @@ def test_async_hold_does_the_same(redis_url: str, pool: PoolSpec) -> None:
     asyncio.run(scenario())
 
 
-def test_a_claim_for_a_process_says_which_one_and_a_dead_one_is_refused(ports: PortAllocator) -> None:
+def test_a_claim_for_a_process_states_which_one_and_a_dead_one_is_refused(ports: PortAllocator) -> None:
     lease = ports.claim("email", org="org-1", pid=os.getpid())
     me = identify(os.getpid())
     assert (lease.pid, lease.pid_started, lease.boot, lease.namespaces) == (
@@ -88,7 +88,7 @@ def test_a_state_that_is_set_is_seen_by_readers(ports: PortAllocator) -> None:
             ports.update(lease, state=LeaseState.READY)
 
 
-def test_a_lease_that_somebody_ended_is_lost_and_its_holder_is_told(ports: PortAllocator) -> None:
+def test_a_lease_that_somebody_ended_is_lost_and_its_holder_is_notified(ports: PortAllocator) -> None:
     with ports.hold("email", org="org-1", ttl=0.4) as lease:
         ports.release(lease.lease)
         assert lease.lost.wait(5)
@@ -206,7 +206,7 @@ def test_a_forked_process_keeps_its_own_leases_alive_and_leaves_its_parents(port
 
 def test_what_is_held_after_a_close_is_kept_alive_too(redis_url: str, pool: PoolSpec) -> None:
     with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
-        ports.keep(ports.claim("email", org="org-1"))
+        ports.start_heartbeats(ports.claim("email", org="org-1"))
         ports.close()
         with ports.hold("email", org="org-1", ttl=0.4) as lease:
             threading.Event().wait(1.2)
@@ -214,7 +214,7 @@ def test_what_is_held_after_a_close_is_kept_alive_too(redis_url: str, pool: Pool
 
     async def scenario() -> None:
         async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as others:
-            others.keep(await others.claim("email", org="org-1"))
+            others.start_heartbeats(await others.claim("email", org="org-1"))
             await others.close()
             async with others.hold("email", org="org-1", ttl=0.4) as lease:
                 await asyncio.sleep(1.2)
@@ -223,7 +223,7 @@ def test_what_is_held_after_a_close_is_kept_alive_too(redis_url: str, pool: Pool
     asyncio.run(scenario())
 
 
-def test_what_one_lease_cannot_say_costs_no_other_lease_its_port(ports: PortAllocator) -> None:
+def test_what_one_lease_cannot_state_costs_no_other_lease_its_port(ports: PortAllocator) -> None:
     with ports.hold("email", org="org-1", ttl=0.5) as held, ports.hold("stripe", org="org-1", ttl=0.5) as other:
         for arguments in ({"restarts": "many"}, {"pid": 1.5}, {"last_error": 7}, {"labels": {"a": "\n"}}):
             with pytest.raises(InvalidInputError):

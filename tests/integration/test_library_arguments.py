@@ -55,7 +55,7 @@ def test_a_wrong_argument_of_a_claim_is_an_error_of_one_line(ports: PortAllocato
 
 
 @pytest.mark.parametrize("name", ["ttl", "wait", "labels", "pid", "instance", "orgg", "record", "auto_instance"])
-def test_the_async_face_refuses_the_same_with_the_same_words(
+def test_the_async_face_refuses_the_same_with_the_same_text(
     redis_url: str, pool: PoolSpec, ports: PortAllocator, name: str
 ) -> None:
     async def refusal(value: object) -> str:

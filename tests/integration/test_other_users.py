@@ -224,8 +224,10 @@ def test_holders_of_the_library_keep_their_leases_beside_those_of_a_pool_that_is
     gone = replace(fleet.pool, name=f"{fleet.pool.name}-gone")
     with PortAllocator.from_url(fleet.redis_url, pool=gone.name, host="web-1") as other:
         other.apply_pool(gone)
-        lost = fleet.ports.keep(other.claim("zendesk", org="o", ttl=1))
-        held = [fleet.ports.keep(fleet.ports.claim(plugin, org="o", ttl=1)) for plugin in ("email", "stripe")]
+        lost = fleet.ports.start_heartbeats(other.claim("zendesk", org="o", ttl=1))
+        held = [
+            fleet.ports.start_heartbeats(fleet.ports.claim(plugin, org="o", ttl=1)) for plugin in ("email", "stripe")
+        ]
         client = client_of(fleet.ports.store)
         for key in [*client.scan_iter(match=f"alloc:{{{gone.name}}}*"), f"alloc:{{{gone.name}}}"]:
             client.delete(key)
@@ -235,7 +237,7 @@ def test_holders_of_the_library_keep_their_leases_beside_those_of_a_pool_that_is
         assert [one.doubtful for one in (lost, *held)] == [True, False, False]
         other.apply_pool(gone)
         eventually(lambda: not lost.doubtful)
-        fleet.ports.let_go(lost, *held)
+        fleet.ports.end_held(lost, *held)
 
 
 # -- settings --
@@ -325,7 +327,7 @@ def test_the_settings_of_a_folder_that_another_may_change_do_not_win(
 
 
 @pytest.mark.parametrize("how", PLANTED)
-def test_no_other_registry_is_used_in_place_of_the_one_that_is_not_obeyed(
+def test_no_other_registry_is_used_instead_of_the_one_that_is_not_obeyed(
     base: Path, listener: Listener, how: str
 ) -> None:
     plant(base, listener, how)

@@ -84,7 +84,7 @@ def machine(redis_url: str, pool: PoolSpec, tmp_path: Path) -> Machine:
 
 
 @pytest.mark.parametrize("target", ["port", "worker", "--all"])
-def test_release_and_renew_find_the_lease_and_say_under_which_name(
+def test_release_and_renew_find_the_lease_and_state_under_which_name(
     machine: Machine, ports: PortAllocator, target: str
 ) -> None:
     port, _ = machine(BEFORE, "claim", "email", "--org", "o")

@@ -52,7 +52,7 @@ def reported(span: ReadableSpan) -> tuple[str, dict[str, object]]:
     return span.name, {name.removeprefix("allocator."): value for name, value in (span.attributes or {}).items()}
 
 
-def test_each_step_of_a_lease_is_a_span_that_says_whose_it_is(traced, exporter, pool: PoolSpec) -> None:
+def test_each_step_of_a_lease_is_a_span_that_states_whose_it_is(traced, exporter, pool: PoolSpec) -> None:
     lease = traced.claim("email", org="org-1", instance=3)
     traced.renew(lease)
     assert traced.release(lease)
@@ -112,7 +112,7 @@ def test_a_renewal_of_several_is_one_span_with_an_event_for_each(traced, exporte
     ]
 
 
-def test_the_async_allocator_and_its_heartbeats_are_told_of_as_well(redis_url, pool, exporter, tracer) -> None:
+def test_the_async_allocator_and_its_heartbeats_are_traced_as_well(redis_url, pool, exporter, tracer) -> None:
     async def hold() -> None:
         async with (
             AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1", tracer=tracer) as ports,

@@ -88,7 +88,7 @@ class Protocol(RuleBasedStateMachine):
                     once = self.store.dump()
                     second = self.store.run(step)
                     assert_same_state(once, self.store.dump())
-                    assert self._says_the_same(step.script, first, second), (step, first, second)
+                    assert self._is_the_same(step.script, first, second), (step, first, second)
                     step = operation.send(second)
                 else:
                     step = operation.send(self.store.answer(step))
@@ -96,7 +96,7 @@ class Protocol(RuleBasedStateMachine):
             return end.value
 
     @staticmethod
-    def _says_the_same(script: str, first: Any, second: Any) -> bool:
+    def _is_the_same(script: str, first: Any, second: Any) -> bool:
         allowed = {b"granted": {b"same"}, b"released": {b"already"}, b"declined": {b"already"},
                    b"created": {b"unchanged"}, b"changed": {b"unchanged"}, b"reasserted": {b"renewed"}}  # fmt: skip
         if script in {"inspect", "reap"}:

@@ -49,7 +49,7 @@ POOL = PoolSpec(name="p", first=7001, last=7004, ttl_ms=30 * MINUTE, grace_ms=MI
 HOSTS = ("web-1", "web-2")
 WORKERS = tuple(WorkerId(f"org-{number}", plugin) for number in (1, 2, 3) for plugin in ("email", "crm"))
 STATEMENTS = st.integers(0, 25)
-LIVE_WORDS = sorted(LIVE_ROW_STATES)
+LIVE_NAMES = sorted(LIVE_ROW_STATES)
 
 WATCH_SQLITE = """
 CREATE TRIGGER watch_fences BEFORE UPDATE ON plugin_runners
@@ -138,7 +138,7 @@ class Following(RuleBasedStateMachine):
             return
         worker = data.draw(st.sampled_from(sorted(self.held)))
         lease = self.held[worker]
-        states = sorted(TRANSITIONS[lease.state] & set(map(LeaseState, LIVE_WORDS)) | {lease.state})
+        states = sorted(TRANSITIONS[lease.state] & set(map(LeaseState, LIVE_NAMES)) | {lease.state})
         changed = replace(lease, state=data.draw(st.sampled_from(states)), restarts=lease.restarts + 1)
         (outcome,) = self.store.drive(renew(self.contexts[lease.host], [changed], rewrite=True))
         if outcome.lost:
@@ -286,7 +286,7 @@ MOST_STATEMENTS = 60
 PROFILE = os.environ.get("ALLOCATOR_TEST_PROFILE", "default")
 
 
-class Scene:
+class Arrangement:
     """Something of everything that a pass does: a row to make, to end, to move, to make room for, to refresh."""
 
     def __init__(self, arena: Arena) -> None:
@@ -333,10 +333,10 @@ class Scene:
         assert self.table.run("SELECT * FROM lowered") == []
 
 
-def every_statement(scene: Any, arena: Arena, with_signal: int) -> Iterator[tuple[Scene, dict[str, Any]]]:
-    """Yield a fresh scene for each statement of a pass that got a signal before it."""
+def every_statement(arranged: Any, arena: Arena, with_signal: int) -> Iterator[tuple[Arrangement, dict[str, Any]]]:
+    """Yield a fresh arranged for each statement of a pass that got a signal before it."""
     for statement in range(0, MOST_STATEMENTS, 4 if PROFILE == "quick" else 1):
-        made = scene(arena)
+        made = arranged(arena)
         answer = arena.forks.run(statement=statement, with_signal=with_signal)
         if answer == answer | {"end": "exited", "status": 69}:
             continue  # a busy machine: its transaction was idle for too long
@@ -350,11 +350,11 @@ def every_statement(scene: Any, arena: Arena, with_signal: int) -> Iterator[tupl
 
 @pytest.mark.parametrize("arena", ["sqlite", "postgresql"], indirect=True)
 def test_a_pass_that_is_killed_between_any_two_statements_leaves_nothing_half_done(arena: Arena) -> None:
-    for scene, _ in every_statement(Scene, arena, signal.SIGKILL):
-        rows = {worker: row["runtime_state"] for worker, row in scene.table.rows().items()}
+    for arranged, _ in every_statement(Arrangement, arena, signal.SIGKILL):
+        rows = {worker: row["runtime_state"] for worker, row in arranged.table.rows().items()}
         assert ("org-3/email#0" in rows) == (rows["org-4/email#0"] == "stopped"), rows
-        scene.passes()
-        scene.assert_equal()
+        arranged.passes()
+        arranged.assert_equal()
 
 
 @pytest.mark.parametrize("arena", ["sqlite", "postgresql"], indirect=True)
@@ -363,9 +363,9 @@ def test_a_pass_that_is_paused_between_any_two_statements_overwrites_nothing_new
     arena: Arena, another_leads: bool
 ) -> None:
     """Its leases end, newer ones are recorded at other ports, another leads or not; then it goes on."""
-    for scene, answer in every_statement(Scene, arena, signal.SIGSTOP):
-        scene.drive(release(scene.context, [scene.first]))
-        newer = [scene.claims(E1, 7005), scene.claims(E2, 7006)]
+    for arranged, answer in every_statement(Arrangement, arena, signal.SIGSTOP):
+        arranged.drive(release(arranged.context, [arranged.first]))
+        newer = [arranged.claims(E1, 7005), arranged.claims(E2, 7006)]
         recorded = []
         for lease in newer:
             with contextlib.suppress(DatabaseUnavailableError):
@@ -373,33 +373,35 @@ def test_a_pass_that_is_paused_between_any_two_statements_overwrites_nothing_new
                     recorded.append(lease)
         if another_leads:
             with contextlib.suppress(DatabaseUnavailableError):
-                refused = scene.passes()  # a row that the paused one has locked is written at the next pass
+                refused = arranged.passes()  # a row that the paused one has locked is written at the next pass
                 recorded = [lease for lease in newer if str(lease.worker) not in refused]
         done = arena.forks.go_on(answer["pid"])
         assert done["end"] == "exited", done
-        rows = scene.table.rows()
+        rows = arranged.table.rows()
         for lease in recorded:
             row = rows[str(lease.worker)]
             assert (row["port"], row["fence"], row["runtime_state"]) == (lease.port, lease.fence, "starting"), done
-        scene.passes()
-        scene.assert_equal()
+        arranged.passes()
+        arranged.assert_equal()
 
 
 @pytest.mark.parametrize("arena", ["sqlite", "postgresql"], indirect=True)
 def test_a_leader_that_was_paused_takes_back_no_state_that_its_successor_wrote(arena: Arena) -> None:
     """The fence of the lease is the same in both; only that of the leader tells who saw it last."""
-    for scene, answer in every_statement(Scene, arena, signal.SIGSTOP):
+    for arranged, answer in every_statement(Arrangement, arena, signal.SIGSTOP):
         (ready,) = [
             one.lease
-            for one in scene.drive(renew(scene.context, [replace(scene.first, state=LeaseState.READY)], rewrite=True))
+            for one in arranged.drive(
+                renew(arranged.context, [replace(arranged.first, state=LeaseState.READY)], rewrite=True)
+            )
         ]
         try:
-            if str(ready.worker) in scene.passes():
+            if str(ready.worker) in arranged.passes():
                 ready = None  # PostgreSQL: the paused one has locked the row
         except DatabaseUnavailableError:
             ready = None  # SQLite: the paused one has the file
         arena.forks.go_on(answer["pid"])
         if ready:
-            assert scene.table.rows()["org-1/email#0"]["runtime_state"] == "ready"
-        scene.passes()
-        scene.assert_equal()
+            assert arranged.table.rows()["org-1/email#0"]["runtime_state"] == "ready"
+        arranged.passes()
+        arranged.assert_equal()

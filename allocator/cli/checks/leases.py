@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from allocator.agent.kin import is_stranger
+from allocator.agent.family import is_stranger
 from allocator.cli.checks.findings import Finding, finding_of_problem
 from allocator.kernel.sockets import listeners
 from allocator.model import problems

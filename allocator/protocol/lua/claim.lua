@@ -94,11 +94,11 @@ local function run(read, call, try)
   local is_known, left_behind = known == identity or (known and string.sub(identity, 1, 1) == '-'), nil
   if known and not is_known then
     --@include hosts
-    local kin, left = kinship(read, base, namespace, host, known, identity, ARGV[5] + 0, now)
-    if kin == 'conflict' then
+    local relation, left = compare_machines(read, base, namespace, host, known, identity, ARGV[5] + 0, now)
+    if relation == 'conflict' then
       return { HOST_CONFLICT, match(known, '^%S+') or '-' }
     end
-    is_known, left_behind = kin == 'known', left
+    is_known, left_behind = relation == 'known', left
   end
 
   if instance == 'auto' then

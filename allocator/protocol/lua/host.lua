@@ -48,10 +48,10 @@ local function run(read, call, try)
       return { NO_POOL }
     end
     if known then
-      local kin = known == identity and 'known' or kinship(read, base, namespace, host, known, identity, alive_ms, now)
-      if kin == 'conflict' then
+      local relation = known == identity and 'known' or compare_machines(read, base, namespace, host, known, identity, alive_ms, now)
+      if relation == 'conflict' then
         return { HOST_CONFLICT, string.match(known, '^%S+') or '-' }
-      elseif kin == 'known' or kin == 'heir' then
+      elseif relation == 'known' or relation == 'heir' then
         -- What is left behind is ended by the first claim, which is the one that needs it.
         return { UNCHANGED }
       end

@@ -7,7 +7,7 @@
 -- Replies
 --       pool    its fields and values
 --       hosts   namespace, score (when its next lease may expire), and so on
---       host    the fields and values of the space's hash
+--       host    the fields and values of the namespace's hash
 --       members member, score, and so on, whatever another program put there
 --       ports   now_ms, then port, score, lease or '', its remaining ms, of the ports that are not claimable now, lowest score first;
 --               count and the ports of equal score beside them, so that asking again from the last score goes on

@@ -10,7 +10,7 @@
 -- Replies
 --       found  now_ms, offset to go on from (-1: that was all), then for each worker: lease, remaining_ms, advertised
 --              address or ''
---       no_turn  the turn cannot be written, for the caller may only read or Redis is full: it takes turns by itself
+--       no_turn  the turn cannot be written (a caller with read rights only, or a full Redis): the caller counts by itself
 --       none   how many leases of the service are starting, degraded, draining (with all: 0, for there is none)
 -- Events  none
 -- Loops   what has an impossible score, at most 64; the members of the service in pages, at most 1,024 a call

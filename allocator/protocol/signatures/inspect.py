@@ -40,7 +40,7 @@ class InspectHostsCall(Call["tuple[str, ...]"], kw_only=True):
 
 
 class InspectHostCall(Call["KnownHost"], kw_only=True):
-    """What asks for a host's hash; the host is the call's `space`."""
+    """Ask for a host's hash; the host is the call's `namespace`."""
 
     script: ClassVar[str] = "inspect"
     first: ClassVar[Arguments] = ("host",)

@@ -35,7 +35,7 @@ ROOM_BYTES = 65_536
 LOG_LIMIT_BYTES = 1_048_576
 """From what size on a start puts the old log aside; a start writes 1 KB."""
 
-KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
+PASSED_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
 """All that the server gets of the environment: it outlives the command, and what it has could be read for long."""
 
 MALLOC_VARIABLES = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
@@ -121,7 +121,7 @@ def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int
     _prove_room(data_dir)
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    passed = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
     refusals = []
     for binary in server_binaries():
         with _appended(log) as output:
@@ -134,7 +134,7 @@ def launch(data_dir: Path, socket_path: Path, log: Path, alive: FileLock) -> int
                     stdout=output,
                     stderr=output,
                     cwd="/",
-                    env={"PATH": os.defpath, "LC_ALL": "C", **MALLOC_VARIABLES, **kept},
+                    env={"PATH": os.defpath, "LC_ALL": "C", **MALLOC_VARIABLES, **passed},
                     pass_fds=(alive.descriptor,),
                     start_new_session=True,
                     umask=0o077,

@@ -154,10 +154,10 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
         raise silent(path, log) from None
     except OSError:  # gone while we asked
         return Reach.ABSENT
-    return _meaning(reply, path, log)
+    return _reach_of(reply, path, log)
 
 
-def _meaning(reply: bytes, path: Path, log: Path) -> Reach:
+def _reach_of(reply: bytes, path: Path, log: Path) -> Reach:
     """Return what a server's answer to PING states about it."""
     if reply == b"+PONG":
         return Reach.READY

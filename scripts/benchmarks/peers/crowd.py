@@ -140,7 +140,7 @@ def _ready_client(client: Client | None, peer: Peer, number: int) -> tuple[Clien
         client = client or peer.client(number)
         warm(client)
     except Exception as problem:  # noqa: BLE001  # a peer that fails is a row that says so
-        return None, _said(problem)
+        return None, _reported(problem)
     return client, ""
 
 
@@ -172,9 +172,9 @@ def work(client: Client, order: Order) -> Done:
     except OutOfTimeError as late:
         refused += late.done
     except Exception as problem:  # noqa: BLE001  # as above
-        error = _said(problem)
+        error = _reported(problem)
     return Done(pairs, refused, began, time.perf_counter(), error)
 
 
-def _said(problem: Exception) -> str:
+def _reported(problem: Exception) -> str:
     return f"{type(problem).__name__}: {problem}".splitlines()[0][:160]

@@ -70,13 +70,13 @@ def rows(found: dict[str, Any]) -> list[Row]:
                 continue
             least, most = min(factors, key=factors.__getitem__), max(factors.values())
             behind = sum(factor < 1 for factor in factors.values())
-            where = f"least with {_place(least)}; behind in {behind} of {len(factors)} cases; at most {most:,.0f}"
+            where = f"least with {_rank(least)}; behind in {behind} of {len(factors)} cases; at most {most:,.0f}"
             factor = factors[least]
             table.append(Row(f"{one.name}: rate beside {other.name}", f"{factor:.2f}", where, "> 1", factor > 1))
     return table
 
 
-def _place(address: tuple[int, int, int]) -> str:
+def _rank(address: tuple[int, int, int]) -> str:
     size, fill, clients = address
     return f"{size:,} ports, {fill} % full, {clients} client{'s' if clients > 1 else ''}"
 

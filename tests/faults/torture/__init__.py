@@ -6,7 +6,7 @@ How it is made, in the order in which a run goes:
   `actors`, and a `schedule` of `faults` that depends on nothing but the seed and the round's number.
 - An actor uses the product's own library through a store that writes down each call before it is sent and its outcome
   (`recording`): `history` says in which form. A call whose outcome nobody saw is unknown, and may have taken effect.
-- When the faults are over the actors stand still with what they hold (`settling`): Redis, SQL, the kernel and their
+- When the faults are over the actors stand still with what they hold (`settled`): Redis, SQL, the kernel and their
   own belief have to agree. Then they leave, and nothing may be left.
 - `checker` decides from the written history alone, with pure functions, one for each rule; `excuses` says what a loss
   of data or a jump of the clock excuses, each as narrowly as its reason allows.

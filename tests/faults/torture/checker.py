@@ -144,7 +144,7 @@ def ended_tokens_change_nothing(facts: Facts) -> Iterator[Violation]:
                 newest = _newest_grant(facts, token, effect, above)
                 if (
                     _was_declined(facts, newest, above, effect)
-                    and facts.told_between(first.ended, effect.began) >= MANY_EVENTS
+                    and facts.events_between(first.ended, effect.began) >= MANY_EVENTS
                 ):
                     break  # it is live again
                 if not facts.excuses.may_be_lost(first.began, first.ended, effect.ended):
@@ -228,7 +228,7 @@ def _confirmed_until(facts: Facts, token: str, before: float) -> float:
     return latest
 
 
-def sure_holders_are_not_told_lost(facts: Facts) -> Iterator[Violation]:
+def sure_holders_are_not_notified(facts: Facts) -> Iterator[Violation]:
     """(c) A renewal that was answered before the holder's deadline is not refused: nobody else took the lease."""
     for token, renewals in facts.renewals.items():
         for call, item in renewals:
@@ -242,7 +242,7 @@ def sure_holders_are_not_told_lost(facts: Facts) -> Iterator[Violation]:
             if any(facts.came_back(one, known) for one in newer):
                 continue
             if not lost and not facts.excuses.ends_early(known.began, call.ended):
-                yield Violation("c: taken away", "a sure holder was told that its lease is lost", (known, call))
+                yield Violation("c: taken away", "a sure holder was notified that its lease is lost", (known, call))
 
 
 def leases_end_with_their_holders(facts: Facts) -> Iterator[Violation]:
@@ -307,7 +307,7 @@ RULES = (
     fences_grow,
     ended_tokens_change_nothing,
     stale_tokens_change_nothing,
-    sure_holders_are_not_told_lost,
+    sure_holders_are_not_notified,
     leases_end_with_their_holders,
     queue_order.waits_are_served_in_order,
     snapshots_agree,

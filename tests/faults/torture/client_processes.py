@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torture.environment import Environment
 
-KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3 + ("supervisor",) * 2 + ("tied",) * 2 + ("agent",)
+KINDS = ("holder",) * 5 + ("keeper",) * 2 + ("waiter",) * 3 + ("supervisor",) * 2 + ("bound",) * 2 + ("agent",)
 WITH_DATABASE = (*KINDS, "reconciler", "reconciler")
 
 
@@ -36,7 +36,7 @@ class ClientProcesses:
         self._arena = arena
         self._nursery = Forker(arena.mutation)
         self._lock = threading.Lock()
-        self._players: dict[int, ClientProcess] = {}
+        self._running: dict[int, ClientProcess] = {}
         self._number = 0
         self._unread: set[int] = set()
         self._closed = False
@@ -49,14 +49,14 @@ class ClientProcesses:
         self._nursery.__exit__(*exc_info)
 
     def fill(self) -> None:
-        """Start an actor for each place that is empty."""
+        """Start an actor for each slot that is empty."""
         with self._lock:
             if self._closed:
                 return
-            for place, kind in enumerate(WITH_DATABASE if self._arena.table else KINDS):
-                if place not in self._players:
-                    self._players[place] = self._start(kind, unread=place in self._unread)
-                    self._unread.discard(place)
+            for slot, kind in enumerate(WITH_DATABASE if self._arena.table else KINDS):
+                if slot not in self._running:
+                    self._running[slot] = self._start(kind, unread=slot in self._unread)
+                    self._unread.discard(slot)
 
     def close(self) -> None:
         """Start nobody any more."""
@@ -82,56 +82,56 @@ class ClientProcesses:
     def any_of_them(self, rng: random.Random) -> tuple[int, str]:
         """Return somebody's pid and kind."""
         with self._lock:
-            player = self._players[self._any_place(rng)]
-            return player.pid, player.part.kind
+            client = self._running[self._any_slot(rng)]
+            return client.pid, client.part.kind
 
-    def _any_place(self, rng: random.Random) -> int:
-        if not self._players:
+    def _any_slot(self, rng: random.Random) -> int:
+        if not self._running:
             raise NothingToDoError
-        return rng.choice(sorted(self._players))
+        return rng.choice(sorted(self._running))
 
     def kill(self, rng: random.Random) -> str:
         """Kill somebody; return of which kind."""
         with self._lock:
-            place = self._any_place(rng)
-            kind = self._players[place].part.kind
-            self._kill(place)
+            slot = self._any_slot(rng)
+            kind = self._running[slot].part.kind
+            self._kill(slot)
             return kind
 
     def kill_command(self, rng: random.Random) -> str:
         """Kill a command, whose successor has nobody who reads its output; return of which kind."""
         with self._lock:
-            places = [place for place, player in self._players.items() if player.part.kind in COMMANDS]
-            if not places:
+            slots = [slot for slot, client in self._running.items() if client.part.kind in COMMANDS]
+            if not slots:
                 raise NothingToDoError
-            place = rng.choice(sorted(places))
-            kind = self._players[place].part.kind
-            self._kill(place)
-            self._unread.add(place)
+            slot = rng.choice(sorted(slots))
+            kind = self._running[slot].part.kind
+            self._kill(slot)
+            self._unread.add(slot)
             return kind
 
     def kill_all(self) -> None:
         with self._lock:
-            for place in list(self._players):
-                self._kill(place)
+            for slot in list(self._running):
+                self._kill(slot)
 
-    def _kill(self, place: int) -> None:
+    def _kill(self, slot: int) -> None:
         self.somebody_died = True
-        player = self._players.pop(place)
-        before, after = self._nursery.kill(player.pid)
-        self._arena.book.write("death", actor=player.part.name, before=before, after=after)
+        client = self._running.pop(slot)
+        before, after = self._nursery.kill(client.pid)
+        self._arena.book.write("death", actor=client.part.name, before=before, after=after)
 
     def go_on(self, pid: int) -> None:
         """Let an actor go on that was stopped, if it is still there."""
         with self._lock:
-            if any(player.pid == pid for player in self._players.values()):
+            if any(client.pid == pid for client in self._running.values()):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
     def names(self) -> list[str]:
         """Return who plays."""
         with self._lock:
-            return [player.part.name for player in self._players.values()]
+            return [client.part.name for client in self._running.values()]
 
     def tend(self, *, may_end: bool) -> None:
         """Take note of those who have ended by themselves; a command may do that whenever it cannot go on.
@@ -142,21 +142,21 @@ class ClientProcesses:
         with self._lock:
             before = time.monotonic()
             statuses = self._nursery.ended()
-            for place, player in list(self._players.items()):
-                if player.pid not in statuses:
+            for slot, client in list(self._running.items()):
+                if client.pid not in statuses:
                     continue
-                del self._players[place]
-                name, status = player.part.name, statuses[player.pid]
-                ends_by_itself = player.part.kind in {*COMMANDS, "tied"}
+                del self._running[slot]
+                name, status = client.part.name, statuses[client.pid]
+                ends_by_itself = client.part.kind in {*COMMANDS, "bound"}
                 self._arena.book.write("death", actor=name, before=before, after=time.monotonic())
-                said = (self._arena.directory / f"log-{name}").read_text(errors="replace")
-                if "Traceback" in said or (status and not ends_by_itself) or not (may_end or ends_by_itself):
-                    self._arena.book.write("crashed", actor=name, error=f"{name} ended with {status}: {said[-2_000:]}")
+                found = (self._arena.directory / f"log-{name}").read_text(errors="replace")
+                if "Traceback" in found or (status and not ends_by_itself) or not (may_end or ends_by_itself):
+                    self._arena.book.write("crashed", actor=name, error=f"{name} ended with {status}: {found[-2_000:]}")
 
     def dismiss_commands(self) -> None:
         """Tell the commands to end, as a service manager does."""
         with self._lock:
-            for player in self._players.values():
-                if player.part.kind in COMMANDS:
+            for client in self._running.values():
+                if client.part.kind in COMMANDS:
                     with suppress(ProcessLookupError):
-                        os.kill(player.pid, signal.SIGTERM)
+                        os.kill(client.pid, signal.SIGTERM)

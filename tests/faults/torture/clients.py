@@ -32,7 +32,7 @@ MOST_STALE = 12
 
 @dataclass(frozen=True, slots=True)
 class ClientSpec:
-    """What an actor is told.
+    """The arguments of an actor.
 
     Attributes:
         kind: `holder`, `keeper`, `waiter`; and those of `commands`.
@@ -108,15 +108,15 @@ class Client:
     def leaves(self) -> bool:
         return (self.directory / "leave").exists()
 
-    def play(self) -> int:
-        """Act until told to leave; return the exit status."""
+    def run_client(self) -> int:
+        """Act until it has to leave; return the exit status."""
         try:
             while not self.stands():
                 self.act()
             self.settle()
             while not self.leaves():
                 self.keep_up()
-                self.say()
+                self.report()
                 time.sleep(0.1)
             self.leave()
         except Exception:  # noqa: BLE001  # a traceback is a violation, and the book has to have it
@@ -140,7 +140,7 @@ class Client:
     def leave(self) -> None:
         self.ports.close()
 
-    def say(self) -> None:
+    def report(self) -> None:
         self.book.write("believes", at=time.monotonic(), leases=self.believed())
 
     def granted(self, lease: Lease) -> None:
@@ -201,10 +201,10 @@ class Holder(Client):
         time.sleep(self.rng.uniform(0.0, 0.15))
 
     def claim(self) -> None:
-        words = self.worker()
+        arguments = self.worker()
         if self.rng.random() < 0.1 and self.stale:
-            words["port"] = self.rng.choice(self.stale).port
-        lease = self.ports.claim(**words, ttl=self.part.ttl_s, wait=self.rng.choice((None, None, 0.4)))
+            arguments["port"] = self.rng.choice(self.stale).port
+        lease = self.ports.claim(**arguments, ttl=self.part.ttl_s, wait=self.rng.choice((None, None, 0.4)))
         self.granted(lease)
         held = Held(lease)
         if self.rng.random() < 0.7:
@@ -315,7 +315,7 @@ class Keeper(Client):
         self.let_lost_go()
         now = time.monotonic()
         for one in [one for one in self.held if one[2] <= now]:
-            self.let_go(one)
+            self.end_held(one)
         if len(self.held) < self.most and self.rng.random() < 0.3:
             with contextlib.suppress(AllocatorError):
                 self.claim()
@@ -325,12 +325,12 @@ class Keeper(Client):
         wait = self.rng.choice((None, 1.0))
         lease = self.ports.claim(**self.worker(), ttl=self.part.ttl_s, wait=wait, record=record)
         self.granted(lease)
-        held = self.ports.keep(lease)
+        held = self.ports.start_heartbeats(lease)
         try:
             sockets = self.bind(lease)
         except OSError as error:
             self.book.write("bind_failed", at=time.monotonic(), port=lease.port, error=str(error))
-            self.ports.let_go(held, declined=True)
+            self.ports.end_held(held, declined=True)
             return
         self.held.append((held, sockets, time.monotonic() + self.rng.uniform(2.0, 15.0)))
 
@@ -339,10 +339,10 @@ class Keeper(Client):
             self.held.remove(one)
             self.unbind(one[0].port, one[1])
 
-    def let_go(self, one: tuple[Any, list[socket.socket], float]) -> None:
+    def end_held(self, one: tuple[Any, list[socket.socket], float]) -> None:
         self.held.remove(one)
         self.unbind(one[0].port, one[1])
-        self.ports.let_go(one[0])
+        self.ports.end_held(one[0])
 
     def keep_up(self) -> None:
         self.let_lost_go()
@@ -352,7 +352,7 @@ class Keeper(Client):
 
     def leave(self) -> None:
         for one in list(self.held):
-            self.let_go(one)
+            self.end_held(one)
         super().leave()
 
 
@@ -391,14 +391,14 @@ COMMANDS = frozenset({"supervisor", "reconciler", "agent"})
 KINDS = {"holder": Holder, "keeper": Keeper, "waiter": Waiter}
 
 
-def play(part: ClientSpec) -> int:
+def run_client(part: ClientSpec) -> int:
     """Play one part in this process; return its exit status."""
     if part.kind in COMMANDS:
         from torture import commands
 
-        return commands.play(part)
-    if part.kind == "tied":
+        return commands.run_client(part)
+    if part.kind == "bound":
         from torture import commands
 
-        return commands.Tied(part).play()
-    return KINDS[part.kind](part).play()
+        return commands.BoundProcess(part).run_client()
+    return KINDS[part.kind](part).run_client()

@@ -1,10 +1,10 @@
-"""A wall clock for a server that can be set: libfaketime, told by a file how far it is ahead."""
+"""A wall clock for a server that can be set: libfaketime, which reads from a file how far it is ahead."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PLACES = (
+LIBRARIES = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
     "/usr/lib/faketime/libfaketime.so.1",
@@ -14,7 +14,7 @@ PLACES = (
 
 def library() -> Path | None:
     """Return where libfaketime is installed (package `faketime`), or None."""
-    return next((Path(place) for place in PLACES if Path(place).exists()), None)
+    return next((Path(path) for path in LIBRARIES if Path(path).exists()), None)
 
 
 class Clock:

@@ -29,7 +29,7 @@ signal.pause()
 """
 
 
-def words_of(part: ClientSpec) -> list[str]:
+def arguments_of(part: ClientSpec) -> list[str]:
     """Return the command that an actor is."""
     if part.kind == "reconciler":
         return ["reconcile", "--watch", "--every", "2s", "--database-url", part.database]
@@ -43,7 +43,7 @@ def prepare(part: ClientSpec, book: Book) -> Path:
     """Give this process the settings of its part; return where its state is."""
     for name in [name for name in os.environ if name.startswith("ALLOCATOR_")]:
         del os.environ[name]
-    shared = part.kind in {"agent", "tied"}  # the agent looks after the lease files of the others
+    shared = part.kind in {"agent", "bound"}  # the agent looks after the lease files of the others
     state = Path(part.directory) / ("state-of-all" if shared else f"state-{part.name}")
     state.mkdir(exist_ok=True)
     os.environ |= {
@@ -55,23 +55,23 @@ def prepare(part: ClientSpec, book: Book) -> Path:
     return state / "allocator"
 
 
-def play(part: ClientSpec) -> int:
+def run_client(part: ClientSpec) -> int:
     """Be a command; return its exit status."""
     prepare(part, Book(Path(part.directory) / f"actor-{part.name}.jsonl"))
-    return status_of(words_of(part))
+    return status_of(arguments_of(part))
 
 
-class Tied(Client):
+class BoundProcess(Client):
     """A process whose lease the agent keeps for as long as both live; it ends without giving it back."""
 
     def __init__(self, part: ClientSpec) -> None:
         super().__init__(part)
         self.files = LeaseFiles(prepare(part, self.book) / "leases")
 
-    def play(self) -> int:
-        words = [
+    def run_client(self) -> int:
+        arguments = [
             "claim",
-            "tied",
+            "bound",
             "--org",
             self.part.name,
             "--pid",
@@ -79,7 +79,7 @@ class Tied(Client):
             "--ttl",
             f"{self.part.ttl_s:.0f}s",
         ]
-        if status_of(words):
+        if status_of(arguments):
             time.sleep(self.rng.uniform(0.2, 1.0))
             return 0
         until = time.monotonic() + self.rng.uniform(1.0, 12.0)
@@ -91,11 +91,11 @@ class Tied(Client):
         except OSError:
             return 0
         while not self.leaves() and (self.stands() or time.monotonic() < until):
-            if self.lease() is None:  # the agent was told that it is lost
+            if self.lease() is None:  # the agent was notified that it is lost
                 break
             time.sleep(0.1)
         self.unbind(lease.port, sockets)
         return 0
 
     def lease(self) -> Lease | None:
-        return self.files.find(self.part.pool, HOST, WorkerId(self.part.name, "tied"))
+        return self.files.find(self.part.pool, HOST, WorkerId(self.part.name, "bound"))

@@ -86,7 +86,7 @@ class Environment:
             )
             self.define_pool()
             self.table = Table(self._postgres) if self._postgres else None
-            self.cast = stack.enter_context(ClientProcesses(self))
+            self.clients = stack.enter_context(ClientProcesses(self))
             self._stack = stack.pop_all()
         return self
 

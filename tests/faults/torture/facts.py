@@ -76,13 +76,13 @@ class Facts:
     claims: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
     renewals: dict[str, list[tuple[Call, dict[str, Any]]]] = field(default_factory=lambda: defaultdict(list))
     superseded: dict[int, float] = field(default_factory=dict)
-    told: list[float] = field(default_factory=list)
+    notified: list[float] = field(default_factory=list)
     workers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, history: History) -> Facts:
         facts = cls(history, Excuses.of(history))
-        facts.told = sorted(call.ended for call in history.calls if call.outcome == OK and call.op in EVENTFUL)
+        facts.notified = sorted(call.ended for call in history.calls if call.outcome == OK and call.op in EVENTFUL)
         for call in history.calls:
             for item in call.items:
                 facts._enter(call, item)
@@ -174,9 +174,9 @@ class Facts:
             for loss in self.excuses.losses
         )
 
-    def told_between(self, since: float, until: float) -> int:
+    def events_between(self, since: float, until: float) -> int:
         """Return how many calls that make an event took effect between two times, at least."""
-        return bisect(self.told, until) - bisect(self.told, since)
+        return bisect(self.notified, until) - bisect(self.told, since)
 
     def grants(self) -> list[Confirmation]:
         """Return what gave new fences."""

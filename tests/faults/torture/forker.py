@@ -66,7 +66,7 @@ class Forker:
         self._process.stdout.close()
 
 
-def _start(words: dict[str, Any]) -> int:
+def _start(arguments: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -75,13 +75,13 @@ def _start(words: dict[str, Any]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        log = os.open(Path(words["directory"]) / f"log-{words['name']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        output = _full_pipe() if words["unread"] else log
+        log = os.open(Path(arguments["directory"]) / f"log-{arguments['name']}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = _full_pipe() if arguments["unread"] else log
         os.dup2(output, 1)
         os.dup2(output, 2)
-        from torture.clients import ClientSpec, play
+        from torture.clients import ClientSpec, run_client
 
-        status = play(ClientSpec(**words))
+        status = run_client(ClientSpec(**arguments))
     finally:
         os._exit(status)
 

@@ -32,20 +32,20 @@ class Book:
         self._numbers = 0
         self._lock = threading.Lock()
 
-    def write(self, kind: str, **words: Any) -> None:
-        os.write(self._descriptor, (json.dumps({"kind": kind} | words, default=str) + "\n").encode())
+    def write(self, kind: str, **fields: Any) -> None:
+        os.write(self._descriptor, (json.dumps({"kind": kind} | fields, default=str) + "\n").encode())
 
-    def begin(self, op: str, **words: Any) -> int:
+    def begin(self, op: str, **fields: Any) -> int:
         """Enter that a call begins now; return its number."""
         with self._lock:
             self._numbers += 1
             number = self._numbers
-        self.write("begin", call=number, op=op, at=time.monotonic(), **words)
+        self.write("begin", call=number, op=op, at=time.monotonic(), **fields)
         return number
 
-    def end(self, number: int, outcome: str, **words: Any) -> None:
+    def end(self, number: int, outcome: str, **fields: Any) -> None:
         """Enter how a call ended, now."""
-        self.write("end", call=number, at=time.monotonic(), outcome=outcome, **words)
+        self.write("end", call=number, at=time.monotonic(), outcome=outcome, **fields)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -67,7 +67,7 @@ class Call:
     outcome: str
     items: list[dict[str, Any]]
     attempts: int = 1
-    words: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ def read_history(directory: Path) -> History:
     pool = next(line for line in lines if line["kind"] == "pool")
     history = History(pool["ttl_s"], pool["grace_s"], pool["kind_of_redis"], pool["ports"])
     for line in lines:
-        _take_in(history, line)
+        _read_entry(history, line)
     for book in sorted(directory.glob("actor-*.jsonl")):
         actor = book.stem.removeprefix("actor-")
         _ActorBook(history, actor).read(_lines(book))
@@ -158,7 +158,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _take_in(history: History, line: dict[str, Any]) -> None:
+def _read_entry(history: History, line: dict[str, Any]) -> None:
     kind = line.pop("kind")
     if kind == "fault":
         history.faults.append(Fault(**line))
@@ -213,7 +213,7 @@ class _ActorBook:
         items = begin.get("items", [])
         answers = end.get("answers") or [{}] * len(items)
         merged = [item | answer for item, answer in zip(items, answers, strict=True)]
-        words = {name: value for name, value in begin.items() if name not in {"kind", "call", "op", "at", "items"}}
+        fields = {name: value for name, value in begin.items() if name not in {"kind", "call", "op", "at", "items"}}
         self._history.calls.append(
             Call(
                 self._actor,
@@ -223,6 +223,6 @@ class _ActorBook:
                 end["outcome"],
                 merged,
                 end.get("attempts", 1),
-                words | end.get("words", {}),
+                fields | end.get("fields", {}),
             )
         )

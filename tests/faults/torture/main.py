@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ending import heed_signals
+from ends import handle_signals
 
 from torture.checker import check
 from torture.clock import library
 from torture.history import read_history
 from torture.mutations import MUTATIONS
 from torture.report import line_of, report
-from torture.rounds import Outcome, play_round, settle_in
+from torture.rounds import Outcome, run_round, settle_in
 from torture.sql import make_server
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MIXED = (0, 0, 1, 0, 2, 0, 0, 2, 0, 1)
 """Which kind each round is of: of ten, six standalone ones (they have most faults), two of the others each."""
 
 
-def arguments(words: list[str]) -> argparse.Namespace:
+def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="for how long to go on")
     parser.add_argument("--seed", type=int, default=1, help="the schedule of faults depends on it alone")
@@ -42,7 +42,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--topology", choices=KINDS, help="of ten rounds six are standalone, two of the others each")
     parser.add_argument("--mutation", choices=sorted(MUTATIONS), help="a bug put in on purpose; it has to be found")
     parser.add_argument("--calm", action="store_true", help="no faults but those of the clients")
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
 def main() -> int:
@@ -51,7 +51,7 @@ def main() -> int:
         violations = check(read_history(given.check))
         print("\n".join(map(str, violations)) or "no violation")
         return 1 if violations else 0
-    heed_signals()
+    handle_signals()
     setting = settle_in()
     with contextlib.ExitStack() as stack:
         postgres = None if given.calm else make_server()
@@ -59,7 +59,7 @@ def main() -> int:
             stack.enter_context(postgres)
         for note in missing(setting, postgres, calm=given.calm):
             print(note, flush=True)
-        outcomes = play(given, setting, postgres)
+        outcomes = run_rounds(given, setting, postgres)
     return 1 if any(outcome.violations for outcome in outcomes) else 0
 
 
@@ -75,14 +75,14 @@ def missing(setting: Setting, postgres: Postgres | None, *, calm: bool) -> Itera
         yield "no namespaces are allowed: the loopback device stays up and no disk is full"
 
 
-def play(given: argparse.Namespace, setting: Setting, postgres: Postgres | None) -> list[Outcome]:
+def run_rounds(given: argparse.Namespace, setting: Setting, postgres: Postgres | None) -> list[Outcome]:
     """Play rounds until the time is over; print what came of them."""
     began = time.monotonic()
     outcomes: list[Outcome] = []
     number = 0 if given.round is None else given.round
     while True:
         kind = given.topology or ("standalone" if given.calm else KINDS[MIXED[number % len(MIXED)]])
-        outcome = play_round(
+        outcome = run_round(
             setting, given.seed, number, given.round_seconds,
             kind=kind, mutation=given.mutation, calm=given.calm, postgres=postgres,
         )  # fmt: skip

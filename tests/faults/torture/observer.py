@@ -54,7 +54,7 @@ def _grant(text: str) -> dict[str, Any]:
 
 
 class Observer:
-    """Takes photographs until it is told to stop."""
+    """Takes photographs until it is notified to stop."""
 
     def __init__(self, arena: Environment) -> None:
         self._arena = arena
@@ -72,8 +72,8 @@ class Observer:
     def _look_on(self) -> None:
         missing = 0
         while not self._over.wait(PERIOD_S):
-            self._arena.cast.tend(may_end=False)
-            self._arena.cast.fill()
+            self._arena.clients.tend(may_end=False)
+            self._arena.clients.fill()
             with (
                 contextlib.suppress(redis.RedisError, OSError, AllocatorError),
                 self._arena.admin(timeout_s=1.0) as client,

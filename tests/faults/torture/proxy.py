@@ -135,11 +135,11 @@ def is_script_call(chunk: bytes) -> bool:
     head, _, rest = chunk.partition(b"\r\n")
     if not head.startswith(b"*") or not head[1:].isdigit():
         return False
-    words = []
+    arguments = []
     for _ in range(int(head[1:])):
         size, _, rest = rest.partition(b"\r\n")
         if not size.startswith(b"$") or not size[1:].isdigit() or len(rest) < int(size[1:]) + 2:
             return False
-        words.append(rest[: int(size[1:])])
+        arguments.append(rest[: int(size[1:])])
         rest = rest[int(size[1:]) + 2 :]
-    return not rest and bool(words) and words[0].upper() in {b"EVALSHA", b"EVAL"}
+    return not rest and bool(arguments) and arguments[0].upper() in {b"EVALSHA", b"EVAL"}

@@ -89,7 +89,7 @@ def _waiter(facts: Facts, ticket: str, calls: list[Call]) -> Waiter:
 
 
 def _stretches(facts: Facts, calls: list[Call]) -> Iterator[tuple[float, float]]:
-    """Yield when a ticket was surely in line: from a join on, as long as it said in time that it was still there."""
+    """Yield when a ticket was surely in line: from a join on, as long as it found in time that it was still there."""
     since, until = math.inf, -math.inf
     for call in calls:
         if (

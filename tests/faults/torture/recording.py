@@ -49,7 +49,7 @@ class RecordingStore(Store):
             # What was sent more than once may have been carried out before it was refused.
             unknown = isinstance(error, StoreUnavailableError) or self._sent.times > 1
             self.book.end(
-                number, UNKNOWN if unknown else REFUSED, attempts=self._sent.times, words={"error": str(error)}
+                number, UNKNOWN if unknown else REFUSED, attempts=self._sent.times, fields={"error": str(error)}
             )
             raise
         answers = ANSWERED[type(call)](call, decoded(call, reply))
@@ -61,12 +61,12 @@ class RecordingStore(Store):
         ticket = step.turn.rpartition(":")[2]
         number = self.book.begin("present", items=[{"ticket": ticket, "condition": step.content.split()[1]}])
         try:
-            told = super().await_turn(step)
+            reported = super().await_turn(step)
         except AllocatorError as error:
-            self.book.end(number, UNKNOWN, words={"error": str(error)})
+            self.book.end(number, UNKNOWN, fields={"error": str(error)})
             raise
-        self.book.end(number, OK, answers=[{"told": told}])
-        return told
+        self.book.end(number, OK, answers=[{"reported": reported}])
+        return reported
 
 
 def decoded(call: Call[Any], reply: Any) -> Any:
@@ -87,7 +87,7 @@ def _claim_asked(call: ClaimCall) -> list[dict[str, Any]]:
 
 
 def _claim_answered(call: ClaimCall, reply: object) -> list[dict[str, Any]]:
-    code = word_of(reply)
+    code = code_of(reply)
     if not isinstance(reply, Granted | Same):
         return [{"code": code}] * len(call.wanted)
     return [
@@ -96,7 +96,7 @@ def _claim_answered(call: ClaimCall, reply: object) -> list[dict[str, Any]]:
     ]
 
 
-def word_of(reply: object) -> str:
+def code_of(reply: object) -> str:
     """Return what the history names a reply: its class, in small letters."""
     return type(reply).__name__.lower()
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torture import settling
+from torture import settled
 from torture.checker import check
 from torture.environment import Environment, Setting
 from torture.faults import NothingToDoError, database, groups, hosts, machine, network, processes, server
@@ -82,7 +82,7 @@ def settle_in() -> Setting:
 _kept: list[socket.socket] = []
 
 
-def play_round(
+def run_round(
     setting: Setting,
     seed: int,
     number: int,
@@ -104,15 +104,15 @@ def play_round(
         with Environment(
             directory, setting, seed * 1_000 + number, kind=kind, mutation=mutation, postgres=postgres
         ) as arena:
-            arena.cast.fill()
+            arena.clients.fill()
             with Observer(arena):
                 faults = _do_all(arena, plan(seed, number, seconds, kinds, lossy=lossy), seconds)
-                arena.cast.fill()
+                arena.clients.fill()
                 found_already = mutation is not None and check(read_history(directory))
                 if not found_already:
-                    settling.stand_still(arena)
+                    settled.stand_still(arena)
             if not found_already:
-                settling.leave(arena)
+                settled.leave(arena)
         history = read_history(directory)
         violations = check(history)
         grants = sum(item.get("code") == "granted" for call in history.calls for item in call.items)

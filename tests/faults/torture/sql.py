@@ -28,7 +28,7 @@ def make_server() -> Postgres | None:
 
 
 def _upgrade_patiently(database: Database) -> None:
-    """Make the tables; a very busy machine may be silent for longer in the middle than PostgreSQL is told to bear."""
+    """Make the tables; a very busy machine may be silent for longer in the middle than the settings allow."""
     for _ in range(UPGRADES - 1):
         with contextlib.suppress(DatabaseUnavailableError):
             upgrade(database, TableNames())

@@ -100,7 +100,7 @@ def test_an_unknown_token_opens_nothing(guarded) -> None:
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_a_broken_tokens_file_is_told_to_the_log_once_and_to_no_caller(guarded, tmp_path: Path, caplog) -> None:
+def test_a_broken_tokens_file_is_written_to_the_log_once_and_to_no_caller(guarded, tmp_path: Path, caplog) -> None:
     url, tokens = guarded
     file = tmp_path / "tokens"
     good = file.read_text()

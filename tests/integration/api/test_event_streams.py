@@ -115,7 +115,7 @@ def stream_store(redis_url: str, pool) -> Iterator[tuple[Store, str, str]]:
 
 
 def test_one_that_falls_behind_the_memory_reads_on_from_redis(redis_url, stream_store, monkeypatch) -> None:
-    monkeypatch.setattr(hubs, "KEPT", 8)
+    monkeypatch.setattr(hubs, "MAX_EVENTS", 8)
     store, stream, pool = stream_store
 
     async def follow() -> tuple[list[str], list[str]]:

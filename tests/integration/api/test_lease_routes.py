@@ -113,7 +113,7 @@ def test_a_token_of_the_callers_own_gets_the_same_lease_again(worker) -> None:
     assert worker.claim(headers=mine)["fence"] == first["fence"]
 
 
-def test_exhaustion_says_when_to_come_back(worker, http, pool: PoolSpec) -> None:
+def test_exhaustion_states_when_to_come_back(worker, http, pool: PoolSpec) -> None:
     for instance in range(pool.size):
         worker.claim(instance=instance)
     refused = http.post("/v1/leases", json={"plugin": "email", "org": "org-2"})
@@ -131,7 +131,7 @@ def test_a_wait_ends_when_a_port_is_given_back(worker, http, pool: PoolSpec) -> 
         assert waiting.result()["port"] == leases[7]["port"]
 
 
-def test_who_waits_in_line_is_counted(worker, http, pool: PoolSpec, ports: PortAllocator) -> None:
+def test_who_waits_in_the_queue_is_counted(worker, http, pool: PoolSpec, ports: PortAllocator) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from supervised import eventually
@@ -184,7 +184,7 @@ def test_a_claim_for_another_host_is_not_proved_here(worker, http, pool: PoolSpe
     assert worker.claim(host="web-2")["port"] != lease["port"]
 
 
-def test_a_lease_that_redis_lost_comes_back_with_the_holders_words(worker, http, redis_url: str, pool) -> None:
+def test_a_lease_that_redis_lost_comes_back_with_the_holders_fields(worker, http, redis_url: str, pool) -> None:
     lease = worker.claim()
     store = Store.open(redis_url)
     keys = list(client_of(store).scan_iter(match=f"alloc:{{{pool.name}}}*"))
@@ -256,7 +256,7 @@ def test_what_is_not_there_is_a_problem_with_a_stable_type(http, method, path, s
         ("POST", "/openapi.json", "GET, HEAD", "use GET or HEAD"),
     ],
 )
-def test_a_method_that_a_path_has_not_is_told_all_that_it_has(http, method, path, allowed, text) -> None:
+def test_a_405_names_every_method_of_its_path(http, method, path, allowed, text) -> None:
     answer = http.request(method, path)
     assert problem(answer, 405, "method-not-allowed")["detail"] == f"{method} is not allowed here; {text}"
     assert answer.headers["allow"] == allowed
@@ -314,7 +314,7 @@ def test_a_cordoned_host_gives_out_no_ports(worker, http) -> None:
     worker.claim("stripe")
 
 
-def test_pools_and_hosts_say_how_full_they_are(worker, http, pool: PoolSpec) -> None:
+def test_pools_and_hosts_state_how_full_they_are(worker, http, pool: PoolSpec) -> None:
     from supervised import eventually
 
     worker.claim()

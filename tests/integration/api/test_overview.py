@@ -77,7 +77,7 @@ def in_redis(ports: PortAllocator) -> Counter[str]:
     return found
 
 
-def test_the_index_says_what_redis_has_after_any_events(http, hosts, pool) -> None:
+def test_the_index_states_what_redis_has_after_any_events(http, hosts, pool) -> None:
     rng = random.Random(7)
     before = hosts["web-9"].claim("slack", org="early")
     assert until(lambda: counts(http)["starting"] == 1)
@@ -131,7 +131,7 @@ def test_hosts_come_worst_first_and_page_by_page(http, hosts) -> None:
     assert (first["total"], rest["next"]) == (3, None)
 
 
-def test_problems_say_what_is_wrong_since_when_and_what_to_do(http, hosts, pool) -> None:
+def test_problems_state_what_is_wrong_since_when_and_what_to_do(http, hosts, pool) -> None:
     failing = hosts["web-2"].claim("email", org="org-17")
     set_to(hosts["web-2"], failing, state=LeaseState.DEGRADED, last_error="GET /health answered 500")
     hosts["web-1"].decline(hosts["web-1"].claim("stripe", org="org-1"))
@@ -154,7 +154,7 @@ def test_problems_say_what_is_wrong_since_when_and_what_to_do(http, hosts, pool)
     assert found()["host"]["since"] > "2020"
 
 
-def test_a_worker_that_ends_without_a_word_is_a_problem_until_it_runs_again(http, hosts) -> None:
+def test_a_worker_that_ends_without_a_sign_is_a_problem_until_it_runs_again(http, hosts) -> None:
     hosts["web-4"].claim("email", org="org-1", ttl=0.3)
 
     def lost() -> list[str]:
@@ -167,7 +167,7 @@ def test_a_worker_that_ends_without_a_word_is_a_problem_until_it_runs_again(http
     assert until(lambda: lost() == [])
 
 
-def test_a_search_finds_workers_by_all_that_is_said_of_them(http, hosts) -> None:
+def test_a_search_finds_workers_by_all_that_their_leases_show(http, hosts) -> None:
     lease = hosts["web-1"].claim("email", org="org-17", instance=3, pid=None, labels={"version": "2.0-rc"})
     set_to(hosts["web-1"], lease, pid=4_242, state=LeaseState.DEGRADED, last_error="disk full")
     hosts["web-2"].claim("stripe", org="org-18")
@@ -222,7 +222,7 @@ def test_the_overview_of_a_pool_that_nobody_defined_is_a_problem(http) -> None:
         assert (answer.status_code, answer.json()["type"]) == (404, "urn:portlease:problem:pool-missing")
 
 
-def test_it_says_that_it_is_not_live_while_redis_does_not_answer_and_catches_up() -> None:
+def test_it_states_that_it_is_not_live_while_redis_does_not_answer_and_catches_up() -> None:
     from servers import Server
 
     with Server() as server:

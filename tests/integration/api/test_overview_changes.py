@@ -163,12 +163,12 @@ async def with_many(monkeypatch) -> None:
     quick = [changes.follow() for _ in range(30)]
     for one in quick:
         await anext(one)
-    for port in range(5_556, 5_556 + followed.KEPT + 5):
+    for port in range(5_556, 5_556 + followed.MAX_FRAMES + 5):
         keeper.grant(port)
         pieces = await asyncio.gather(*map(anext, quick))
         assert b'"whole":false' in pieces[0]
         assert all(piece is pieces[0] or piece == pieces[0] for piece in pieces)
-    assert made == 1 + followed.KEPT + 5
+    assert made == 1 + followed.MAX_FRAMES + 5
     assert b'"whole":true' in await anext(slow)
     keeper.closed = True
     keeper.index.version += 1

@@ -312,7 +312,7 @@ def test_what_happens_is_seen_without_a_reload(look, worker, http) -> None:
     viewer.until_there_are(1, "#events li")
 
 
-def test_a_port_is_reached_and_chosen_by_keyboard_and_tells_its_history(look, worker, http) -> None:
+def test_a_port_is_reached_and_chosen_by_keyboard_and_shows_its_history(look, worker, http) -> None:
     lease = worker.claim("email", "org-7", labels={"team": "mail"})
     http.patch(worker.path(lease), json={"state": "ready", "restarts": 3}, headers=worker.proof(lease))
     viewer = look().live()
@@ -551,7 +551,7 @@ def test_a_token_for_another_pool_shows_that_one_alone(
         viewer.context.close()
 
 
-def test_it_shows_the_drift_that_the_reconciler_would_mend(
+def test_it_shows_the_drift_that_the_reconciler_would_fix(
     browser, axe: str, redis_url: str, pool: PoolSpec, ports: PortAllocator, tmp_path: Path
 ) -> None:
     database = Database.open(f"sqlite:///{tmp_path}/workers.sqlite3")
@@ -588,11 +588,11 @@ def test_a_database_that_is_away_leaves_the_rest_of_the_page_current(
         viewer.context.close()
 
 
-def test_without_a_database_it_says_so(look) -> None:
+def test_without_a_database_it_reports_it(look) -> None:
     look().page.locator("#drift-text", has_text="no database to compare with").wait_for()
 
 
-def test_it_says_when_redis_is_away(browser) -> None:
+def test_it_states_when_redis_is_away(browser) -> None:
     from servers import Server
 
     with Server() as server:
@@ -611,7 +611,7 @@ def test_it_says_when_redis_is_away(browser) -> None:
             viewer.context.close()
 
 
-def test_it_says_when_the_server_is_away_and_catches_up(browser, redis_url: str, pool: PoolSpec) -> None:
+def test_it_states_when_the_server_is_away_and_catches_up(browser, redis_url: str, pool: PoolSpec) -> None:
     def application() -> Any:
         return create_app(AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1"))
 

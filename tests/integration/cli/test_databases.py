@@ -42,7 +42,7 @@ def test_the_statements_can_be_run_by_someone_else(allocator: Allocator, postgre
     assert "DATETIME" in allocator("db", "sql", "--dialect", "sqlite", ALLOCATOR_DATABASE_URL=postgres_url).out
 
 
-def test_without_a_database_a_sqlite_file_serves_and_it_is_said_once(allocator: Allocator) -> None:
+def test_without_a_database_a_sqlite_file_serves_and_it_is_reported_once(allocator: Allocator) -> None:
     first = allocator("claim", "email", "--org", "org-1", "--record")
     assert first.err.count("no database is configured") == 1
     file = allocator.state / "allocator" / "plugin_runners.sqlite3"

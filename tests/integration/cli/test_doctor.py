@@ -32,7 +32,7 @@ def findings(done) -> dict[str, list[dict]]:
     return found
 
 
-def test_each_finding_has_what_mends_it_and_findings_exit_1(allocator, ports: PortAllocator, pool: PoolSpec) -> None:
+def test_each_finding_has_what_fixes_it_and_findings_exit_1(allocator, ports: PortAllocator, pool: PoolSpec) -> None:
     silent = ports.claim("email", org="org-1")
     from allocator import LeaseState
 
@@ -83,7 +83,7 @@ def test_a_low_limit_of_files_is_found(allocator) -> None:
     assert (soft, hard) == resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def test_a_user_who_may_only_read_is_told_so_and_a_server_that_forgets_is_named(allocator, pool: PoolSpec) -> None:
+def test_a_user_who_may_only_read_is_informed_and_a_server_that_forgets_is_named(allocator, pool: PoolSpec) -> None:
     with Server() as server:
         server.ready()
         client = server.client()
@@ -121,7 +121,7 @@ def test_a_redis_that_is_away_is_a_finding_and_the_rest_is_looked_at_all_the_sam
     assert allocator("doctor", **away).out.startswith("server   away\n")
 
 
-def test_a_server_that_evicts_is_a_finding_with_the_command_that_mends_it(allocator) -> None:
+def test_a_server_that_evicts_is_a_finding_with_the_command_that_fixes_it(allocator) -> None:
     with Server("--maxmemory-policy", "allkeys-lru") as server:
         server.ready()
         found = findings(allocator("doctor", "--format", "json", ALLOCATOR_REDIS_URL=server.url))
@@ -153,7 +153,7 @@ def test_a_table_that_lacks_something_drifts_or_has_no_leader_is_found(
     assert not {"drift", "leader", "database"} & set(found)
 
 
-def test_a_lease_that_is_tied_to_a_process_wants_an_agent(allocator) -> None:
+def test_a_lease_that_is_bound_to_a_process_wants_an_agent(allocator) -> None:
     with subprocess.Popen(["sleep", "600"]) as worker:
         try:
             port = allocator("claim", "email", "--org", "org-1", "--ttl", "10m", "--pid", str(worker.pid)).out.strip()

@@ -43,7 +43,7 @@ def test_claim_as_json_has_the_promised_keys_and_ls_the_same_without_the_token(a
     assert [one.keys() for one in listed] == [claimed.keys() - {"token"}]
 
 
-def test_show_writes_labels_as_words_and_a_strangers_without_what_moves_a_terminal(
+def test_show_writes_labels_as_text_and_a_strangers_without_what_moves_a_terminal(
     allocator: Allocator, redis_url: str, pool: PoolSpec
 ) -> None:
     def labels(port: str) -> str:
@@ -80,7 +80,7 @@ def test_the_environment_hints_a_port_and_garbage_there_names_the_variable(
     assert "EMAIL_PLUGIN_PORT" in refused.err
 
 
-def test_release_gives_the_port_back_and_says_so_when_it_had_ended(allocator: Allocator) -> None:
+def test_release_gives_the_port_back_and_reports_it_when_it_had_ended(allocator: Allocator) -> None:
     port = allocator("claim", "email", "--org", "o").out.strip()
     assert allocator("release", port).code == 0
     assert json.loads(allocator("ls", "--format", "json").out) == []
@@ -169,7 +169,7 @@ def test_renew_of_all_goes_on_with_the_others_when_one_is_lost(allocator: Alloca
     assert (again.code, again.err) == (0, "")
 
 
-def test_renew_of_all_without_a_lease_says_so_and_ends(allocator: Allocator) -> None:
+def test_renew_of_all_without_a_lease_reports_it_and_ends(allocator: Allocator) -> None:
     done = allocator("renew", "--all", "--every", "1h")
     assert done.code == 0
     assert "nothing to renew" in done.err
@@ -213,7 +213,7 @@ def test_the_token_of_another_host_renews_and_releases_and_a_wrong_one_does_not(
     assert allocator("release", port, XDG_STATE_HOME=elsewhere, ALLOCATOR_TOKEN=lease["token"]).code == 0
 
 
-def test_a_worker_that_is_leased_elsewhere_is_refused_with_the_place_and_the_time(
+def test_a_worker_that_is_leased_elsewhere_is_refused_with_the_address_and_the_time(
     allocator: Allocator, tmp_path: Path
 ) -> None:
     allocator("claim", "email", "--org", "o")
@@ -309,7 +309,7 @@ def test_a_port_whose_holder_listens_is_held_and_waited_for(
     assert (waiting.returncode, out) == (0, f"{lease.port}\n")
 
 
-def test_several_ports_are_tied_to_the_process_that_claims_them_again(
+def test_several_ports_are_bound_to_the_process_that_claims_them_again(
     allocator: Allocator, ports: PortAllocator
 ) -> None:
     arguments = ("claim", "email", "--org", "o", "--ports", "http,debug")

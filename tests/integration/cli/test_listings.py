@@ -33,7 +33,7 @@ def rows(allocator: Allocator, *arguments: str) -> list[tuple[str, str]]:
 
 
 def test_a_listing_has_the_leases_that_were_asked_for_in_order(allocator, ports: PortAllocator, elsewhere) -> None:
-    ready = ports.keep(ports.claim("stripe", org="o", ttl="10m"))
+    ready = ports.start_heartbeats(ports.claim("stripe", org="o", ttl="10m"))
     ports.update(ready, state=LeaseState.READY)
     ports.claim("email", org="o", ttl="5m")
     elsewhere.claim("slack", org="p", ttl="1m")

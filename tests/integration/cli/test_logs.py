@@ -75,14 +75,14 @@ def test_on_a_terminal_the_same_is_a_line_for_people(allocator, name: str) -> No
     assert not line.startswith("{")
 
 
-def test_a_line_about_a_lease_says_whose_it_is(allocator, ports: PortAllocator, pool: PoolSpec) -> None:
+def test_a_line_about_a_lease_states_whose_it_is(allocator, ports: PortAllocator, pool: PoolSpec) -> None:
     with started(allocator, *LONG_RUNNING["run"]) as process:
         line = line_about(process, "runs on")
         (lease,) = ports.leases()
         assert {name: line[name] for name in ABOUT} == {name: getattr(lease, name) for name in ABOUT}
 
 
-def test_a_supervisor_tells_of_a_refusal_as_its_last_line(allocator) -> None:
+def test_a_supervisor_reports_a_refusal_as_its_last_line(allocator) -> None:
     arguments = ["run", "email", "--org", "org-1", "--port", "1", "--", "true"]
     with started(allocator, *arguments) as process:
         line = json.loads(process.stderr.read())

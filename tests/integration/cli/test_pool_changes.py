@@ -21,7 +21,7 @@ def write(tmp_path: Path, pool: PoolSpec, *, last: int, more: str = "") -> str:
     return str(file)
 
 
-def test_a_dry_run_says_what_would_change_and_changes_nothing(
+def test_a_dry_run_states_what_would_change_and_changes_nothing(
     allocator: Allocator, ports: PortAllocator, pool: PoolSpec, tmp_path: Path
 ) -> None:
     leases = [ports.claim("email", org="o", instance=number) for number in range(4)]
@@ -45,7 +45,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(
     assert allocator("claim", "email", "--org", "p").code == 75
 
 
-def test_the_history_says_when_by_whom_and_what(allocator: Allocator, pool: PoolSpec, tmp_path: Path) -> None:
+def test_the_history_states_when_by_whom_and_what(allocator: Allocator, pool: PoolSpec, tmp_path: Path) -> None:
     for last in (pool.first + 5, pool.first + 9):
         assert allocator("pool", "apply", write(tmp_path, pool, last=last)).code == 0
     rows = json.loads(allocator("pool", "history", pool.name, "--format", "json").out)

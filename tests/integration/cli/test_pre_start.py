@@ -108,7 +108,7 @@ HOOKS = ["hooks/claim-port.sh", "hooks/start-worker.sh", "hooks/package.json", "
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_every_hook_that_claims_before_a_start_says_so(hook: str) -> None:
+def test_every_hook_that_claims_before_a_start_reports_it(hook: str) -> None:
     lines = [line for line in (DEPLOY / hook).read_text().splitlines() if "allocator claim" in line and "#" not in line]
     before = [line for line in lines if "ExecStartPost" not in line]
     assert before

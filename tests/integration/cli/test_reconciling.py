@@ -38,7 +38,7 @@ def test_a_wrong_argument_is_exit_2(allocator: Allocator, arguments: tuple[str, 
     assert message in done.err
 
 
-def test_drift_is_shown_mended_and_gone(allocator: Allocator) -> None:
+def test_drift_is_shown_fixed_and_gone(allocator: Allocator) -> None:
     port = allocator("claim", "email", "--org", "org-1", "--ttl", "10m").out.strip()
     shown = allocator("reconcile", "--dry-run")
     assert shown.code == 1
@@ -69,7 +69,7 @@ def test_the_way_back(allocator: Allocator, ports: PortAllocator, pool: PoolSpec
     assert allocator("claim", "email", "--org", "org-1").out.strip() == port
 
 
-def test_a_cordoned_host_adopts_nothing_and_says_why(
+def test_a_cordoned_host_adopts_nothing_and_states_why(
     allocator: Allocator, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     import socket

@@ -20,8 +20,8 @@ from allocator.kernel.processes import all_pids, has_variable
 if TYPE_CHECKING:
     from allocator import PoolSpec
 
-REDIS_WORD = "hunter2-of-redis"
-DATABASE_WORD = "hunter2-of-sql"
+REDIS_PASSWORD = "hunter2-of-redis"
+DATABASE_PASSWORD = "hunter2-of-sql"
 ROUTES = ("/", "/page/page.js", "/openapi.json", "/metrics", "/no/such/route")
 
 
@@ -96,15 +96,15 @@ class Site:
 
 @pytest.fixture(params=["as the user's", "as options"])
 def site(request: pytest.FixtureRequest, allocator, pool: PoolSpec, postgres_url: str):
-    with Server("--requirepass", REDIS_WORD) as server:
-        server.ready(password=REDIS_WORD)
-        redis_url = f"redis://:{REDIS_WORD}@127.0.0.1:{server.port}"
+    with Server("--requirepass", REDIS_PASSWORD) as server:
+        server.ready(password=REDIS_PASSWORD)
+        redis_url = f"redis://:{REDIS_PASSWORD}@127.0.0.1:{server.port}"
         with PortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as ports:
             ports.apply_pool(pool)
             user, _, location = postgres_url.removeprefix("postgresql://").partition("@")
-            url = f"postgresql://{user.partition(':')[0]}:{DATABASE_WORD}@{location}"
+            url = f"postgresql://{user.partition(':')[0]}:{DATABASE_PASSWORD}@{location}"
             if request.param == "as options":
-                url = f"postgresql://{user.partition(':')[0]}@{location}?password={DATABASE_WORD}&sslpassword={DATABASE_WORD}"
+                url = f"postgresql://{user.partition(':')[0]}@{location}?password={DATABASE_PASSWORD}&sslpassword={DATABASE_PASSWORD}"
             one = Site(allocator, redis_url, url)
             one.server, one.ports = server, ports
             with ExitStack() as stack:
@@ -163,7 +163,7 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
     ):
         site.once(*arguments, ALLOCATOR_CONNECT_TIMEOUT="200ms")
     broken = {
-        "ALLOCATOR_DATABASE_URL": f"postgresql://me:{DATABASE_WORD}@127.0.0.1:1/x?sslpassword={DATABASE_WORD}",
+        "ALLOCATOR_DATABASE_URL": f"postgresql://me:{DATABASE_PASSWORD}@127.0.0.1:1/x?sslpassword={DATABASE_PASSWORD}",
         "ALLOCATOR_CONNECT_TIMEOUT": "200ms",
     }
     site.once("db", "check", **broken)
@@ -172,7 +172,7 @@ def test_nothing_that_runs_shows_a_password_or_a_token(site: Site, pool: PoolSpe
 
     everything = site.everything()
     assert "did not answer" in everything  # the errors were really heard
-    for secret in (REDIS_WORD, DATABASE_WORD, *tokens, *lease_tokens):
+    for secret in (REDIS_PASSWORD, DATABASE_PASSWORD, *tokens, *lease_tokens):
         at = everything.find(secret)
         assert at < 0, f"{secret}: {everything[max(0, at - 200) : at + 200]}"
 
@@ -182,11 +182,15 @@ def hash_or_text(client, key: bytes) -> list[bytes]:
 
 
 def test_a_url_that_cannot_be_read_is_refused_without_repeating_it(allocator) -> None:
-    for url in (f"redis://:{REDIS_WORD}@[::1", f"redis+what://:{REDIS_WORD}@h", f"redis://u:{REDIS_WORD}@h:99999999/0"):
+    for url in (
+        f"redis://:{REDIS_PASSWORD}@[::1",
+        f"redis+what://:{REDIS_PASSWORD}@h",
+        f"redis://u:{REDIS_PASSWORD}@h:99999999/0",
+    ):
         done = allocator("ls", ALLOCATOR_REDIS_URL=url)
         assert done.code != 0
-        assert REDIS_WORD not in done.out + done.err
-    for url in (f"postgresql://u:{DATABASE_WORD}@h:port/x", f"what://u:{DATABASE_WORD}@h/x"):
+        assert REDIS_PASSWORD not in done.out + done.err
+    for url in (f"postgresql://u:{DATABASE_PASSWORD}@h:port/x", f"what://u:{DATABASE_PASSWORD}@h/x"):
         done = allocator("db", "check", ALLOCATOR_DATABASE_URL=url)
         assert done.code != 0
-        assert DATABASE_WORD not in done.out + done.err
+        assert DATABASE_PASSWORD not in done.out + done.err

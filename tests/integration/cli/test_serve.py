@@ -109,7 +109,7 @@ def test_beyond_loopback_it_wants_credentials(allocator) -> None:
     assert done.err.count("\n") == 1
 
 
-def test_a_token_opens_what_its_scope_covers_and_is_never_said(allocator, tmp_path: Path) -> None:
+def test_a_token_opens_what_its_scope_covers_and_is_never_shown(allocator, tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     tokens = {
         scope: allocator("token", f"my-{scope}", "--scope", scope, "--file", str(file)).out.strip()

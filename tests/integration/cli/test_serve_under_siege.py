@@ -174,8 +174,8 @@ def test_a_half_sent_request_is_closed_after_its_time(allocator) -> None:
 
 def test_a_handshake_of_tls_that_never_ends_holds_nobody_up(allocator, files, tmp_path: Path) -> None:
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    key_words = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    arguments = ["req", "-x509", *key_words, "-days", "1", "-subj", "/CN=localhost"]
+    headers = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    arguments = ["req", "-x509", *headers, "-days", "1", "-subj", "/CN=localhost"]
     files_of = ["-keyout", str(key), "-out", str(certificate)]
     try:
         subprocess.run(["openssl", *arguments, *files_of], check=True, capture_output=True)

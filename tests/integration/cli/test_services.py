@@ -195,7 +195,9 @@ def test_a_pool_that_does_not_exist_is_not_taken_for_an_empty_one(
 @pytest.mark.parametrize(
     "arguments", [("--spread", "org"), ("--any-host", "--host", "a"), ("--any-host", "--spread", "x")]
 )
-def test_placing_words_that_contradict_each_other_are_refused(allocator: Allocator, arguments: tuple[str, ...]) -> None:
+def test_placing_options_that_contradict_each_other_are_refused(
+    allocator: Allocator, arguments: tuple[str, ...]
+) -> None:
     assert allocator("claim", "email", "--org", "o", *arguments).code == 2
 
 

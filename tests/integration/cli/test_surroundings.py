@@ -75,7 +75,7 @@ def test_a_reader_that_goes_away_is_no_error(allocator: Allocator, line: str) ->
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_talk_that_nobody_reads_stops_no_command(allocator: Allocator) -> None:
+def test_messages_that_nobody_reads_stop_no_command(allocator: Allocator) -> None:
     port = allocator("claim", "email", "--org", "o").out.strip()
     reader, writer = os.pipe()
     os.close(reader)
@@ -93,7 +93,7 @@ def test_a_working_directory_that_was_removed_is_no_error(allocator: Allocator) 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_directory_in_place_of_the_settings_file_is_named(allocator: Allocator) -> None:
+def test_a_directory_instead_of_the_settings_file_is_named(allocator: Allocator) -> None:
     (allocator.state / "allocator.toml").mkdir()
     done = allocator("ls")
     assert done.code == 78
@@ -123,7 +123,9 @@ def test_a_terminal_without_a_character_set_shows_what_it_can(allocator: Allocat
 
 
 @pytest.mark.parametrize("limit", [10, 16, 64])
-def test_few_descriptors_are_enough_or_said_in_one_line(allocator: Allocator, ports: PortAllocator, limit: int) -> None:
+def test_few_descriptors_are_enough_or_reported_in_one_line(
+    allocator: Allocator, ports: PortAllocator, limit: int
+) -> None:
     done = shell(allocator, f"ulimit -n {limit}; allocator claim email --org o")
     assert done.returncode in {0, 69, 78}
     assert "Traceback" not in done.stderr
@@ -170,7 +172,7 @@ def test_a_state_directory_that_cannot_be_written_leaves_no_lease(allocator: All
     assert ports.leases() == []
 
 
-def test_state_lives_where_the_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_lives_where_the_variables_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     home = {"HOME": "/home/me"}
     assert state_directory(home) == Path("/home/me/.local/state/allocator")
@@ -179,7 +181,7 @@ def test_state_lives_where_the_variables_say(tmp_path: Path, monkeypatch: pytest
     assert state_directory(home | {"XDG_STATE_HOME": "/s", "ALLOCATOR_STATE_DIR": "mine"}) == tmp_path / "mine"
 
 
-def test_a_user_without_a_home_can_look_and_is_told_what_keeping_state_needs(
+def test_a_user_without_a_home_can_look_and_learns_what_keeping_state_needs(
     allocator: Allocator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from allocator.__main__ import status_of

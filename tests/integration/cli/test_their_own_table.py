@@ -99,7 +99,7 @@ def test_a_table_of_uuids_foreign_keys_and_camel_case_from_the_first_look_to_the
     assert "Warning" not in "".join(reported)
 
 
-def test_a_claim_whose_plugin_has_no_row_says_so_before_it_leases(
+def test_a_claim_whose_plugin_has_no_row_reports_it_before_it_leases(
     allocator: Allocator, theirs: Database, ports: PortAllocator
 ) -> None:
     assert allocator("db", "upgrade").code == 0

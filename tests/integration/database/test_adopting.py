@@ -55,7 +55,7 @@ def listener() -> Iterator[Callable[..., int]]:
 
 @pytest.fixture
 def run(tmp_path: Path, redis_url: str, pool: PoolSpec, database_url: str):
-    """Runs `allocator` on host web-1 and returns its exit status, data and talk."""
+    """Runs `allocator` on host web-1 and returns its exit status, data and messages."""
 
     def command(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(
@@ -109,7 +109,7 @@ def test_a_bound_row_of_the_manual_days_becomes_a_lease_of_its_process(
 
 
 @pytest.mark.parametrize("how", [("reconcile", "--once"), ("reconcile", "--dry-run")])
-def test_the_first_pass_of_the_reconciler_adopts_and_a_dry_run_says_so(
+def test_the_first_pass_of_the_reconciler_adopts_and_a_dry_run_reports_it(
     run, listener, table: Table, ports: PortAllocator, pool: PoolSpec, how: tuple[str, str]
 ) -> None:
     pid = listener(pool.first, "org-1")
@@ -147,7 +147,7 @@ def test_a_row_whose_port_is_not_bound_is_reported_and_stopped_only_when_asked(
     assert ports.leases() == []
 
 
-def test_of_two_rows_with_one_port_the_command_line_of_the_process_tells(
+def test_of_two_rows_with_one_port_the_command_line_of_the_process_decides(
     run, listener, table: Table, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     listener(pool.first, "org-2")
@@ -161,7 +161,7 @@ def test_of_two_rows_with_one_port_the_command_line_of_the_process_tells(
     assert [str(one.worker) for one in ports.leases()] == ["org-2/email#0"]
 
 
-def test_of_two_rows_that_nothing_tells_apart_none_is_adopted(
+def test_of_two_rows_that_nothing_distinguishes_none_is_adopted(
     run, listener, table: Table, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     listener(pool.first, "someone")
@@ -227,7 +227,9 @@ def test_a_lease_that_redis_lost_is_stopped_when_asked_once_its_time_has_passed(
     }  # fmt: skip
 
 
-def test_a_row_that_is_not_stopped_is_not_said_to_be(run, table: Table, ports: PortAllocator, pool: PoolSpec) -> None:
+def test_a_row_that_is_not_stopped_is_not_reported_as_such(
+    run, table: Table, ports: PortAllocator, pool: PoolSpec
+) -> None:
     before = "BEFORE UPDATE ON plugin_runners FOR EACH ROW WHEN (OLD.organization_id = '{}') {}"
     if table.database.is_sqlite:
         table.run("CREATE TRIGGER drops " + before.format("org-1", "BEGIN SELECT RAISE(IGNORE); END"))

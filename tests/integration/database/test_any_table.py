@@ -163,7 +163,7 @@ def test_a_table_of_names_that_is_not_there_is_one_line(theirs: Database, names:
             use(theirs, replace(NAMES, plugin=names))
 
 
-def test_a_foreign_key_without_settings_says_what_to_write(postgres_url: str) -> None:
+def test_a_foreign_key_without_settings_states_what_to_write(postgres_url: str) -> None:
     with closing(Database.open(postgres_url)) as database:
         make_tables(database)
         with pytest.raises(ConfigurationError, match=r"pluginId of plugin_instances is uuid.*\[database.plugin\]"):
@@ -180,12 +180,12 @@ def test_a_foreign_key_without_settings_says_what_to_write(postgres_url: str) ->
         ({"ready": "a\nb"}, "not a name for a state"),
     ],
 )
-def test_states_that_cannot_be_told_apart_are_refused(states: dict[str, str], message: str) -> None:
+def test_states_that_cannot_be_distinguished_are_refused(states: dict[str, str], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         TableNames.checked(None, None, {}, states)
 
 
-def test_words_of_states_are_literals_and_never_part_of_a_statement(
+def test_names_of_states_are_literals_and_never_part_of_a_statement(
     database_url: str, ports: PortAllocator, pool: PoolSpec
 ) -> None:
     fields = {"ready": "it's :up", "starting": "'; DROP TABLE plugin_runners; --"}

@@ -45,7 +45,7 @@ def test_a_pass_writes_a_row_for_every_lease(reconciler: Reconciler, ports: Port
     assert drift(reconciler) == {}
 
 
-def test_all_that_a_holder_says_is_in_the_row(reconciler: Reconciler, ports: PortAllocator, table: Table) -> None:
+def test_all_that_a_holder_reports_is_in_the_row(reconciler: Reconciler, ports: PortAllocator, table: Table) -> None:
     lease = ports.claim("email", org="org-1")
     fields = {"state": LeaseState.DEGRADED, "pid": 4242, "restarts": 3, "last_error": "exit code 1"}
     ports.renew(replace(lease, **fields), rewrite=True)
@@ -87,7 +87,7 @@ def test_a_released_lease_leaves_a_stopped_row(reconciler: Reconciler, ports: Po
     assert (row["runtime_state"], row["stopped_at"]) == ("starting", None)
 
 
-def test_an_expired_lease_leaves_a_stopped_row_that_says_so(
+def test_an_expired_lease_leaves_a_stopped_row_that_reports_it(
     reconciler: Reconciler, ports: PortAllocator, table: Table
 ) -> None:
     lease = ports.claim("email", org="org-1")
@@ -125,13 +125,15 @@ def test_a_declined_lease_leaves_a_stopped_row(reconciler: Reconciler, ports: Po
     assert (row["runtime_state"], "declined" in row["last_error"]) == ("stopped", True)
 
 
-def test_workers_that_changed_places_are_both_right(reconciler: Reconciler, ports: PortAllocator, table: Table) -> None:
+def test_workers_that_changed_addresses_are_both_right(
+    reconciler: Reconciler, ports: PortAllocator, table: Table
+) -> None:
     one, two = ports.claim("email", org="org-1"), ports.claim("email", org="org-2")
     reconciler.run(Report())
     ports.release(one)
     ports.release(two)
     for org, port in (("org-1", two.port), ("org-2", one.port)):
-        forget_place(ports, org)
+        forget_address(ports, org)
         ports.claim("email", org=org, port=port)
     assert set(drift(reconciler).values()) == {"wrong-port"}
     reconciler.run(Report())
@@ -139,7 +141,7 @@ def test_workers_that_changed_places_are_both_right(reconciler: Reconciler, port
     assert addresses == {"org-1/email#0": two.port, "org-2/email#0": one.port}
 
 
-def forget_place(ports: PortAllocator, org: str) -> None:
+def forget_address(ports: PortAllocator, org: str) -> None:
     redis_of(ports).delete(f"alloc:{{{ports.session.pool}}}:worker:{org}/email#0")
 
 
@@ -167,7 +169,7 @@ def test_a_newer_fence_in_the_row_is_never_overwritten(
     assert table.rows() == before
 
 
-def test_a_live_row_of_another_worker_at_a_leased_place_gives_way(
+def test_a_live_row_of_another_worker_at_a_leased_address_gives_way(
     reconciler: Reconciler, ports: PortAllocator, table: Table
 ) -> None:
     lease = ports.claim("email", org="org-1")
@@ -220,7 +222,7 @@ def test_a_listener_without_a_lease_is_drift(reconciler: Reconciler, pool: PoolS
     assert drift(reconciler) == {}
 
 
-def test_emptied_redis_stops_no_row_and_new_leases_take_their_places(
+def test_emptied_redis_stops_no_row_and_new_leases_take_their_addresses(
     reconciler: Reconciler, ports: PortAllocator, table: Table
 ) -> None:
     old = [ports.claim("email", org=f"org-{n}") for n in range(3)]
@@ -248,7 +250,7 @@ def test_a_database_restored_from_an_old_copy_is_made_right(
     reconciler.run(Report())
     copy = table.rows()
     ports.release(first)
-    forget_place(ports, "org-1")
+    forget_address(ports, "org-1")
     second = ports.claim("email", org="org-1", port=first.port + 3)
     stripe = ports.claim("stripe", org="org-2", port=first.port)
     reconciler.run(Report())
@@ -287,7 +289,7 @@ def test_a_leadership_is_held_by_one_and_given_up(ports: PortAllocator) -> None:
     assert (held.fence, held.holder) == (None, one.holder)
     assert one.take().fence == one.fence
     with pytest.raises(DeposedError):
-        two.keep()
+        two.renew()
     before = one.fence
     one.give_up()
     one.give_up()

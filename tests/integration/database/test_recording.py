@@ -74,7 +74,7 @@ def test_async_claims_are_recorded_too(
 
 
 @pytest.mark.parametrize("fence", [None, 1, 5 * 10**15])
-def test_a_place_that_another_live_row_has_is_declined_and_another_port_claimed(
+def test_an_address_that_another_live_row_has_is_declined_and_another_port_claimed(
     ports: PortAllocator, table: Table, pool: PoolSpec, fence: int | None
 ) -> None:
     table.add("org-9/email", host="web-1", port=pool.first, runtime_state="ready", fence=fence)
@@ -88,7 +88,7 @@ def test_a_place_that_another_live_row_has_is_declined_and_another_port_claimed(
         ports.claim("email", org="org-2", port=pool.first)
 
 
-def test_an_explicit_port_whose_place_another_row_has_is_an_error(
+def test_an_explicit_port_whose_address_another_row_has_is_an_error(
     ports: PortAllocator, table: Table, pool: PoolSpec
 ) -> None:
     table.add("org-9/email", host="web-1", port=pool.first, runtime_state="ready")
@@ -134,7 +134,7 @@ def test_an_older_fence_changes_nothing(ports: PortAllocator, table: Table, reco
     assert table.rows() == before
 
 
-def test_a_row_of_a_newer_lease_costs_a_fresh_claim_its_lease_and_not_its_place(
+def test_a_row_of_a_newer_lease_costs_a_fresh_claim_its_lease_and_not_its_address(
     ports: PortAllocator, table: Table, pool: PoolSpec
 ) -> None:
     """Redis lost its leases and counts from the beginning; the row knows a later one."""
@@ -228,7 +228,7 @@ def test_a_database_that_is_slower_than_the_lease_each_time_is_an_error_and_leav
     assert ports.leases() == []
 
 
-def test_a_claim_whose_port_another_got_before_its_row_was_written_says_so(
+def test_a_claim_whose_port_another_got_before_its_row_was_written_reports_it(
     redis_url: str, pool: PoolSpec, ports: PortAllocator, recorder: DatabaseRecorder
 ) -> None:
     ports.apply_pool(replace(pool, grace_ms=0))
@@ -242,7 +242,7 @@ def test_a_claim_whose_port_another_got_before_its_row_was_written_says_so(
         asyncio.run(scenario())
 
 
-def test_recording_without_a_recorder_says_what_to_give(ports: PortAllocator) -> None:
+def test_recording_without_a_recorder_states_what_to_give(ports: PortAllocator) -> None:
     ports.recorder = None
     with pytest.raises(ConfigurationError, match="DatabaseRecorder"):
         ports.claim("email", org="org-1", record=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from runners_table import Table
 from servers import Server
-from watching import NAMES, Watching, wait_until
+from watchers import NAMES, Watching, wait_until
 
 from allocator import PortAllocator
 from allocator.database.connection import Database
@@ -36,15 +36,15 @@ def test_workers_rows_and_the_leadership_are_right_after_redis_went_back_in_time
         first = Leader(ports)
         first.take()
         before = ports.claim("email", org="org-1", ttl=1.0)
-        stays = ports.keep(ports.claim("email", org="org-2", ttl=2.0))
+        stays = ports.start_heartbeats(ports.claim("email", org="org-2", ttl=2.0))
         server.client().save()
         copy = shutil.copy(server.directory / "dump.rdb", tmp_path)
         # What the copy does not know: another leader, another port of a worker, a new worker.
         first.give_up()
         watching = stack.enter_context(Watching(server.url, pool.name, database))
         ports.release(before)
-        moved = ports.keep(ports.claim("email", org="org-1", port=before.port + 5, ttl=2.0))
-        newer = ports.keep(ports.claim("stripe", org="org-3", ttl=2.0))
+        moved = ports.start_heartbeats(ports.claim("email", org="org-1", port=before.port + 5, ttl=2.0))
+        newer = ports.start_heartbeats(ports.claim("stripe", org="org-3", ttl=2.0))
         held = (stays, moved, newer)
         wait_until(lambda: len(table.addresses()) == len(held), "it does not follow")
         server.crash()
@@ -70,4 +70,4 @@ def test_workers_rows_and_the_leadership_are_right_after_redis_went_back_in_time
         wait_until(are_right, "the rows are not those of the leases")
         assert watching.error is None
         assert [one.lease.port for one in held] == [stays.port, before.port + 5, newer.port]
-        ports.let_go(*held)
+        ports.end_held(*held)

@@ -60,7 +60,7 @@ def rows_of(database: Database, query: str) -> list[dict]:
         return [dict(row) for row in connection.execute(sa.text(query)).mappings()]
 
 
-def test_check_says_what_is_missing_and_changes_nothing(empty: Database) -> None:
+def test_check_states_what_is_missing_and_changes_nothing(empty: Database) -> None:
     assert "table plugin_runners" in check(empty, NAMES).missing
     assert "table plugin_runners" in check(empty, NAMES).missing
     assert upgrade(empty, NAMES)
@@ -249,7 +249,7 @@ def test_rows_that_contradict_a_check_are_kept_and_the_check_is_not_added(empty:
     assert check(empty, NAMES).findings == []
 
 
-def test_several_live_rows_at_one_place_have_to_be_settled_by_their_owner(empty: Database) -> None:
+def test_several_live_rows_at_one_address_have_to_be_settled_by_their_owner(empty: Database) -> None:
     execute(
         empty,
         "CREATE TABLE plugin_runners (organization_id TEXT, plugin_id TEXT, host TEXT, port INT, runtime_state TEXT)",
@@ -345,7 +345,7 @@ def test_a_table_that_is_partitioned_by_the_pool_keeps_its_other_partitions_rows
     database.close()
 
 
-def test_a_column_that_the_database_makes_itself_is_the_administrators_to_mend(postgres_url: str) -> None:
+def test_a_column_that_the_database_makes_itself_is_the_administrators_to_fix(postgres_url: str) -> None:
     database = Database.open(postgres_url)
     upgrade(database, NAMES)
     execute(
@@ -440,7 +440,7 @@ def test_what_is_written_is_bound_and_never_part_of_a_statement(table: Table) ->
     assert list(table.rows()) == [f"{evil}/email#0"]
 
 
-def test_a_row_that_is_refused_is_told_from_a_database_that_is(database: Database) -> None:
+def test_a_row_that_is_refused_is_distinguished_from_a_database_that_is(database: Database) -> None:
     with pytest.raises(RowRefusedError, match=r"CHECK|check"), database.writing() as connection:
         connection.execute(
             sa.text("INSERT INTO plugin_runners (organization_id, plugin_id, port) VALUES ('o', 'p', 0)")

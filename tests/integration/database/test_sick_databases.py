@@ -16,7 +16,7 @@ import pytest
 from postgres import Postgres
 from runners_table import Table
 from servers import client_of
-from watching import NAMES, Watching, wait_until
+from watchers import NAMES, Watching, wait_until
 
 from allocator import DatabaseRecorder, DatabaseUnavailableError, PortAllocator
 from allocator.database.connection import Database
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from allocator import Lease, PoolSpec
 
-WORDS = "naïve — 'quoted\\'"
+TEXT = "naïve — 'quoted\\'"
 LIMIT_S = 20.0
 """Longer than any limit of ours, also on a busy machine; without limits each of these waits for minutes or for ever."""
 
@@ -100,7 +100,7 @@ def test_a_kept_connection_to_a_stopped_backend_is_replaced(postgres_url: str, p
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_a_watcher_that_meets_a_stopped_server_says_so_lets_others_lead_and_goes_on(
+def test_a_watcher_that_meets_a_stopped_server_reports_it_lets_others_lead_and_goes_on(
     own_postgres: Postgres, ports: PortAllocator, redis_url: str
 ) -> None:
     url = own_postgres.new_database()
@@ -252,10 +252,10 @@ def test_what_a_role_sets_for_its_sessions_changes_nothing(
     with closing(Database.open(postgres_url)) as database:
         layout = open_layout(database, NAMES)
         lease = ports.claim("email", org="org-1", ttl="5m")
-        ports.renew(replace(lease, state=LeaseState.DEGRADED, last_error=WORDS), rewrite=True)
+        ports.renew(replace(lease, state=LeaseState.DEGRADED, last_error=TEXT), rewrite=True)
         Reconciler(ports, database, layout, leader=Leader(ports)).run(Report())
         (row,) = Table(database, ports.session.pool).run("SELECT last_error FROM plugin_runners")
-        assert row["last_error"] == WORDS
+        assert row["last_error"] == TEXT
         with database.reading() as connection:
             (read,) = Reconciler(ports, database, layout, leader=None).rows.on_host(connection, "web-1")
         assert read.expires_at == pytest.approx(lease.expires_at, abs=60)

@@ -13,7 +13,7 @@ import pytest
 from far_host import FarHost
 from runners_table import Table
 from servers import Server
-from watching import NAMES, Watching, wait_until
+from watchers import NAMES, Watching, wait_until
 
 from allocator import DatabaseRecorder, DatabaseUnavailableError, PortAllocator, StoreUnavailableError
 from allocator.database.connection import Database
@@ -90,7 +90,7 @@ def test_a_silent_redis_holds_nobody_up_and_all_is_right_afterwards(
         upgrade(database, NAMES)
         table = Table(database, pool.name)
         watching = stack.enter_context(Watching(url, pool.name, database))
-        held = others.keep(others.claim("email", org="org-1", ttl=300.0))
+        held = others.start_heartbeats(others.claim("email", org="org-1", ttl=300.0))
         wait_until(lambda: "org-1/email#0" in table.rows(), "it does not follow")
         far.silence()
         ends(lambda: others.claim("email", org="org-2"), StoreUnavailableError, ".")
@@ -102,5 +102,5 @@ def test_a_silent_redis_holds_nobody_up_and_all_is_right_afterwards(
         assert others.claim("email", org="org-4")
         address = (lease.host, lease.port, "starting")
         wait_until(lambda: table.addresses().get("org-3/stripe#0") == address, "the row is not written")
-        others.let_go(held)
+        others.end_held(held)
         assert watching.error is None

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from runners_table import Table
 from supervised import Fleet, finish
-from watching import NAMES
+from watchers import NAMES
 
 from allocator import DatabaseRecorder, PortAllocator
 from allocator.database.connection import Database

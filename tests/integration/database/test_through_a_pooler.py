@@ -15,7 +15,7 @@ import psycopg
 from runners_table import Table
 from servers import client_of
 from supervised import finish
-from watching import NAMES, Watching, wait_until
+from watchers import NAMES, Watching, wait_until
 
 from allocator import DatabaseRecorder, PortAllocator
 from allocator.database.connection import Database

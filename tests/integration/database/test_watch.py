@@ -105,7 +105,7 @@ def watching(ports: PortAllocator, database: Database, database_url: str, redis_
             pass
 
 
-def places_are(table: Table, leases) -> bool:
+def addresses_are(table: Table, leases) -> bool:
     return {(row["host"], row["port"], row["runtime_state"]) for row in table.rows().values()} >= {
         (one.host, one.port, str(one.state)) for one in leases
     }
@@ -114,7 +114,7 @@ def places_are(table: Table, leases) -> bool:
 def test_rows_follow_claims_and_releases_long_before_the_next_pass(watching, ports: PortAllocator, table: Table):
     watching("--every", "1h").message("leading")
     first = ports.claim("email", org="org-1")
-    wait_until(lambda: places_are(table, [first]), "the claim did not arrive")
+    wait_until(lambda: addresses_are(table, [first]), "the claim did not arrive")
     ports.release(first)
     wait_until(lambda: table.addresses()["org-1/email#0"][2] == "stopped", "the release did not arrive")
 
@@ -126,7 +126,7 @@ def test_a_stand_by_takes_over_when_the_leader_ends_in_order(watching, ports: Po
     assert json.loads(one.lines[-1])["message"] == "stopped"
     two.message("leading")
     lease = ports.claim("email", org="org-1")
-    wait_until(lambda: places_are(table, [lease]), "the new leader does not follow")
+    wait_until(lambda: addresses_are(table, [lease]), "the new leader does not follow")
 
 
 def test_a_stand_by_takes_over_from_a_leader_that_was_killed_or_stopped(watching, ports: PortAllocator, table: Table):
@@ -136,7 +136,7 @@ def test_a_stand_by_takes_over_from_a_leader_that_was_killed_or_stopped(watching
     client_of(ports.store).delete(*leader_keys(ports))  # as its TTL does, without waiting for it
     two.message("leading")
     lease = ports.claim("email", org="org-1")
-    wait_until(lambda: places_are(table, [lease]), "the new leader does not follow")
+    wait_until(lambda: addresses_are(table, [lease]), "the new leader does not follow")
     before = table.rows()
     os.kill(one.process.pid, signal.SIGCONT)
     one.message("standing by: host-1")
@@ -152,7 +152,9 @@ def leader_keys(ports: PortAllocator) -> list[str]:
     return [f"{base}:leader", f"{base}:tokens:!leader"]
 
 
-def test_only_one_leads_and_once_says_who(watching, ports: PortAllocator, database_url: str, redis_url: str, tmp_path):
+def test_only_one_leads_and_once_states_who(
+    watching, ports: PortAllocator, database_url: str, redis_url: str, tmp_path
+):
     watching("--every", "1h").message("leading")
     done = subprocess.run(
         [sys.executable, "-m", "allocator", "reconcile", "--once"],
@@ -174,7 +176,7 @@ def test_events_that_were_lost_are_made_up_by_the_next_pass(watching, ports: Por
     for number in range(5):
         leases.append(ports.claim("email", org=f"org-{number}"))
         client.delete(stream)
-    wait_until(lambda: places_are(table, leases), "the passes did not make up for the events")
+    wait_until(lambda: addresses_are(table, leases), "the passes did not make up for the events")
 
 
 def test_garbage_among_the_events_does_no_harm(watching, ports: PortAllocator, table: Table):
@@ -188,7 +190,7 @@ def test_garbage_among_the_events_does_no_harm(watching, ports: PortAllocator, t
     ):
         client.xadd(stream, fields)
     lease = ports.claim("email", org="org-1")
-    wait_until(lambda: places_are(table, [lease]), "the claim did not arrive")
+    wait_until(lambda: addresses_are(table, [lease]), "the claim did not arrive")
     assert list(table.rows()) == ["org-1/email#0"]
     assert one.process.poll() is None
 
@@ -251,7 +253,7 @@ def test_a_database_that_is_away_is_waited_for_and_the_backlog_is_one_diff(
         watcher.message("leading")
         kept = ports.claim("email", org="org-kept")
         table = Table(Database.open(url), ports.session.pool)
-        wait_until(lambda: places_are(table, [kept]), "the claim did not arrive")
+        wait_until(lambda: addresses_are(table, [kept]), "the claim did not arrive")
         table.database.close()
         own_postgres.stop(signal.SIGKILL)
         leases = [ports.claim("email", org=f"org-{number}") for number in range(20)]
@@ -259,10 +261,10 @@ def test_a_database_that_is_away_is_waited_for_and_the_backlog_is_one_diff(
         watcher.message("waiting for it")
         own_postgres.start()
         watcher.message("are equal")
-        assert places_are(table, leases)
+        assert addresses_are(table, leases)
         assert table.addresses()["org-kept/email#0"][2] == "stopped"
         later = ports.claim("stripe", org="org-later")
-        wait_until(lambda: places_are(table, [later]), "events are not followed after the outage")
+        wait_until(lambda: addresses_are(table, [later]), "events are not followed after the outage")
         table.database.close()
 
 
@@ -282,7 +284,7 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(
         watcher.message("waiting for it")
         own_postgres.start()
         table = Table(Database.open(url), ports.session.pool)
-        wait_until(lambda: places_are(table, [lease]), "the pass was not made")
+        wait_until(lambda: addresses_are(table, [lease]), "the pass was not made")
         table.database.close()
 
 
@@ -310,7 +312,7 @@ def test_a_redis_that_is_away_is_waited_for(tmp_path: Path, postgres_url: str):
                 ports.apply_pool(spec)
                 lease = ports.claim("email", org="org-1")
             table = Table(database, "p")
-            wait_until(lambda: places_are(table, [lease]), "the leases of the new Redis did not arrive")
+            wait_until(lambda: addresses_are(table, [lease]), "the leases of the new Redis did not arrive")
             watcher.end()
     database.close()
 

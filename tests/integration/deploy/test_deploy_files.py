@@ -109,7 +109,7 @@ def test_kubernetes_containers_are_locked_down_and_selectors_meet_their_pods(man
 
 
 @pytest.mark.parametrize("manifest", manifests())
-def test_whoever_uses_the_name_of_a_node_says_which_machine_it_is(manifest: dict) -> None:
+def test_whoever_uses_the_name_of_a_node_states_which_machine_it_is(manifest: dict) -> None:
     pod = pod_of(manifest) or {}
     containers = [*pod.get("containers", []), *pod.get("initContainers", [])]
     users = [one for one in containers if "ALLOCATOR_HOST" in {variable["name"] for variable in one.get("env", [])}]

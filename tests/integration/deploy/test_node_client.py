@@ -74,7 +74,7 @@ def test_without_options_it_goes_by_the_settings_of_the_environment(url: str, po
     assert found["host"] == "web-1"
 
 
-def test_a_worker_holds_a_port_says_that_it_is_ready_and_gives_it_back(url: str, pool: PoolSpec) -> None:
+def test_a_worker_holds_a_port_reports_that_it_is_ready_and_gives_it_back(url: str, pool: PoolSpec) -> None:
     printed = node(
         """
         import http from "node:http";
@@ -135,7 +135,7 @@ def listening(port: int) -> socket.socket | None:
         return None
 
 
-def test_a_lease_that_is_lost_is_told_and_other_errors_have_their_type(url: str, pool: PoolSpec) -> None:
+def test_a_lease_that_is_lost_is_reported_and_other_errors_have_their_type(url: str, pool: PoolSpec) -> None:
     printed = node(
         """
         const lease = await ports.claim("email", { org: "org-1" });
@@ -151,7 +151,7 @@ def test_a_lease_that_is_lost_is_told_and_other_errors_have_their_type(url: str,
     assert printed == {"type": "lease-lost", "refused": "invalid-input", "status": 422, "isOurs": True}
 
 
-def test_a_drain_is_told_once_and_the_lease_is_kept_until_its_release(url: str) -> None:
+def test_a_drain_is_reported_once_and_the_lease_is_kept_until_its_release(url: str) -> None:
     printed = node(
         f"""
         const lease = await ports.hold("email", {{ org: "org-1", ttlMs: 400 }});
@@ -173,7 +173,7 @@ def test_a_drain_is_told_once_and_the_lease_is_kept_until_its_release(url: str) 
     assert httpx.get(f"{url}/v1/leases").json()["leases"] == []
 
 
-def test_a_worker_that_drains_by_itself_is_not_told_so(url: str) -> None:
+def test_a_worker_that_drains_by_itself_is_not_notified(url: str) -> None:
     printed = node(
         """
         const lease = await ports.hold("email", { org: "org-1", ttlMs: 400 });

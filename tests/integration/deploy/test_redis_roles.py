@@ -132,13 +132,13 @@ def test_the_table_has_every_command() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_each_role_can_do_what_the_table_says_and_no_more(
+def test_each_role_can_do_what_the_table_states_and_no_more(
     role: str, guarded: Server, tmp_path: Path, adoptable: int
 ) -> None:
     guarded.client(username="admin", password="x").flushall()
     with PortAllocator.from_url(f"redis://admin:x@127.0.0.1:{guarded.port}", pool="rights", host="web-1") as ports:
         ports.apply_pool(SPEC)
-        held = ports.keep(ports.claim("email", org="org-1", ttl=600.0))
+        held = ports.start_heartbeats(ports.claim("email", org="org-1", ttl=600.0))
         ports.update(held, state=LeaseState.READY)
         ports.run(register(replace(ports.session.context, host="web-7"), "rights"))
         ports.run(cordon("rights", "web-7", on=True))

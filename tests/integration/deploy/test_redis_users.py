@@ -269,7 +269,7 @@ def test_a_reconciler_leads_restores_adopts_and_reads(empty: Server) -> None:
         first, second = Leader(reconciler), Leader(reconciler)
         assert first.take().fence is not None
         assert second.take().holder == first.holder
-        first.keep()
+        first.renew()
         first.give_up()
         assert second.take().fence is not None
         remembered = Remembered(WorkerId("org-2", "stripe"), "web-1", SPEC.last, 7)
@@ -283,7 +283,7 @@ SOMEBODY = WorkerId("org-1", "email")
 Use = Callable[[PortAllocator, Lease], object]
 
 
-def wait_in_line(ports: PortAllocator, lease: Lease) -> None:
+def wait_in_the_queue(ports: PortAllocator, lease: Lease) -> None:
     """Wait for a port that is leased, and leave the line again."""
     with contextlib.suppress(HeldError, ExhaustedError):
         ports.claim("stripe", org="org-2", port=lease.port, wait=0.3)
@@ -319,7 +319,7 @@ USES: dict[str, Use] = {
     "renew": lambda ports, lease: ports.renew(lease, rewrite=True),
     "resolve": lambda ports, _: ports.endpoints("email", org="org-1"),
     "restore": lambda ports, _: ports.run(restore(SPEC, [Remembered(SOMEBODY, "web-9", SPEC.last, 7)], 60_000)),
-    "wait": wait_in_line,
+    "wait": wait_in_the_queue,
 }
 """How each script is used, by whoever may: the script, then which of its uses."""
 FOR_READERS = {"inspect", "place", "resolve"}
@@ -356,7 +356,7 @@ def test_every_script_is_for_readers_or_refused_to_them(empty: Server, name: str
     assert contents(empty) == before
 
 
-def test_the_reconciler_has_the_rights_of_a_holder_as_the_file_says() -> None:
+def test_the_reconciler_has_the_rights_of_a_holder_as_the_file_states() -> None:
     lines = [line.split(" ", 2) for line in ACL.read_text().splitlines() if line.startswith("user ")]
     rights = {name: rest for _, name, rest in lines}
     assert rights["reconciler"] == rights["holder"]

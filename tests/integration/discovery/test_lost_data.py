@@ -219,7 +219,7 @@ def test_a_worker_that_died_with_the_data_goes_after_one_ttl(server: Server, wor
         wait_until(lambda: len(email.endpoints) == WORKERS - 1, "the dead worker stays")
 
 
-def test_while_redis_is_away_what_is_known_stays_and_its_age_is_told(server: Server, workers: list[Worker]) -> None:
+def test_while_redis_is_away_what_is_known_stays_and_its_age_is_reported(server: Server, workers: list[Worker]) -> None:
     with Service("email", org="org-123", url=server.url, pool=POOL.name) as email:
         assert len(email.endpoints) == WORKERS
         assert email.age_s == 0.0

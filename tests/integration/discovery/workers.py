@@ -27,7 +27,7 @@ class Worker:
         self, allocator: PortAllocator, *, org: str = "org-123", instance: int = 0, address: str = "127.0.0.1"
     ) -> None:
         self.allocator = allocator
-        self.held = allocator.keep(allocator.claim("email", org=org, instance=instance))
+        self.held = allocator.start_heartbeats(allocator.claim("email", org=org, instance=instance))
         self.answered = 0
         self.bodies: list[bytes] = []
         worker = self
@@ -77,7 +77,7 @@ class Worker:
 
     def stop(self) -> None:
         self.close_socket()
-        self.allocator.let_go(self.held)
+        self.allocator.end_held(self.held)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def test_a_host_without_ipv6_is_proven_by_ipv4_alone(port: int, monkeypatch: pyt
     assert prove_port(port) is True
 
 
-def test_a_process_without_descriptors_proves_nothing_and_says_so(port: int) -> None:
+def test_a_process_without_descriptors_proves_nothing_and_reports_it(port: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -166,7 +166,7 @@ except ConfigurationError as error:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="another user can be taken on by root only")
 @pytest.mark.skipif(int(FIRST_PRIVILEGED_FREE.read_text()) < 2, reason="this host has no privileged ports")
-def test_a_port_below_1024_without_the_right_is_a_setting_to_mend() -> None:
+def test_a_port_below_1024_without_the_right_is_a_setting_to_fix() -> None:
     reported = subprocess.run([sys.executable, "-c", AS_NOBODY], capture_output=True, text=True, check=True).stdout
     assert reported == (
         "this user may not bind port 1; use a pool above port 1023, or give the worker CAP_NET_BIND_SERVICE\n"

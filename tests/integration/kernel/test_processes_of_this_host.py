@@ -125,7 +125,7 @@ def test_a_process_whose_main_thread_has_ended_lives_until_its_last_thread_ends(
         child.stdin = None
 
 
-def test_a_group_is_told_apart_from_ours_and_outlives_its_leader() -> None:
+def test_a_group_is_distinguished_from_ours_and_outlives_its_leader() -> None:
     code = "import subprocess; subprocess.Popen(['cat']); print('ready', flush=True)"
     read_end, write_end = os.pipe()
     leader = subprocess.Popen(

@@ -180,7 +180,7 @@ def test_large_commands_and_answers_pass_whole(opened, redis_url) -> None:
     assert face.ask("ECHO", "after it") == b"after it"
 
 
-def test_a_word_that_is_no_text_is_refused_before_anything_is_sent(opened, redis_url) -> None:
+def test_an_argument_that_is_not_text_is_refused_before_anything_is_sent(opened, redis_url) -> None:
     face = opened(redis_url)
     before = face.ask("CLIENT", "ID")
     with pytest.raises(UnicodeEncodeError):
@@ -268,7 +268,7 @@ def test_a_server_that_is_no_redis_is_called_that(opened) -> None:
             store.server_time()
 
 
-def test_a_server_that_takes_connections_and_says_nothing_is_silent_in_time(opened) -> None:
+def test_a_server_that_takes_connections_and_sends_nothing_is_silent_in_time(opened) -> None:
     with Scripted(lambda _number, _connection: None, greets=False) as server, pytest.raises(TimeoutError):
         opened(server.url, IMPATIENT_S).ask("PING")
 
@@ -331,7 +331,7 @@ def test_a_unix_socket_that_is_replaced_leads_to_the_new_server(opened, tmp_path
         (b"-ERR unknown command 'TIME'", ConfigurationError, "6.2"),
     ],
 )
-def test_error_replies_mean_what_they_say(reply, kind, text) -> None:
+def test_error_replies_become_the_errors_that_they_mean(reply, kind, text) -> None:
     def behave(_number: int, connection: socket.socket) -> None:
         while connection.recv(65_536):
             connection.sendall(reply + b"\r\n")

@@ -57,7 +57,7 @@ def drained_at(fleet: Fleet) -> float:
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "host drain"])
-def test_a_worker_is_draining_for_the_delay_before_it_is_told_to_end(fleet: Fleet, how: str) -> None:
+def test_a_worker_is_draining_for_the_delay_before_it_is_made_to_end(fleet: Fleet, how: str) -> None:
     process = run(fleet, *(("--ttl", "1s") if how == "host drain" else ()))
     lease = fleet.lease()
     if how == "SIGTERM":
@@ -97,7 +97,7 @@ def test_a_worker_that_nobody_was_sent_to_yet_ends_without_the_delay(fleet: Flee
     process.wait(timeout=30)
 
 
-def test_a_workers_file_says_the_delay_of_each(fleet: Fleet) -> None:
+def test_a_workers_file_states_the_delay_of_each(fleet: Fleet) -> None:
     (fleet.state / "worker.py").write_text(WORKER)
     (fleet.state / "workers.toml").write_text(
         f'[[worker]]\nplugin = "email"\norg = "org-1"\ncommand = {json.dumps([sys.executable, "worker.py"])}\n'

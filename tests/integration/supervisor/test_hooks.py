@@ -40,7 +40,7 @@ def test_a_hook_and_a_run_that_are_both_started_again_after_a_kill_have_the_port
     eventually(lambda: [(one.port, one.state) for one in fleet.ports.leases()] == [(int(port), "ready")])
 
 
-def test_run_goes_on_with_a_lease_that_is_tied_to_what_started_it(fleet: Fleet) -> None:
+def test_run_goes_on_with_a_lease_that_is_bound_to_what_started_it(fleet: Fleet) -> None:
     script = f'{sys.executable} -m allocator claim email --org org-1 --pid $$ && exec "$@"'
     arguments = [sys.executable, "-m", "allocator", "run", "email", "--org", "org-1", "--", *PYTHON_WORKER]
     process = subprocess.Popen(

@@ -52,12 +52,12 @@ def test_replicas_have_a_lease_each_and_sighup_restarts_one_after_the_other(flee
     assert fleet.ports.leases() == []
 
 
-def test_a_procfile_runs_different_workers_whose_lines_carry_their_names(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_workers_file_runs_different_workers_whose_lines_carry_their_names(fleet: Fleet, tmp_path: Path) -> None:
     (tmp_path / "a.env").write_text("WORD=from-the-file\n")
-    say = f'["{sys.executable}", "-c", "import os; print(os.environ[\'WORD\'], os.environ[\'PORT\'])"]'
+    printer = f'["{sys.executable}", "-c", "import os; print(os.environ[\'WORD\'], os.environ[\'PORT\'])"]'
     (tmp_path / "Procfile.toml").write_text(
-        f'[[worker]]\nplugin = "email"\norg = "o-1"\ncommand = {say}\nenv_file = "a.env"\n'
-        f'[[worker]]\nplugin = "stripe"\ncommand = {say}\nenv = {{ WORD = "inline" }}\nreplicas = 2\n'
+        f'[[worker]]\nplugin = "email"\norg = "o-1"\ncommand = {printer}\nenv_file = "a.env"\n'
+        f'[[worker]]\nplugin = "stripe"\ncommand = {printer}\nenv = {{ WORD = "inline" }}\nreplicas = 2\n'
     )
     status, out, _ = finish(fleet.spawn("run", "--workers", "Procfile.toml", "--org", "o-2"))
     lines = sorted(line.rsplit(" ", 1)[0] for line in out.splitlines())
@@ -104,7 +104,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_a_procfile_names_file_line_and_field_before_any_claim(
+def test_a_mistake_in_a_workers_file_names_file_line_and_field_before_any_claim(
     fleet: Fleet, tmp_path: Path, name: str
 ) -> None:
     text, expected = MISTAKES[name]
@@ -132,7 +132,7 @@ BAD_RUNS = {
     "an environment file": (["--env-file", "none.env", "--", "true"], 78, "none.env cannot be read"),
     "a line of one": (["--env-file", "bad.env", "--", "true"], 78, "bad.env:2: 'no assignment' is not NAME=value"),
     "no command": ([], 2, "there is no command to run"),
-    "a procfile and a plugin": (["--workers", "p.toml"], 2, "--workers has what to run"),
+    "a workers file and a plugin": (["--workers", "p.toml"], 2, "--workers has what to run"),
 }
 
 

@@ -220,7 +220,7 @@ def test_agents_servers_and_exports_end_behind_a_full_pipe_too(fleet: Fleet) -> 
     with full_pipe() as full:
         started = [fleet.spawn(*arguments, stdout=full, stderr=full) for arguments in commands]
         eventually((fleet.state / "workers.env").exists)
-        eventually(lambda: all(_heeds_sigterm(one.pid) for one in started))
+        eventually(lambda: all(_handles_sigterm(one.pid) for one in started))
         for process in started:
             process.terminate()
         assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
@@ -234,13 +234,13 @@ def test_the_command_of_an_export_does_not_wait_for_a_reader(fleet: Fleet) -> No
     assert (fleet.state / "reloaded").exists()
 
 
-def _heeds_sigterm(pid: int) -> bool:
+def _handles_sigterm(pid: int) -> bool:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(line for line in lines if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
-def test_a_command_that_says_one_thing_does_not_hang_behind_a_full_pipe(fleet: Fleet) -> None:
+def test_a_command_that_prints_one_line_does_not_hang_behind_a_full_pipe(fleet: Fleet) -> None:
     with full_pipe() as full:
         process = fleet.spawn("show", "org-1/email", stderr=full)
         process.communicate(timeout=60)

@@ -43,7 +43,9 @@ def test_a_worker_that_hangs_longer_than_its_limit_is_started_again(fleet: Fleet
 
 
 @needs_node
-def test_a_worker_that_says_it_is_ill_is_degraded_and_ready_again_once_it_is_well(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_worker_that_reports_it_is_ill_is_degraded_and_ready_again_once_it_is_well(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     sick = tmp_path / "sick"
     arguments = ("--health", "/health", "--health-interval", "100ms", "--health-kill-after", "0s")
     fleet.run(*arguments, command=NODE_WORKER, variables={"WORKER_SICK": str(sick)})
@@ -183,7 +185,7 @@ def test_a_killed_supervisor_leaves_nothing_that_a_stray_started_last(fleet: Fle
     lease = fleet.lease()
 
     def strays() -> list[int]:
-        return [pid for pid in process_table() if os.fsencode(path) in _words(pid)]
+        return [pid for pid in process_table() if os.fsencode(path) in _arguments(pid)]
 
     eventually(lambda: len(strays()) > 15)  # the first of them was seen long ago, on a busy machine too
     process.kill()
@@ -225,7 +227,7 @@ def test_a_killed_supervisor_leaves_nothing_that_has_just_left_in_every_way(flee
     assert not is_running(lease.pid)
 
 
-def _words(pid: int) -> bytes:
+def _arguments(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -239,7 +241,9 @@ def test_a_guard_that_was_ended_is_replaced(fleet: Fleet) -> None:
 
     def guards() -> list[int]:
         table = process_table()
-        return [pid for pid, row in table.items() if row.parent == process.pid and b"allocator-guard" in _words(pid)]
+        return [
+            pid for pid, row in table.items() if row.parent == process.pid and b"allocator-guard" in _arguments(pid)
+        ]
 
     (guard,) = guards()
     os.kill(guard, signal.SIGKILL)

@@ -49,7 +49,7 @@ def test_the_port_belongs_to_the_grandchild_of_the_command(fleet: Fleet) -> None
     assert table[table[listener].parent].parent == lease.pid
 
 
-def test_the_environment_tells_the_worker_its_port_and_never_a_token_or_password(fleet: Fleet) -> None:
+def test_the_environment_shows_the_worker_its_port_and_never_a_token_or_password(fleet: Fleet) -> None:
     show = "import json, os; print(json.dumps(dict(os.environ)))"
     name = "a-word-that-nobody-may-see"
     variables = {
@@ -188,7 +188,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_stubborn_worker(fleet: Fleet) -> No
 
 
 @needs_node
-def test_a_worker_is_asked_to_stop_before_it_is_told_to(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_worker_is_asked_to_stop_before_it_is_made_to(fleet: Fleet, tmp_path: Path) -> None:
     log = tmp_path / "log"
     process = fleet.run("--stop-path", "/disable", command=WORKERS[1].values[0], variables={"WORKER_LOG": str(log)})
     fleet.lease()

@@ -21,7 +21,7 @@ LISTEN = (
     "servers = [socket.create_server(('', port)) for port in ports]\n"
     "time.sleep(600)"
 )
-WORDS = ("--ports", "http,debug")
+OPTIONS = ("--ports", "http,debug")
 WORKER = [sys.executable, "-c", LISTEN, "{port.http}", "{port.debug}"]
 
 
@@ -30,7 +30,7 @@ def by_plugin(fleet: Fleet) -> dict[str, int]:
 
 
 def test_each_port_has_its_template_its_variable_and_its_lease_and_all_are_given_back(fleet: Fleet) -> None:
-    process = fleet.run(*WORDS, command=WORKER)
+    process = fleet.run(*OPTIONS, command=WORKER)
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
     ports = by_plugin(fleet)
     assert sorted(ports) == ["email", "email+debug"]
@@ -47,7 +47,7 @@ def test_a_stranger_on_one_of_the_ports_costs_that_port_and_the_worker_gets_othe
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     waiting = f'[ -e started ] || {{{{ touch started; cat {gate} >/dev/null; }}}}; exec "$@"'
-    process = fleet.run(*WORDS, command=["sh", "-c", waiting, "sh", *WORKER])
+    process = fleet.run(*OPTIONS, command=["sh", "-c", waiting, "sh", *WORKER])
     fleet.started_lease(process)
     before = by_plugin(fleet)
     with socket.create_server(("", before["email+debug"])):
@@ -60,12 +60,12 @@ def test_a_stranger_on_one_of_the_ports_costs_that_port_and_the_worker_gets_othe
 
 
 def test_a_killed_supervisor_that_is_started_again_has_all_ports_at_once(fleet: Fleet) -> None:
-    first = fleet.run(*WORDS, "--ttl", "10m", command=WORKER)
+    first = fleet.run(*OPTIONS, "--ttl", "10m", command=WORKER)
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
     before, fences = by_plugin(fleet), {one.fence for one in fleet.ports.leases()}
     first.kill()
     first.wait()
-    fleet.run(*WORDS, "--ttl", "10m", command=WORKER)
+    fleet.run(*OPTIONS, "--ttl", "10m", command=WORKER)
     eventually(
         lambda: [one.state for one in fleet.ports.leases() if one.fence not in fences] == ["ready"] * 2,
         "the second supervisor's worker never became ready",
@@ -74,9 +74,9 @@ def test_a_killed_supervisor_that_is_started_again_has_all_ports_at_once(fleet: 
 
 
 def test_the_ports_that_a_hook_claimed_are_taken_over(fleet: Fleet) -> None:
-    status, out, _ = finish(fleet.spawn("claim", "email", "--org", "org-1", *WORDS, "--contiguous"))
+    status, out, _ = finish(fleet.spawn("claim", "email", "--org", "org-1", *OPTIONS, "--contiguous"))
     assert status == 0
-    fleet.run(*WORDS, command=WORKER)
+    fleet.run(*OPTIONS, command=WORKER)
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
     ports = by_plugin(fleet)
     assert out == f"http={ports['email']}\ndebug={ports['email+debug']}\n"
@@ -84,7 +84,7 @@ def test_the_ports_that_a_hook_claimed_are_taken_over(fleet: Fleet) -> None:
 
 
 def test_when_one_of_the_leases_is_lost_the_worker_stops_and_the_others_are_released(fleet: Fleet) -> None:
-    process = fleet.run(*WORDS, "--ttl", "1s", command=WORKER)
+    process = fleet.run(*OPTIONS, "--ttl", "1s", command=WORKER)
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
     (debug,) = [one for one in fleet.ports.leases() if one.plugin == "email+debug"]
     thief = fleet.ports.claim("email+debug", org="org-1", supersede_fence=debug.fence, ttl=60)
@@ -102,7 +102,7 @@ def test_each_socket_can_be_passed(fleet: Fleet) -> None:
         "for fd, name in enumerate(os.environ['LISTEN_FDNAMES'].split(':'), 3):\n"
         "    s = socket.socket(fileno=fd); print(name, s.getsockname()[1], s.getsockopt(socket.SOL_SOCKET, 30))"
     )
-    _, out, _ = finish(fleet.run(*WORDS, "--contiguous", "--listen-fd", command=[sys.executable, "-c", show]))
+    _, out, _ = finish(fleet.run(*OPTIONS, "--contiguous", "--listen-fd", command=[sys.executable, "-c", show]))
     first = fleet.pool.first
     assert out == f"http {first} 1\ndebug {first + 1} 1\n"
 
@@ -124,7 +124,7 @@ def test_ports_that_cannot_be_are_refused_before_any_claim(fleet: Fleet, name: s
     assert "granted" not in fleet.events()
 
 
-def test_a_procfile_names_the_ports_of_a_worker(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_workers_file_names_the_ports_of_a_worker(fleet: Fleet, tmp_path: Path) -> None:
     show = f'["{sys.executable}", "-c", "import sys; print(*sys.argv[1:])", "{{port}}", "{{port.debug}}"]'
     text = f'[[worker]]\nplugin = "email"\norg = "o"\nports = ["http", "debug"]\nadjacent = true\ncommand = {show}\n'
     (tmp_path / "p.toml").write_text(text)

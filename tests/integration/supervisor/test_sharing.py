@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from supervised import Fleet, eventually, finish
 
-from allocator.agent.kin import ports_of_strangers
+from allocator.agent.family import ports_of_strangers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

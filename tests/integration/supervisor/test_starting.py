@@ -19,7 +19,7 @@ def test_a_worker_that_does_not_listen_in_time_is_started_again_on_its_port(flee
     assert fleet.events().count("granted") == 1, "the port stays the same"
 
 
-def test_it_is_said_since_when_a_worker_starts(fleet: Fleet) -> None:
+def test_it_is_reported_since_when_a_worker_starts(fleet: Fleet) -> None:
     fleet.run("--start-timeout", "0s", command=NEVER)
     lease = fleet.lease("starting")
     eventually(lambda: fleet.ports.leases()[0].started_at)
@@ -77,7 +77,7 @@ def test_a_start_cannot_be_asked_for_its_health(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("how", ['"$@" & until curl -s $URL || nc -z 127.0.0.1 $PORT; do sleep 0.1; done', '"$@" &'])
-def test_a_command_that_forks_into_the_background_is_told_what_to_do(fleet: Fleet, how: str) -> None:
+def test_a_command_that_forks_into_the_background_learns_what_to_do(fleet: Fleet, how: str) -> None:
     from shutil import which
 
     if "nc" in how and not which("nc"):

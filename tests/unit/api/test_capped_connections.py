@@ -54,7 +54,7 @@ def test_one_address_makes_room_for_itself_only() -> None:
     assert found.make_room("192.0.2.2")
 
 
-def test_what_has_ended_is_counted_no_more_however_often_that_is_said() -> None:
+def test_what_has_ended_is_counted_no_more_however_often_that_is_reported() -> None:
     found = connections()
     for _ in range(10):
         client = Client(found)

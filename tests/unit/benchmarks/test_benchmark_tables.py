@@ -51,7 +51,7 @@ def curve(*at: int) -> dict:
     }
 
 
-CURVES = {name: curve(0, 10, 1_000) for name in growth.WORDS}
+CURVES = {name: curve(0, 10, 1_000) for name in growth.NAMES}
 
 
 def test_a_target_is_met_by_the_figure_that_is_shown() -> None:
@@ -66,7 +66,7 @@ def test_cases_take_turns_and_ratios_are_those_of_the_same_round() -> None:
     assert ratios(times["a"], times["b"]).median == (1 / 2 + 4 / 3) / 2
 
 
-def test_the_line_of_a_peer_names_where_it_is_nearest_or_ahead() -> None:
+def test_the_row_of_a_peer_names_where_it_is_nearest_or_ahead() -> None:
     found = cells({
         ours.Scripts: {0: 900.0, 95: 900.0},
         ours.Library: {0: 500.0, 95: 500.0},
@@ -78,7 +78,7 @@ def test_the_line_of_a_peer_names_where_it_is_nearest_or_ahead() -> None:
     assert (library.value, library.met) == ("0.50", False)
 
 
-def test_a_peer_that_fails_is_a_line_that_says_so() -> None:
+def test_a_peer_that_fails_is_a_line_that_reports_it() -> None:
     found = cells({ours.Scripts: {0: 900.0}, pools.AllocatorPeer: {0: 1_000.0}})
     for one in found["cells"]:
         if one["peer"] == pools.AllocatorPeer.name:
@@ -108,7 +108,7 @@ def test_a_loop_over_locks_tries_every_port_once(size: int) -> None:
     assert sorted(client.tried) == list(range(5_000, 5_000 + size))
 
 
-def test_a_loop_over_locks_that_runs_out_of_time_says_how_far_it_came() -> None:
+def test_a_loop_over_locks_that_runs_out_of_time_states_how_far_it_came() -> None:
     with pytest.raises(OutOfTimeError) as late:
         Port(Ports(5_000, 44), set()).claim(0.0)
     assert late.value.done == 1 / 44
@@ -158,7 +158,7 @@ def test_growth_is_judged_by_the_dearest_point_and_waiting_has_no_limit() -> Non
     assert rows[0].what.startswith("time, 0 to 1,000 ports")
     assert (rows[0].value, rows[0].target, rows[0].met) == ("1.20", "≤ 1.2", True)
     assert [row.met for row in rows[-2:]] == [None, None]
-    assert len(growth.curves(CURVES)) == len(growth.WORDS) * (3 + 3)
+    assert len(growth.curves(CURVES)) == len(growth.NAMES) * (3 + 3)
 
 
 def test_the_same_figures_give_the_same_plots(tmp_path: Path) -> None:

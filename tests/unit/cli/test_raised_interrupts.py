@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def heeded() -> Iterator[None]:
+def interrupts_enabled() -> Iterator[None]:
     """Ctrl-C is heeded: whoever runs the tests in the background of a shell has it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -37,7 +37,7 @@ def test_ctrl_c_is_raised_and_the_handler_before_is_back_afterwards() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_that_falls_into_a_destructor_is_told_all_the_same() -> None:
+def test_ctrl_c_that_falls_into_a_destructor_is_reported_all_the_same() -> None:
     with interrupts_raised() as came:
         Interrupted()
         assert came == [signal.SIGINT]

@@ -23,7 +23,7 @@ def ended(how: Reply, fence: int = 10) -> Whereabouts:
     return Whereabouts("web-1", 5556, fence, how, None)
 
 
-def test_a_row_that_says_what_the_lease_says_is_no_difference() -> None:
+def test_a_row_that_states_what_the_lease_states_is_no_difference() -> None:
     assert of_lease(LEASE, KEY, ROW) is None
 
 
@@ -79,7 +79,7 @@ def test_a_live_row_that_nothing_explains_is_left(known: Whereabouts | None) -> 
     assert (found.kind, found.action, found.stop) == (Kind.UNKNOWN_ROW, Action.NONE, None)
 
 
-def test_a_live_row_at_a_place_that_another_has_gives_way_unless_it_is_newer() -> None:
+def test_a_live_row_at_an_address_that_another_has_gives_way_unless_it_is_newer() -> None:
     tenant = replace(LEASE, worker=WorkerId("org-2", "email"), fence=12)
     found = of_row(ROW, ended(Reply.UNKNOWN, 0), tenant)
     assert found is not None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_each_word_is_one_word() -> None:
+def test_each_part_has_plain_characters() -> None:
     here = host_identity()
     assert all(re.fullmatch(r"[A-Za-z0-9-]+", name) for name in (here.machine, here.boot, here.netns))
 

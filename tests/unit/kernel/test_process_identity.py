@@ -45,7 +45,7 @@ def test_a_process_is_its_pid_its_start_and_its_boot(proc: Path) -> None:
     assert identify(42) == ProcessIdentity(42, 777, BOOT)
 
 
-def test_a_name_with_brackets_and_spaces_does_not_shift_the_fields(proc: Path) -> None:
+def test_a_name_with_brackets_and_blanks_does_not_shift_the_fields(proc: Path) -> None:
     write_process(proc, 42, name="a) Z 1 (b", start=777)
     assert identify(42) == ProcessIdentity(42, 777, BOOT)
 
@@ -109,7 +109,7 @@ def test_a_group_has_its_living_members_only(proc: Path) -> None:
     assert sorted(process_group_members(10)) == [10, 11]
 
 
-def test_without_proc_psutil_tells_the_same_process_from_another() -> None:
+def test_without_proc_psutil_distinguishes_processes() -> None:
     status = identity._status_by_psutil(os.getpid())
     assert status.alive
     assert status.group == os.getpgrp()

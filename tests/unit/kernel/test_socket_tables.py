@@ -63,7 +63,7 @@ def test_a_hidden_tcp_table_leaves_the_other(tmp_path: Path) -> None:
     assert seen(write_tables(tmp_path, tcp6=printed("::1", 5556))) == {(5556, "::1")}
 
 
-def test_no_table_at_all_is_said_so_that_the_next_source_is_asked(tmp_path: Path) -> None:
+def test_no_table_at_all_is_reported_so_that_the_next_source_is_asked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(read_proc(tmp_path))
 

@@ -45,7 +45,7 @@ class Checked(Value):
             raise ValueError(self.number)
 
 
-def test_it_is_made_of_arguments_by_place_and_by_name() -> None:
+def test_it_is_made_of_arguments_by_position_and_by_name() -> None:
     assert (Point(1).x, Point(1).y, Point(1, y=5).y) == (1, 2, 5)
     assert Child(pool="p", host="h").namespace == "*"
     assert Child.script == "child"
@@ -62,7 +62,7 @@ def test_wrong_arguments_are_a_type_error_that_names_the_class(arguments: dict[s
         Point(**arguments)
 
 
-def test_fields_by_name_only_are_not_taken_by_place() -> None:
+def test_fields_by_name_only_are_not_taken_by_position() -> None:
     with pytest.raises(TypeError):
         Child("p", "h")  # type: ignore[misc]  # that is the test
 
@@ -117,7 +117,7 @@ def test_its_signature_is_that_of_its_fields() -> None:
     assert str(inspect.signature(Child)) == "(*, pool: 'str', namespace: 'str' = '*', host: 'str')"
 
 
-def test_it_is_matched_by_place() -> None:
+def test_it_is_matched_by_position() -> None:
     match Point(1):
         case Point(x, 2):
             assert x == 1

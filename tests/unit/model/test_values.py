@@ -43,7 +43,7 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 @pytest.mark.parametrize("kind", ["organisation", "plugin", "host", "pool"])
-def test_a_bad_name_is_one_short_line_that_says_what_it_is_for(kind, name):
+def test_a_bad_name_is_one_short_line_that_states_what_it_is_for(kind, name):
     with pytest.raises(InvalidInputError) as reported:
         check_name(kind, name)
     assert kind in str(reported.value)

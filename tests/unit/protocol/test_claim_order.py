@@ -160,7 +160,7 @@ def test_an_explicit_port_that_is_leased_names_the_holder_and_the_wait(store):
     assert reported.value.holder.token is None
 
 
-def test_an_explicit_port_in_its_cooldown_says_for_how_long(store):
+def test_an_explicit_port_in_its_cooldown_states_for_how_long(store):
     context = make_context()
     store.drive(release(context, [take(store, context, EMAIL)]))
     with pytest.raises(HeldError, match="was given back") as reported:

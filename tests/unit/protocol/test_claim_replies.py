@@ -51,7 +51,7 @@ def test_a_lease_carries_what_was_asked_for(store):
     assert live(store)[0].token is None
 
 
-def test_a_lease_says_whose_processes_it_is_tied_to(store):
+def test_a_lease_states_whose_processes_it_is_bound_to(store):
     fields = {"pid": 42, "pid_started": 777, "holder_pid": 7, "holder_started": 70, "boot": "b-1", "namespaces": "1-2"}
     lease = take(store, make_context(), holder=fields)
     assert {name: getattr(lease, name) for name in fields} == fields
@@ -70,7 +70,7 @@ def test_a_claim_s_fence_is_above_the_last_one_and_not_behind_the_clock(store, k
     assert store.client.hget("alloc:{sdk-v2}", "fence") == str(lease.fence).encode()
 
 
-def test_what_a_holder_does_not_say_takes_no_room_in_redis(store):
+def test_what_a_holder_does_not_state_takes_no_room_in_redis(store):
     take(store, make_context())
     text = store.client.get("alloc:{sdk-v2}:lease:web-1:5556").decode()
     assert not {"pid", "boot", "restarts", "last_error", "labels"} & json.loads(text).keys()
@@ -102,7 +102,7 @@ def test_claiming_again_extends_and_rewrites_what_was_asked_for(store):
     assert (live(store)[0].pid, live(store)[0].labels, live(store)[0].ttl_ms) == (7, {"a": "b"}, 60_000)
 
 
-def test_a_worker_with_a_live_lease_elsewhere_is_told_where(store):
+def test_a_worker_with_a_live_lease_elsewhere_learns_where(store):
     here, there = make_context(), make_context("web-2", machine="m2")
     take(store, here)
     before = store.dump()

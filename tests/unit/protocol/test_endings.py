@@ -105,7 +105,7 @@ def test_300_leases_end_in_two_calls(store):
     assert not [key for key in store.key_names() if ":lease:" in key or ":service:" in key]
 
 
-def test_a_release_cools_down_as_the_pool_says(store):
+def test_a_release_cools_down_as_the_pool_states(store):
     store.drive(apply_pool(PoolSpec(name="slow", first=7001, last=7004, cooldown_ms=90_000)))
     context = make_context()
     lease = take(store, context, pool="slow")
@@ -146,7 +146,7 @@ def test_releasing_an_expired_lease_ends_it_unless_another_has_the_port(store):
     assert store.event_types("sdk-v2")[-1] == "released"
 
 
-def test_a_release_does_not_move_the_place_of_a_worker_that_went_on(store):
+def test_a_release_does_not_move_the_address_of_a_worker_that_went_on(store):
     context = make_context()
     lease = take(store, context)
     store.advance(31 * SECOND)
@@ -187,7 +187,7 @@ def test_the_reaper_makes_an_expiry_known_once(store):
     assert_same_state(before, store.dump())
 
 
-def test_the_reaper_leaves_live_leases_and_says_when_to_come_again(store):
+def test_the_reaper_leaves_live_leases_and_states_when_to_come_again(store):
     context = make_context()
     take(store, context)
     lease = take(store, context, STRIPE, ttl_ms=120_000)
@@ -276,7 +276,7 @@ def test_renewals_ask_for_the_reaper_until_it_came_and_again_when_it_has_somethi
     assert store.events("sdk-v2")[-1]["worker"] == str(other.worker)
 
 
-def test_spaces_that_are_due_one_after_the_other_are_visited_together(store):
+def test_namespaces_that_are_due_one_after_the_other_are_visited_together(store):
     contexts = [make_context(f"web-{i}", machine=f"m{i}") for i in range(30)]
     held = [take(store, context, WorkerId("o", "p", i), ttl_ms=30_000) for i, context in enumerate(contexts)]
     store.advance(25 * SECOND)
@@ -321,7 +321,7 @@ def test_the_reaper_leaves_a_lease_that_lives_past_its_score(store):
     assert not store.drive(renew(context, [lease]))[0].lost
 
 
-def test_a_lease_that_an_operator_ends_is_over_and_the_events_say_who_and_why(store):
+def test_a_lease_that_an_operator_ends_is_over_and_the_events_state_who_and_why(store):
     context = make_context()
     lease, other = take(store, context), take(store, context, STRIPE)
     (seen, _) = live(store)

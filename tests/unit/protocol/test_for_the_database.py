@@ -97,7 +97,7 @@ def test_find_answers_for_many_in_their_order_and_changes_nothing(store):
     assert_same_state(before, store.dump())
 
 
-def test_find_looks_in_the_space_of_a_fleet_wide_pool(store):
+def test_find_looks_in_the_namespace_of_a_fleet_wide_pool(store):
     fleet = PoolSpec(name="f", first=7000, last=7009, scope="fleet")
     store.drive(apply_pool(fleet))
     lease = store.drive(claim(make_context("web-2"), ClaimRequest(pool="f", worker=EMAIL)))
@@ -112,7 +112,7 @@ def lead(store, token, **arguments):
     return store.drive(take_leadership("p", token=token * 32, **given))
 
 
-def test_one_leads_and_another_is_told_who(store):
+def test_one_leads_and_another_learns_who(store):
     first = lead(store, "a")
     assert first.fence is not None
     second = lead(store, "b")

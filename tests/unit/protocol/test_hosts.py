@@ -163,7 +163,7 @@ def test_in_fleet_scope_the_host_with_fewest_leases_is_chosen(store):
     assert store.drive(place(POOL, WorkerId("org-2", "y"), spread="org")).host == "web-1"
 
 
-def test_where_no_host_has_a_free_port_it_is_said(store, host_scope):
+def test_where_no_host_has_a_free_port_it_is_reported(store, host_scope):
     with pytest.raises(ExhaustedError, match="no host of pool p gives out ports; make one known"):
         store.drive(place(POOL, WorkerId("x", "y")))
     for number in range(9):
@@ -183,7 +183,7 @@ def test_placement_reads_any_number_of_hosts_whatever_their_names(store, host_sc
     assert store.drive(place(POOL, WorkerId("x", "y"), without=frozenset({"none"}))).host == "zz"
 
 
-def test_a_renewal_on_a_draining_host_says_so_and_cannot_undo_it(store, scope):
+def test_a_renewal_on_a_draining_host_reports_it_and_cannot_undo_it(store, scope):
     context, lease = take(store, 0)
     assert store.drive(renew(context, [lease]))[0].draining is False
     store.drive(drain(POOL, "web-1"))
@@ -277,7 +277,7 @@ def test_a_drain_that_is_undone_between_two_renewals_leaves_every_lease_as_it_wa
     assert b"was" not in store.client.get(lease_key(POOL, "*" if scope == "fleet" else "web-1", lease.port))
 
 
-def test_a_holder_that_has_seen_a_drain_says_itself_what_its_lease_is(store, scope):
+def test_a_holder_that_has_seen_a_drain_states_itself_what_its_lease_is(store, scope):
     context, lease = take(store, 0)
     store.drive(drain(POOL, "web-1"))
     assert store.drive(renew(context, [lease], rewrite=True))[0].draining

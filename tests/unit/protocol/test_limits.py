@@ -72,7 +72,7 @@ def test_a_service_gets_no_more_instances_than_its_limit(store, scope):
     assert take(store, context, "o", "email", 2)
 
 
-def test_leases_that_expired_do_not_count_and_their_end_is_told_before_the_grant(store, scope):
+def test_leases_that_expired_do_not_count_and_their_end_is_reported_before_the_grant(store, scope):
     store.drive(apply_pool(rules(scope=scope, max_per_org=2)))
     context = make_context()
     for number in range(2):

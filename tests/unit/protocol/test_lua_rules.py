@@ -30,7 +30,7 @@ def by_name(files):
     return pytest.mark.parametrize("file", files, ids=lambda file: file.relative_to(LUA).as_posix())
 
 
-def test_the_replies_are_the_same_words_in_lua_and_python():
+def test_the_replies_are_the_same_codes_in_lua_and_python():
     text = re.findall(r"'(\w+)'", (LUA / "lib" / "replies.lua").read_text())
     names = re.findall(r"\b[A-Z][A-Z_]+\b", (LUA / "lib" / "replies.lua").read_text())
     assert sorted(text) == sorted(reply.value for reply in Reply)
@@ -38,7 +38,7 @@ def test_the_replies_are_the_same_words_in_lua_and_python():
 
 
 @by_name(sorted(LUA.glob("*.lua")))
-def test_every_script_says_in_its_head_what_it_takes_answers_and_writes(file):
+def test_every_script_states_in_its_head_what_it_takes_answers_and_writes(file):
     head = file.read_text().split("\n\n--@include")[0].split("\n")
     assert head[0].startswith(f"-- {file.stem}: ")
     fields = {line.split()[1] for line in head if len(line.split()) > 1 and not line.startswith("--  ")}

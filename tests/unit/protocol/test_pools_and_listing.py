@@ -33,7 +33,7 @@ def version(store):
     return int(store.client.hget("alloc:{p}", "version"))
 
 
-def test_applying_says_created_changed_unchanged(store):
+def test_applying_states_created_changed_unchanged(store):
     assert store.drive(apply_pool(rules())) is Reply.CREATED
     assert store.drive(apply_pool(rules())) is Reply.UNCHANGED
     assert version(store) == 1

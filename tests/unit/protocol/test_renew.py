@@ -76,7 +76,7 @@ def test_renewing_writes_no_event_but_for_another_state(store):
     assert (shown.state, shown.pid, shown.labels, shown.granted_at) == ("ready", 9, {"a": "b"}, lease.granted_at)
 
 
-def test_what_a_holder_says_of_its_worker_is_written_and_kept(store):
+def test_what_a_holder_reports_of_its_worker_is_written_and_kept(store):
     context = make_context()
     lease = take(store, context)
     printed = replace(lease, pid=9, pid_started=5, boot="b", restarts=3, last_error='Error: "listen" EADDRINUSE é')
@@ -124,7 +124,7 @@ def test_a_wrong_token_renews_nothing(store):
 
 
 @pytest.mark.parametrize("text", ["web-1", "org-1/email#0", "", "."])
-def test_a_word_of_the_grant_is_no_token(store, text):
+def test_a_part_of_the_grant_is_no_token(store, text):
     lease = take(store, make_context())
     before = store.dump()
     assert raw_renew(store, lease, text)[1] == b"lost"
@@ -398,7 +398,7 @@ def test_a_state_that_is_not_a_live_one_is_not_written(store, state, lost):
     if lost:
         store.client.delete(f"alloc:{{sdk-v2}}:lease:web-1:{lease.port}")
     before = store.dump()
-    with pytest.raises(redis.ResponseError, match="called with other arguments than portlease sends"):
+    with pytest.raises(redis.ResponseError, match="called with arguments that portlease does not send"):
         raw_renew(store, lease, lease.token, state=state)
     assert_same_state(before, store.dump())
 
@@ -418,7 +418,7 @@ def test_a_heartbeat_without_the_whole_proof_extends_nothing(store, proof):
     lease = take(store, make_context())
     before = store.dump()
     given = proof.format(fence=lease.fence, token=lease.token, half=lease.token[:16])
-    with pytest.raises(redis.ResponseError, match="called with other arguments than portlease sends"):
+    with pytest.raises(redis.ResponseError, match="called with arguments that portlease does not send"):
         raw_keep(store, lease, given)
     assert raw_keep(store, lease, given.ljust(PROOF_LENGTH))[3:] == [1]
     assert_same_state(before, store.dump())
@@ -486,7 +486,7 @@ def test_the_reaper_comes_for_a_lease_that_is_not_kept_beside_others_that_are(st
     assert [lease.port for lease in live(store)] == [held.port] != [left.port]
 
 
-def test_an_end_that_nobody_told_yet_is_not_put_off_by_a_heartbeat(store):
+def test_an_end_that_no_event_reports_yet_is_not_put_off_by_a_heartbeat(store):
     context = make_context()
     held = take(store, context, EMAIL, ttl_ms=2 * 60 * SECOND)
     take(store, context, STRIPE)
@@ -502,7 +502,7 @@ def test_the_reaper_comes_sooner_for_a_lease_whose_ttl_got_shorter(store):
     assert store.drive(reap("sdk-v2")).next_s <= 10
 
 
-def test_the_place_of_a_worker_whose_lease_is_kept_never_runs_out(store):
+def test_the_address_of_a_worker_whose_lease_is_kept_never_runs_out(store):
     context = make_context()
     lease = take(store, context, ttl_ms=2 * HOUR)  # written anew once an hour: with this TTL at every renewal
     location = "alloc:{sdk-v2}:worker:org-1/email#0"
@@ -511,7 +511,7 @@ def test_the_place_of_a_worker_whose_lease_is_kept_never_runs_out(store):
     assert store.client.pttl(location) > 24 * HOUR
 
 
-def test_a_heartbeat_of_a_lease_that_is_gone_leaves_its_workers_newer_place_alone(store):
+def test_a_heartbeat_of_a_lease_that_is_gone_leaves_its_workers_newer_address_alone(store):
     context, elsewhere = make_context(), make_context("web-2", machine="m2")
     older = take(store, context, ttl_ms=2 * HOUR)
     store.client.delete("alloc:{sdk-v2}:lease:web-1:5556")

@@ -88,7 +88,7 @@ def test_a_port_that_another_service_has_now_is_not_resolved_for_the_old_one(sto
         (["degraded", "degraded"], "of its 2 workers 2 degraded"),
     ],
 )
-def test_where_none_is_ready_the_reason_is_said_and_the_exit_code_is_75(store, states, printed):
+def test_where_none_is_ready_the_reason_is_reported_and_the_exit_code_is_75(store, states, printed):
     for number, state in enumerate(states):
         worker(store, number, state=LeaseState(state))
     error = error_of(lambda: turns(store, 1))

@@ -66,7 +66,7 @@ def be_passed_by(store, context, number):
     store.drive(leave(context, asked(99), ticket(99)))
 
 
-def test_the_first_in_line_gets_the_port_and_nobody_overtakes(store, full):
+def test_the_first_in_the_queue_gets_the_port_and_nobody_overtakes(store, full):
     context, held = full
     assert [stand(store, context, number).ahead for number in (10, 11, 12)] == [0, 1, 2]
     store.drive(release(context, [held[0]]))
@@ -84,7 +84,7 @@ def test_the_first_in_line_gets_the_port_and_nobody_overtakes(store, full):
     assert granted[2:] == queued[:2]
 
 
-def test_a_release_tells_the_first_and_a_grant_tells_the_next(store, full):
+def test_a_release_wakes_the_first_and_a_grant_wakes_the_next(store, full):
     context, held = full
     for number in (10, 11, 12):
         stand(store, context, number)
@@ -180,13 +180,13 @@ def test_an_end_wakes_the_next_where_one_that_was_woken_has_not_looked(store, fu
     assert [reported(store, number) for number in (10, 11, 12)] == [True, True, False]
 
 
-def test_a_waiter_lives_for_less_than_two_seconds_without_a_word(store, full):
+def test_a_waiter_lives_for_less_than_two_seconds_without_a_sign(store, full):
     context, _ = full
     stand(store, context, 10)
     assert 0 < store.client.pttl(waiter_keys(POOL, ticket(10))[0]) < 2_000
 
 
-def test_one_that_comes_back_in_time_has_its_place_again(store, full):
+def test_one_that_comes_back_in_time_has_its_position_again(store, full):
     context, held = full
     first = stand(store, context, 10)
     stand(store, context, 11)
@@ -237,7 +237,7 @@ def test_who_is_held_back_by_a_limit_holds_back_nobody(store, full):
     assert error_of(lambda: store.drive(claim(context, asked(99)))) is None
 
 
-def test_who_comes_back_to_a_line_that_was_lost_stands_before_all_who_come_after(store, full):
+def test_who_comes_back_to_a_queue_that_was_lost_stands_before_all_who_come_after(store, full):
     context, held = full
     early = [stand(store, context, number) for number in (10, 11, 12)][2]
     store.client.delete(
@@ -252,7 +252,7 @@ def test_who_comes_back_to_a_line_that_was_lost_stands_before_all_who_come_after
 
 @pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])
 @pytest.mark.parametrize("silent", [False, True])
-def test_who_was_held_back_and_got_a_port_leaves_that_line_too(store, full, condition, silent):
+def test_who_was_held_back_and_got_a_port_leaves_that_queue_too(store, full, condition, silent):
     context, held = full
     stand(store, context, 10, condition=condition)
     assert any(":held:" in key for key in store.key_names())
@@ -271,7 +271,7 @@ def test_the_lines_of_two_hosts_are_two(store):
     assert store.drive(claim(there, asked(1))).host == "web-2"
 
 
-def test_without_waiters_nothing_of_the_line_is_left_in_the_way(store, full):
+def test_without_waiters_nothing_of_the_queue_is_left_in_the_way(store, full):
     context, held = full
     stand(store, context, 10)
     die(store, 10)
@@ -334,7 +334,7 @@ def limited(store):
     return here, there, store.drive(claim(here, asked(0)))
 
 
-def test_the_end_of_a_lease_tells_the_first_whom_the_limit_held_back_on_whatever_host(store, limited):
+def test_the_end_of_a_lease_wakes_the_first_whom_the_limit_held_back_on_whatever_host(store, limited):
     here, there, held = limited
     assert [stand(store, there, number, condition="org").held for number in (10, 11)] == [0, 1]
     assert stand(store, there, 12, org="other", condition="org").held == 0
@@ -344,7 +344,7 @@ def test_the_end_of_a_lease_tells_the_first_whom_the_limit_held_back_on_whatever
 
 
 @pytest.mark.parametrize("end", ["decline", "expire"])
-def test_a_lease_that_ends_otherwise_tells_them_too(store, limited, end):
+def test_a_lease_that_ends_otherwise_wakes_them_too(store, limited, end):
     here, there, held = limited
     stand(store, there, 10, condition="org")
     if end == "decline":
@@ -369,7 +369,7 @@ def test_nobody_takes_the_room_of_one_who_waits_for_the_limit(store, limited):
     assert try_claim(store, there, 10) is None
 
 
-def test_a_grant_tells_the_next_whom_the_limit_holds_back(store, limited):
+def test_a_grant_wakes_the_next_whom_the_limit_holds_back(store, limited):
     _here, there, _held = limited
     for number in (10, 11):
         stand(store, there, number, condition="org")
@@ -379,7 +379,7 @@ def test_a_grant_tells_the_next_whom_the_limit_holds_back(store, limited):
     assert try_claim(store, there, 11) is None
 
 
-def test_who_no_longer_waits_for_the_limit_keeps_no_room_and_tells_the_next(store, limited):
+def test_who_no_longer_waits_for_the_limit_keeps_no_room_and_wakes_the_next(store, limited):
     here, there, held = limited
     for number in (10, 11):
         stand(store, there, number, condition="org")
@@ -398,14 +398,14 @@ def test_a_higher_priority_comes_first_among_those_whom_a_limit_holds_back(store
     assert [reported(store, number) for number in (10, 11)] == [False, True]
 
 
-def test_a_worker_that_starts_again_in_place_needs_no_room(store, limited):
+def test_a_worker_that_starts_again_on_its_port_needs_no_room(store, limited):
     here, there, held = limited
     stand(store, there, 10, condition="org")
     request = replace(asked(0), supersede_fence=held.fence)
     assert error_of(lambda: store.drive(claim(here, request))) is None
 
 
-def test_a_worker_that_has_a_lease_elsewhere_is_told_when_it_ends(store, limited):
+def test_a_worker_that_has_a_lease_elsewhere_learns_when_it_ends(store, limited):
     here, there, held = limited
     stand(store, there, 0, condition="worker")
     store.drive(release(here, [held]))
@@ -425,7 +425,7 @@ def test_limits_of_a_plugin_and_of_a_service_have_lines_of_their_own(store):
 
 @pytest.mark.parametrize("condition", ["org", "plugin", "instances", "worker"])
 @pytest.mark.parametrize("silent", [False, True])
-def test_nothing_of_a_line_is_left_when_its_waiter_has_gone(store, limited, condition, silent):
+def test_nothing_of_a_queue_is_left_when_its_waiter_has_gone(store, limited, condition, silent):
     _here, there, _held = limited
     stand(store, there, 10, condition=condition)
     if silent:

@@ -126,7 +126,7 @@ def test_a_garbled_field_is_named(store, suffix, field, value):
 
 @pytest.mark.parametrize("suffix", [":lease:web-1:5556", ":worker:org-1/email#0"])
 @pytest.mark.parametrize("value", ["", "x", "{}", '{"host":"a"}', "\x00\xff", "9" * 5_000])
-def test_a_garbled_lease_or_place_is_named(store, suffix, value):
+def test_a_garbled_lease_or_address_is_named(store, suffix, value):
     context = make_context()
     lease = store.drive(claim(context, request()))
     key = "alloc:{sdk-v2}" + suffix
@@ -141,13 +141,13 @@ def test_a_garbled_lease_or_place_is_named(store, suffix, value):
             assert "\n" not in str(error)
 
 
-def test_a_pool_key_without_its_fields_says_to_apply_it_again(store):
+def test_a_pool_key_without_its_fields_asks_to_apply_it_again(store):
     store.client.hset("alloc:{mine}", mapping={"rules": "first=1 last=x"})
     with pytest.raises(ConfigurationError, match=r"key alloc:\{mine\} does not hold a pool"):
         store.drive(read_pool("mine"))
 
 
-def test_a_renewal_that_remembers_the_place_anew_leaves_alone_what_is_no_place_and_goes_on(store):
+def test_a_renewal_that_remembers_the_address_anew_leaves_alone_what_is_no_address_and_goes_on(store):
     context = make_context()
     two_hours = 7_200_000  # the place is written anew once an hour: with this TTL at every renewal
     lease = store.drive(claim(context, request(ttl_ms=two_hours)))
@@ -203,7 +203,7 @@ def test_numbers_of_replies(value, wanted):
     assert wire.number(value) == wanted
 
 
-def test_replies_of_the_wrong_shape_are_told_in_one_line():
+def test_replies_of_the_wrong_shape_are_reported_in_one_line():
     with pytest.raises(ConfigurationError, match="where a number belongs"):
         wire.number(b"<html>\r\n")
     with pytest.raises(ConfigurationError, match="is this server a Redis or Valkey"):

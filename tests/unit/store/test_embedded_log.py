@@ -59,18 +59,18 @@ def test_what_the_disk_refused_is_a_configuration_error(tmp_path, cause):
     assert cause in str(error)
 
 
-def test_anything_else_is_unavailable_with_its_last_words(tmp_path):
+def test_anything_else_is_unavailable_with_its_last_lines(tmp_path):
     error = reported(tmp_path, "Failed listening on unix socket, aborting.")
     assert isinstance(error, StoreUnavailableError)
     assert "(Failed listening on unix socket, aborting.)" in str(error)
 
 
-def test_words_of_an_earlier_run_are_not_held_against_this_one(tmp_path):
+def test_lines_of_an_earlier_run_are_not_held_against_this_one(tmp_path):
     earlier = f"{PREFIX}Bad file format reading the append only file x: make a backup\n"
     error = reported(tmp_path, "Out of memory", before=earlier)
     assert "damaged" not in str(error)
 
 
-def test_a_death_without_a_word_is_said_to_be_one(tmp_path):
+def test_a_death_without_a_last_line_is_reported_as_one(tmp_path):
     assert "wrote nothing into its log" in str(reported(tmp_path))
     assert last_line(tmp_path / "no.log") == "its log is empty"

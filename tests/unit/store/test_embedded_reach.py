@@ -168,7 +168,7 @@ def test_status_of_something_that_speaks_otherwise_is_none(site, answering):
     assert [server.status() for _ in range(4)] == [None] * 4
 
 
-def test_status_reads_redis_as_well_as_valkey_and_tells_what_is_not_persisted(site, answering):
+def test_status_reads_redis_as_well_as_valkey_and_shows_what_is_not_persisted(site, answering):
     info = (
         b"# Server\r\nredis_version:7.0.15\r\nprocess_id:5\r\nused_memory:9\r\nuptime_in_seconds:3\r\naof_enabled:1\r\n"
     )

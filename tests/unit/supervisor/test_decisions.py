@@ -54,7 +54,7 @@ def test_a_worker_that_answers_and_is_not_well_is_not_asked_all_the_time() -> No
     assert one.next_at - now >= 0.9
 
 
-def test_the_third_failure_in_a_row_degrades_and_one_good_answer_mends() -> None:
+def test_the_third_failure_in_a_row_degrades_and_one_good_answer_ends_it() -> None:
     one = health()
     assert one.good(101.0) is Verdict.READY
     assert [one.bad(102.0 + at, "x") for at in range(3)] == [Verdict.NOTHING, Verdict.NOTHING, Verdict.DEGRADED]
@@ -114,7 +114,7 @@ def test_an_error_in_use_counts_for_the_workers_own_port_only() -> None:
 
 
 @given(st.lists(st.text(), min_size=1))
-def test_a_word_with_its_braces_doubled_stays_as_it_was(arguments: list[str]) -> None:
+def test_an_argument_with_its_braces_doubled_stays_as_it_was(arguments: list[str]) -> None:
     doubled = [argument.replace("{", "{{").replace("}", "}}") for argument in arguments]
     check_command(doubled)
     assert filled_command(doubled, None, LEASE, {}) == arguments

@@ -5,7 +5,7 @@ local FOREVER = 'inf'
 local WHOLE = '%.0f'
 local WRONG_TYPE = 'holds a value of the wrong type'
 local NOT_OURS = '; another program wrote it: move or delete that key'
-local WRONG_ARGUMENTS = 'ALLOC a script was called with other arguments than portlease sends; nothing was changed'
+local WRONG_ARGUMENTS = 'ALLOC a script was called with arguments that portlease does not send; nothing was changed'
 
 -- Stops the script with one sentence that names the key.
 local function bad(key, what)
@@ -59,8 +59,8 @@ local function guarded(run)
     end
     pcall(run, remembered, stopped, stopped)
     text = wrong_type and 'ALLOC key ' .. key .. ' ' .. WRONG_TYPE .. NOT_OURS
-      or 'ALLOC a script stopped before it wrote anything (' .. (from_lua or text) .. '): it was called with other arguments than '
-      .. 'portlease sends, or ' .. key .. ' holds what portlease did not write'
+      or 'ALLOC a script stopped before it wrote anything (' .. (from_lua or text) .. '): its arguments are '
+      .. 'not those that portlease sends, or ' .. key .. ' holds what portlease did not write'
   end
   return redis.error_reply((string.gsub(text, '[\r\n]+', ' ')))
 end

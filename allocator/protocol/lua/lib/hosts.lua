@@ -46,7 +46,7 @@ end
 --               it) still renews: what its leases were renewed at lies after this one began, `alive_ms` before now
 --   'heir'      nothing was renewed since this one began (a reboot, a container that started again): what is left
 --               behind, the second result, has no holder any more
-local function kinship(read, base, namespace, host, known, identity, alive_ms, now)
+local function compare_machines(read, base, namespace, host, known, identity, alive_ms, now)
   local machine, boot, netns = string.match(known, '^(%S+) (%S+) (%S+)')
   local its_machine, its_boot, its_netns = string.match(identity, '^(%S+) (%S+) (%S+)')
   if not machine or not its_machine or machine == '-' or its_machine == '-' or (machine == its_machine and boot == its_boot and netns == its_netns) then

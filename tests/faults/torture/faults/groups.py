@@ -142,17 +142,17 @@ class LoseNode(Fault):
         self.arena.failing_over.release()
 
 
-def _order(server: Server, *words: object) -> list[bytes]:
+def _order(server: Server, *arguments: object) -> list[bytes]:
     """Give an order until the server takes it: it may be down or paused just now."""
     found: list[bytes] = []
 
     def taken() -> bool:
         with server.client(socket_timeout=6.0) as client:
-            answer = client.execute_command(*words)
+            answer = client.execute_command(*arguments)
         found[:] = answer if isinstance(answer, list) else []
         return True
 
-    wait_until(taken, f"{words} was not taken")
+    wait_until(taken, f"{arguments} was not taken")
     return found
 
 

@@ -69,11 +69,11 @@ class Clone(_Other):
 
     def does(self) -> None:
         with self.allocator(boot="c10e0000-0000-4000-8000-000000000000", ran_s=CLONE_RAN_S):
-            said = []
+            found = []
             for number in range(ATTEMPTS):
-                said.append(self.claim(number))
+                found.append(self.claim(number))
                 time.sleep(self.rng.uniform(0.02, 0.2))
-        self.counted_as = f"clone ({', '.join(sorted(set(said)))})"
+        self.counted_as = f"clone ({', '.join(sorted(set(found)))})"
 
 
 class ContainerRestart(_Other):
@@ -82,13 +82,13 @@ class ContainerRestart(_Other):
     name = SUCCESSOR
 
     def does(self) -> None:
-        self.arena.cast.kill_all()
+        self.arena.clients.kill_all()
         with self.allocator(netns="1"):
-            said = self.claim(0)
-        self.counted_as = f"{self.name} ({said})"
+            found = self.claim(0)
+        self.counted_as = f"{self.name} ({found})"
 
     def undoes(self) -> None:
-        self.arena.cast.fill()
+        self.arena.clients.fill()
 
 
 class UnreadOutput(Fault):
@@ -99,10 +99,10 @@ class UnreadOutput(Fault):
     seconds = (0.0, 1.0)
 
     def does(self) -> None:
-        self.counted_as = f"output that nobody reads ({self.arena.cast.kill_command(self.rng)})"
+        self.counted_as = f"output that nobody reads ({self.arena.clients.kill_command(self.rng)})"
 
     def undoes(self) -> None:
-        self.arena.cast.fill()
+        self.arena.clients.fill()
 
 
 FAULTS = (Clone, ContainerRestart, UnreadOutput)

@@ -17,10 +17,10 @@ class KillClient(Fault):
     seconds = (0.0, 1.0)
 
     def does(self) -> None:
-        self.counted_as = f"SIGKILL ({self.arena.cast.kill(self.rng)})"
+        self.counted_as = f"SIGKILL ({self.arena.clients.kill(self.rng)})"
 
     def undoes(self) -> None:
-        self.arena.cast.fill()
+        self.arena.clients.fill()
 
 
 class StopClient(Fault):
@@ -31,13 +31,13 @@ class StopClient(Fault):
     seconds = (0.2, 4.5)
 
     def does(self) -> None:
-        self.pid, kind = self.arena.cast.any_of_them(self.rng)
+        self.pid, kind = self.arena.clients.any_of_them(self.rng)
         self.counted_as = f"SIGSTOP ({kind})"
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGSTOP)
 
     def undoes(self) -> None:
-        self.arena.cast.go_on(self.pid)
+        self.arena.clients.go_on(self.pid)
 
 
 class KillAllClients(Fault):
@@ -48,10 +48,10 @@ class KillAllClients(Fault):
     seconds = (0.0, 2.0)
 
     def does(self) -> None:
-        self.arena.cast.kill_all()
+        self.arena.clients.kill_all()
 
     def undoes(self) -> None:
-        self.arena.cast.fill()
+        self.arena.clients.fill()
 
 
 FAULTS = (KillClient, StopClient, KillAllClients)

@@ -15,7 +15,7 @@ from torture.faults import ANYWHERE, ONE_HOME, Fault, NothingToDoError
 class OfServer(Fault):
     """A fault that is an order to the running server."""
 
-    def order(self, *words: object) -> None:
+    def order(self, *arguments: object) -> None:
         """Give an order and wait for its answer.
 
         Raises:
@@ -23,7 +23,7 @@ class OfServer(Fault):
         """
         try:
             with self.arena.admin(timeout_s=12.0) as client:
-                client.execute_command(*words)
+                client.execute_command(*arguments)
         except (redis.RedisError, OSError) as error:
             raise NothingToDoError(str(error)) from error
 

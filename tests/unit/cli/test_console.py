@@ -15,10 +15,10 @@ def test_a_name_with_control_characters_makes_no_second_line(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     shown, printed = "the row of a\nallocator: all well\x1b[2K cannot", "the row of a?allocator: all well?[2K cannot"
-    voice = Console()
-    voice(shown)
+    console = Console()
+    console(shown)
     assert capsys.readouterr().err == f"allocator: {printed}\n"
-    voice.log = logging.getLogger("allocator.test")
+    console.log = logging.getLogger("allocator.test")
     with caplog.at_level(logging.INFO, "allocator.test"):
-        voice(shown)
+        console(shown)
     assert caplog.messages == [printed]

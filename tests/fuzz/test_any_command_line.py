@@ -153,7 +153,7 @@ def test_every_command_is_tried() -> None:
 @example(arguments=["serve", "--listen", "127.0.0.1:000000999999"])
 @example(arguments=["serve", "--listen", "x" * 64 + ":0"])
 @examples(200)
-def test_any_words_end_with_a_known_code_and_a_refusal_changes_nothing(
+def test_any_arguments_end_with_a_known_code_and_a_refusal_changes_nothing(
     surroundings: redis.Redis, arguments: list[str]
 ) -> None:
     before = state_of_all_keys(surroundings)
@@ -173,7 +173,7 @@ def test_any_words_end_with_a_known_code_and_a_refusal_changes_nothing(
     )
 )
 @examples(40)
-def test_any_words_at_all_end_with_a_known_code(surroundings: redis.Redis, arguments: list[str]) -> None:
+def test_any_arguments_at_all_end_with_a_known_code(surroundings: redis.Redis, arguments: list[str]) -> None:
     if arguments[:1] in (["run"], ["agent"], ["serve"]) or "--install-completion" in arguments:
         return
     code, out, report = run(arguments)

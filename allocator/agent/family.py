@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
 
 
-class Kin(Value):
+class ProcessFamily(Value):
     """A process with its group and session, as they were when it lived.
 
     Attributes:
@@ -34,15 +34,15 @@ class Kin(Value):
     session: int
 
     @classmethod
-    def of(cls, pid: int) -> Kin:
-        """Return those of a process; of one that has ended those that it led, if it led any."""
+    def of(cls, pid: int) -> ProcessFamily:
+        """Return the family of a process; one that has ended is taken for the leader of its group and session."""
         try:
             return cls(pid, os.getpgid(pid), os.getsid(pid))
         except OSError:
             return cls(pid, pid, pid)
 
     def members(self) -> list[int]:
-        """Return the descendants of the process, and who is in its group or session."""
+        """Return the pids of the process's descendants and of its group and session."""
         found = set(with_descendants(self.pid))
         return [*found, *(pid for pid in process_table() if pid not in found and self.includes(pid))]
 
@@ -66,7 +66,7 @@ def is_stranger(lease: Lease | None, listener: Listener) -> bool:
     if lease.boot not in {None, boot_id()} or lease.namespaces not in {None, namespaces()}:
         return False  # its processes are not seen from here
     if lease.holder_pid is None:  # the agent's: the lease is bound to a hook's wrapper
-        return listener.pid not in Kin.of(lease.pid).members()
+        return listener.pid not in ProcessFamily.of(lease.pid).members()
     table = process_table()
     row, leased = table.get(listener.pid), table.get(lease.pid)
     in_group = row is not None and leased is not None and row.group == leased.group

@@ -48,24 +48,24 @@ def stand_still(arena: Environment) -> None:
 def _disagreements(arena: Environment) -> tuple[list[str], list[Any]]:
     believed: dict[int, tuple[int, bool, str]] = {}
     problems = []
-    names = arena.cast.names()
-    looked_after = {name for name in names if name.startswith(("supervisor", "tied"))}
+    names = arena.clients.names()
+    looked_after = {name for name in names if name.startswith(("supervisor", "bound"))}
     for name in names:
         if not name.startswith(("holder", "keeper", "waiter")):
             continue
-        said = _last_belief(arena, name)
-        if said is None:
+        found = _last_belief(arena, name)
+        if found is None:
             problems.append(f"{name} does not stand still")
             continue
-        for port, fence, bound in said:
+        for port, fence, bound in found:
             if port in believed:
                 problems.append(f"{name} and {believed[port][2]} both hold port {port}")
             believed[port] = fence, bound, name
     with arena.allocator() as ports:
         leases = ports.leases()
-    kept = {lease.org: lease for lease in leases if lease.plugin in {"sup", "tied"}}
+    kept = {lease.org: lease for lease in leases if lease.plugin in {"sup", "bound"}}
     if set(kept) != looked_after and not (set(kept) < looked_after and _is_full(arena)):
-        problems.append(f"supervisors and tied processes are {looked_after}, their leases {kept}")
+        problems.append(f"supervisors and bound processes are {looked_after}, their leases {kept}")
     known = {lease.port: lease.fence for lease in leases if lease.org not in kept}
     held = {port: fence for port, (fence, _, _) in believed.items()}
     if known != held:
@@ -93,9 +93,9 @@ def _rows_that_differ(arena: Environment, table: Table, leases: list[Lease]) -> 
     rows = table.live()
     wanted = {str(lease.worker): (lease.host, lease.port, lease.fence) for lease in leases}
     problems = [
-        f"the row of {worker} is {rows.get(worker)}, its lease {place}"
-        for worker, place in wanted.items()
-        if rows.get(worker) != place
+        f"the row of {worker} is {rows.get(worker)}, its lease {address}"
+        for worker, address in wanted.items()
+        if rows.get(worker) != address
     ]
     if not arena.has_lost_data and (more := rows.keys() - wanted.keys()):
         problems.append(f"rows without a lease are live: {more}")
@@ -116,13 +116,13 @@ def _last_belief(arena: Environment, name: str) -> list[tuple[int, int, bool]] |
 def leave(arena: Environment) -> None:
     """Let all leave, wait until every port is claimable, reap, and enter what is left."""
     (arena.directory / "leave").touch()
-    arena.cast.close()
-    arena.cast.dismiss_commands()
+    arena.clients.close()
+    arena.clients.dismiss_commands()
     deadline = time.monotonic() + LEAVING_S
-    while arena.cast.names() and time.monotonic() < deadline:
-        arena.cast.tend(may_end=True)
+    while arena.clients.names() and time.monotonic() < deadline:
+        arena.clients.tend(may_end=True)
         time.sleep(0.05)
-    problems = [f"{name} did not leave" for name in arena.cast.names()]
+    problems = [f"{name} did not leave" for name in arena.clients.names()]
     try:
         arena.define_pool()
         problems += _left_over(arena)
@@ -179,7 +179,7 @@ def _keys_that_are_left(arena: Environment, client: Any, base: str) -> list[str]
     seconds.
     """
     keys = {key.decode() for key in client.scan_iter(match=f"{base}:*", count=10_000)}
-    if arena.cast.somebody_died or arena.has_repeated or arena.has_lost_data or _left_unheard(arena):
+    if arena.clients.somebody_died or arena.has_repeated or arena.has_lost_data or _left_unheard(arena):
         forgotten = (f"{base}:held:", f"{base}:leader")
         keys -= {key for key in keys if key.startswith(forgotten) and client.pttl(key) > 0}
     return sorted(key for key in keys if key.removeprefix(base).split(":")[1] not in KEPT)

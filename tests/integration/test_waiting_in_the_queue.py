@@ -81,7 +81,7 @@ def test_waiters_are_served_in_the_order_in_which_they_came(
     assert queued(ports, small) == [f"waiter/email#{number}" for number in range(20)]
 
 
-def test_a_waiter_that_was_killed_holds_up_the_line_for_less_than_two_seconds(
+def test_a_waiter_that_was_killed_holds_up_the_queue_for_less_than_two_seconds(
     redis_url: str, small: PoolSpec, ports: PortAllocator
 ) -> None:
     held = [ports.claim("email", org="first", instance=number) for number in range(2)]
@@ -101,7 +101,7 @@ def test_a_waiter_that_was_killed_holds_up_the_line_for_less_than_two_seconds(
     assert [lease.port for lease in served] == [held[0].port]
 
 
-def test_who_gives_up_waiting_says_so_and_leaves_the_line(ports: PortAllocator, small: PoolSpec) -> None:
+def test_who_gives_up_waiting_reports_it_and_leaves_the_queue(ports: PortAllocator, small: PoolSpec) -> None:
     held = [ports.claim("email", org="first", instance=number) for number in range(2)]
     with pytest.raises(ExhaustedError, match="no port of pool"):
         ports.claim("email", org="waiter", wait=0.1)
@@ -143,7 +143,7 @@ def test_a_higher_priority_is_served_first(ports: PortAllocator, small: PoolSpec
 
 
 def test_waiting_survives_a_redis_that_forgot_everything(ports: PortAllocator, small: PoolSpec) -> None:
-    held = [ports.keep(ports.claim("email", org="first", instance=number, ttl=1)) for number in range(2)]
+    held = [ports.start_heartbeats(ports.claim("email", org="first", instance=number, ttl=1)) for number in range(2)]
     served: list[Lease] = []
     waiter = threading.Thread(target=lambda: served.append(ports.claim("email", org="waiter", wait=60)), daemon=True)
     waiter.start()
@@ -154,7 +154,7 @@ def test_waiting_survives_a_redis_that_forgot_everything(ports: PortAllocator, s
     until(lambda: len(ports.leases()) == 2)
     for one in sockets:
         one.close()
-    ports.let_go(held[1])
+    ports.end_held(held[1])
     waiter.join(30)
     assert [lease.port for lease in served] == [held[1].port]
 

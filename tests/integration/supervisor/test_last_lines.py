@@ -18,7 +18,7 @@ def test_the_last_line_is_kept_with_its_control_characters_shown_and_cut() -> No
     assert last_message([]) == ""
 
 
-def test_the_frames_of_a_trace_say_nothing() -> None:
+def test_the_frames_of_a_trace_show_nothing() -> None:
     node = [b"Error: no such org", b"    at start (file:///w.mjs:1:7)", b"    at main", b"", b"Node.js v22.1.0"]
     assert last_message(node) == "Error: no such org"
     assert last_message([b"Traceback", b"    raise", b"    ^^^^^", b"ValueError: x"]) == "ValueError: x"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-def heed_signals() -> None:
+def handle_signals() -> None:
     """Let Ctrl-C, SIGTERM and SIGHUP end this process on the way of its context managers, without a traceback.
 
     Also where Ctrl-C was ignored, as it is for what a shell starts in its background. Forked processes end at once.
