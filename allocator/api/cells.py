@@ -36,7 +36,6 @@ class Cell:
         fence: The fence of its last grant.
         until: Until when it rests; None for a lease.
         lease: Its lease, or None.
-        is_whole: Whether all of the lease was read, not only what an event contains.
         judged: What is wrong with the lease, behind the lease and the time that this was found of.
         searched: What a search looks through, behind the lease that it was made of.
     """
@@ -46,7 +45,6 @@ class Cell:
     fence: int
     until: float | None = None
     lease: Lease | None = None
-    is_whole: bool = True
     judged: tuple[Lease, float | None, Problem | None] | None = None
     searched: tuple[Lease, str] | None = None
 

@@ -20,7 +20,8 @@ from allocator.api.hub import Hub, as_json, position_of
 from allocator.api.models import EventBody
 from allocator.api.problems import TOO_MANY, ProblemError
 from allocator.api.routes import HostName, PoolName, PortNumber, claims_of, problems
-from allocator.protocol.keys import events_key
+from allocator.model.leases import written_time
+from allocator.protocol.keys import event_time, events_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -39,6 +40,7 @@ MAX_STREAMS = 5_000
 HISTORY_PAGE = 1_000
 HISTORY_EVENTS = 20_000
 """How far back a history looks: the stream is capped at about 10,000."""
+SINCE = "Events-Since"
 
 STREAMS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -155,16 +157,24 @@ async def _chunks(hub: Hub, known: Position | None) -> AsyncIterator[bytes]:
             await hub.wait(PING_S)
 
 
-@router.get("/leases/{host}/{port}/events", responses=problems(404))
+@router.get(
+    "/leases/{host}/{port}/events",
+    responses=problems(404) | {200: {"headers": {SINCE: {"schema": {"type": "string", "format": "date-time"}}}}},
+)
 async def history(
     request: Request,
+    response: Response,
     _caller: Reader,
     host: HostName,
     port: PortNumber,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     pool: PoolName = None,
 ) -> list[EventBody]:
-    """Return the last events of one port of a host, oldest first, as far back as the pool's stream reaches."""
+    """Return the last events of one port of a host, oldest first.
+
+    The header `Events-Since` is the time from which on all of them are in the answer: the pool's stream goes no further
+    back, or there were more than `limit`.
+    """
     at = claims_of(request).pool(pool)
     stream_key, before = events_key(at.session.pool), "+"
     found: list[EventBody] = []
@@ -174,7 +184,11 @@ async def history(
             if fields.get("host") == host and fields.get("port") == str(port):
                 with contextlib.suppress(ValidationError):  # another program's entry
                     found.append(EventBody.model_validate(as_json(identifier, fields)))
+        if rows:
+            before = f"({rows[0][0]}"
+            response.headers[SINCE] = written_time(event_time(rows[0][0]))
         if len(rows) < HISTORY_PAGE or len(found) >= limit:
             break
-        before = f"({rows[0][0]}"
+    if len(found) > limit:
+        response.headers[SINCE] = found[limit - 1].at
     return found[:limit][::-1]

@@ -49,11 +49,16 @@ class FleetIndex:
     Args:
         rules: The pool.
         is_default: Whether it is the pool that commands mean without `--pool`.
+
+    Attributes:
+        hosts: By name.
+        read: The ports of each namespace as they were read last, by number, so that what stayed is not read again.
     """
 
     def __init__(self, rules: PoolSpec, *, is_default: bool = False) -> None:
         self.rules = rules
         self.hosts: dict[str, HostEntry] = {}
+        self.read: dict[str, dict[int, KnownPort]] = {}
         self.version = 0
         self.granted = 0
         self.lost: OrderedDict[str, tuple[str, float]] = OrderedDict()
@@ -79,23 +84,32 @@ class FleetIndex:
             now: When they were asked for, by the server's clock.
         """
         cells: dict[str, dict[int, Cell]] = {namespace: {}}
-        for one in ports:
+        self.read[namespace] = {one.port: one for one in ports}
+        for one in self.read[namespace].values():
             host = one.lease.host if one.lease else namespace
             before = self.hosts[host].cells.get(one.port) if host in self.hosts else None
             cells.setdefault(host, {})[one.port] = self._read_cell(one, known, before, now)
-        for host, found in cells.items():
-            entry = self.hosts.setdefault(host, HostEntry(host))
-            if host == namespace:
-                entry.known = known
-            if entry.changed_at > now - CLOCKS_S:  # what an event reported meanwhile may be newer than what was read
-                self.unread_hosts.add(namespace)
-            entry.cells = found
-            entry.rested_at = min((cell.until for cell in found.values() if cell.until is not None), default=math.inf)
-            self._hear(entry, now)
-        emptied = self.hosts.keys() - cells.keys() if namespace == FLEET_NAMESPACE else set()
+        changed = [host for host, found in cells.items() if self._take(host, found, namespace, known, now)]
+        others = self.hosts.keys() - cells.keys() if namespace == FLEET_NAMESPACE else set()
+        emptied = [name for name in others if self.hosts[name].cells]
         for name in emptied:
             self.hosts[name].cells.clear()
-        self._changed(*cells, *emptied)
+        self._changed(*changed, *emptied)
+
+    def _take(self, host: str, found: dict[int, Cell], namespace: str, known: KnownHost, now: float) -> bool:
+        """Take the cells of a host that was read; return whether anything is different."""
+        is_new = host not in self.hosts
+        entry = self.hosts.setdefault(host, HostEntry(host))
+        before = entry.known, entry.heard_at, entry.late
+        if host == namespace:
+            entry.known = known
+        if entry.changed_at > now - CLOCKS_S:  # what an event reported meanwhile may be newer than what was read
+            self.unread_hosts.add(namespace)
+        is_same = len(found) == len(entry.cells) and all(entry.cells.get(port) is cell for port, cell in found.items())
+        entry.cells = found
+        entry.rested_at = min((cell.until for cell in found.values() if cell.until is not None), default=math.inf)
+        self._hear(entry, now)
+        return is_new or not is_same or before != (entry.known, entry.heard_at, entry.late)
 
     def _read_cell(self, one: KnownPort, known: KnownHost, before: Cell | None, now: float) -> Cell:
         if one.lease is None:
@@ -104,6 +118,8 @@ class FleetIndex:
             since = before.since if before and before.status == status else None
             return Cell(status, since, before.fence if before else 0, until=now + one.claimable_in_ms / 1_000)
         lease = one.lease
+        if before is not None and before.lease is lease:
+            return before
         same = before is not None and before.lease is not None and before.fence == lease.fence
         since = before.since if before and same and before.status == lease.state else None
         if since is None and lease.state is LeaseState.STARTING:
@@ -133,6 +149,7 @@ class FleetIndex:
 
     def forget(self, host: str) -> None:
         """Forget a host."""
+        self.read.pop(host, None)
         if self.hosts.pop(host, None) is not None:
             self.version += 1
 
@@ -205,7 +222,7 @@ class FleetIndex:
             granted_at=at,
             expires_at=at + ttl_s,
         )
-        entry.cells[port] = Cell("starting", at, fence, lease=lease, is_whole=False)
+        entry.cells[port] = Cell("starting", at, fence, lease=lease)
         self.unread[entry.name, port] = None
 
     def _end(self, entry: HostEntry, port: int, kind: str, fence: int, worker: str, at: float) -> None:
@@ -261,7 +278,7 @@ class FleetIndex:
             self.lost.popitem(last=False)
 
     def _changed(self, *hosts: str) -> None:
-        self.version += 1
+        self.version += bool(hosts)
         for name in hosts:
             if name in self.hosts:
                 entry = self.hosts[name]

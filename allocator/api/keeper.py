@@ -210,7 +210,7 @@ class Keeper:
 
     async def _read_host(self, index: FleetIndex, name: str) -> None:
         asked_at = self.now()
-        known, ports = await self._at.run(listing.known_namespace(index.rules, name))
+        known, ports = await self._at.run(listing.known_namespace(index.rules, name, index.read.get(name)))
         if not known.identity and not ports and name != FLEET_NAMESPACE:
             index.forget(name)
             return

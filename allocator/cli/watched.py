@@ -87,7 +87,7 @@ class WatchedPool:
         return index
 
     def _read_host(self, index: FleetIndex, name: str) -> None:
-        known, ports = self._allocator.run(listing.known_namespace(index.rules, name))
+        known, ports = self._allocator.run(listing.known_namespace(index.rules, name, index.read.get(name)))
         if not known.identity and not ports and name != FLEET_NAMESPACE:
             index.hosts.pop(name, None)
         else:

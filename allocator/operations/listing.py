@@ -23,6 +23,8 @@ from allocator.protocol.signatures.pool import ReapCall
 from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.operations.steps import Operation
@@ -138,12 +140,23 @@ def ports(
     ]
 
 
-def known_ports(pool: str, namespace: str, *, strange: list[str] | None = None) -> Operation[list[KnownPort]]:
-    """Return what Redis has of the ports of a namespace that are not claimable now, lowest port first; see `ports`."""
+def known_ports(
+    pool: str, namespace: str, *, strange: list[str] | None = None, before: Mapping[int, KnownPort] | None = None
+) -> Operation[list[KnownPort]]:
+    """Return what Redis has of the ports of a namespace that are not claimable now, lowest port first.
+
+    Args:
+        pool: The pool.
+        namespace: A host of it, or `*` in fleet scope.
+        strange: As for `ports`.
+        before: As they were read before; what did not change since is taken from there.
+    """
     seen: dict[int, KnownPort] = {}
     cursor = 0.0
     for _ in range(MAX_PAGES):
-        page = yield from ask(InspectPortsCall(pool=pool, namespace=namespace, from_ms=int(cursor), count=PAGE))
+        page = yield from ask(
+            InspectPortsCall(pool=pool, namespace=namespace, from_ms=int(cursor), count=PAGE, before=before or {})
+        )
         if strange is not None:
             strange += page.strange
         seen |= {one.port: one for one in page.ports}
@@ -184,12 +197,14 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
     return sorted(found, key=lambda lease: (lease.host, lease.port))
 
 
-def known_namespace(rules: PoolSpec, name: str) -> Operation[tuple[KnownHost, list[KnownPort]]]:
-    """Return what Redis has of a namespace, and its ports that cannot be claimed."""
+def known_namespace(
+    rules: PoolSpec, name: str, before: Mapping[int, KnownPort] | None = None
+) -> Operation[tuple[KnownHost, list[KnownPort]]]:
+    """Return what Redis has of a namespace, and its ports that cannot be claimed; `before` as for `known_ports`."""
     known = yield from ask(InspectHostCall(pool=rules.name, namespace=name))
     if rules.scope == "fleet" and name != FLEET_NAMESPACE:
         return known, []
-    return known, (yield from known_ports(rules.name, name))
+    return known, (yield from known_ports(rules.name, name, before=before))
 
 
 def hosts(pool: str) -> Operation[list[HostView]]:

@@ -28,10 +28,12 @@ async function refusal(answer) {
   return new Problem(answer.status, detail);
 }
 
-export async function read(path, parameters = {}) {
+// `onHeaders` is called with the answer's headers.
+export async function read(path, parameters = {}, onHeaders = () => {}) {
   const query = new URLSearchParams(parameters);
   const answer = await fetch(`${path}${query.size ? `?${query}` : ""}`, { headers: headers(), cache: "no-store" });
   if (!answer.ok) throw await refusal(answer);
+  onHeaders(answer.headers);
   return answer.json();
 }
 

@@ -30,7 +30,7 @@ export class Panel {
     byId("detail").hidden = !chosen;
     document.body.classList.toggle("with-detail", Boolean(chosen));
     if (!isNew) return false;
-    Object.assign(this, { lease: null, events: [], readAt: 0, isDirty: true });
+    Object.assign(this, { lease: null, events: [], since: null, readAt: 0, isDirty: true });
     setText(byId("detail-title"), chosen.port ? `Port ${chosen.port} on ${chosen.host}` : `Host ${chosen.host}`);
     setText(byId("history-title"), chosen.port ? "What happened to the port" : "What happens on the host");
     for (const id of ["facts", "commands", "history"]) byId(id).replaceChildren();
@@ -60,12 +60,13 @@ export class Panel {
       const isFirst = !this.readAt;
       this.readAt = now;
       this.isDirty = false;
+      let since = null;
       const isLeased = "srdn".includes(this.letter(fleet) ?? "r");
       const [lease, past] = await Promise.all([isLeased ? read(path, { pool }).catch(withoutRight) : null,
-        isFirst ? read(`${path}/events`, { pool }).catch(withoutRight) : null]);
+        isFirst ? read(`${path}/events`, { pool }, (headers) => { since = headers.get("Events-Since"); }).catch(withoutRight) : null]);
       if (chosen !== this.chosen) return;
       this.lease = lease;
-      if (past) this.events = [...past, ...this.events.filter((one) => !past.some((other) => other.id === one.id))];
+      if (past) Object.assign(this, { since, events: [...past, ...this.events.filter((one) => !past.some((other) => other.id === one.id))] });
     }
     this.draw(fleet, where);
   }
@@ -87,6 +88,7 @@ export class Panel {
     }
     byId("history").replaceChildren(...[...this.events].reverse().map((event) => eventLine(event, { port: !port, host: false })));
     if (!this.events.length) byId("history").append(element("li", {}, "Nothing is known of it."));
+    byId("history-since").replaceChildren(...(this.since ? ["All since ", age(this.since), "; older events are not shown."] : []));
   }
 
   processCommands() {

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_port
-from allocator.model.values import Value
+from allocator.model.values import Value, field
 from allocator.protocol import wire
 from allocator.protocol.keys import lease_key
 from allocator.protocol.replies import Reply
 from allocator.protocol.wire import Arguments, Call
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from allocator.model.leases import Lease
 
 _ADVERTISED = re.compile(r"\S+ \S+ \S+ !?")
@@ -121,6 +123,7 @@ class InspectPortsCall(Call["KnownPorts"], kw_only=True):
     Attributes:
         from_ms: From which score on.
         count: How many; ports of equal score beside them.
+        before: Ports as they were read before, by number: a lease whose text is the same is not read again.
     """
 
     script: ClassVar[str] = "inspect"
@@ -128,6 +131,7 @@ class InspectPortsCall(Call["KnownPorts"], kw_only=True):
 
     from_ms: int
     count: int
+    before: Mapping[int, KnownPort] = field(default_factory=dict, repr=False, compare=False)
 
     def decode(self, raw: Any) -> KnownPorts:  # noqa: ANN401  # as `Call.decode`
         """Return the ports; what another program wrote among them is passed over and named."""
@@ -137,7 +141,7 @@ class InspectPortsCall(Call["KnownPorts"], kw_only=True):
         ports, strange = [], []
         for row in rows:
             try:
-                ports.append(_port(self, row, now_ms))
+                ports.append(_port(self, row, now_ms, self.before))
             except (ConfigurationError, InvalidInputError) as error:
                 strange.append(str(error))
         return KnownPorts(
@@ -163,7 +167,7 @@ class InspectPortCall(Call["KnownPort"], kw_only=True):
     def decode(self, raw: Any) -> KnownPort:  # noqa: ANN401  # as `Call.decode`
         """Return the port."""
         reply = wire.reply_list(raw)
-        return _port(self, reply[1:], wire.number(reply[0]))
+        return _port(self, reply[1:], wire.number(reply[0]), {})
 
 
 class KnownPort(Value, kw_only=True):
@@ -174,26 +178,34 @@ class KnownPort(Value, kw_only=True):
         claimable_at_ms: From when it is claimable, by the server's clock; 0 when it was never used.
         claimable_in_ms: How long until then; 0 when it is claimable.
         lease: The live lease on it, without its token, or None.
+        text: The lease as it stands in Redis.
     """
 
     port: int
     claimable_at_ms: float
     claimable_in_ms: float
     lease: Lease | None
+    text: bytes | str = field(default="", repr=False, compare=False)
 
 
-def _port(call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: float) -> KnownPort:
-    port_text, score_text, lease_text, remaining = row
+def _port(
+    call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: float, before: Mapping[int, KnownPort]
+) -> KnownPort:
+    port_text, score_text, text, remaining = row
+    port = check_port(wire.text(port_text))
     score_ms = wire.number(score_text) if score_text else 0.0
-    lease = None
-    if lease_text:
-        key = lease_key(call.pool, call.namespace, wire.text(port_text))
-        lease = wire.lease(call.pool, lease_text, remaining_ms=wire.number(remaining), now_ms=now_ms, key=key)
+    lease, known = None, before.get(port)
+    if text and known and known.lease and known.text == text:
+        lease = wire.lease_until(known.lease, remaining_ms=wire.number(remaining), now_ms=now_ms)
+    elif text:
+        key = lease_key(call.pool, call.namespace, str(port))
+        lease = wire.lease(call.pool, text, remaining_ms=wire.number(remaining), now_ms=now_ms, key=key)
     return KnownPort(
-        port=check_port(wire.text(port_text)),
+        port=port,
         claimable_at_ms=score_ms,
         claimable_in_ms=max(0.0, score_ms - now_ms) if score_text else 0.0,
         lease=lease,
+        text=text,
     )
 
 

@@ -88,6 +88,15 @@ def test_the_history_of_a_port_is_in_order(http, worker) -> None:
     assert {event["port"] for event in history} == {lease["port"]}
 
 
+def test_a_history_states_from_when_on_it_is_whole(http, worker) -> None:
+    lease = worker.claim()
+    http.patch(worker.path(lease), json={"state": "ready"}, headers=worker.proof(lease))
+    whole = http.get(worker.path(lease, "/events"))
+    assert whole.headers["events-since"] <= whole.json()[0]["at"]
+    cut = http.get(worker.path(lease, "/events"), params={"limit": 1})
+    assert [cut.headers["events-since"]] == [event["at"] for event in cut.json()]
+
+
 def test_a_listener_that_reads_nothing_costs_others_nothing(url, http, worker) -> None:
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port)) as slow:

@@ -331,6 +331,7 @@ def test_a_port_is_reached_and_chosen_by_keyboard_and_shows_its_history(look, wo
     assert facts == ("org-7/email#0", "passes", "3", "mail")
     history = viewer.page.locator("#history li").evaluate_all("all => all.map(one => one.dataset.type)")
     assert history == ["changed", "granted"]
+    viewer.page.locator("#history-since", has_text="older events are not shown").wait_for()
     address = viewer.page.url
     assert address.endswith(f"/web-1/{lease['port']}")
     viewer.page.keyboard.press("Escape")
