@@ -112,7 +112,9 @@ def _write(context: CliContext, server: ServerInfo | str, findings: list[Finding
         known = ("kind", "version", "role", "eviction")
         facts = None if isinstance(server, str) else {name: getattr(server, name) for name in known}
         programs = [asdict(program) for program in running_programs()]
-        write_json({"server": facts, "programs": programs, "findings": [asdict(finding) for finding in findings]})
+        # `mend` is the old name of `fix`, until version 0.3.
+        found = [{**asdict(finding), "mend": finding.fix} for finding in findings]
+        write_json({"server": facts, "programs": programs, "findings": found})
         return
     if isinstance(server, str):
         print(f"server   {server}")

@@ -209,8 +209,8 @@ _WRITERS: dict[type, Callable[[Any], list[str | int]]] = {}
 def _writer(kind: type) -> Callable[[Any], list[str | int]]:
     """Return what writes the fields of a record in their order: one expression, made once from their declaration.
 
-    A field that does not tell records apart (`compare=False`) is no argument. Asking each value for its type at each
-    call took 10 us of a claim, and this takes 3.
+    A field that does not tell records apart (`compare=False`) is not an argument. Asking each value for its type at
+    each call took 10 us of a claim, and this takes 3.
     """
     if (known := _WRITERS.get(kind)) is not None:
         return known

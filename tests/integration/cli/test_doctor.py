@@ -52,9 +52,10 @@ def test_each_finding_has_what_fixes_it_and_findings_exit_1(allocator, ports: Po
     found = findings(done)
     assert {"silent", "quarantine", "host", "stranger"} <= set(found)
     assert str(free) in "".join(one["what"] for one in found["stranger"])
-    assert found["host"][0]["mend"] == "allocator host uncordon web-1"
+    assert found["host"][0]["fix"] == "allocator host uncordon web-1"
     assert f"port {gone.port} is in quarantine" in found["quarantine"][0]["what"]
-    assert all(one["what"] and one["mend"] for group in found.values() for one in group)
+    assert all(one["what"] and one["fix"] for group in found.values() for one in group)
+    assert all(one["mend"] == one["fix"] for group in found.values() for one in group)  # its old name
     assert text.out.count("finding  ") == sum(map(len, found.values()))
     assert str(silent.token) not in done.out + text.out
 
@@ -95,7 +96,7 @@ def test_a_user_who_may_only_read_is_informed_and_a_server_that_forgets_is_named
         looker = f"redis://looker:word@127.0.0.1:{server.port}"
         found = findings(allocator("doctor", "--format", "json", **plain | {"ALLOCATOR_REDIS_URL": looker}))
         assert "HSET, HDEL, HINCRBY, SET, DEL, UNLINK," in found["rights"][0]["what"]
-        assert "'holder'" in found["rights"][0]["mend"]
+        assert "'holder'" in found["rights"][0]["fix"]
         assert "word" not in json.dumps(found)
         assert "persistence" in found
         assert "rights" not in findings(allocator("doctor", "--format", "json", **plain))
@@ -116,7 +117,7 @@ def test_a_redis_that_is_away_is_a_finding_and_the_rest_is_looked_at_all_the_sam
     found = findings(done)
     assert "did not answer" in found["redis"][0]["what"]
     assert "does not answer" in found["database"][0]["what"]
-    assert found["leftover"][0]["mend"] == f"rm {garbled}"
+    assert found["leftover"][0]["fix"] == f"rm {garbled}"
     assert "S3CRET" not in done.out + done.err
     assert allocator("doctor", **away).out.startswith("server   away\n")
 
@@ -125,7 +126,7 @@ def test_a_server_that_evicts_is_a_finding_with_the_command_that_fixes_it(alloca
     with Server("--maxmemory-policy", "allkeys-lru") as server:
         server.ready()
         found = findings(allocator("doctor", "--format", "json", ALLOCATOR_REDIS_URL=server.url))
-        assert "redis-cli config set maxmemory-policy noeviction" in found["redis"][0]["mend"]
+        assert "redis-cli config set maxmemory-policy noeviction" in found["redis"][0]["fix"]
         shown = allocator("doctor", ALLOCATOR_REDIS_URL=server.url).out
         assert shown.startswith("server   not usable as it is\n")  # it answers: it is not away
         server.client().config_set("maxmemory-policy", "noeviction")
@@ -138,14 +139,14 @@ def test_a_table_that_lacks_something_drifts_or_has_no_leader_is_found(
     database = {"ALLOCATOR_DATABASE_URL": f"sqlite:///{tmp_path}/workers.sqlite3"}
     assert "database" not in findings(allocator("doctor", "--format", "json"))
     found = findings(allocator("doctor", "--format", "json", **database))
-    assert found["database"][0]["mend"] == "allocator db upgrade"
+    assert found["database"][0]["fix"] == "allocator db upgrade"
     assert not (tmp_path / "workers.sqlite3").exists()
     assert allocator("db", "upgrade", **database).code == 0
     ports.claim("email", org="org-1")
     found = findings(allocator("doctor", "--format", "json", **database))
     assert "database" not in found
     assert "1 missing-row" in found["drift"][0]["what"]
-    assert found["leader"][0]["mend"] == "allocator reconcile --watch"
+    assert found["leader"][0]["fix"] == "allocator reconcile --watch"
     assert allocator("reconcile", "--once", **database).code == 0
     leader = Leader(ports)
     leader.take()
@@ -167,10 +168,10 @@ def test_a_lease_that_is_bound_to_a_process_wants_an_agent(allocator) -> None:
         finally:
             worker.kill()
     found = findings(allocator("doctor", "--format", "json"))
-    assert (alone["what"].startswith(f"port {port} of org-1/email#0"), alone["mend"]) == (True, "allocator agent")
-    assert silent["mend"].startswith(f"kill {agent.pid} ")
+    assert (alone["what"].startswith(f"port {port} of org-1/email#0"), alone["fix"]) == (True, "allocator agent")
+    assert silent["fix"].startswith(f"kill {agent.pid} ")
     assert "has ended" in found["agent"][0]["what"]
-    assert found["agent"][0]["mend"] == f"allocator release {port}"
+    assert found["agent"][0]["fix"] == f"allocator release {port}"
     assert "agent.sock is left of an agent" in found["leftover"][0]["what"]
 
 
@@ -196,7 +197,7 @@ def test_what_killed_commands_left_is_found_once_it_is_old(allocator, ports: Por
         os.utime(leases / name, (old, old))
     (leases / ".new-y").write_text("")
     found = findings(allocator("doctor", "--format", "json"))["leftover"]
-    assert {one["mend"].rpartition("or rm ")[2].removeprefix("rm ") for one in found} == {
+    assert {one["fix"].rpartition("or rm ")[2].removeprefix("rm ") for one in found} == {
         f"allocator release {port}",
         str(leases / ".new-x"),
         f"{leases}/.claim@p@h@o@email@0",
@@ -220,7 +221,7 @@ def test_a_claim_that_another_machine_would_be_in_the_way_of_is_found(
     assert allocator("claim", "stripe", "--org", "org-1").code == 73
     (found,) = findings(allocator("doctor", "--format", "json"))["host"]
     assert "another machine has 1 live leases under the name web-1" in found["what"]
-    assert "--host" in found["mend"]
+    assert "--host" in found["fix"]
 
 
 def test_it_shows_what_runs_here_and_since_when(allocator) -> None:
