@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 MAX_USAGE_LINE = 300
-MOST_ARGUMENTS_OF_RUN = 3
-"""`run`, a plugin, and one more: that may be a command."""
 
 _MODULES = {
     "claim": "claim",
@@ -138,23 +136,10 @@ def _invoke(command: TyperGroup, arguments: list[str]) -> int:
         else:
             context = getattr(error, "ctx", None)
             path = context.command_path if context else "allocator"
-            message = one_line(str(text())) + forgotten_dashes(arguments)
+            message = one_line(str(text()))
             typer.echo(f"allocator: {message}{' See' if message.endswith('?') else '; see'} '{path} --help'", err=True)
         return EXIT_USAGE
     return status if isinstance(status, int) else 0
-
-
-def forgotten_dashes(arguments: Sequence[str]) -> str:
-    """Return what to print when the options of a worker's command were taken for those of `run`, or an empty text."""
-    before = ["", *arguments]
-    names = [  # but not what may be an option's value
-        name
-        for previous, name in zip(before, arguments, strict=False)
-        if not name.startswith("-") and (not previous.startswith("-") or "=" in previous)
-    ]
-    if names[:1] != ["run"] or "--" in arguments or len(names) < MOST_ARGUMENTS_OF_RUN:
-        return ""
-    return "; if that is of the worker's command, put -- before the command: allocator run PLUGIN --org ORG -- COMMAND"
 
 
 def one_line(message: str) -> str:

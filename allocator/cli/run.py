@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from allocator.cli.claim import (
     ContiguousOption,
@@ -33,7 +33,39 @@ if TYPE_CHECKING:
 
 def register(application: typer.Typer) -> None:
     """Add the command."""
-    application.command()(run)
+    application.command(cls=RunCommand)(run)
+
+
+class RunCommand(TyperCommand):
+    """`run`, which refuses to guess whose an option is that stands after the worker's command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # typer's own copy of click, or click
+        """Read the arguments.
+
+        Raises:
+            InvalidInputError: A command begins before `--`, and options or a `--` follow it.
+        """
+        if not ctx.resilient_parsing:
+            own = args[: args.index("--")] if "--" in args else args
+            command = self._from_first_name(ctx, self._from_first_name(ctx, own)[1:])
+            option = next((word for word in command if word.startswith("-") and word != "-"), None)
+            behind = option or ("--" if len(own) < len(args) else None)
+            if command and behind:
+                raise InvalidInputError(
+                    f"{shown(behind)} after {shown(command[0])} may be of run or of the worker's command; put -- "
+                    "before the command: allocator run PLUGIN --org ORG -- COMMAND"
+                )
+        return super().parse_args(ctx, args)
+
+    def _from_first_name(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # as above
+        """Return the arguments from the first on that is neither an option nor an option's value."""
+        parser = type(self.make_parser(ctx))(ctx)  # without the arguments, which would take the rest
+        for option in self.get_params(ctx):
+            if option.param_type_name == "option":
+                option.add_to_parser(parser, ctx)
+        parser.allow_interspersed_args = False
+        rest: list[str] = parser.parse_args(list(args))[1]
+        return rest
 
 
 def run(
@@ -161,7 +193,6 @@ def run(
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
-    from allocator.cli.app import forgotten_dashes
     from allocator.cli.logs import start_logging
     from allocator.client.counts import HolderMetrics, serve_registry
     from allocator.supervisor.run import Supervision, run_workers
@@ -198,11 +229,7 @@ def run(
     own = {"plugin": plugin, "command": command, "port": port}
     orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
     policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
-    try:
-        specs = _specs(given, own, "0" if by_key else instance, replicas, workers_file, orphans_end=orphans_end)
-    except InvalidInputError as error:
-        hint = forgotten_dashes(sys.argv[1:]) if command else ""
-        raise InvalidInputError(f"{error}{hint}") from None
+    specs = _specs(given, own, "0" if by_key else instance, replicas, workers_file, orphans_end=orphans_end)
     start_logging()
     with cli_context(pool, host, redis_url, config) as context:
         context.allocator.session.on_lost = _policy(context, policy)
@@ -243,7 +270,7 @@ def _specs(
     if not own["plugin"]:
         raise InvalidInputError("there is no plugin; name one, or --workers FILE")
     if "org" not in values:
-        raise InvalidInputError("there is no organisation; give its id with --org")
+        raise InvalidInputError("there is no organisation; give its id: allocator run PLUGIN --org ORG -- COMMAND")
     if not own["command"]:
         raise InvalidInputError("there is no command to run; give one after --")
     values |= {field: convert(field, value) for field, value in own.items() if value is not None}

@@ -184,8 +184,9 @@ class _Crew:
             worker.forward_signal(number)
 
     def _stop(self, number: int, *, notified: bool) -> None:
+        impatient = number == signal.SIGINT and self._children.terminal is not None  # somebody sits there: Ctrl-C
         for worker in self._workers:
-            worker.stop(at_once=self._stopping, notified=notified, number=number)
+            worker.stop(at_once=self._stopping, notified=notified, drains=not impatient, number=number)
         if self._stopping and self._leave_at is None:
             self._leave_at = time.monotonic() + HURRY_S
         self._stopping = True

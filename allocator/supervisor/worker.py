@@ -103,17 +103,20 @@ class Worker:
 
     # -- messages from other threads --
 
-    def stop(self, *, at_once: bool = False, notified: bool = False, number: int = signal.SIGTERM) -> None:
-        """End the worker: by SIGTERM after the drain delay, or at once.
+    def stop(
+        self, *, at_once: bool = False, notified: bool = False, drains: bool = True, number: int = signal.SIGTERM
+    ) -> None:
+        """End the worker: by SIGTERM, or at once.
 
         Args:
             at_once: Whether it is killed, without time to clean up.
             notified: Whether its processes already got a signal to end.
+            drains: Whether SIGTERM comes after the drain delay.
             number: The signal that asks for it, which is the status of a worker that has not started yet.
         """
         if not self._has_started:
             self._status = 128 + number
-        gracefully = Command.STOP if number == signal.SIGTERM else Command.QUIT
+        gracefully = Command.STOP if drains else Command.QUIT
         self._mailbox.send(Command.KILL if at_once else Command.LEAVE if notified else gracefully)
 
     def restart(self) -> None:

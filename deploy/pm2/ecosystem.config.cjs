@@ -13,7 +13,8 @@ module.exports = {
       interpreter: 'none',
       args: ['run', 'email', '--org', 'org-123', '--instance', 'auto', '--health', '/health', '--restart', 'never', '--wait', '30s', '--',
         ...words('email'), '--port={port}'],
-      kill_timeout: 8000, // longer than --stop-timeout
+      treekill: false, // PM2 signals the supervisor only, which lets proxies go before it stops the worker
+      kill_timeout: 8000, // longer than --drain-delay and --stop-timeout
     },
     {
       // A hook before the start; the agent of this host renews the lease and releases it when the worker ends.

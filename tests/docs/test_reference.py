@@ -32,7 +32,7 @@ def test_every_command_has_an_example_and_explains_its_options(path: str, comman
         assert getattr(option, "help", None) or option.param_type_name == "argument" or option.name == "help"
 
 
-@pytest.mark.parametrize("path", [path for path, _ in REFERENCE["commands"]()])
+@pytest.mark.parametrize("path", [path for path, _ in REFERENCE["with_groups"]()])
 def test_the_written_help_is_what_is_printed(
     path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

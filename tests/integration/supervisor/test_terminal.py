@@ -140,7 +140,7 @@ def test_a_worker_reads_what_is_typed_and_the_shell_has_its_terminal_back_at_the
 
 @pytest.mark.parametrize(("key", "status"), [("\x03", 130), ("\x1c", 131)])
 def test_ctrl_c_and_ctrl_backslash_end_worker_and_supervisor(fleet: Fleet, shell: Shell, key: str, status: int) -> None:
-    shell.type(run(fleet, "--restart", "always") + "\n")
+    shell.type(run(fleet, "--restart", "always", "--drain-delay", "10m") + "\n")
     shell.expect("listening")
     lease = fleet.lease()
     shell.type(key)
