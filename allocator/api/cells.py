@@ -26,6 +26,10 @@ LETTERS = {
 """How a port is written in a host's row; `.` is a free one."""
 
 
+Rank = tuple[int, float, str, int]
+"""Where a problem is among others, the least one first."""
+
+
 @dataclass(slots=True)
 class Cell:
     """A port that is not free.
@@ -66,12 +70,16 @@ class Judged(NamedTuple):
         severity: How bad the worst is; 0 when nothing is wrong.
         problems: Worst first.
         besides_room: The same list, or a shorter one without the problem that it has no free port.
+        rank: Where the first of all problems is among those of other hosts; None without one.
+        rank_besides_room: The same for the other list.
     """
 
     until: float
     severity: int
     problems: list[Problem]
     besides_room: list[Problem]
+    rank: Rank | None
+    rank_besides_room: Rank | None
 
 
 @dataclass(slots=True)

@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1", tags=["fleet"])
 
-PACE_S = 0.3
-"""Between two looks at what changed."""
 PACE_OF_ONE_S = 0.003
-"""The same for each follower: a thousand are sent changes every three seconds, for a twentieth of a core."""
+"""Between two looks at what changed, for each follower: a thousand are sent changes every three seconds, for a
+twentieth of a core."""
 EVERY_S = 5.0
 """How long nothing is sent at most: whoever hears nothing for longer has lost the server."""
 MAX_FRAMES = 20
@@ -104,11 +103,12 @@ class Changes:
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         while self._followers and not self.is_over:
-            await asyncio.sleep(max(PACE_S, PACE_OF_ONE_S * self._followers))
+            await self._keeper.news(EVERY_S)
             if self._seen() != self._state or loop.time() - self._made_at >= EVERY_S:
                 self._frames.append(self._make())
                 self._number += 1
                 await self._wake()
+                await asyncio.sleep(PACE_OF_ONE_S * self._followers)
         await self._wake()
 
     async def _wake(self) -> None:

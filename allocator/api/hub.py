@@ -38,8 +38,8 @@ within a millisecond, a thousand within a second."""
 SLICE = 10
 """Listeners woken in one turn of the event loop: about 1 ms of it. The slices of a round are spread over its time."""
 RETRY_S = 0.5
-READ_PACE_S = 0.1
-"""Between two readings while events flow: a hundred a second are read ten times, not a hundred times."""
+READ_PACE_S = 0.25
+"""Between two readings while events flow: a hundred a second are read four times, not a hundred times."""
 
 _WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
 _TYPE = re.compile(r"[a-z_]{1,40}", re.ASCII)

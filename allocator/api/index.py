@@ -12,6 +12,7 @@ import heapq
 import itertools
 import math
 from collections import Counter, OrderedDict
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from allocator.api.cells import LETTERS, Cell, HostEntry, Judged
@@ -26,6 +27,7 @@ from allocator.model.values import replace
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from allocator.api.cells import Rank
     from allocator.model.pools import PoolSpec
     from allocator.model.problems import Problem
     from allocator.protocol.signatures.inspect import KnownHost, KnownPort
@@ -68,6 +70,7 @@ class FleetIndex:
         self._totals: tuple[int, Counter[str]] = -1, Counter()
         self._counts: dict[str, Counter[str]] = {}
         self._taken: Counter[str] = Counter()
+        self._uncounted: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<FleetIndex of {self.rules.name}: {len(self.hosts)} hosts, version {self.version}>"
@@ -151,7 +154,7 @@ class FleetIndex:
         """Forget a host."""
         self.read.pop(host, None)
         if self.hosts.pop(host, None) is not None:
-            self.version += 1
+            self._changed(host)
 
     def learn_since(self, fields: Mapping[str, str], at: float) -> None:
         """Take from an old event since when a port is as it was read; of several the newest has to come first."""
@@ -279,6 +282,7 @@ class FleetIndex:
 
     def _changed(self, *hosts: str) -> None:
         self.version += bool(hosts)
+        self._uncounted.update(hosts)
         for name in hosts:
             if name in self.hosts:
                 entry = self.hosts[name]
@@ -299,14 +303,12 @@ class FleetIndex:
 
     def _count(self) -> Counter[str]:
         """Return the totals, for which only the hosts that changed are counted again."""
-        for name in self._counts.keys() - self.hosts.keys():
-            self._taken.subtract(self._counts.pop(name))
-        for name, entry in self.hosts.items():
-            before, counts = self._counts.get(name), entry.counts()
-            if counts is not before:
-                self._taken.subtract(before or ())
-                self._taken.update(counts)
-                self._counts[name] = counts
+        for name in self._uncounted:
+            self._taken.subtract(self._counts.pop(name, ()))
+            if name in self.hosts:
+                self._counts[name] = self.hosts[name].counts()
+                self._taken.update(self._counts[name])
+        self._uncounted.clear()
         namespaces = 1 if self.rules.scope == "fleet" else len(self.shown)
         found = self._taken.copy()
         found["size"] = namespaces * self.rules.size
@@ -371,7 +373,8 @@ class FleetIndex:
             free = self.free_of(entry)
             full = problems.of_room(f"host {entry.name}", free, self.rules.size, entry.name, pool)
             every = sorted([*besides_room, full], key=_rank) if full else every
-        return Judged(until, int(every[0].severity) if every else 0, every, besides_room)
+        worst, worst_besides = (_rank(found[0]) if found else None for found in (every, besides_room))
+        return Judged(until, -worst[0] if worst else 0, every, besides_room, worst, worst_besides)
 
     def _judge_lease(self, cell: Cell, now: float) -> Problem | None:
         """Return what is wrong with a worker; what does not depend on the time is found once."""
@@ -391,15 +394,17 @@ class FleetIndex:
             most: How many are returned at most; None for all.
         """
         judged = [self.judged(entry, now) for entry in self.shown]
-        of_pool = self._problems_of_pool()
         full = sum(one.problems is not one.besides_room for one in judged)
-        by_host = [one.problems if full <= MOST_FULL else one.besides_room for one in judged]
+        of_pool = self._problems_of_pool()
         if full > MOST_FULL:
-            of_pool.append(problems.of_full_hosts(full, len(self.shown), self._named))
-        every = [found for found in (sorted(of_pool, key=_rank), *by_host) if found]
-        count = sum(map(len, every))
-        if most is not None and len(every) > most:  # the worst are among those of as many lists
-            every = sorted(every, key=lambda found: _rank(found[0]))[:most]
+            of_pool.append(problems.of_full_hosts(full, len(judged), self._named))
+            found = [(one.rank_besides_room, one.besides_room) for one in judged if one.rank_besides_room]
+        else:
+            found = [(one.rank, one.problems) for one in judged if one.rank]
+        count = len(of_pool) + sum(len(one) for _, one in found)
+        if most is not None and len(found) > most:  # the worst are among those of as many lists
+            found = sorted(found, key=itemgetter(0))[:most]
+        every = [sorted(of_pool, key=_rank), *(one for _, one in found)]
         return list(itertools.islice(heapq.merge(*every, key=_rank), most)), count
 
     def _problems_of_pool(self) -> list[Problem]:
@@ -437,6 +442,6 @@ class FleetIndex:
         return dict(sorted(found.items()))
 
 
-def _rank(one: Problem) -> tuple[int, float, str, int]:
+def _rank(one: Problem) -> Rank:
     """Return where a problem is among others: the worst first, of equals the one that has lasted longest."""
     return -one.severity, one.since or math.inf, one.host or "", one.port or 0

@@ -8,6 +8,7 @@ are applied in batches, and what they do not state of a new lease is read afterw
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -33,10 +34,12 @@ if TYPE_CHECKING:
 
 CHECK_S = 60.0
 """All hosts are read once in this time, evenly, so that no moment is busier than another."""
-PACE_S = 0.2
+PACE_S = 0.4
 """Between two batches of events: what happens is known within that time."""
 DETAILS = 4
-"""Leases that are read after their events in one batch: 20 a second, a hundredth of a core."""
+"""Leases that are read after their events in one batch, while little happens."""
+MUCH = 10
+"""Events in a batch from which on only one lease is read: others wait for a quieter moment, or the minute's check."""
 PAST_EVENTS = 10_000
 PAST_PAGE = 1_000
 FIRST_S = 15.0
@@ -66,9 +69,9 @@ class Keeper:
         self._hub = hub
         self.index: FleetIndex | None = None
         self.failure: AllocatorError | None = None
-        self.away_since: float | None = None
         self._answers: dict[tuple[object, ...], tuple[float, bytes]] = {}
         self._read = asyncio.Event()
+        self._news = asyncio.Event()
         self.closed = False
         self._tasks = [asyncio.get_running_loop().create_task(self._keep(), name="allocator-index")]
 
@@ -104,9 +107,17 @@ class Keeper:
             self._answers[key] = made_at, answer
         return answer
 
+    async def news(self, seconds: float) -> None:
+        """Wait for the next batch of events, but no longer than that; there may be one who waits."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        self._news.clear()
+
     async def close(self) -> None:
         """Stop."""
         self.closed = True
+        self._news.set()
         await end_tasks(self._tasks)
 
     @property
@@ -143,13 +154,15 @@ class Keeper:
             while not self._hub.closed and not self._hub.is_away:
                 if self._hub.has_forgotten(position):
                     return
-                for event in await self._hub.after(position):
+                events = await self._hub.after(position)
+                for event in events:
                     position = event.position
                     if event.fields.get("type") == "pool":
                         self._at.session.context.rules.clear()
                         return  # the rules are others: all over again
                     self.index.apply(event.fields, event.position[0] / 1_000)
-                await self._catch_up()
+                await self._catch_up(DETAILS if len(events) < MUCH else 1)
+                self._news.set()
                 if checking is not None and checking.done():
                     checking = checking.result()
                 elif checking is None:
@@ -160,17 +173,18 @@ class Keeper:
         finally:
             if checking is not None:
                 await end_tasks([checking])
+            self._news.set()
         await self._hub.wait(1.0)  # until Redis is back, then all over again
 
-    async def _catch_up(self) -> None:
-        """Read what events did not contain, and see whose rest is over."""
+    async def _catch_up(self, details: int) -> None:
+        """Read what events did not contain, of so many leases at most, and see whose rest is over."""
         index = self.index
         assert index is not None  # noqa: S101  # as above
         rules = index.rules
         unread, index.unread_hosts = index.unread_hosts, set()
         for host in unread:
             await self._read_host(index, host)
-        for _ in range(min(DETAILS, len(index.unread))):
+        for _ in range(min(details, len(index.unread))):
             (host, port), _nothing = index.unread.popitem(last=False)
             namespace = FLEET_NAMESPACE if rules.scope == "fleet" else host
             index.load_port(host, await self._ask(InspectPortCall(pool=rules.name, namespace=namespace, port=port)))

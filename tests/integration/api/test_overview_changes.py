@@ -135,13 +135,15 @@ class StandingKeeper:
     def now(self) -> float:
         return 1_700_000_000.0
 
+    async def news(self, _seconds: float) -> None:
+        await asyncio.sleep(0.001)
+
     def grant(self, port: int) -> None:
         fields = {"type": "granted", "host": "web-1", "port": str(port), "worker": "o/p#0", "fence": str(port)}
         self.index.apply(fields, self.now())
 
 
 def test_many_share_what_is_made_once_and_one_that_falls_behind_gets_the_whole(monkeypatch) -> None:
-    monkeypatch.setattr(followed, "PACE_S", 0.001)
     monkeypatch.setattr(followed, "PACE_OF_ONE_S", 0.0)
     asyncio.run(with_many(monkeypatch))
 
