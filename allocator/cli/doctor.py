@@ -9,6 +9,7 @@ import typer
 
 from allocator.cli.checks.findings import Finding, finding_of, patiently
 from allocator.cli.checks.programs import running_programs
+from allocator.cli.checks.starting import Starting, starting_workers
 from allocator.cli.options import (
     CliContext,
     ConfigOption,
@@ -54,15 +55,17 @@ def doctor(
     """
     with cli_context(pool, host, redis_url, config, database_url=database_url, reads_only=True) as context:
         server: ServerInfo | None = None
+        starting: list[Starting] = []
         condition = "away"
         try:
             server = context.allocator.store.server()
             findings = [*_with_redis(context), *_without_redis(context)]
+            starting = starting_workers(context)
         except AllocatorError as error:
             if not isinstance(error, StoreUnavailableError):  # it answers
                 condition = "not usable as it is"
             findings = [finding_of("redis", error), *_builtin_pool(context), *_without_redis(context)]
-        _write(context, server or condition, findings, form)
+        _write(context, server or condition, findings, starting, form)
     if findings:
         raise typer.Exit(FOUND)
 
@@ -107,14 +110,21 @@ def _without_redis(context: CliContext) -> Iterator[Finding]:
     yield from patiently("leftover", lambda: leftovers.check_embedded_server(context))
 
 
-def _write(context: CliContext, server: ServerInfo | str, findings: list[Finding], form: ListFormat) -> None:
+def _write(
+    context: CliContext,
+    server: ServerInfo | str,
+    findings: list[Finding],
+    starting: list[Starting],
+    form: ListFormat,
+) -> None:
     if form is ListFormat.JSON:
         known = ("kind", "version", "role", "eviction")
         facts = None if isinstance(server, str) else {name: getattr(server, name) for name in known}
         programs = [asdict(program) for program in running_programs()]
         # `mend` is the old name of `fix`, until version 0.3.
         found = [{**asdict(finding), "mend": finding.fix} for finding in findings]
-        write_json({"server": facts, "programs": programs, "findings": found})
+        starts = [asdict(one) for one in starting]
+        write_json({"server": facts, "programs": programs, "findings": found, "starting": starts})
         return
     if isinstance(server, str):
         print(f"server   {server}")
@@ -123,7 +133,14 @@ def _write(context: CliContext, server: ServerInfo | str, findings: list[Finding
     print(f"host     {context.host}, pool {context.pool}")
     for program in running_programs():
         print(f"program  {program.name}, pid {program.pid}, for {format_duration(program.since_s * 1_000)}")
+    for one in starting:
+        print(f"starting {one.worker} on port {one.port} since {one.since}{_why_again(one)}")
     for finding in findings:
         print(f"finding  {finding.what}; {finding.fix}")
     if not findings:
         print("all well")
+
+
+def _why_again(one: Starting) -> str:
+    error = f": {one.last_error}" if one.last_error else ""
+    return f", restart {one.restarts}{error}" if one.restarts else ""

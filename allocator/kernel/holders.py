@@ -57,6 +57,14 @@ def is_of_this_kernel(lease: Lease) -> bool:
     return bool(boot_id()) and lease.boot == boot_id() and lease.namespaces == namespaces()
 
 
+def is_supervised(lease: Lease) -> bool:
+    """Return whether a supervisor looks after the worker of a lease in this kernel: then its state is true."""
+    pid, started = lease.holder_pid, lease.holder_started
+    if pid is None or started is None or not is_of_this_kernel(lease):
+        return False
+    return is_alive(ProcessIdentity(pid, started, boot_id()))
+
+
 def is_proven_dead(lease: Lease, host: str) -> bool:
     """Return whether every process that a lease names is dead, by what this host's kernel shows.
 

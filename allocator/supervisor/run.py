@@ -164,9 +164,10 @@ class _Crew:
             self._children.reap()
             self._follow_stopped_worker()
         elif number in STOP_SIGNALS:
-            if number == signal.SIGQUIT and not typed:
+            is_to_pass = not typed and (number == signal.SIGQUIT or self._is_typed_here(number))
+            if is_to_pass:
                 self._pass_on(number)
-            self._stop(number, notified=typed or number == signal.SIGQUIT)
+            self._stop(number, notified=typed or is_to_pass)
         elif number == signal.SIGTSTP:
             self._suspend(number)
         elif number == signal.SIGCONT:
@@ -190,6 +191,11 @@ class _Crew:
         if self._stopping and self._leave_at is None:
             self._leave_at = time.monotonic() + HURRY_S
         self._stopping = True
+
+    def _is_typed_here(self, number: int) -> bool:
+        """Return whether a signal is Ctrl-C at a terminal that was lent to no worker: theirs as well, without us."""
+        terminal = self._children.terminal
+        return number == signal.SIGINT and terminal is not None and not terminal.is_lent and terminal.is_ours()
 
     def _terminal_is_gone(self) -> bool:
         return self._children.terminal is not None and self._children.terminal.is_gone()

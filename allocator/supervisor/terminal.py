@@ -107,12 +107,10 @@ class Terminal:
 
 
 def open_terminal(*, lends: bool) -> Terminal | None:
-    """Return the terminal that somebody watches, or None when no standard stream is one."""
-    if not any(os.isatty(number) for number in (0, 1, 2)):
-        return None
+    """Return the terminal of this session, whether or not a standard stream is one, or None when it has none."""
     try:
         return Terminal(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY), lends=lends)
-    except OSError:  # a terminal, but not the controlling one of this session
+    except OSError:
         return None
 
 

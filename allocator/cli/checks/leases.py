@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from allocator.agent.family import is_stranger
 from allocator.cli.checks.findings import Finding, finding_of_problem
+from allocator.kernel.holders import is_supervised
 from allocator.kernel.sockets import listeners
 from allocator.model import problems
 from allocator.model.states import LeaseState
@@ -74,7 +75,8 @@ def check_leases(pool: PoolSpec, leases: dict[int, Lease], now: float) -> Iterat
             yield finding_of_problem(problems.of_stranger(port, who, one.pid))
     for port, lease in sorted(leases.items()):
         found = problems.of_lease(lease, now, None)
-        if found is None and port not in listening and lease.state is not LeaseState.STARTING:
+        is_silent = port not in listening and lease.state is not LeaseState.STARTING
+        if found is None and is_silent and not is_supervised(lease):  # who is ready without a listener, it knows
             found = problems.of_silence(lease)
         if found is not None:
             yield finding_of_problem(found)

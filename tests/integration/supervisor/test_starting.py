@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 
 import pytest
@@ -27,6 +29,19 @@ def test_it_is_reported_since_when_a_worker_starts(fleet: Fleet) -> None:
     assert "starting for " in out
     shown = finish(fleet.spawn("show", str(lease.port)))[1]
     assert "started_at" in shown
+    assert f"starting org-1/email#0 on port {lease.port} since " in finish(fleet.spawn("doctor"))[1]
+    found = json.loads(finish(fleet.spawn("doctor", "--format", "json"))[1])
+    assert [(one["port"], one["restarts"]) for one in found["starting"]] == [(lease.port, 0)]
+
+
+def test_doctor_shows_why_a_worker_starts_again(fleet: Fleet) -> None:
+    fleet.run(
+        "--max-restarts",
+        "2",
+        command=["sh", "-c", f"echo no key >&2; [ -e ran ] && exec {shlex.join(NEVER)}; >ran; exit 1"],
+    )
+    eventually(lambda: fleet.lease("starting").restarts)
+    eventually(lambda: "restart 1: exit code 1: no key" in finish(fleet.spawn("doctor"))[1])
 
 
 def test_doctor_names_a_worker_that_starts_for_too_long(fleet: Fleet) -> None:
@@ -37,7 +52,7 @@ def test_doctor_names_a_worker_that_starts_for_too_long(fleet: Fleet) -> None:
     out = finish(fleet.spawn("doctor"))[1]
     printed = f"org-2/stripe#0 on web-1:{held.port} has not become ready since 2001-09-09T01:46:40.000Z"
     assert printed in out
-    assert "org-1/email#0 on" not in out
+    assert "org-1/email#0 on web-1" not in out
 
 
 def _started_long_ago(lease):
@@ -62,6 +77,7 @@ CONSUMER = "import time\ntime.sleep(600)"
 def test_a_worker_without_a_tcp_listener_is_ready_when_it_has_run_for_a_second(fleet: Fleet, code: str) -> None:
     fleet.run("--ready", "started", "--start-timeout", "3s", command=[sys.executable, "-S", "-c", code])
     assert fleet.lease().restarts == 0
+    assert "nobody listens" not in finish(fleet.spawn("doctor"))[1]
 
 
 def test_a_worker_that_ends_within_a_second_was_never_ready(fleet: Fleet) -> None:

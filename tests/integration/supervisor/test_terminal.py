@@ -236,6 +236,33 @@ def test_beside_a_pager_a_worker_gets_the_terminal_when_it_reads(fleet: Fleet, s
     eventually(lambda: not fleet.ports.leases())
 
 
+@pytest.mark.parametrize(
+    ("before", "workers", "after", "statuses"),
+    [("", 1, " | cat", "7"), ("", 2, "", "7"), ("sleep 100 | ", 1, " 2>&1 | cat", "130 7")],
+)
+def test_where_no_worker_has_the_terminal_ctrl_c_reaches_every_worker_all_the_same(
+    fleet: Fleet, shell: Shell, before: str, workers: int, after: str, statuses: str
+) -> None:
+    several = () if workers == 1 else ("--replicas", str(workers))
+    shell.type(before + run(fleet, *several, worker=("--catch", "--stay")) + after + "\n")
+    eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * workers)
+    shell.type("\x03")
+    shell.expect("$ ")
+    shell.type("echo status ${PIPESTATUS[@]}\n")
+    shell.expect(f"status {statuses}")
+    assert fleet.ports.leases() == []
+
+
+def test_closing_the_terminal_ends_a_background_job_whose_output_goes_elsewhere(fleet: Fleet, shell: Shell) -> None:
+    shell.type(run(fleet, "--restart", "always", worker=("--stay",)) + " > out 2>&1 < /dev/null &\n")
+    lease = fleet.lease()
+    supervisor = lease.holder_pid
+    shell.close()
+    eventually(lambda: not is_running(supervisor), "the supervisor outlived its terminal")
+    assert not is_running(lease.pid)
+    assert fleet.ports.leases() == []
+
+
 def test_several_workers_share_no_terminal_and_ctrl_z_stops_them_all(fleet: Fleet, shell: Shell) -> None:
     shell.type(run(fleet, "--replicas", "2", worker=("--stay",)) + "\n")
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * 2)
