@@ -15,6 +15,7 @@ from allocator.client.policies import until_ready
 from allocator.client.session import ClaimArguments, checked, library_settings, session_of
 from allocator.model.durations import seconds_of
 from allocator.model.errors import AllocatorError, ExhaustedError, InvalidInputError, LimitError, RecoveringError
+from allocator.model.leases import Lease
 from allocator.model.log import log
 from allocator.model.names import WorkerId, check_flag, check_name, check_text
 from allocator.model.values import replace
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from allocator.kernel.answers import Answers
     from allocator.model.durations import Duration
     from allocator.model.endpoints import Endpoint
-    from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.operations.attempt import ClaimRequest
     from allocator.operations.hosts import Spread
@@ -68,6 +68,13 @@ def wrong_arguments(name: str, mismatch: TypeError) -> InvalidInputError:
     """Return the error for a call of a method with arguments that it does not have, or without one that it needs."""
     what = str(mismatch).partition("() ")[2] or str(mismatch)
     return InvalidInputError(f"{name}() {what}; see help(PortAllocator.{name})")
+
+
+def _lease_of(given: Lease | HeldLease[Any]) -> Lease:
+    lease = given.lease if isinstance(given, HeldLease) else given
+    if not isinstance(lease, Lease):
+        raise InvalidInputError(f"{type(given).__name__} is not a lease; give what claim() or hold() returned")
+    return lease
 
 
 class LeaseOperations(Generic[E_]):
@@ -151,43 +158,54 @@ class LeaseOperations(Generic[E_]):
         leases = yield from self._claimed(replace(request, port=None, hint=None))
         return dict(zip(names, leases, strict=True))
 
-    def release_all(self, *leases: Lease) -> Operation[int]:
+    def release_all(self, *leases: Lease | HeldLease[E_]) -> Operation[int]:
         """End leases together, in one step; return how many had not ended yet."""
-        with self.session.span("release", *leases) as span:
-            count = sum((yield from end.release(self.session.context, leases)))
+        ended = self._to_end(leases)
+        with self.session.span("release", *ended) as span:
+            count = sum((yield from end.release(self.session.context, ended)))
             span.ended("released", done=count > 0)
         return count
 
-    def renew(self, *leases: Lease, rewrite: bool = False) -> Operation[list[Lease]]:
+    def renew(self, *leases: Lease | HeldLease[E_], rewrite: bool = False) -> Operation[list[Lease]]:
         """Extend leases by their TTL from now.
 
         Args:
-            *leases: The holder's copies, with their tokens.
+            *leases: The holder's copies, with their tokens; heartbeats renew what is held by themselves.
             rewrite: Whether their state, TTL and the holder's fields are written too.
 
         Raises:
             LeaseLostError: When one of them is lost; the others were extended all the same.
         """
-        with self.session.span("renew", *leases) as span:
-            outcomes = yield from renew.renew(self.session.context, leases, rewrite=rewrite)
+        extended = [_lease_of(one) for one in leases]
+        with self.session.span("renew", *extended) as span:
+            outcomes = yield from renew.renew(self.session.context, extended, rewrite=rewrite)
             span.renewed(outcomes)
         return list(renew.renewed(outcomes))
 
-    def release(self, lease: Lease) -> Operation[bool]:
-        """End a lease; return False when it had ended already.
+    def release(self, lease: Lease | HeldLease[E_]) -> Operation[bool]:
+        """End a lease, held or not; return False when it had ended already.
 
         Raises:
             HeldError: When someone else holds the port.
         """
-        with self.session.span("release", lease) as span:
-            (done,) = yield from end.release(self.session.context, [lease])
+        ended = self._to_end([lease])
+        with self.session.span("release", *ended) as span:
+            (done,) = yield from end.release(self.session.context, ended)
             return span.ended("released", done=done)
 
-    def decline(self, lease: Lease) -> Operation[bool]:
+    def decline(self, lease: Lease | HeldLease[E_]) -> Operation[bool]:
         """End a lease because the kernel refuses its port, which goes into quarantine; otherwise as `release`."""
-        with self.session.span("decline", lease) as span:
-            (done,) = yield from end.decline(self.session.context, [lease])
+        ended = self._to_end([lease])
+        with self.session.span("decline", *ended) as span:
+            (done,) = yield from end.decline(self.session.context, ended)
             return span.ended("declined", done=done)
+
+    def _to_end(self, leases: Sequence[Lease | HeldLease[E_]]) -> list[Lease]:
+        """Return leases that are about to be ended, and stop renewing those that are held."""
+        for one in leases:
+            if isinstance(one, HeldLease):
+                self.heartbeats().remove(one)
+        return [_lease_of(one) for one in leases]
 
     def end_held(self, *held: HeldLease[Any], declined: bool = False) -> Operation[None]:
         """End held leases in one step. A Redis that does not answer is logged: they then end by their TTL.
@@ -427,6 +445,10 @@ class AllocatorBase(Generic[E_, S]):
 
         Raises:
             ValueError: When the state is an ended one, or cannot follow the present one.
-            InvalidInputError: When a field is of another type, or labels are not valid.
+            InvalidInputError: When a field is of another type, or labels are not valid, or it is no held lease.
         """
+        if not isinstance(held, HeldLease):
+            raise InvalidInputError(
+                f"{type(held).__name__} is not a held lease; give what hold() or start_heartbeats() returned"
+            )
         self._heartbeats.update(held, **fields)

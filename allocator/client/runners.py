@@ -6,6 +6,7 @@ of an event loop is in `runners_aio`, for a command does not need asyncio.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from allocator.client.session import Session
     from allocator.model.leases import Lease
     from allocator.operations.steps import Operation
+
+
+EXIT_WAIT_S = 0.5
+"""How long the end of a program waits for a renewal that is under way."""
 
 
 class HeartbeatRunner(Generic[E_]):
@@ -82,6 +87,9 @@ class HeartbeatRunner(Generic[E_]):
         with self._lock:
             self._plan.remove(held)
 
+    def stop_at_exit(self) -> None:
+        """Stop renewing, because the program ends; leases that it still holds end by their TTL."""
+
     def _start(self) -> None:
         raise NotImplementedError
 
@@ -103,11 +111,18 @@ class HeartbeatThread(HeartbeatRunner[threading.Event]):
 
     def close(self) -> None:
         """End the thread."""
+        self._end(None)
+
+    def stop_at_exit(self) -> None:
+        """Stop renewing; a call that is under way is not waited for any longer than a healthy one takes."""
+        self._end(EXIT_WAIT_S)
+
+    def _end(self, timeout_s: float | None) -> None:
         with self._changed:
             self._closed = True
             self._wake()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def _start(self) -> None:
         if self._thread is None or self._closed:
@@ -140,4 +155,11 @@ def _begin_all() -> None:
         one.begin_anew()
 
 
+def _stop_all() -> None:
+    for one in list(_all):
+        one.stop_at_exit()
+
+
 os.register_at_fork(after_in_child=_begin_all)
+# The interpreter freezes daemon threads, perhaps with a lock that a block which is left after that would wait for.
+atexit.register(_stop_all)

@@ -237,7 +237,9 @@ class AsyncConnectionPool:
                 return
 
     async def close(self) -> None:
-        """Close the connections; one in use is closed when its call ends."""
+        """Close the connections; one in use is closed when its call ends, a parent process's by that one."""
+        if self._home[0] != os.getpid():
+            return
         self._begin_here()
         idle, self._idle = self._idle, []
         for connection in idle:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from allocator import LeaseLostError, PortAllocator
+from allocator import AsyncPortAllocator, LeaseLostError, PortAllocator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,10 +65,12 @@ def test_the_copy_in_a_child_states_at_once_whose_the_lease_is(ports: PortAlloca
 @pytest.mark.parametrize("method", ["release", "decline", "renew", "release_all"])
 def test_what_a_child_does_with_its_copy_is_a_clear_error(ports: PortAllocator, method: str) -> None:
     lease = ports.claim("email", org="org-1")
-    kind, sentence = in_a_fork(lambda: getattr(ports, method)(lease))
-    assert kind == LeaseLostError.__name__
-    assert f"stays with process {os.getpid()}" in sentence
-    assert [one.fence for one in ports.leases()] == [lease.fence]
+    with ports.hold("stripe", org="org-1") as held:
+        for copy in (lease, held):
+            kind, sentence = in_a_fork(lambda copy=copy: getattr(ports, method)(copy))  # type: ignore[misc]  # its default
+            assert kind == LeaseLostError.__name__
+            assert f"stays with process {os.getpid()}" in sentence
+        assert {one.fence for one in ports.leases()} == {lease.fence, held.fence}
     assert ports.release(ports.renew(lease)[0])
 
 
@@ -102,3 +107,51 @@ def test_heartbeats_of_the_parent_go_on_after_a_fork(ports: PortAllocator) -> No
         in_a_fork(lambda: "nothing")
         threading.Event().wait(1.2)
         assert [one.fence for one in ports.leases()] == [held.fence]
+
+
+LEFT_OPEN = """
+import os, sys
+from allocator import PortAllocator
+ports = PortAllocator()
+block = ports.hold("email", org="org-1", ttl="2s")
+held = block.__enter__()
+if "fork" in sys.argv and os.fork() == 0:
+    sys.stdin.read()
+    print(held.lost.is_set(), held.error, flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("how", ["", "fork"])
+def test_a_program_ends_with_its_block_open_and_a_child_learns_whose_the_lease_is(
+    redis_url: str, pool: PoolSpec, how: str
+) -> None:
+    settings = {"ALLOCATOR_REDIS_URL": redis_url, "ALLOCATOR_POOL": pool.name, "ALLOCATOR_HOST": "web-1"}
+    program = subprocess.Popen(
+        [sys.executable, "-c", LEFT_OPEN, how],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | settings,
+    )  # fmt: skip
+    assert program.wait(timeout=60) == 0
+    out, err = program.communicate()
+    assert err == ""
+    assert ("True" in out and "claim one here, after the fork" in out) is bool(how)
+
+
+def test_a_child_that_leaves_the_async_blocks_of_its_parent_releases_nothing(
+    redis_url: str, pool: PoolSpec, ports: PortAllocator
+) -> None:
+    async def scenario() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            allocator = await stack.enter_async_context(AsyncPortAllocator.from_url(redis_url, pool=pool.name))
+            held = await stack.enter_async_context(allocator.hold("email", org="org-1"))
+
+            def leave() -> object:
+                closing = stack.aclose()
+                with contextlib.suppress(StopIteration):
+                    closing.send(None)
+                return "left"
+
+            assert in_a_fork(leave) == "left"
+            assert [one.fence for one in ports.leases()] == [held.fence]
+
+    asyncio.run(scenario())

@@ -93,6 +93,31 @@ def test_an_argument_that_is_missing_or_too_much_is_named(ports: PortAllocator) 
         assert text in str(refused.value)
 
 
+@pytest.mark.parametrize("method", ["release", "decline", "renew", "release_all", "update"])
+def test_what_is_no_lease_is_refused_by_name(ports: PortAllocator, method: str) -> None:
+    for wrong in (5556, "o/email#0", None, {"token": "0" * 32}):
+        with pytest.raises(InvalidInputError, match=rf"{type(wrong).__name__} is not a.* lease; give what"):
+            getattr(ports, method)(wrong)
+
+
+def test_a_held_lease_can_be_renewed_and_ended_before_its_block_is_over(ports: PortAllocator, redis_url: str) -> None:
+    for end in (ports.release, ports.release_all, ports.decline):
+        with ports.hold("email", org="o") as held:
+            assert ports.renew(held)[0].port == held.port
+            assert end(held)
+            assert ports.leases() == []
+            assert not held.lost.is_set()
+
+    async def scenario() -> None:
+        others = AsyncPortAllocator.from_url(redis_url, pool=ports.session.pool, host="web-2")
+        async with others, others.hold("email", org="o") as held:
+            assert (await others.renew(held))[0].port == held.port
+            assert await others.release(held)
+            assert await others.leases() == []
+
+    asyncio.run(scenario())
+
+
 def test_durations_are_seconds_or_text(redis_url: str, pool: PoolSpec, ports: PortAllocator) -> None:
     assert ports.claim("email", org="org-1", ttl="3s", wait="1s").ttl_ms == 3_000
     assert ports.claim("email", org="org-2", ttl=3).ttl_ms == 3_000
