@@ -23,8 +23,6 @@ from allocator.protocol.signatures.pool import ReapCall
 from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
     from allocator.operations.steps import Operation
@@ -141,7 +139,7 @@ def ports(
 
 
 def known_ports(
-    pool: str, namespace: str, *, strange: list[str] | None = None, before: Mapping[int, KnownPort] | None = None
+    pool: str, namespace: str, *, strange: list[str] | None = None, before: dict[int, KnownPort] | None = None
 ) -> Operation[list[KnownPort]]:
     """Return what Redis has of the ports of a namespace that are not claimable now, lowest port first.
 
@@ -198,7 +196,7 @@ def leases(pool: str, host: str | None = None) -> Operation[list[Lease]]:
 
 
 def known_namespace(
-    rules: PoolSpec, name: str, before: Mapping[int, KnownPort] | None = None
+    rules: PoolSpec, name: str, before: dict[int, KnownPort] | None = None
 ) -> Operation[tuple[KnownHost, list[KnownPort]]]:
     """Return what Redis has of a namespace, and its ports that cannot be claimed; `before` as for `known_ports`."""
     known = yield from ask(InspectHostCall(pool=rules.name, namespace=name))

@@ -14,8 +14,6 @@ from allocator.protocol.replies import Reply
 from allocator.protocol.wire import Arguments, Call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from allocator.model.leases import Lease
 
 _ADVERTISED = re.compile(r"\S+ \S+ \S+ !?")
@@ -131,7 +129,7 @@ class InspectPortsCall(Call["KnownPorts"], kw_only=True):
 
     from_ms: int
     count: int
-    before: Mapping[int, KnownPort] = field(default_factory=dict, repr=False, compare=False)
+    before: dict[int, KnownPort] = field(default_factory=dict, repr=False, compare=False)
 
     def decode(self, raw: Any) -> KnownPorts:  # noqa: ANN401  # as `Call.decode`
         """Return the ports; what another program wrote among them is passed over and named."""
@@ -189,7 +187,7 @@ class KnownPort(Value, kw_only=True):
 
 
 def _port(
-    call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: float, before: Mapping[int, KnownPort]
+    call: InspectPortsCall | InspectPortCall, row: list[Any], now_ms: float, before: dict[int, KnownPort]
 ) -> KnownPort:
     port_text, score_text, text, remaining = row
     port = check_port(wire.text(port_text))
