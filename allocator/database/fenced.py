@@ -6,15 +6,13 @@ database within the statement; values are bound, never written into a statement;
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
 from allocator.database.errors import RowRefusedError
-from allocator.database.layout import values_of
 from allocator.database.rows import Rows
-from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, STOPPED
+from allocator.model.tables import COLUMNS, STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,12 +45,6 @@ class DeposedError(Exception):
 
 class FencedRows(Rows):
     """The rows of one pool, for those who write them."""
-
-    @cached_property
-    def _was_live(self) -> sa.ColumnElement[bool]:
-        """Whether a row is live, without a list: a statement that is run with many sets of values cannot have one."""
-        parts = values_of(self.layout.names, LIVE_ROW_STATES)
-        return sa.or_(*(self.layout.column("runtime_state") == part for part in parts))
 
     def leader_fence(self, connection: Connection) -> int:
         """Return the fence of the last leader that wrote, 0 when there was none or it can be no leader's."""
@@ -178,7 +170,7 @@ class FencedRows(Rows):
         its_fence = sa.bindparam("its_fence", type_=sa.BigInteger())
         statement = (
             sa.update(self.layout.runners)
-            .where(*self._of_key(), self._was_live, sa.or_(fence.is_(None), fence <= its_fence))
+            .where(*self._of_key(), self.layout.is_live, sa.or_(fence.is_(None), fence <= its_fence))
             .values(runtime_state=self._bound("its_state", "runtime_state"), fence=its_fence, **self._of_an_end())
         )
         ids = self._ids(connection, [one.key for one in stops])
@@ -230,7 +222,7 @@ class FencedRows(Rows):
                 columns("pool") == self.pool,
                 columns("host") == sa.bindparam("its_host"),
                 columns("port") == sa.bindparam("its_port"),
-                self._was_live,
+                self.layout.is_live,
                 sa.or_(*others),
                 sa.or_(fence.is_(None), older) if unfenced else older,
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -91,6 +92,12 @@ class Layout:
     def has(self, name: str) -> bool:
         """Return whether the table has a column; one that fencing does not need may be missing."""
         return name in self.runners.c
+
+    @cached_property
+    def is_live(self) -> sa.ColumnElement[bool]:
+        """Whether a row is live, in the words of the index of live addresses: SQLite uses that for no bound values."""
+        values = values_of(self.names, LIVE_ROW_STATES)
+        return self.runners.c["runtime_state"].in_([sa.literal_column(_quoted(value)) for value in values])
 
     @property
     def worker_key(self) -> tuple[sa.Column[Any], ...]:
@@ -198,5 +205,9 @@ def _named_by(names: TableNames, types: Mapping[str, TypeEngine[Any]]) -> dict[s
 
 def _text(value: str) -> sa.TextClause:
     """Return a text as a literal of SQL."""
-    doubled = value.replace("'", "''").replace(":", "\\:")
-    return sa.text(f"'{doubled}'")
+    return sa.text(_quoted(value).replace(":", "\\:"))
+
+
+def _quoted(value: str) -> str:
+    doubled = value.replace("'", "''")
+    return f"'{doubled}'"

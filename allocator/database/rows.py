@@ -1,11 +1,13 @@
 """Rows of the table of workers as they are read: in key order, a page at a time, by worker, or by place.
 
-The rules of this file: nothing is written; values are bound, never written into a statement; of other pools no more
-than the number of their rows is read; no transaction is open while a caller goes on with what it was given.
+The rules of this file: nothing is written; values are bound, except the states of the settings, never written into a
+statement; of other pools no more than the number of their rows is read; no transaction is open while a caller goes on
+with what it was given.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +19,10 @@ from allocator.database.errors import reading_rows
 from allocator.database.layout import WORKER_COLUMNS, values_of
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, shown
-from allocator.model.tables import COLUMNS, LIVE_ROW_STATES
+from allocator.model.tables import COLUMNS, LIVE_ROW_STATES, ROW_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 2_000
 """Rows in memory while a table is walked."""
+
+WHOLE_S = 60.0
+"""How long a statement may read an index of a whole pool: a second for ten million rows."""
 
 _WRITTEN_ONLY = {"pool", "created_at", "updated_at", "stopped_at"}
 _READ = tuple(column for column in COLUMNS if column not in _WRITTEN_ONLY)
@@ -130,10 +135,6 @@ class Rows:
         return query.where(layout.column("pool") == self.pool)
 
     @cached_property
-    def _is_live(self) -> sa.ColumnElement[bool]:
-        return self.layout.column("runtime_state").in_(values_of(self.layout.names, LIVE_ROW_STATES))
-
-    @cached_property
     def _has_uuids(self) -> bool:
         is_named = "organization_id" in self.layout.named_by
         return not is_named and isinstance(self.layout.column("organization_id").type, sa.Uuid)
@@ -148,16 +149,27 @@ class Rows:
             return None
 
     def in_order(self, database: Database) -> Iterator[Row]:
-        """Yield the live rows that have a place, by host and port.
+        """Yield the live rows that have an address, by host (in the order of bytes, as Python sorts) and port.
 
-        A few thousand are read at a time, in a transaction of its own that has ended when they are given out: whoever
-        walks may take as long as it likes, and write. So a row that moves meanwhile may be missed or come twice.
+        Hosts are read one after the other, small ones together, so that the index of live addresses gives each page in
+        its order, whatever the order of texts is in the database. A few thousand rows are read at a time, in a
+        transaction of its own that has ended when they are given out: whoever walks may take as long as it likes, and
+        write. So a row that moves meanwhile may be missed or come twice.
         """
         host, port = self.layout.column("host"), self.layout.column("port")
-        by_bytes = sa.collate(host, "BINARY" if database.is_sqlite else "C")  # as Python sorts
-        query = self._select.where(self._is_live, host.is_not(None), port.is_not(None))
-        order = {"host": by_bytes, "port": port} | self._worker_order
-        return (row for row in self._pages(database, query, order) if row.host is not None and row.port is not None)
+        has_port = sa.and_(self.layout.is_live, port.is_not(None))
+        of_pool = sa.select(host, sa.func.count()).where(self.layout.column("pool") == self.pool, has_port)
+        with database.reading(limit_s=WHOLE_S) as connection, reading_rows(self.layout.names):
+            counted = connection.execute(of_pool.group_by(host)).all()
+        query = self._select.where(has_port)
+        for hosts in _together({name: count for name, count in counted if isinstance(name, str)}):
+            if len(hosts) == 1:
+                rows = self._pages(database, query.where(host == hosts[0]), {"port": port})
+                yield from (row for row in rows if row.port is not None)
+                continue
+            with database.reading() as connection:
+                few = list(self._read(connection, query.where(host.in_(hosts))))
+            yield from sorted((row for row in few if row.port is not None), key=lambda row: row.address)
 
     @property
     def _worker_order(self) -> dict[str, sa.ColumnElement[Any]]:
@@ -189,7 +201,7 @@ class Rows:
         if database.is_sqlite:  # whose columns hold what they are given
             types = ((host, "text"), (port, "integer"), (fence, "integer"))
             by_hand = sa.or_(by_hand, *(sa.func.typeof(column) != kind for column, kind in types))
-        query = self._select.where(self._is_live, by_hand)
+        query = self._select.where(self.layout.is_live, by_hand)
         has_key = sa.and_(*(column.is_not(None) for column in self._worker_order.values()))
         yield from self._pages(database, query.where(has_key), self._worker_order)
         position = self._position(database)
@@ -205,33 +217,51 @@ class Rows:
     def other_pools(self, connection: Connection) -> dict[str, int]:
         """Return how many live rows each other pool has."""
         pool = self.layout.column("pool")
-        query = sa.select(pool, sa.func.count()).where(self._is_live, pool != self.pool).group_by(pool).order_by(pool)
-        return {str(name): count for name, count in connection.execute(query)}
+        query = sa.select(pool, sa.func.count()).where(self.layout.is_live, pool != self.pool).group_by(pool)
+        return {str(name): count for name, count in connection.execute(query.order_by(pool))}
 
     def on_host(self, connection: Connection, host_name: str) -> list[Row]:
         """Return the live rows of a host that have a fence, by port."""
         host, port, fence = (self.layout.column(name) for name in ("host", "port", "fence"))
-        query = self._select.where(self._is_live, host == host_name, fence.is_not(None)).order_by(port)
+        query = self._select.where(self.layout.is_live, host == host_name, fence.is_not(None)).order_by(port)
         return list(self._read(connection, query))
 
     def of_workers(self, connection: Connection, keys: Sequence[RowKey]) -> dict[RowKey, Row]:
         """Return the rows of workers, as far as they have one."""
-        if not keys:
-            return {}
-        columns = [self.layout.column(name) for name in ("organization_id", "plugin_id", "instance")]
-        ids = self._ids(connection, keys)
+        ids = self._ids(connection, keys) if keys else {}
         if not ids:
             return {}
-        query = self._select.where(sa.tuple_(*columns).in_([(*ids[key], key.instance) for key in ids]))
+        query = self._each(connection, WORKER_COLUMNS[1:], [(*ids[key], key.instance) for key in ids])
         return {row.key: row for row in self._read(connection, query)}
 
     def at_addresses(self, connection: Connection, addresses: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
-        """Return the live rows at places (host and port)."""
+        """Return the live rows at addresses (host and port)."""
         if not addresses:
             return {}
-        at = sa.tuple_(self.layout.column("host"), self.layout.column("port"))
-        query = self._select.where(self._is_live, at.in_(list(addresses)))
+        query = self._each(connection, ("host", "port"), addresses, self.layout.is_live)
         return {row.address: row for row in self._read(connection, query)}
+
+    def _each(
+        self,
+        connection: Connection,
+        names: Sequence[str],
+        wanted: Sequence[tuple[Any, ...]],
+        *conditions: sa.ColumnElement[bool],
+    ) -> sa.Select[Any]:
+        """Return the query of the rows that have one of several sets of values, of which each has one row at most.
+
+        Each set is looked up in the index over the pool and these columns, whatever the database believes of the size
+        of the table: a list of sets makes both of them read the pool's whole index.
+        """
+        columns = [self.layout.column(name) for name in names]
+        if connection.dialect.name == "sqlite":
+            return self._select.where(*_in_json(columns, wanted), *conditions)
+        lists = zip(columns, zip(*wanted, strict=True), strict=True)
+        arrays = [sa.literal(list(values), sa.ARRAY(column.type)) for column, values in lists]
+        sought = sa.func.unnest(*arrays).table_valued(*names, name="sought").render_derived()
+        pairs = (column == sought.c[name] for name, column in zip(names, columns, strict=True))
+        one = self._select.where(*pairs, *conditions).limit(1).lateral()
+        return sa.select(*one.c).select_from(sought.join(one, sa.true()))
 
     def _read(self, connection: Connection, query: sa.Select[Any]) -> Iterator[Row]:
         with reading_rows(self.layout.names):
@@ -243,7 +273,8 @@ class Rows:
         org, plugin, instance, host, port, state, fence, pid, expires_at, restarts, error, its_org, its_plugin, *_ = (
             found
         )
-        states = self.layout.names.states_of(_text(state) or "")
+        value = _text(state) or ""
+        states = self._states.get(value) or self.layout.names.states_of(value)
         return Row(
             key=RowKey(
                 _text(its_org or org) or "",
@@ -261,6 +292,11 @@ class Rows:
             alike=states,
             lacks=self._lacks,
         )
+
+    @cached_property
+    def _states(self) -> dict[str, tuple[str, ...]]:
+        names = self.layout.names
+        return {value: names.states_of(value) for value in values_of(names, ROW_STATES)}
 
     @cached_property
     def _lacks(self) -> frozenset[str]:
@@ -306,6 +342,33 @@ class Rows:
         for name, one in connection.execute(query.where(sa.cast(table.c["name"], sa.Text()).in_(list(names)))):
             found.setdefault(name, []).append(one)
         return found
+
+
+def _in_json(columns: Sequence[sa.Column[Any]], wanted: Sequence[tuple[Any, ...]]) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions that columns have one of several sets of values, as SQLite looks each up in an index.
+
+    JSON has no bytes: a column of them is compared as text, without an index.
+    """
+    listed = json.dumps([[one.hex().upper() if isinstance(one, bytes) else one for one in values] for values in wanted])
+    each = sa.func.json_each(listed).table_valued("value")
+    values = [sa.func.json_extract(each.c.value, f"$[{at}]").label(f"v{at}") for at in range(len(columns))]
+    sought = sa.select(*values).limit(len(wanted)).cte("sought")  # a limit keeps it apart, so that it is read first
+    has_bytes = [any(isinstance(value, bytes) for value in of_column) for of_column in zip(*wanted, strict=True)]
+    compared = (sa.func.hex(one) if is_hex else one for one, is_hex in zip(columns, has_bytes, strict=True))
+    return [one == value for one, value in zip(compared, sought.c, strict=True)]
+
+
+def _together(counts: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield hosts in order, as many together as have one page of rows."""
+    together, rows = list[str](), 0
+    for host in sorted(counts):
+        if together and rows + counts[host] > READ_AT_ONCE:
+            yield together
+            together, rows = [], 0
+        together.append(host)
+        rows += counts[host]
+    if together:
+        yield together
 
 
 def _name_of(key: RowKey, column: str) -> str:
