@@ -54,6 +54,7 @@ class FleetIndex:
 
     Attributes:
         hosts: By name.
+        named: The pool's name where commands have to name it, else None.
         read: The ports of each namespace as they were read last, by number, so that what stayed is not read again.
     """
 
@@ -66,7 +67,7 @@ class FleetIndex:
         self.lost: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self.unread: OrderedDict[tuple[str, int], None] = OrderedDict()
         self.unread_hosts: set[str] = set()
-        self._named = None if is_default else rules.name
+        self.named = None if is_default else rules.name
         self._totals: tuple[int, Counter[str]] = -1, Counter()
         self._counts: dict[str, Counter[str]] = {}
         self._taken: Counter[str] = Counter()
@@ -134,7 +135,7 @@ class FleetIndex:
         leases = entry.leases
         heard = [lease.expires_at - lease.ttl_ms / 1_000 for lease in leases]
         entry.heard_at = max([entry.heard_at or 0.0, *heard]) or None
-        entry.late = problems.of_lateness(entry.name, leases, now, self._named)
+        entry.late = problems.of_lateness(entry.name, leases, now, self.named)
 
     def load_port(self, host: str, one: KnownPort) -> None:
         """Take what was read of one port whose lease an event made."""
@@ -346,7 +347,7 @@ class FleetIndex:
         return entry.judged
 
     def _judge(self, entry: HostEntry, now: float) -> Judged:
-        known, pool = entry.known, self._named
+        known, pool = entry.known, self.named
         is_open = not (known and (known.cordoned or known.draining))
         found = [
             problems.of_host(
@@ -380,7 +381,7 @@ class FleetIndex:
         """Return what is wrong with a worker; what does not depend on the time is found once."""
         assert cell.lease is not None  # noqa: S101  # the caller's condition
         if cell.judged is None or cell.judged[0] is not cell.lease or cell.judged[1] != cell.since:
-            found = problems.of_lease(cell.lease, now, cell.since, self._named)
+            found = problems.of_lease(cell.lease, now, cell.since, self.named)
             if found is None and cell.status == "starting":
                 return None
             cell.judged = cell.lease, cell.since, found
@@ -397,7 +398,7 @@ class FleetIndex:
         full = sum(one.problems is not one.besides_room for one in judged)
         of_pool = self._problems_of_pool()
         if full > MOST_FULL:
-            of_pool.append(problems.of_full_hosts(full, len(judged), self._named))
+            of_pool.append(problems.of_full_hosts(full, len(judged), self.named))
             found = [(one.rank_besides_room, one.besides_room) for one in judged if one.rank_besides_room]
         else:
             found = [(one.rank, one.problems) for one in judged if one.rank]
@@ -409,13 +410,13 @@ class FleetIndex:
 
     def _problems_of_pool(self) -> list[Problem]:
         totals = self.totals()
-        everywhere = problems.of_room(f"pool {self.rules.name}", totals["free"], totals["size"], pool=self._named)
+        everywhere = problems.of_room(f"pool {self.rules.name}", totals["free"], totals["size"], pool=self.named)
         found = [everywhere] if everywhere and self.shown else []
         by_host: dict[str, list[str]] = {}
         for worker, (host, _) in self.lost.items():
             by_host.setdefault(host, []).append(worker)
         for host, workers in by_host.items():
-            found.append(problems.of_lost_workers(host, workers, self.lost[workers[0]][1], self._named))
+            found.append(problems.of_lost_workers(host, workers, self.lost[workers[0]][1], self.named))
         return found
 
     def search(self, terms: list[str], most: int) -> tuple[list[HostEntry], list[Lease], int]:

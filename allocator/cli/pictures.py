@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 from allocator.model.durations import format_duration
 from allocator.model.errors import printable
+from allocator.model.problems import command
 from allocator.model.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from allocator.api.cells import Cell, HostEntry
     from allocator.api.index import FleetIndex
+    from allocator.cli.watched import Past
     from allocator.model.problems import Problem
-
-    Past = Sequence[tuple[float, dict[str, str]]]
 
 SIGNS = {
     "free": ("·", ".", "free", "2"),
@@ -263,7 +263,7 @@ def _at(shown: Row, host: str, port: int) -> Row:
     return Row(shown.parts, host, port, f"allocator show {port} --host {host}")
 
 
-def lease_rows(index: FleetIndex, host: str, port: int, past: Past, look: Look) -> list[Row]:
+def lease_rows(index: FleetIndex, host: str, port: int, past: Past | None, look: Look) -> list[Row]:
     """Return one port: its worker and what happened to it."""
     cell = index.hosts[host].cells.get(port) if host in index.hosts else None
     table = SIGNS[cell.status if cell else "free"]
@@ -279,9 +279,16 @@ def lease_rows(index: FleetIndex, host: str, port: int, past: Past, look: Look) 
         ]
         facts += [(f"Label {name}", value) for name, value in lease.labels.items()]
     rows = [row(f"Port {port} on {host}", "1"), *(row(f"  {name.ljust(20)} {value}") for name, value in facts)]
-    rows += [row(""), row(f"  allocator show {port} --host {host}"), row(""), row("What happened to the port", "1")]
-    for at, fields in past:
+    rows += [
+        row(""),
+        row(f"  {command('show', port, host=host, pool=index.named)}"),
+        row(""),
+        row("What happened to the port", "1"),
+    ]
+    events = past.events if past else ()
+    for at, fields in events:
         what = " ".join(filter(None, (fields.get("type", "?"), fields.get("state"))))
         who = f"{fields.get('worker', '')}  {fields.get('error', '')}".rstrip()
         rows.append(row(f"  {look.ago(at).ljust(11)} {what.ljust(18)} {who}"))
-    return rows if past else [*rows, row("  Nothing is known of it.")]
+    since = f" since {look.ago(past.since)}" if past and past.since else ""
+    return [*rows, row(f"  {'That is all' if events else 'Nothing is known of it'}{since}.", "2")]

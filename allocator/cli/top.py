@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from allocator.api.index import FleetIndex
-    from allocator.cli.pictures import Look, Past, Row
-    from allocator.cli.watched import WatchedPool
+    from allocator.cli.pictures import Look, Row
+    from allocator.cli.watched import Past, WatchedPool
 
 LEAST_COLUMNS, LEAST_ROWS = 20, 4
 USUAL_COLUMNS, USUAL_ROWS = 120, 24
@@ -200,7 +200,7 @@ class Screen:
         self._chosen: list[int] = [0]
         self._typed = ""
         self._is_typing = False
-        self._past: Past = []
+        self._past: Past | None = None
         self._rows: list[Row] = []
         self._page = 1
 
@@ -296,7 +296,7 @@ class Screen:
             return
         self._opened.append((one.host, one.port))
         self._chosen.append(0)
-        self._past = []
+        self._past = None
         self._look()
 
     def _draw(self) -> None:

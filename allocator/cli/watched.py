@@ -7,6 +7,7 @@ the events and for a few of the hosts, so that all of them are read again within
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 from allocator.api.index import FleetIndex
@@ -20,12 +21,47 @@ from allocator.protocol.wire import ask
 
 if TYPE_CHECKING:
     from allocator.client.blocking import PortAllocator
+    from allocator.store.base import Event
 
 CHECK_S = 60.0
 PAST_EVENTS = 5_000
 EVENTS_AT_ONCE = 1_000
+PAST_PAGES = 20
+"""How far back the events of a port are looked for: the stream is capped at about 10,000."""
+MOST_SHOWN = 500
 DETAILS = 50
 """Leases that are read after their events in one look."""
+
+
+class Past:
+    """What happened to a port.
+
+    Args:
+        host: Its host.
+        port: The port.
+
+    Attributes:
+        seen: The id of the newest event of the pool that was looked at.
+        since: When the oldest of these was, in Unix seconds; None when there is none.
+        events: Those of the port with their times, newest first.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+        self.seen = "0-0"
+        self.since: float | None = None
+        self.events: deque[tuple[float, dict[str, str]]] = deque(maxlen=MOST_SHOWN)
+
+    def __repr__(self) -> str:
+        return f"<Past of {self.host}:{self.port}, {len(self.events)} events>"
+
+    def add(self, rows: list[Event]) -> None:
+        """Take events of the pool that are newer than those before, oldest first."""
+        for identifier, fields in rows:
+            self.seen, at = identifier, event_time(identifier)
+            self.since = at if self.since is None else self.since
+            if fields.get("host") == self.host and fields.get("port") == str(self.port):
+                self.events.appendleft((at, fields))
 
 
 class WatchedPool:
@@ -45,6 +81,7 @@ class WatchedPool:
         self._is_default = is_default
         self._position = "0-0"
         self._next = 0
+        self._past: Past | None = None
         self.index: FleetIndex | None = None
         self.now = 0.0
 
@@ -66,14 +103,23 @@ class WatchedPool:
         self.index = index
         return index
 
-    def past_of(self, host: str, port: int) -> list[tuple[float, dict[str, str]]]:
-        """Return the last events of a port with their times, newest first."""
-        events = self._allocator.store.newest_events(events_key(self._pool), PAST_EVENTS)
-        return [
-            (event_time(identifier), fields)
-            for identifier, fields in reversed(events)
-            if fields.get("host") == host and fields.get("port") == str(port)
-        ]
+    def past_of(self, host: str, port: int) -> Past:
+        """Return the events of a port, as far back as the stream goes: read once, then only what is new."""
+        key, store = events_key(self._pool), self._allocator.store
+        if self._past is not None and (self._past.host, self._past.port) == (host, port):
+            rows = store.read_events(key, self._past.seen, EVENTS_AT_ONCE)
+            if len(rows) < EVENTS_AT_ONCE:
+                self._past.add(rows)
+                return self._past
+        past, before = Past(host, port), "+"
+        pages: list[list[Event]] = []
+        while len(pages) < PAST_PAGES and (rows := store.newest_events(key, EVENTS_AT_ONCE, before_id=before)):
+            pages.append(rows)
+            before = f"({rows[0][0]}"
+        for rows in reversed(pages):
+            past.add(rows)
+        self._past = past
+        return past
 
     def _read_all(self) -> FleetIndex:
         at = self._allocator

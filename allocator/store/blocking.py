@@ -185,9 +185,9 @@ class Store(BaseStore):
         command = read_command(stream, after_id, count, block_s)
         return self._patiently(lambda: read_events(self._execute(*command)), stream)
 
-    def newest_events(self, stream: str, count: int) -> list[Event]:
-        """Return the last `count` events, oldest first."""
-        command = newest_command(stream, count)
+    def newest_events(self, stream: str, count: int, *, before_id: str = "+") -> list[Event]:
+        """Return the last `count` events, or those up to `before_id` (`(` before it leaves it out), oldest first."""
+        command = newest_command(stream, count, before_id)
         return self._patiently(lambda: decode_events(self._execute(*command))[::-1], stream)
 
     def read_text(self, key: str) -> str | None:

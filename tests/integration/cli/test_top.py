@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import redis
 from servers import Server
 
+from allocator.cli.watched import WatchedPool
 from allocator.model.states import LeaseState
 from allocator.operations import hosts
 
@@ -144,6 +146,7 @@ def test_enter_opens_a_lease_and_a_host_a_slash_filters_and_q_goes_back(allocato
     for text in (f"Port {lease.port} on web-1", "org-17/email#0", "GET /health answered 503", "Restarts", "fails"):
         assert text in opened
     assert "changed degraded" in written
+    assert "That is all since" in written
     assert "gives out ports; last heartbeat" in written
 
 
@@ -225,3 +228,18 @@ def test_a_redis_that_goes_away_is_reported_and_the_picture_comes_back(allocator
         written, status = screen_of(allocator, 80, 24, steps, **own)
     assert status == 0
     assert written.rstrip().endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_the_past_of_a_port_is_found_behind_thousands_of_others_and_goes_on(ports, redis_url: str, pool) -> None:
+    lease = ports.claim("email", org="org-1")
+    other = {"type": "changed", "host": "web-2", "port": "1", "worker": "org-2/email#0", "fence": "1"}
+    with redis.Redis.from_url(redis_url) as client, client.pipeline(transaction=False) as pipeline:
+        for _ in range(2_500):
+            pipeline.xadd(f"alloc:{{{pool.name}}}:events", other)
+        pipeline.execute()
+    watched = WatchedPool(ports, pool.name, 2.0, is_default=True)
+    past = watched.past_of(lease.host, lease.port)
+    assert [fields["type"] for _, fields in past.events] == ["granted"]
+    ports.release(lease)
+    assert watched.past_of(lease.host, lease.port) is past
+    assert [fields["type"] for _, fields in past.events] == ["released", "granted"]
