@@ -130,6 +130,15 @@ def test_a_token_that_ended_takes_no_effect_again() -> None:
     assert rules(history(claimed(0.0, 1), released, again, faults=[lost])) == set()
 
 
+def test_many_events_after_a_declined_grant_hide_that_an_older_token_had_ended() -> None:
+    declined = [by_two(0.6, 2), call("decline", 0.7, "declined", token=TWO, actor="b")]
+    before = [claimed(0.0, 1), call("release", 0.5, "released"), *declined]
+    again = call("renew", 2.0, "reasserted", fence=3)
+    others = [Call("c", "release", 1.0 + number / 1_000, 1.0 + number / 1_000, OK, []) for number in range(400)]
+    assert rules(history(*before, *others, again)) == set()
+    assert "c: ended token" in rules(history(*before, again))
+
+
 def test_a_claim_that_was_sent_twice_may_make_its_token_live_again() -> None:
     twice = claimed(0.0, 1)
     twice.attempts = 2

@@ -176,7 +176,7 @@ class Facts:
 
     def events_between(self, since: float, until: float) -> int:
         """Return how many calls that make an event took effect between two times, at least."""
-        return bisect(self.notified, until) - bisect(self.told, since)
+        return bisect(self.notified, until) - bisect(self.notified, since)
 
     def grants(self) -> list[Confirmation]:
         """Return what gave new fences."""
