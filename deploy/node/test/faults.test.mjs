@@ -16,13 +16,13 @@ test("an address where nobody listens is unreachable, by name", async () => {
   const { server, url } = await rawServer(() => {});
   server.close();
   await once(server, "close");
-  const error = await rejection(new Portlease({ url, timeoutMs: 1_000 }).claim("email", { org: freshOrg() }));
+  const error = await rejection(new Portlease({ url, timeoutMs: 3_000 }).claim("email", { org: freshOrg() }));
   assert.equal(error.type, "unreachable");
   assert.ok(error.message.includes(url) && error.message.includes("ECONNREFUSED"), error.message);
 });
 
 test("a socket that does not exist is unreachable, by its path", async () => {
-  const error = await rejection(new Portlease({ socketPath: "/nonexistent/agent.sock", timeoutMs: 1_000 }).resolve("email", { org: "o" }));
+  const error = await rejection(new Portlease({ socketPath: "/nonexistent/agent.sock", timeoutMs: 3_000 }).resolve("email", { org: "o" }));
   assert.equal(error.type, "unreachable");
   assert.match(error.message, /\/nonexistent\/agent\.sock/);
 });

@@ -26,7 +26,7 @@ test("a worker holds a port, becomes ready, is found, and gives the port back", 
 });
 
 test("heartbeats keep a lease beyond its TTL", { skip }, async () => {
-  const lease = await client().hold("email", { org: freshOrg(), ttlMs: 5_000 });
+  const lease = await client().hold("email", { org: freshOrg(), ttlMs: 8_000 });
   const { fence } = lease;
   for (let beat = 0; beat < 3; beat += 1) await event(lease, "renewed");
   assert.deepEqual([lease.fence, lease.doubtful], [fence, false]);
@@ -35,7 +35,7 @@ test("heartbeats keep a lease beyond its TTL", { skip }, async () => {
 
 test("an ended lease is reported as lost once, with its type", { skip }, async () => {
   const ports = client();
-  const claimed = await ports.claim("email", { org: freshOrg(), ttlMs: 1_000 });
+  const claimed = await ports.claim("email", { org: freshOrg(), ttlMs: 5_000 });
   const held = new HeldLease(ports, claimed);
   const lost = event(held, "lost");
   await ports.release(claimed);

@@ -3,9 +3,9 @@ import { once } from "node:events";
 import net from "node:net";
 import { test } from "node:test";
 
-import { client, freshOrg, leasesOf, skip, WORKER } from "./support.mjs";
+import { client, freshOrg, leasesOf, PATIENCE_MS, skip, WORKER } from "./support.mjs";
 
-const quiet = { stdio: "ignore", drainMs: 0 };
+const quiet = { stdio: "ignore", drainMs: 0, stopTimeoutMs: PATIENCE_MS };
 
 test("a spawned worker listens on its port, has run's variables, and its port is given back when it stops", { skip }, async () => {
   const ports = client();
@@ -27,9 +27,9 @@ test("a worker of several ports has them all, in its arguments and its environme
   const ports = client();
   const org = freshOrg();
   const source = `
+    process.on("SIGTERM", () => process.exit(0));
     const ports = process.argv.slice(1).map(Number);
     for (const port of ports) require("node:http").createServer((_, answer) => answer.end(JSON.stringify(process.env))).listen(port);
-    process.on("SIGTERM", () => process.exit(0));
   `;
   const worker = await ports.spawnWorker(process.execPath, ["-e", source, "{port}", "{port.debug}"], {
     plugin: "@hay/plugin-email", org, ports: ["http", "debug"], contiguous: true, ...quiet,

@@ -11,8 +11,11 @@ export const socketPath = process.env.PORTLEASE_TEST_SOCKET;
 export const skip = url || socketPath ? false : "PORTLEASE_TEST_URL names no running 'allocator serve'";
 
 export function client(options = {}) {
-  return new Portlease({ url: url ?? "http://localhost", socketPath, ...options });
+  return new Portlease({ url: url ?? "http://localhost", socketPath, timeoutMs: PATIENCE_MS, ...options });
 }
+
+/** How long a test waits for an answer or for a process to end: a busy machine may take its time. */
+export const PATIENCE_MS = 60_000;
 
 let count = 0;
 /** An organisation that no other test uses. */
@@ -44,8 +47,8 @@ export async function rawServer(answer) {
 /** The words of a worker that listens on its port. */
 export const WORKER = ["-e", `
   const server = require("node:http").createServer((_, answer) => answer.end(JSON.stringify(process.env)));
-  server.listen(Number(process.argv[1]));
   process.on("SIGTERM", () => process.exit(0));
+  server.listen(Number(process.argv[1]));
 `, "{port}"];
 
 export function sleeper() {
