@@ -163,7 +163,7 @@ async def cordon(
 
 @router.post("/hosts/{host}/drain", responses=problems(404))
 async def drain(request: Request, _caller: Admin, host: HostName, pool: PoolName = None) -> DrainBody:
-    """Empty a host: no new ports, nobody is sent to its workers, their supervisors stop them. Does not wait."""
+    """Empty a host: it gives out no new ports, its workers get no new requests and are stopped. Does not wait."""
     at = claims_of(request).pool(pool)
     try:
         marked = await at.run(whole_hosts.drain(at.session.pool, host))

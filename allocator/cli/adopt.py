@@ -50,7 +50,10 @@ def adopt(
         str, typer.Option("--instance", metavar="NUMBER", help="By hand: the worker's instance.")
     ] = "0",
     apply: Annotated[
-        bool, typer.Option("--apply", help="Set rows of this host whose port is not bound to stopped.")
+        bool,
+        typer.Option(
+            "--apply", help="Also set rows of this host to the state stopped when nothing listens on their port."
+        ),
     ] = False,
     ttl: Annotated[
         str | None, typer.Option("--ttl", metavar="DURATION", help="Lifetime without a renewal: 30s, 10m, 1h.")
@@ -62,9 +65,9 @@ def adopt(
     database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make leases of workers that run on this host without one, bound to the processes that listen.
+    """Make leases for workers that run on this host without one; bind them to the listening processes.
 
-    Without --port: the rows of the table of workers that were written by hand. Their leases have to be renewed: by
+    Without --port it takes the rows of the table of workers that another program wrote. Renew the leases with
     the agent of this host, or with 'allocator renew PORT --every 10s --pid PID'.
 
     Example: allocator adopt --apply

@@ -44,7 +44,7 @@ def agent(
     socket_path: Annotated[
         str | None,
         typer.Option(
-            "--socket", metavar="FILE", help="Serve the API there. [default: agent.sock in the state directory]"
+            "--socket", metavar="FILE", help="Unix socket of the API. [default: agent.sock in the state directory]"
         ),
     ] = None,
     listen: Annotated[
@@ -54,7 +54,9 @@ def agent(
     leases: Annotated[
         list[str] | None,
         typer.Option(
-            "--leases", metavar="DIR", help="Look after the lease files of this directory as well; may be repeated."
+            "--leases",
+            metavar="DIR",
+            help="Renew the leases whose lease files are in this directory as well; may be repeated.",
         ),
     ] = None,
     metrics_listen: Annotated[
@@ -70,8 +72,8 @@ def agent(
 ) -> None:
     """Renew every lease that is bound to a process of this host, and release it when the process has ended.
 
-    Claim with --pid to bind a lease to a process. It is ready when its port is listened on, or with --label
-    health=/health when that path answers.
+    Claim with --pid to bind a lease to a process. The lease is ready when a process listens on its port; with
+    --label health=/health, when that path answers.
 
     Example: allocator agent --listen 127.0.0.1:8578
     """

@@ -53,7 +53,7 @@ def _application(names: Sequence[str]) -> typer.Typer:
     application = typer.Typer(
         name="allocator",
         cls=MainGroup,
-        help="Lease TCP ports to workers: claim one, keep it alive, give it back.",
+        help="Lease TCP ports to workers: claim a port, renew its lease, release it.",
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -78,7 +78,7 @@ def _nothing(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Lease TCP ports to workers: claim one, keep it alive, give it back."""
+    """Lease TCP ports to workers: claim a port, renew its lease, release it."""
 
 
 OLD_OPTIONS = {"--adjacent": "--contiguous", "--procfile": "--workers"}

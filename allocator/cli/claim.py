@@ -44,7 +44,7 @@ InstanceOption = Annotated[
     typer.Option(
         "--instance",
         metavar="NUMBER|auto",
-        help="Number among the workers of this plugin and organisation; auto: the same for host and --key again.",
+        help="Number among the workers of the same plugin and organisation; auto: the same for a host and --key.",
     ),
 ]
 KeyOption = Annotated[
@@ -109,11 +109,13 @@ def claim(
     label: LabelOption = None,
     pid: Annotated[str | None, typer.Option("--pid", metavar="PID", help="Process to bind the lease to.")] = None,
     token: TokenOption = None,
-    record: Annotated[bool, typer.Option("--record", help="Write the row of the worker before printing.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write the worker's row in SQL before the port is printed.")
+    ] = False,
     ports: PortsOption = None,
     contiguous: ContiguousOption = False,
     any_host: Annotated[
-        bool, typer.Option("--any-host", help="Take the registered host with most free ports.")
+        bool, typer.Option("--any-host", help="Claim on the registered host with the most free ports.")
     ] = False,
     spread: Annotated[
         str | None,
@@ -126,7 +128,8 @@ def claim(
     pre_start: Annotated[
         bool,
         typer.Option(
-            "--pre-start", help="The worker is not running now: decline its port when anybody listens, claim another."
+            "--pre-start",
+            help="State that the worker is not running: when a process listens on its port, claim another.",
         ),
     ] = False,
     form: LeaseFormat = Format.TEXT,
@@ -139,7 +142,7 @@ def claim(
     """Lease a port and print it. Claiming again for the same worker prints the same port.
 
     With --ports each port is printed as name=port; releasing the worker releases them all.
-    With --any-host it is on the registered host with most free ports, and printed as host:port.
+    With --any-host the port is on the registered host with the most free ports, and printed as host:port.
 
     Example: PORT=$(allocator claim email --org org-123)
     """

@@ -40,7 +40,7 @@ class DialectName(StrEnum):
 def register(application: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        cls=CommandGroup, help="The table of workers in SQL: make or adopt it, check it.", no_args_is_help=True
+        cls=CommandGroup, help="Create, adopt or check the table of workers in SQL.", no_args_is_help=True
     )
     group.command("upgrade")(upgrade)
     group.command("check")(check)
@@ -51,7 +51,7 @@ def register(application: typer.Typer) -> None:
 def upgrade(pool: PoolOption = None, database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
     """Create the table of workers, or adopt the one that is there; no row and no column is lost.
 
-    Rows that are there and name no pool come into the pool of --pool or of the settings.
+    Existing rows that name no pool get that of --pool or of the settings.
 
     Example: allocator db upgrade --database-url postgresql://app@db/app
     """
@@ -67,7 +67,7 @@ def upgrade(pool: PoolOption = None, database_url: DatabaseOption = None, config
 
 
 def check(form: RowsFormat = ListFormat.TEXT, database_url: DatabaseOption = None, config: ConfigOption = None) -> None:
-    """Report what the table of workers lacks, and change nothing; exit 1 when something does.
+    """Report what the table of workers lacks, and change nothing; exit 1 when something is missing.
 
     Example: allocator db check
     """
@@ -102,7 +102,7 @@ def write_statements(
     database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Print the statements that are missing, for those whose migrations live elsewhere.
+    """Print the missing statements, for projects that make migrations with another tool.
 
     They begin and end no transaction, so that a migration tool can run them in its own; what PostgreSQL does not allow
     there is marked. Without a configured database: those that make the table in an empty PostgreSQL.

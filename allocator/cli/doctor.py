@@ -48,8 +48,8 @@ def doctor(
 ) -> None:
     """Check Redis, the database, this host's kernel, agent, leases and files; exit 1 with findings.
 
-    Leases are held against the sockets that listen here, the lease files of this user, and the table of workers.
-    What is away is a finding too; the rest is looked at all the same.
+    It compares the leases with the listening sockets of this host, the lease files of this user, and the table of
+    workers. A server that does not answer is a finding too; the other checks still run.
 
     Example: allocator doctor
     """

@@ -16,7 +16,7 @@ NOT_RUNNING = 3
 def register(application: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        cls=CommandGroup, help="The embedded server that serves when no Redis is configured.", no_args_is_help=True
+        cls=CommandGroup, help="The embedded server, which is used when no Redis is configured.", no_args_is_help=True
     )
     group.command("status")(status)
     group.command("stop")(stop)

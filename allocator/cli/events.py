@@ -74,7 +74,7 @@ def events(
         ),
     ] = None,
     since: Annotated[
-        str | None, typer.Option("--since", metavar="DURATION", help="Events of this last time only: 10m, 1h, 2d.")
+        str | None, typer.Option("--since", metavar="DURATION", help="Events not older than this: 10m, 1h, 2d.")
     ] = None,
     worker: Annotated[
         str | None,

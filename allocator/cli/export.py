@@ -48,7 +48,9 @@ def export(
     watch: Annotated[bool, typer.Option("--watch", help="Keep the file current.")] = False,
     command: Annotated[
         str | None,
-        typer.Option("--exec", metavar="COMMAND", help="Command to run when the file has changed, until it succeeds."),
+        typer.Option(
+            "--exec", metavar="COMMAND", help="Command to run when the file has changed; repeated until it succeeds."
+        ),
     ] = None,
     command_time: Annotated[
         str, typer.Option("--exec-timeout", metavar="DURATION", help="Time after which a running command is ended.")
@@ -61,11 +63,11 @@ def export(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write the addresses of all ready workers as a proxy, a monitor or a script reads them.
+    """Write the addresses of all ready workers in the format of a proxy, a monitor or a script.
 
-    The file is replaced in one step, only when it changed, at most once a second; it stays when Redis is away.
-    A service that was seen stays in it without workers; one that never was is there too with --always, or with both
-    --org and --plugin.
+    The file is replaced in one step, only when it changed, at most once a second; it stays as it is while Redis does
+    not answer. A service whose workers have ended stays in it, without addresses. --always, or --org with --plugin,
+    adds a service that never had a worker.
 
     Example: allocator export nginx --watch --out /etc/nginx/workers.conf --exec "nginx -s reload"
     """

@@ -39,7 +39,7 @@ DRAIN_LOOK_S = 1.0
 def register(application: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
-        cls=CommandGroup, help="The hosts of a pool, and whether they give out ports.", no_args_is_help=True
+        cls=CommandGroup, help="Show the hosts of a pool; cordon, drain or remove one.", no_args_is_help=True
     )
     group.command("ls")(list_hosts)
     group.command("show")(show)
@@ -160,7 +160,7 @@ def drain(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Empty a host: no new ports, nobody is sent to its workers, their supervisors stop them.
+    """Empty a host: it gives out no new ports, its workers get no new requests and are stopped.
 
     Waits until no lease is left; exit 75 when some are after the timeout. 'host uncordon' takes it back into use.
 

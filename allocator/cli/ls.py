@@ -62,7 +62,7 @@ def list_leases(
         ),
     ] = None,
     sort: Annotated[str, typer.Option("--sort", metavar="|".join(ORDERS), help="Order of the rows.")] = "host",
-    watch: Annotated[bool, typer.Option("--watch", help="Print them again whenever they change.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print the leases again whenever they change.")] = False,
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     redis_url: RedisOption = None,

@@ -63,8 +63,8 @@ class ListFormat(StrEnum):
     JSON = "json"
 
 
-LeaseFormat = Annotated[Format, typer.Option("--format", help="Form of the output.")]
-RowsFormat = Annotated[ListFormat, typer.Option("--format", help="Form of the output.")]
+LeaseFormat = Annotated[Format, typer.Option("--format", help="Output format.")]
+RowsFormat = Annotated[ListFormat, typer.Option("--format", help="Output format.")]
 
 
 class CliContext(Value):

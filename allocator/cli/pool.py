@@ -48,13 +48,13 @@ def register(application: typer.Typer) -> None:
 
 def apply(
     file: Annotated[str, typer.Argument(help="A pool file in TOML; - for standard input.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what it would change.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Define a pool, or change its rules; no live lease is touched.
 
-    With --dry-run it prints each rule that would differ, and what that means for the leases that are there.
+    With --dry-run it prints each rule that would change, and what that means for the present leases.
 
     Example: allocator pool apply pool.toml
     """
@@ -155,7 +155,7 @@ def show(
 
 
 def list_pools(form: RowsFormat = ListFormat.TEXT, redis_url: RedisOption = None, config: ConfigOption = None) -> None:
-    """List the pools, those that are built in included.
+    """List the pools, with those that are built in.
 
     Example: allocator pool ls
     """
@@ -188,7 +188,7 @@ def remove(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Remove a pool that has no lease: its rules, its hosts, after a week its events.
+    """Remove a pool that has no lease: its rules and hosts at once, its events after a week.
 
     With --force its live leases are ended first; the workers that hold them stop at their next heartbeat.
     A built-in pool is back, with its own rules, as soon as it is used.
@@ -224,7 +224,7 @@ def restore(
     database_url: DatabaseOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """After Redis lost everything: keep the ports of live rows for their own workers, so that nobody is moved.
+    """After Redis lost its data: reserve the ports of live rows for their workers, so that no worker is moved.
 
     A port that Redis knows by itself, and a worker that it knows, are left as they are.
 

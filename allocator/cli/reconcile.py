@@ -42,7 +42,7 @@ def register(application: typer.Typer) -> None:
 
 
 def reconcile(
-    watch: Annotated[bool, typer.Option("--watch", help="Make passes until stopped, woken by events.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the events and make passes, until stopped.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Make one pass.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the differences, change nothing.")] = False,
     every: Annotated[

@@ -38,10 +38,10 @@ def release(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Give leased ports back.
+    """Release leased ports.
 
-    With --force an operator ends leases of others, whose holders are gone: the events keep who did, and why. A holder
-    that lives after all stops its worker at its next heartbeat.
+    With --force an operator ends leases whose holders are gone; the events record who did it, and why. A holder that
+    is alive after all stops its worker at its next heartbeat.
 
     Example: allocator release 5556
 

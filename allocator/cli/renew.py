@@ -50,7 +50,7 @@ def renew(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Extend leases by their TTL from now.
+    """Renew leases: each ends one TTL from now.
 
     Example: allocator renew 5556 --every 10s --pid $$
     """

@@ -79,7 +79,7 @@ def run(
         typer.Option(
             "--instance",
             metavar="NUMBER|auto",
-            help="Number among the workers of this plugin and organisation; auto: by --key.",
+            help="Number among the workers of the same plugin and organisation; auto: the same for a host and --key.",
         ),
     ] = "0",
     key: Annotated[
@@ -87,7 +87,7 @@ def run(
         typer.Option(
             "--key",
             metavar="NAME",
-            help="Key for --instance auto: host and key get the same instance at every start. [default: the host]",
+            help="Key for --instance auto; one for each worker of a host [default: the host's name]",
         ),
     ] = None,
     port: PortOption = None,
@@ -98,7 +98,7 @@ def run(
     priority: PriorityOption = "0",
     label: LabelOption = None,
     health: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Path to ask for its health. [default: only connect]")
+        str | None, typer.Option(metavar="PATH", help="Path of the worker's health check. [default: only connect]")
     ] = None,
     health_interval: Annotated[
         str, typer.Option(metavar="DURATION", help="Time between checks of a ready worker.")
@@ -106,7 +106,7 @@ def run(
     health_kill_after: Annotated[
         str,
         typer.Option(
-            metavar="DURATION", help="Time without a good health check, after which it is started again; 0s: never."
+            metavar="DURATION", help="Time without a good health check, after which the worker is restarted; 0s: never."
         ),
     ] = "60s",
     ready: Annotated[
@@ -117,11 +117,15 @@ def run(
     ] = "listens",
     start_timeout: Annotated[
         str,
-        typer.Option(metavar="DURATION", help="Time to begin listening, after which it is started again; 0s: never."),
+        typer.Option(
+            metavar="DURATION", help="Time to begin listening, after which the worker is restarted; 0s: never."
+        ),
     ] = "60s",
     restart: Annotated[
         str,
-        typer.Option(metavar="never|on-failure|always", help="When to start it again: never, on-failure or always."),
+        typer.Option(
+            metavar="never|on-failure|always", help="When to restart the worker: never, on-failure or always."
+        ),
     ] = "on-failure",
     max_restarts: Annotated[
         str, typer.Option(metavar="COUNT", help="Number of restarts in a row; a healthy minute resets it.")
@@ -185,10 +189,10 @@ def run(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Run a worker on a leased port; give the port back when the worker has ended; exit as it did.
+    """Run a worker on a leased port, renew the lease, release the port at the end; exit as the worker did.
 
-    Its environment has PORT, <PLUGIN>_PLUGIN_PORT, HAY_WORKER_PORT, ALLOCATOR_HOST and ALLOCATOR_FENCE.
-    {port}, {host}, {org}, {plugin} and {instance} in its arguments are filled in; write a literal brace twice.
+    The worker's environment has PORT, <PLUGIN>_PLUGIN_PORT, HAY_WORKER_PORT, ALLOCATOR_HOST and ALLOCATOR_FENCE.
+    {port}, {host}, {org}, {plugin} and {instance} in its arguments are replaced; write a literal brace twice.
     With --ports http,debug it has PORT_HTTP and PORT_DEBUG too, and {port.http} and {port.debug}.
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}

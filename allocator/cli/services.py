@@ -47,14 +47,14 @@ def resolve(
     watch: Annotated[
         bool, typer.Option("--watch", help="Print a line for each worker that comes up or goes down.")
     ] = False,
-    prefer_local: Annotated[bool, typer.Option("--prefer-local", help="Choose workers of this host first.")] = False,
+    prefer_local: Annotated[bool, typer.Option("--prefer-local", help="Prefer workers of this host.")] = False,
     form: RowsFormat = ListFormat.TEXT,
     pool: PoolOption = None,
     host: HostOption = None,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Print the address of the next ready worker of a service; each in turn, whoever asks.
+    """Print the address of a ready worker of a service; successive calls go through all of them in turn.
 
     Exit 75 when none is ready, with the reason.
 

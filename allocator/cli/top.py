@@ -56,13 +56,15 @@ def register(application: typer.Typer) -> None:
 
 
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Print one picture and end, as into a pipe.")] = False,
-    every: Annotated[str, typer.Option("--every", metavar="DURATION", help="Time between two pictures.")] = "2s",
+    once: Annotated[
+        bool, typer.Option("--once", help="Print the screen once and end, as when the output is a pipe.")
+    ] = False,
+    every: Annotated[str, typer.Option("--every", metavar="DURATION", help="Time between two updates.")] = "2s",
     pool: PoolOption = None,
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Watch the pool in a terminal: problems, counters, hosts worst first.
+    """Watch the pool in a terminal: problems, counters, and hosts, the worst first.
 
     Arrows choose a line, enter opens a host or a lease, / filters, q goes back and ends.
 

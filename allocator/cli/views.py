@@ -109,7 +109,7 @@ def who(
     redis_url: RedisOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Report who has a port: its lease, and who listens on it.
+    """Show who has a port: its lease, and the process that listens on it.
 
     Example: allocator who 5556
     """

@@ -167,7 +167,7 @@ class LeaseOperations(Generic[E_]):
         return count
 
     def renew(self, *leases: Lease | HeldLease[E_], rewrite: bool = False) -> Operation[list[Lease]]:
-        """Extend leases by their TTL from now.
+        """Renew leases: each ends one TTL from now.
 
         Args:
             *leases: The holder's copies, with their tokens; heartbeats renew what is held by themselves.

@@ -73,7 +73,7 @@ class RenewOutcome(Value):
 def renew(
     context: Context, leases: Sequence[Lease], *, rewrite: bool = False, failed: str = ""
 ) -> Operation[list[RenewOutcome]]:
-    """Extend leases by their TTL from now.
+    """Renew leases: each ends one TTL from now.
 
     Args:
         context: Who calls.
