@@ -30,7 +30,7 @@ class BoundLease(Value, frozen=False):
         changed: Whether it shows something that Redis does not have yet.
         doubtful: Whether its deadline passed without an answer of Redis.
         check: Its health checks, or None.
-        draining: Whether its host is to be emptied, as Redis reported last.
+        draining: Whether its host is being drained, as Redis answered last.
         family: The process group and session of its process.
     """
 

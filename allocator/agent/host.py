@@ -57,11 +57,11 @@ log = logging.getLogger("allocator.agent")
 
 
 class HostAgent:
-    """Looks after the leases of one host.
+    """Renews, checks and releases the leases that are bound to processes of one host.
 
     Args:
         allocator: The connection, and which host it is.
-        folders: The lease files of each user whose leases it looks after.
+        folders: The lease files of each user.
         on_step: Called after each round.
         clock: The monotonic clock, in seconds.
     """
@@ -88,7 +88,7 @@ class HostAgent:
 
     @property
     def counts(self) -> dict[str, HolderCounts]:
-        """What became of the leases that it looks after, by pool."""
+        """The counts of renewals and losses, by pool."""
         return with_held(self._counts, [(one.lease.pool, one.doubtful) for one in list(self._bound.values())])
 
     def __repr__(self) -> str:
@@ -299,7 +299,7 @@ class HostAgent:
     def _look_back(self, pool: str, leases: list[BoundLease], now: float) -> None:
         """Release the leases of `run` from before the machine's last start.
 
-        A lease that is draining, of a host that is not any more, goes back to what its health is.
+        A lease that is still `draining` after `host uncordon` gets the state of its health check again.
         """
         context = self._allocator.session.context
         for lease in self._allocator.run(listing.leases(pool, context.host)):
@@ -353,7 +353,7 @@ class HostAgent:
             self._apply(bound, outcome, now)
 
     def _apply(self, bound: BoundLease, outcome: RenewOutcome, now: float) -> None:
-        """Take over what became of one lease at its renewal."""
+        """Apply the outcome of one lease's renewal."""
         if outcome.failed:
             self._troubles.failed(bound.key, outcome.failed, now, bound.lease)
             return

@@ -147,7 +147,7 @@ def _bearer_of(headers: Headers) -> str | None:
 
 
 class PoolIn(Enum):
-    """Where a request states which pool it means."""
+    """The parts of a request that can name the pool."""
 
     QUERY = auto()
     OWN = auto()

@@ -89,7 +89,7 @@ class Changes:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing changes here any more."""
+        """Whether the pool is no longer followed."""
         return self._keeper.closed or self._keeper.hub.closed
 
     async def _wait(self) -> None:

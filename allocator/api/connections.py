@@ -158,12 +158,14 @@ class Connections:
         """Return whether an address may have one more connection, ending the one that waits longest if need be."""
         if address is not None and self._by_address[address] >= self.limits.by_address:
             log.warning(
-                "the %d connections that one address may have are open; the idlest makes room", self.limits.by_address
+                "the %d connections that one address may have are open; the one that has waited longest is closed",
+                self.limits.by_address,
             )
             return self.end_idlest(address)
         if len(self) >= self.limits.total:
             log.warning(
-                "the %d connections that this server may have are open; the idlest makes room", self.limits.total
+                "the %d connections that this server may have are open; the one that has waited longest is closed",
+                self.limits.total,
             )
             return self.end_idlest()
         return True

@@ -1,7 +1,7 @@
 """What a pool looks like, in memory: its hosts, their ports and workers, kept current by the pool's events.
 
 The rules of this file: no I/O and no waiting; whoever keeps an index (`keeper`) reads Redis and applies events, in
-their order. A lease that an event made is as much of one as the event states; the rest comes with the next reading.
+their order. A lease that an event reports has only that event's fields; the next reading adds the others.
 What is answered is made once for each change, however many ask. Nothing here holds a token.
 """
 

@@ -156,7 +156,7 @@ def page_head(keeper: Keeper, index: FleetIndex, total: int, offset: int, shown:
 
 
 def _answer(content: bytes) -> Response:
-    """Return a body as it is: what the index states is checked already, and there may be much of it."""
+    """Return a body without checking it again: the index has checked it, and it can be large."""
     return Response(content, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
@@ -187,7 +187,7 @@ def _fleet(keeper: Keeper, index: FleetIndex, limit: int, offset: int) -> bytes:
 
 
 def fleet_head(index: FleetIndex, problems_count: int) -> dict[str, Any]:
-    """Return what a pool's overview states of the pool as a whole, which has that many problems."""
+    """Return the part of a pool's overview that is about the whole pool, with the number of problems."""
     totals = index.totals()
     return {
         "first": index.rules.first,

@@ -91,7 +91,7 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Bound the time that a client takes nothing of its answer."""
+        """Bound the time for which a client reads nothing of its answer."""
         super().pause_writing()
         self._connection.become(Phase.NOT_TAKING)
         self._set_limit(TAKE_S)
@@ -139,7 +139,7 @@ class BoundedProtocol(H11Protocol):
 
     def _run_out(self) -> None:
         if self._connection.phase is Phase.NOT_TAKING:
-            log.warning("a client took nothing of its answer for %g s; its connection was closed", TAKE_S)
+            log.warning("a client read nothing of its answer for %g s; its connection was closed", TAKE_S)
         elif self.cycle is not None or self.conn.trailing_data[0]:  # a browser opens connections that it may never use
             log.warning("a client took too long to send its request; its connection was closed")
         self._abort()

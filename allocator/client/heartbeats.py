@@ -81,7 +81,7 @@ class HeldLease(Generic[E_]):
     Attributes:
         lease: The lease as last confirmed; a new value after each renewal.
         draining: An event that is set when the host is to be emptied: stop the worker and release the lease.
-        lost: An event that is set when the lease is lost; `error` then states to whom.
+        lost: An event that is set when the lease is lost; `error` then names who has it.
         error: Why it is lost, or None.
         doubtful: Whether its deadline passed without Redis confirming it.
     """

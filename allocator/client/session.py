@@ -91,7 +91,7 @@ class Span(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it; an error is its outcome."""
+        """End the span, with the error as its outcome."""
         return
 
     def granted(self, lease: Lease) -> Lease:
@@ -116,7 +116,7 @@ OFF = _Unseen()
 
 
 class Tracer(Protocol):
-    """Listens to an allocator; `OpenTelemetryTracer` is one."""
+    """Makes spans of what an allocator does; `OpenTelemetryTracer` is one."""
 
     def span(self, name: str, pool: str, worker: WorkerId | None, leases: Sequence[Lease]) -> Span:
         """Return the span of something that is about to be done.
@@ -149,7 +149,7 @@ class SeveralPorts(TypedDict, total=False):
 
 
 def checked(plugin: object, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a claim, each as it has to be; those that are None are left out.
+    """Check the arguments of a claim and return them; those that are None are left out.
 
     Raises:
         InvalidInputError: When one of them cannot be right, is missing, or is not an argument of a claim.
@@ -194,7 +194,7 @@ class ClaimArguments(TypedDict):
     Attributes:
         org: The organisation's id.
         instance: Which worker of this plugin and organisation; 0 unless given.
-        port: The only port that will do.
+        port: The port to claim, and no other.
         hint: The port to prefer where nothing else decides (the environment's).
         ttl: How long the lease lives without a heartbeat: seconds, or text such as `"30s"`.
         labels: Up to 16 `name=value` pairs.
@@ -225,7 +225,7 @@ class ClaimArguments(TypedDict):
 
 @cache
 def _checks() -> dict[str, Callable[[str, Any], object]]:
-    """Return what checks each argument, as `ClaimArguments` declares it."""
+    """Return the check of each argument, made from the declaration of `ClaimArguments`."""
     hints = get_type_hints(ClaimArguments, include_extras=True)
     return {name: get_args(get_args(hint)[0])[1] for name, hint in hints.items()}
 
@@ -235,7 +235,7 @@ class Session(Value, frozen=False, kw_only=True):
 
     Attributes:
         pool: The pool that claims are made in.
-        host: The name of this port namespace.
+        host: The name of this host.
         on_lost: What a holder does when Redis has not confirmed its lease in time: `keep` its port (the kernel
             arbitrates) or `stop`.
         advertise: The address under which others reach this host; None for that of the default route.

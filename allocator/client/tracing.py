@@ -1,6 +1,6 @@
 """Spans: what an allocator does with leases, sent to a tracer. Without one nothing is made and nothing imported.
 
-The model is httpcore's trace hook: the client states when something begins, and what came of it; whoever listens makes
+The model is httpcore's trace hook: the client reports the begin and the outcome of an action; the listener makes
 of it what it likes. `OpenTelemetryTracer` makes spans. No attribute holds a token, and an error's message never does.
 """
 

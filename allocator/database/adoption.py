@@ -102,7 +102,7 @@ def by_port(listening: Iterable[Listener]) -> dict[int, Listener]:
 
 
 def candidate(row: Row, rivals: Mapping[int, Rivals], listening: Mapping[int, Listener]) -> Candidate:
-    """Return what is to be reported of a manual row.
+    """Return the message about a row that another program wrote.
 
     Args:
         row: The row.
@@ -235,7 +235,7 @@ def _whereabouts(allocator: PortAllocator, rows: Iterable[Row]) -> dict[RowKey, 
 def stop_unbound(
     allocator: PortAllocator, database: Database, rows: FencedRows, unbound: list[Row]
 ) -> dict[RowKey, str]:
-    """Set rows to stopped of which a person states that nothing runs there; return those that were not, and why.
+    """Set the rows that an operator gave up to stopped; return those that were not changed, and why.
 
     All of them in one transaction; where that does not stop each, one by one.
     """

@@ -259,7 +259,7 @@ def _discard(connection: Connection) -> None:
 def _prepare_sqlite(connection: Any, _record: object) -> None:  # noqa: ANN401  # a connection of the driver
     import sqlite3
 
-    connection.isolation_level = None  # transactions begin where `_begin_sqlite` states, not at the first change
+    connection.isolation_level = None  # `_begin_sqlite` begins the transactions, not the first change
     cursor = connection.cursor()
     # Readers and the writer do not wait for each other. A file that this user may only read stays as it is, and one
     # that is not a database reports it at the first statement.

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What a difference is.
+    """The kinds of differences.
 
     missing-row: a live lease whose worker has no row. stale-row: a live row whose lease has ended. wrong-port: the
     row of a live lease names another host or port. wrong-state: its state, pid, counts or fence are another's.
     unknown-row: a live row that no lease explains. unknown-listener: a process of this host listens on a port of the
-    pool without a lease. duplicate-live: a live row stands at a place that is leased to another worker.
+    pool without a lease. duplicate-live: a live row has a host and port that are leased to another worker.
     """
 
     MISSING_ROW = "missing-row"
@@ -58,7 +58,7 @@ class Difference:
         worker: Whose lease or row it is, as text, or None for a listener.
         host: The lease's host, or the row's, or this one.
         port: The port likewise.
-        detail: What is on either side, as text.
+        detail: The values on both sides, as text.
         key: The row's key, where there is a row or can be one.
         lease: The live lease, or None.
         stop: How the row ends, when it is stopped.
@@ -145,7 +145,7 @@ def of_row(row: Row, known: Whereabouts | None, tenant: Lease | None) -> Differe
     Args:
         row: The row.
         known: What Redis knows of its worker; None when no lease could have its names.
-        tenant: The live lease of another worker at the row's place, or None.
+        tenant: The live lease of another worker on the row's host and port, or None.
     """
     if not row.is_live:
         return None

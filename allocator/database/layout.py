@@ -33,7 +33,7 @@ _AFTER_ALL_DATETIMES = 253_402_300_800.0
 
 
 class UtcTime(TypeDecorator[float]):
-    """A moment as Unix seconds here and as a timestamp in the database, in UTC whether or not the column reports it."""
+    """Unix seconds here, a timestamp in UTC in the database, whether or not the column has a time zone."""
 
     impl = sa.DateTime
     cache_ok = True

@@ -97,7 +97,7 @@ class Row:
 
     @property
     def is_live(self) -> bool:
-        """Whether its state states that the worker has its port."""
+        """Whether the row has the state of a worker that runs."""
         return self.state in LIVE_ROW_STATES
 
     def is_in(self, state: str) -> bool:

@@ -25,7 +25,7 @@ ANSWER_S = 5.0
 """How long a server may be silent outside of a transaction of ours: SQLAlchemy's first questions, a roll-back."""
 
 SLACK_S = 2.0
-"""A limit is the server's to apply, whose error states more; this side gives up so much later."""
+"""The server applies a limit first, because its error is more precise; this side gives up so much later."""
 
 KEEPALIVE = {
     "keepalives_idle": 10,

@@ -176,7 +176,7 @@ class Directory:
         """Log why a service cannot be read, once until it can or the reason is another."""
         if self._complaints.get(service) != str(error):
             self._complaints[service] = str(error)
-            log.warning("the workers of %s are not kept current; what is known stays (%s)", service, error)
+            log.warning("the addresses of %s are not updated; the known ones stay in use (%s)", service, error)
 
     def _publish(self, names: set[ServiceName]) -> None:
         """Make what is known now visible to readers, and wake those who wait for a change."""
@@ -209,7 +209,7 @@ class Directory:
 
     def _now_current(self) -> None:
         if self.stale:
-            log.info("the directory is current again, after %.0f s", self.age_s)
+            log.info("the directory is up to date again, after %.0f s", self.age_s)
         self.stale = False
         self._current_at = self._clock()
 
@@ -217,7 +217,7 @@ class Directory:
         if not self.stale and not self._closed.is_set():
             self.stale = True
             details = (self.age_s, error)
-            log.warning("the directory is not kept current; what it knows stays, as read %.0f s ago (%s)", *details)
+            log.warning("the directory is not updated; the addresses of %.0f s ago stay in use (%s)", *details)
 
     def _cursor_after_data_loss(self, cursor: str) -> str:
         """Return the event to read on from: the first one when Redis lost its data and numbers events anew."""

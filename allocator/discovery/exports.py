@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PERIOD_S = 1.0
 """The shortest time between two replacements: a reload is dear, and changes come in bursts."""
 RETRY = Backoff(first=1.0, longest=30.0, least=1.0)
-"""Without spread: one exporter writes a file, and states when it tries again."""
+"""Without spread: only one exporter writes a file, and it logs when it tries again."""
 COMMAND_TIMEOUT_S = 60.0
 POLL_S = 0.1
 """How soon a running command is ended when it has to be."""

@@ -34,13 +34,13 @@ SILENT = 0.25
 
 @dataclass(slots=True)
 class _Known:
-    """An address that is good, or was when Redis last showed it.
+    """An address that clients may use, or could when Redis last showed it.
 
     Attributes:
         sighting: What Redis showed.
         seen_at: When that was.
-        until: When it goes unless it is seen again; None while Redis shows it.
-        doubted_until: Until when an expiry is no evidence about it: its holder could not renew while Redis was away.
+        until: When it is dropped unless it is seen again; None while Redis shows it.
+        doubted_until: Until when an expiry proves nothing, because its holder could not renew while Redis was away.
     """
 
     sighting: Sighting
@@ -69,7 +69,7 @@ class AddressMemory:
     """The good addresses of a pool, or of some services of it.
 
     Args:
-        states: In which states a worker's address is good.
+        states: The states in which a worker's address is used.
         clock: The monotonic clock, in seconds.
 
     Attributes:

@@ -97,7 +97,7 @@ class Service:
 
     @property
     def age_s(self) -> float:
-        """For how many seconds the ready workers were not kept current because Redis is away; 0.0 while it is not."""
+        """The age of the known workers in seconds while Redis does not answer; 0.0 otherwise."""
         return self._directory.age_s
 
     def pick(self) -> Endpoint:

@@ -1,6 +1,6 @@
-"""One question to a worker, without blocking: does it accept a connection, and does it answer `GET /health` with 2xx?
+"""One health check of a worker, without blocking: it accepts a connection, or answers `GET /health` with 2xx or 3xx.
 
-Written on a plain socket: an HTTP client library costs more memory than all the rest of a supervisor may (see
+It uses a plain socket, because an HTTP client library needs more memory than the rest of a supervisor (see
 docs/decisions/0010). Only the status line is read.
 """
 
@@ -18,7 +18,7 @@ _LONGEST_STATUS_LINE = 16
 
 
 class Answer(Value):
-    """What came of a probe.
+    """The result of a health check.
 
     Attributes:
         healthy: Whether the worker answered as it should.
@@ -30,14 +30,14 @@ class Answer(Value):
 
 
 class Probe:
-    """A question on its way.
+    """A health check that is under way.
 
     Args:
         address: Where the worker listens.
         port: Its port.
-        path: The path to ask for, or None to be content with a connection.
+        path: The path to request; None when a connection is enough.
         method: `GET` or `POST`.
-        deadline: Until when an answer counts, by the caller's clock.
+        deadline: The time after which an answer is too late, by the caller's clock.
     """
 
     def __init__(self, address: str, port: int, path: str | None, deadline: float, *, method: str = "GET") -> None:
@@ -56,7 +56,7 @@ class Probe:
 
     @property
     def descriptor(self) -> int:
-        """What to wait for."""
+        """The descriptor to poll."""
         return self._socket.fileno()
 
     @property
@@ -65,17 +65,17 @@ class Probe:
         return select.POLLIN if self._connected and not self._request else select.POLLOUT
 
     def advance(self) -> Answer | None:
-        """Go on with what the socket is ready for; return the answer once it is there."""
+        """Do the next step without blocking; return the answer when there is one."""
         try:
             return self._advance()
         except BlockingIOError:
             return None
         except OSError as error:
-            return Answer(False, f"{self._asked()}: {error.strerror or error}")
+            return Answer(False, f"{self._target()}: {error.strerror or error}")
 
     def expired(self) -> Answer:
-        """Return what it means that the deadline has passed."""
-        return Answer(False, f"{self._asked()}: no answer in time")
+        """Return the answer for a check whose deadline has passed."""
+        return Answer(False, f"{self._target()}: no answer in time")
 
     def close(self) -> None:
         """Close the socket."""
@@ -97,12 +97,12 @@ class Probe:
         status = _STATUS_LINE.match(self._received)
         if status:
             code = int(status[1])
-            return Answer(True) if 200 <= code < 400 else Answer(False, f"{self._asked()}: answered {code}")
+            return Answer(True) if 200 <= code < 400 else Answer(False, f"{self._target()}: answered {code}")
         if not chunk or len(self._received) >= _LONGEST_STATUS_LINE:
-            return Answer(False, f"{self._asked()}: the answer is not HTTP")
+            return Answer(False, f"{self._target()}: the answer is not HTTP")
         return None
 
-    def _asked(self) -> str:
+    def _target(self) -> str:
         return "a connection" if self.path is None else self.path
 
 

@@ -14,7 +14,7 @@ _POLL_S = 0.1
 """How often a kernel without pidfd is asked whether a process still lives."""
 
 _LONGEST_POLL_MS = 2**31 - 1
-"""What poll(2) can wait at most: 24 days; a longer wait ends early and reports it by its result."""
+"""The longest wait of poll(2): 24 days; a longer one ends early, which its result shows."""
 
 
 def wait_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:

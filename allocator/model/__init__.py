@@ -1,4 +1,4 @@
-"""What the terms of portlease mean: names, leases, states, pools, errors, durations, settings.
+"""The values of portlease: names, leases, states, pools, errors, durations, settings.
 
 Lives here: values and their rules. May not live here: anything that reads a clock, a socket, a file or Redis.
 """

@@ -25,7 +25,7 @@ def printable(line: str) -> str:
 
 
 def on_one_line(message: str) -> str:
-    """Return a message fit for one line of any terminal: a path, or what another program states, may hold anything."""
+    """Return a message as one printable line; a path or another program's message may contain any character."""
     return printable(message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…")
 
 

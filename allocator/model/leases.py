@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 MAX_ERROR_LENGTH = 500
 _OF_THE_HOLDER: dict[str, bool] = {"process": False}
 _OF_A_PROCESS: dict[str, bool] = {"process": True}
-"""What marks the fields of a lease that its holder sets; some of them name processes."""
+"""The metadata of fields that the holder sets; some of them name processes."""
 
 
 class Lease(Value, kw_only=True):
     """The right of a worker to a host:port until a time.
 
     Attributes:
-        pool: The pool that the port is of.
-        host: The port namespace (a machine, or a container with its own network namespace).
+        pool: The pool of the port.
+        host: The machine, or the container with a network namespace of its own.
         port: 1-65535.
         worker: Who the lease is for.
-        state: Where it is in its life.
+        state: Its state; see `LeaseState`.
         fence: The fencing token: grows with every grant in the pool.
         ttl_ms: How long the lease lives without a heartbeat, in milliseconds.
         granted_at: When it was granted, in Unix seconds by the server's clock.
@@ -47,10 +47,10 @@ class Lease(Value, kw_only=True):
         last_error: Why the worker ended or failed last, in one line of at most 500 characters, or None.
         labels: `name=value` pairs of the holder.
         token: The proof of holding (32 hexadecimal digits), or None in a reader's copy.
-        deadline: Until when the holder may be sure of it, in seconds of its own monotonic clock, counted from
-            before the last confirmed request was sent; None in a reader's copy.
-        process: The pid of the process that claimed it; None in a reader's copy and in one from a lease file. A child
-            that is forked has no lease of its parent's, whatever copy of it it has.
+        deadline: The end of the lease for its holder, in seconds of the holder's monotonic clock: the TTL, counted from
+            just before the last confirmed request was sent; None in a reader's copy.
+        process: The pid of the process that claimed it; None in a reader's copy and in one from a lease file. A forked
+            child does not hold its parent's leases, although it has copies of them.
     """
 
     pool: str
@@ -93,7 +93,7 @@ class Lease(Value, kw_only=True):
 
     @property
     def starts_since(self) -> float | None:
-        """Since when its worker has been starting, in Unix seconds, or None when it is not."""
+        """The time at which its worker began to start, in Unix seconds; None in another state."""
         if self.state is not LeaseState.STARTING:
             return None
         return self.granted_at if self.started_at is None else self.started_at
@@ -104,14 +104,14 @@ class Lease(Value, kw_only=True):
         return f"{self.host}:{self.port}"
 
     def holder_fields(self) -> dict[str, Any]:
-        """Return what the holder states of itself, by name (`HOLDER_FIELDS`)."""
+        """Return the fields that the holder sets, by name (`HOLDER_FIELDS`)."""
         return {name: getattr(self, name) for name in HOLDER_FIELDS}
 
     def as_json(self, *, with_token: bool = False) -> dict[str, object]:
         """Return the object that `--format json` prints; `expires_at` is RFC 3339 in UTC, `ttl_s` seconds.
 
         Args:
-            with_token: Whether the holder asked for its proof as well.
+            with_token: Whether the object contains the token.
         """
         shown: dict[str, object] = {
             "pool": self.pool,
@@ -138,18 +138,18 @@ class Lease(Value, kw_only=True):
 
 _reported = [one for one in declared_fields(Lease) if one.metadata]
 HOLDER_FIELDS = tuple(one.name for one in _reported)
-"""What a holder states of itself: the members of a lease that scripts carry and never read."""
+"""The fields that a holder sets; scripts store them and never read them."""
 
 PROCESS_FIELDS = tuple(one.name for one in _reported if one.metadata["process"])
 """Of these, the ones that name processes."""
 
 NUMBER_FIELDS = frozenset(one.name for one in _reported if str(one.type).startswith("int"))
 TEXT_FIELDS = frozenset(one.name for one in _reported if str(one.type).startswith("str"))
-"""Of these, which are whole numbers and which are texts."""
+"""Of these, the ones with whole numbers and the ones with text."""
 
 
 def error_line(text: str) -> str:
-    """Return `text` fit for `last_error`: printable, on one line, its last 500 characters."""
+    """Return `text` as `last_error` has it: printable, on one line, its last 500 characters."""
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return line if len(line) <= MAX_ERROR_LENGTH else "…" + line[1 - MAX_ERROR_LENGTH :]
 

@@ -1,6 +1,6 @@
 """What a change of a pool's rules means: which rules differ, and what that does to the leases that are there.
 
-Nothing here decides anything: no live lease is touched by a change, whatever this states.
+This is a description only: a change of the rules never touches a live lease.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Settings(Value, kw_only=True):
         """Where lease files and the embedded server live.
 
         Raises:
-            ConfigurationError: When nothing states where; only who keeps state needs to know.
+            ConfigurationError: When no variable and no home directory names one.
         """
         return state_directory(self.environ)
 
@@ -332,7 +332,7 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     """Return where this user's state lives: `$XDG_STATE_HOME/allocator`, by default `~/.local/state/allocator`.
 
     Raises:
-        ConfigurationError: When nothing states where.
+        ConfigurationError: When no variable and no home directory names one.
     """
     if named := environ.get(SETTINGS["state_dir"].variable):
         return Path(os.path.abspath(named))  # noqa: PTH100  # not resolved: a link stays the user's choice

@@ -60,7 +60,7 @@ class Field:
 
 
 def field(**declared: Any) -> Any:  # noqa: ANN401  # a field's type is its annotation's
-    """Return what a class states of a field; see `Field`."""
+    """Declare a field of a class; see `Field`."""
     return Field(**declared)
 
 

@@ -1,6 +1,6 @@
 """What an operation asks of whoever drives it. Each step is a value; its answer goes back into the generator.
 
-The rule of this file: a step states what is wanted, never how. A step that waits, connects or sleeps does so in
+The rule of this file: a step describes what to do, never how. A step that waits, connects or sleeps does so in
 its driver (`allocator/client`), so that the same operation runs blocking, async and under a test's hand.
 """
 

@@ -164,7 +164,7 @@ class Call(Value, Generic[R], kw_only=True):
         may_end_early: Whether arguments at the end that are empty or 0 are left out, of the class.
         pool: The pool that it is about.
         namespace: Where a port number is unique: a host, or `*` for the whole fleet.
-        replicas: How many replicas have to have what it wrote; the reply then states how many had it in time.
+        replicas: The number of replicas that have to confirm what it wrote; the reply has the number that did in time.
     """
 
     script: ClassVar[str]
@@ -395,7 +395,7 @@ def lease_until(lease: Lease, *, remaining_ms: float, now_ms: float) -> Lease:
     """Return a lease that was read before and is the same but for how long it lives; itself when that is the same too.
 
     Raises:
-        ConfigurationError: When Redis states a time that is none.
+        ConfigurationError: When Redis answers with something that is not a time.
     """
     expires_at = time_ms(now_ms + remaining_ms) / 1_000
     return lease if abs(lease.expires_at - expires_at) < ROUNDING_S else replace(lease, expires_at=expires_at)
@@ -414,7 +414,7 @@ def bounded(value: float | str, most: int = MAX_NUMBER) -> int:
 
 
 def holder_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a holder reports of itself in a lease as JSON, as arguments of `Lease`, without what is missing.
+    """Return the holder's fields of a lease in JSON as arguments of `Lease`; missing ones are left out.
 
     Raises:
         ValueError: When a member has another form; TypeError and AttributeError alike.

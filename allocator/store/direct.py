@@ -1,11 +1,11 @@
-"""Connections to one server: what the asyncio ones share, and the blocking ones with a pool of them for threads.
+"""Blocking connections to one server, with a pool for threads; and what they share with those of asyncio.
 
-Shared is the way to the server, the commands that begin a connection, the parser, and what goes wrong: an error reply
-is a `ReplyError`, an answer that is not RESP a `ForeignReplyError`, everything else an `OSError`.
+Shared are the options of a connection, the commands that begin it, the parser and the errors: an error reply is a
+`ReplyError`, an answer that is not RESP a `ForeignReplyError`, everything else an `OSError`.
 
-The rule of this file: a call goes over a connection of its own that is whole. One on which a call failed before its
-answer was read, that the server has closed, on which something was left unread, or that was made by a process which
-this one was forked from, is never used again.
+The rule of this file: a connection serves one call at a time, and is never used again when a call failed before its
+answer was read, when the server has closed it, when it has data that nobody read, or when the parent of this process
+opened it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ CommandPart = str | int | float | bytes
 Command = tuple[CommandPart, ...]
 
 CLIENT_NAME = "portlease"
-"""What `CLIENT LIST` shows when the URL names nothing else."""
+"""The name in `CLIENT LIST`, unless the URL gives another."""
 
 READ_SIZE = 65_536
-"""As much is read at once, in bytes: the answer to any script but the longest listings."""
+"""Bytes that are read at once: enough for every answer but the longest listings."""
 
 KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 """When the kernel asks whether the other end of an idle connection is still there, in seconds, and how often."""
 
 INCOMPLETE: Final = object()
-"""What the parser returns while an answer is not there as a whole."""
+"""The parser returns this while an answer is incomplete."""
 
 CLOSED = "the server closed the connection"
 SILENT = "it took the connection and then sent no answer"
@@ -68,11 +68,11 @@ class ForeignReplyError(Exception):
 
 
 class ConnectionOptions(Value):
-    """A way to one server.
+    """How to connect to one server.
 
     Attributes:
-        address: Where it is and how to get in.
-        timeout_s: For how many seconds it may keep a call waiting: to connect, to take a command, to answer it.
+        address: Its address, user and password.
+        timeout_s: The limit in seconds for connecting, for sending a command, and for its answer.
     """
 
     address: StoreAddress
@@ -99,7 +99,7 @@ class ConnectionOptions(Value):
 
 
 def new_reader() -> Reader:
-    """Return a parser of answers; an error reply comes as a value, for it spoils nothing."""
+    """Return a parser of answers; an error reply is a value, because the connection stays usable."""
     return Reader(protocolError=ForeignReplyError, replyError=ReplyError, notEnoughData=INCOMPLETE)
 
 
@@ -138,7 +138,7 @@ class Connection:
     """One open connection, for one call at a time.
 
     Args:
-        options: The way to the server.
+        options: How to connect to the server.
 
     Raises:
         OSError: When the server cannot be reached in time, TimeoutError and `ssl.SSLError` among them.
@@ -171,7 +171,7 @@ class Connection:
             self.close()
 
     def close(self) -> None:
-        """Close it; nothing is sent, for it may be another process's as well."""
+        """Close it and send nothing, because a forked process may share it."""
         self._socket.close()
 
     def ask(self, command: bytes) -> Any:  # noqa: ANN401  # a reply is whatever the server answers
@@ -246,10 +246,10 @@ class Connection:
 
 
 class ConnectionPool:
-    """The connections to one server; safe for threads. A thread takes the one last used, and opens one when all are.
+    """The connections to one server, safe for threads: a call takes the one used last, or opens another.
 
     Args:
-        options: The way to the server.
+        options: How to connect to the server.
     """
 
     is_cluster = False
@@ -334,7 +334,7 @@ class ConnectionPool:
 
 
 def open_socket(options: ConnectionOptions) -> socket.socket:
-    """Return a connected socket, with TLS where the address reports it, whose calls take the given time at most.
+    """Return a connected socket, with TLS where the address asks for it; its calls end within the timeout.
 
     Raises:
         OSError: When the server cannot be reached in time; TimeoutError and `ssl.SSLError` among them.
@@ -348,7 +348,7 @@ def open_socket(options: ConnectionOptions) -> socket.socket:
     try:
         opened = _unix_socket(options) if options.address.path else _tcp_socket(options, deadline)
     except TimeoutError:
-        raise TimeoutError("it did not take the connection") from None
+        raise TimeoutError("it did not accept the connection") from None
     try:
         set_tcp_options(opened)
         if context is not None:

@@ -69,7 +69,7 @@ class AsyncConnection(asyncio.Protocol):
                 await connection._connect(options)
         except TimeoutError:
             connection.close()
-            raise TimeoutError("it did not take the connection") from None
+            raise TimeoutError("it did not accept the connection") from None
         except BaseException:
             connection.close()
             raise

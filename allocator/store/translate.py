@@ -27,7 +27,7 @@ _TRANSIENT_CODES = frozenset(
     {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "UNBLOCKED", "MOVED", "ASK",
      "CROSSSLOT"}
 )  # fmt: skip
-"""How a server reports that the same command may succeed a little later: failovers, moving slots, a long script."""
+"""Errors after which the same command may succeed a little later: failovers, moving slots, a long script."""
 
 _FULL = "max number of clients"
 """How a server begins to state that it takes no more connections just now."""
@@ -104,7 +104,7 @@ def misread(key: str | None) -> AllocatorError:
 
 
 def _text_of(error: BaseException) -> Iterator[str]:
-    """Return what an error states as one printable line, if it shows anything; the system's number is left out."""
+    """Return the text of an error as one printable line, without the system's error number; empty when it has none."""
     description = (isinstance(error, OSError) and error.strerror) or str(error)
     printable = "".join(character if character.isprintable() else " " for character in description[:MAX_TEXT])
     if text := " ".join(printable.split()):

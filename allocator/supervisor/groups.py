@@ -37,7 +37,7 @@ LOOK_S, STANDS_STILL_S = 0.01, 0.3
 """How long a program has to tidy up after Ctrl-Z before it stands still."""
 
 FIRST_PASSED_SOCKET = 3
-"""Where sd_listen_fds(3) states that passed sockets begin."""
+"""The first passed socket, by sd_listen_fds(3)."""
 
 
 class CommandError(AllocatorError):

@@ -1,4 +1,4 @@
-"""The leases of one worker: its own and those of its further ports, kept, changed and given back together."""
+"""The leases of one worker: its own and those of its further ports, held, changed and released together."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ OWN = ""
 
 
 class HeldPorts:
-    """Leases that are kept alive until `end_held`.
+    """Leases that are renewed until `end_held`.
 
     Args:
-        allocator: Keeps them.
+        allocator: Renews them.
         leases: The leases by the names of their ports; the first is the worker's own.
     """
 
@@ -77,7 +77,7 @@ class HeldPorts:
         return any(held.draining.is_set() for held in self._held.values())
 
     def update(self, **fields: object) -> None:
-        """Set what all of them state; see `HeldLease.set`.
+        """Set fields of all of them; see `HeldLease.set`.
 
         Raises:
             ValueError: When the state cannot follow the present one.

@@ -1,4 +1,4 @@
-"""How a worker reports that it could not have its port."""
+"""How the supervisor recognises that a worker could not bind its port."""
 
 from __future__ import annotations
 

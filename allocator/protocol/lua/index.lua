@@ -1,6 +1,6 @@
 -- index: enters live leases into the indexes that limits are counted by, for a pool that had none before.
 --
--- Safe because from the moment when the pool states that it is counting every new lease enters by itself; these are the
+-- Safe because once the pool is marked as counting, every new lease enters by itself; these are the
 -- ones before. Limits hold once `done` was sent.
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>

@@ -22,7 +22,7 @@ class WantedPort(Value, kw_only=True):
     Attributes:
         worker: Who it is for: `org/plugin#instance`, or `org/plugin#auto` for the lowest free instance.
         token: 32 hexadecimal digits; the same ones claiming again get the same lease.
-        extra: What the holder reports of itself, by name (`HOLDER_FIELDS`); what is empty is left out.
+        extra: The fields that the holder sets, by name (`HOLDER_FIELDS`); empty ones are left out.
     """
 
     worker: str

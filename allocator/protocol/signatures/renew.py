@@ -28,7 +28,7 @@ class RenewedLease(Value, kw_only=True):
         worker: Who it is for.
         mode: `set` writes what follows, `keep` leaves it as it is.
         state: Its state.
-        extra: What the holder reports of itself, by name.
+        extra: The fields that the holder sets, by name.
         failed: Why its worker failed, in one line, to be written down in the events; an empty text when it did not.
     """
 

@@ -1,7 +1,7 @@
 """The embedded default: one real Valkey for this user and host, started by whichever command needs it first.
 
 `server` has what the rest of the product calls, `reach` asks whether a server answers (all that a command needs when
-one does), `life` starts and stops under the locks, `process` deals with the operating system and `log` states what a
+one does), `life` starts and stops under the locks, `process` deals with the operating system and `log` explains what a
 server died of. Nothing here imports a Redis client.
 
 Two locks in the private directory decide everything, so that the kernel, and no pid file, tells the truth:

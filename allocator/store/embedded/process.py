@@ -90,10 +90,10 @@ def usable(directory: Path) -> Iterator[None]:
     except OSError as error:
         cause = (error.strerror or str(error)).lower()
         where = "" if error.filename in {None, str(directory)} else f" at {os.fsdecode(error.filename)}"
-        namespace = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         raise ConfigurationError(
             f"{directory} cannot hold the embedded server ({cause}{where}); "
-            f"{'free some namespace, ' if namespace else ''}{ELSEWHERE}"
+            f"{'free some space, ' if is_full else ''}{ELSEWHERE}"
         ) from error
 
 

@@ -158,7 +158,7 @@ def ask_whether_ready(path: Path, log: Path, deadline: float) -> Reach:
 
 
 def _reach_of(reply: bytes, path: Path, log: Path) -> Reach:
-    """Return what a server's answer to PING states about it."""
+    """Return the condition of a server by its answer to PING."""
     if reply == b"+PONG":
         return Reach.READY
     if not reply:  # it hung up: about to end

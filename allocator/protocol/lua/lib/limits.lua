@@ -27,7 +27,7 @@ local function bands_of_others(bands, plugin, explicit)
   return kept, taken_by
 end
 
--- Looks through an index: how many of its members have a live lease of a worker that begins as `prefix` states, some of
+-- Looks through an index: how many of its members have a live lease of a worker whose name begins with `prefix`, some of
 -- their workers, the members that have none, and the grants among these whose end nobody has seen.
 local function count_live(read, base, key, members, is_counted, worker)
   local live, holders, gone, closing = 0, {}, {}, {}

@@ -12,7 +12,7 @@ local MOST_AVOIDED = 2048
 
 -- Who waits in this namespace ahead of `ticket` ('': a newcomer, behind all) and could use what it asks for (`explicit`:
 -- its port, as a waiter states it). Returns how many they are, the ports that those ahead wait for (as ranges with a comma
--- before each), its position (nil when it has none), the first tickets with what each reports of itself (false when it is
+-- before each), its position (nil when it has none), the first tickets with the fields that each sent (false when it is
 -- gone), and how many free ports would be enough for all who are ahead (nil when no number is). A waiter for a block is ahead
 -- only of other waiters for a block; one that is held back by something other than ports is ahead of nobody.
 local function queue_before(read, base, namespace, ticket, explicit)
@@ -104,7 +104,7 @@ local function held_key(base, kind, worker)
   end
 end
 
--- The queues in which a waiter may be, by key, with the kind of each: the one that it reported; or, when that report has
+-- The queues in which a waiter may be, by key, with the kind of each: the one that it sent; or, when that has
 -- expired, every one in which its worker may be.
 local function held_queues(base, ticket_text, worker)
   local kind, ticket_worker = string.match(ticket_text or '', '^%-?%d+ (%l+) (%S+)$')
