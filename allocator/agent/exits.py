@@ -1,4 +1,4 @@
-"""The ends of many processes, waited for together: by pidfd where the kernel has it, else by looking."""
+"""The ends of many processes, waited for together: by pidfd where the kernel has it, otherwise by looking at each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Exits:
         return True
 
     def remove(self, key: Hashable) -> None:
-        """Wait for it no more."""
+        """Stop waiting for it."""
         self._looked_at.pop(key, None)
         descriptor = self._descriptors.pop(key, None)
         if descriptor is not None:
@@ -70,6 +70,6 @@ class Exits:
             os.write(self._writer, b"!")
 
     def close(self) -> None:
-        """Wait for nothing any more; the pipe is left to the end of the process, for somebody may still wake it."""
+        """Stop waiting for all; the pipe stays open while the process lives, because `wake` may still be called."""
         for key in list(self._descriptors):
             self.remove(key)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CHECK_S = 60.0
 """All hosts are read once in this time, evenly, so that no moment is busier than another."""
 PACE_S = 0.4
-"""Between two batches of events: what happens is known within that time."""
+"""Seconds between two batches of events."""
 DETAILS = 4
 """Leases that are read after their events in one batch, while little happens."""
 MUCH = 10
@@ -177,7 +177,7 @@ class Keeper:
         await self._hub.wait(1.0)  # until Redis is back, then all over again
 
     async def _catch_up(self, details: int) -> None:
-        """Read what events did not contain, of so many leases at most, and see whose rest is over."""
+        """Read what events did not contain, of `details` leases at most, and find the ports whose rest is over."""
         index = self.index
         assert index is not None  # noqa: S101  # as above
         rules = index.rules
@@ -231,7 +231,7 @@ class Keeper:
         index.load(name, known, ports, asked_at)
 
     async def _read_past(self, index: FleetIndex) -> None:
-        """Learn from the events that the stream still has since when ports are as they are."""
+        """Find since when each port has its present state, from the events that the stream still has."""
         before = "+"
         for _ in range(PAST_EVENTS // PAST_PAGE):
             rows = await self._at.store.newest_events(events_key(index.rules.name), PAST_PAGE, before_id=before)
@@ -246,7 +246,7 @@ class Keeper:
 
 
 class Keepers:
-    """The keepers of the pools that somebody looks at.
+    """The keepers of the pools that clients ask for.
 
     Args:
         claims: The connection to Redis.

@@ -87,7 +87,7 @@ class CliContext(Value):
 
     @property
     def host(self) -> str:
-        """The name of this port namespace."""
+        """The name of this host."""
         return self.allocator.session.host
 
     @property

@@ -384,7 +384,7 @@ class AllocatorBase(Generic[E_, S]):
                 the settings (`ALLOCATOR_REDIS_URL`, `allocator.toml`), and where they name none for the embedded
                 server of this user, which is started when it does not run.
             pool: The pool; None for that of the settings, `sdk-v2` unless set.
-            host: The name of this port namespace; None for that of the settings, the host name unless set.
+            host: The name of this host; None for that of the settings, the host name unless set.
             timeout: For how long Redis may be silent; None for that of the settings, 5 s unless set.
             on_lost: What holders do when Redis has not confirmed their lease in time: `keep` or `stop`. In a pool of
                 scope `fleet` they always stop.

@@ -70,7 +70,7 @@ class LeaseFiles(Value):
         return private_folder(self.directory) if self.owner is None else foreign_folder(self.directory, self.owner)
 
     def begin_claim(self, pool: str, host: str, worker: WorkerId, token: str) -> tuple[str, bool]:
-        """Leave the token of a claim that is about to be made, unless an unfinished one of this worker left its own.
+        """Store the token of a claim that is about to begin, unless an unfinished claim of this worker has one.
 
         Returns:
             The token to claim with, and whether it is the one that was given.
@@ -117,7 +117,7 @@ class LeaseFiles(Value):
 
     @contextlib.contextmanager
     def _writing(self, content: str) -> Iterator[tuple[OpenFolder, str]]:
-        """Give a private file with this content, to be moved where it belongs; it is gone at the end."""
+        """Yield a private file with this content, which the caller moves to its name; it is removed at the end."""
         try:
             with self._opened() as folder, folder.temporary(content) as temporary:
                 yield folder, temporary
@@ -129,7 +129,7 @@ class LeaseFiles(Value):
 
     @contextlib.contextmanager
     def _present(self) -> Iterator[OpenFolder | None]:
-        """Give the folder, or None when there is none yet.
+        """Yield the folder, or None when there is none yet.
 
         Raises:
             ConfigurationError: When it is not the owner's, or cannot be opened.
@@ -213,7 +213,7 @@ class LeaseFiles(Value):
 
 
 class FileAnswers(Answers):
-    """Keeps the tokens of claims, and their leases, in the lease files of a user.
+    """Stores the tokens of claims, and their leases, in the lease files of a user.
 
     Whatever ends a claim (Ctrl-C, `kill -9`, a full disk, another claim for the same worker at the same moment) leaves
     either nothing, or a lease that the next claim of this worker on this host gets.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _WITHOUT = {"without pool": "pool", "without instance": "instance"}
-"""Rules of columns that tell a row's worker and that a table which was there before may leave empty."""
+"""Rules of columns that identify a row's worker, and that an existing table may leave empty."""
 
 _NAMELESS = frozenset({"plugin_id", "organization_id"})
 """Rules of columns that refer to a table of names."""
@@ -48,7 +48,7 @@ class Step:
 
     @property
     def clause(self) -> sa.TextClause:
-        """The statement, fit to be run: a colon in one of its literals begins no parameter."""
+        """The statement as it can be run: a colon in a literal does not begin a parameter."""
         return sa.text(self.sql.replace(":", "\\:"))
 
 
@@ -69,9 +69,9 @@ class Planner:
     """Compares one database with the layout.
 
     Args:
-        layout: What there should be.
-        facts: What there is, or None for no table.
-        dialect: How statements are written there.
+        layout: The table as it should be.
+        facts: The table as it is, or None when there is none.
+        dialect: The SQL dialect of the database.
     """
 
     def __init__(self, layout: Layout, facts: TableFacts | None, dialect: Dialect) -> None:

@@ -1,4 +1,4 @@
-"""`Service`: the next healthy worker, chosen here, without a question to Redis.
+"""`Service`: the next healthy worker, chosen here, without a call to Redis.
 
 A worker that refused a connection is left out for a while, longer each time it happens again; when all are left out,
 the one that was left out first is tried, for an answer may be wrong but no answer surely is.
@@ -36,14 +36,14 @@ class Service:
         org: The service's organisation.
         url: The Redis to ask; see `PortAllocator.from_url`. An embedded server is not started.
         pool: The pool; None for that of the settings.
-        host: The name of this port namespace, for `prefer_local`; None for that of the settings.
+        host: The name of this host, for `prefer_local`; None for that of the settings.
         prefer_local: Whether the workers of this host come first.
         directory: A directory to share with other services, in place of `url`, `pool` and `host`.
         clock: The monotonic clock, in seconds.
         rng: Chooses the worker to begin with, so that many clients do not begin with the same.
 
     Attributes:
-        known: Whether Redis was read for it; from then on it is kept current without a wait.
+        known: Whether its workers were read from Redis; from then on events update them.
 
     Raises:
         InvalidInputError: When a name is not valid.
@@ -133,7 +133,7 @@ class Service:
             self._ejected = {key: until for key, until in self._ejected.items() if key in present}
 
     def restore(self, endpoint: Endpoint) -> None:
-        """Take a worker in again: it answered."""
+        """Use a worker again, because it answered."""
         if self._ejected:
             with self._lock:
                 self._ejected.pop(_key(endpoint), None)

@@ -123,7 +123,7 @@ class PluginTransport(httpx.BaseTransport):
     Args:
         url: The Redis to ask; see `PortAllocator.from_url`. An embedded server is not started.
         pool: The pool; None for that of the settings.
-        host: The name of this port namespace; None for that of the settings.
+        host: The name of this host; None for that of the settings.
         prefer_local: Whether the workers of this host come first.
         inner: What sends the requests, and those to all other hosts; None for `httpx.HTTPTransport()`.
 

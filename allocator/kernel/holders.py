@@ -26,7 +26,7 @@ def judge(lease: Lease, host: str) -> Judgement:
 
     Args:
         lease: As it stands in Redis.
-        host: The name of this port namespace.
+        host: The name of this host.
     """
     if not is_proven_dead(lease, host):
         return Judgement(Verdict.ALIVE)
@@ -70,7 +70,7 @@ def is_proven_dead(lease: Lease, host: str) -> bool:
 
     Args:
         lease: As it stands in Redis.
-        host: The name of this port namespace.
+        host: The name of this host.
     """
     here = boot_id()
     if lease.host != host or not here or lease.boot != here or not lease.namespaces:

@@ -1,6 +1,6 @@
-"""Which host this is, and which process: what proves that it is the same one as before.
+"""The identity of this host and of processes: values that show whether it is the same one as before.
 
-A host is one port namespace of a machine in one boot; a process is a pid and its start time, so that a pid used again
+A host is a network namespace of a machine in one boot; a process is a pid and its start time, so that a pid used again
 is not taken for the old one. The rule of this file: when the kernel will not tell whether a process lives, it lives.
 Taking a running worker for dead gives its port away; taking a dead one for alive costs a TTL.
 """
@@ -24,11 +24,11 @@ PROC = Path("/proc")
 _DEAD_STATES = frozenset("ZXx")
 _MACHINE_ID_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _SALT = b"portlease host identity 1"
-"""machine-id(5) asks that the id is not shown as it is, but hashed with a key of the application."""
+"""machine-id(5) asks programs not to show the id itself, but a hash of it with a key of their own."""
 
 
 class HostIdentity(Value):
-    """One port namespace; each field is without spaces, `-` where the system does not tell.
+    """The identity of a host; no field has spaces, and `-` stands for one that the system does not show.
 
     Attributes:
         machine: A hash of the machine's id.
@@ -46,7 +46,7 @@ class HostIdentity(Value):
 
 @cache
 def host_identity() -> HostIdentity:
-    """Return the identity of this process's port namespace."""
+    """Return the identity of the host on which this process runs."""
     return HostIdentity(_machine(), boot_id() or "-", _netns())
 
 
@@ -103,7 +103,7 @@ def default_address() -> str:
 
 
 class ProcessIdentity(Value):
-    """One process, for ever.
+    """One process, distinguished from every later one with its pid.
 
     Attributes:
         pid: Its number.

@@ -1,8 +1,8 @@
-"""Output that never stands in the way: lines are handed to a thread that waits for whoever reads them.
+"""Output that never blocks the program: a thread writes the lines and waits for the reader.
 
-A pipe that nobody reads, a slow or non-blocking one, a stopped or closed terminal and a full disk cost lines, never the
-time of whoever writes. What cannot be written is kept up to a limit; beyond it the oldest lines are dropped, counted,
-and reported once there is room. Flags of the descriptor are never changed: they belong to all who have it.
+A pipe that nobody reads, a slow or non-blocking one, a stopped or closed terminal and a full disk may cost lines, but
+never time. Output that cannot be written is held in memory up to a limit; beyond it the oldest lines are dropped,
+counted, and reported once there is room. Flags of the descriptor are never changed: other processes may share it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST_BYTES = 1 << 20
-"""How much is kept for a reader that is behind: a minute of a talkative worker, and little beside a supervisor."""
+"""Bytes held for a slow reader: a minute of a worker with much output, and little compared with a supervisor."""
 
 PIECE = 4_096
-"""What is written in one go: a pipe that has room takes so much as a whole, and mixes it with nobody's (PIPE_BUF)."""
+"""Bytes in one write: a pipe with room takes them as a whole, not mixed with the output of others (PIPE_BUF)."""
 
 CHUNK = 65_536
-"""What is read of a pipe in one go."""
+"""Bytes in one read of a pipe."""
 
 STALL_S = 0.25
-"""A reader that has taken nothing for this long is not waited for."""
+"""A reader that has read nothing for this long is not waited for."""
 
 PATIENCE_S = 1.0
-"""How long a command that shows one thing waits for room to state it."""
+"""How long a command that prints and ends waits for room for its output."""
 
 RETRY_S = 1.0
 """How often a full disk, or a pipe that was closed, is tried again."""
@@ -74,11 +74,11 @@ class Outlet:
         return f"<Outlet {self._descriptor}, {self._size} bytes kept, {self.lost} lines lost>"
 
     def write(self, content: bytes, *, patient: bool = False) -> None:
-        """Hand over what is to be written; returns at once.
+        """Queue output for the thread; returns at once.
 
         Args:
             content: Lines, or a part of one.
-            patient: Whether to wait for a reader that is behind but reads: for who passes on more than is kept.
+            patient: Whether to wait for a slow reader; for a caller that passes on more than is held in memory.
         """
         with self._changed:
             if self._thread is None:
@@ -92,7 +92,7 @@ class Outlet:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until all is written, as long as somebody reads; return whether it is."""
+        """Wait until everything is written, while somebody reads; return whether it is."""
         until = time.monotonic() + timeout_s
         if not self._await_end(until):
             return False
@@ -225,7 +225,7 @@ class Outlet:
 
 
 def select_room(descriptor: int, timeout_s: float | None) -> bool:
-    """Wait until a descriptor takes a line, or tells that it never will; return False when the time is over."""
+    """Wait until a descriptor accepts a line, or fails for good; return False when the time is over."""
     poller = select.poll()
     try:
         poller.register(descriptor, select.POLLOUT)
@@ -237,7 +237,7 @@ def select_room(descriptor: int, timeout_s: float | None) -> bool:
 def may_block(descriptor: int) -> bool:
     """Return whether writing there may block or fail: a pipe or socket that nobody reads, a file on a full disk.
 
-    A terminal is no such: a program behaves in another way at one, and is given it as it is.
+    A terminal does not count: programs behave differently at one, so they get it directly.
     """
     try:
         mode = os.fstat(descriptor).st_mode
@@ -247,7 +247,7 @@ def may_block(descriptor: int) -> bool:
 
 
 def relay(pipe: IO[bytes], descriptor: int) -> threading.Thread:
-    """Hand all that comes out of a pipe to the outlet of a descriptor, in a thread that ends with the pipe."""
+    """Copy everything from a pipe to the outlet of a descriptor, in a thread that ends with the pipe."""
 
     def pass_on() -> None:
         with pipe, contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The pool: a named port range with its policies, the built-in pools, and the form in which Redis keeps it.
+"""The pool: a named port range with its policies, the built-in pools, and the form in which Redis stores it.
 
 A pool is data in Redis, so that all hosts agree. Its hash has one field per policy and one field
 `conventional:<plugin>` per plugin, so that a claim reads only the fields that it needs.
@@ -149,7 +149,7 @@ class PoolSpec(Value, kw_only=True):
 
     @property
     def size(self) -> int:
-        """How many ports the range has."""
+        """The number of ports in the range."""
         return self.last - self.first + 1
 
     def __contains__(self, port: int) -> bool:
@@ -202,13 +202,13 @@ class PoolSpec(Value, kw_only=True):
 
     @property
     def rules(self) -> str:
-        """What every claim goes by, in one field of its hash, so that a claim reads one instead of nine."""
+        """The rules that every claim needs, in one field of the hash: a claim reads one field instead of nine."""
         pairs = [f"{name}={getattr(self, name)}" for name in _NUMBERS]
         pairs += [f"scope={self.scope}", f"spill={int(self.spill)}"]
         return " ".join([*pairs, "more=1"] if self.has_limits or self.bands else pairs)
 
     def as_fields(self) -> dict[str, str]:
-        """Return the fields of the pool's hash, all but `fence` and `version`, which the scripts keep."""
+        """Return the fields of the pool's hash, all but `fence` and `version`, which the scripts write."""
         fields = {
             "rules": self.rules,
             "dynamic": written_ranges(self.dynamic_ranges()),

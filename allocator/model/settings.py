@@ -237,7 +237,7 @@ SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _ATTRIBU
         ),
         Setting(
             name="config",
-            what="Settings file, in place of all others",
+            what="Settings file, read instead of all others",
             metavar="FILE",
             default=FILE_NAME,
             in_file=False,

@@ -1,6 +1,6 @@
-"""What is asked for, and how far the asking has come: two values that `claim` goes by, without any step.
+"""`ClaimRequest` and `Attempt`: what a claim asks for, and its state between two answers. Values, without any step.
 
-A claim that is granted at once takes none of the ways on that an attempt has.
+A claim that is granted at the first answer calls no method of `Attempt`.
 
 A field of a claim is declared here once, in `ClaimRequest`. The script's signature has it too, and whoever offers it:
 the library's `ClaimArguments`, the options of `allocator claim`, the body of `POST /v1/leases`. Nothing else lists it.
@@ -34,7 +34,7 @@ MAX_PORTS = 16
 MAX_DECLINES = 5
 """Five strangers in a row on ports that looked free are not a race but a misconfigured host."""
 MAX_OWN_HOLDERS = 20
-"""How often one claim may meet a lease of its own worker: other claims of it end within milliseconds."""
+"""How often one claim may find a lease of its own worker; other claims of that worker end within milliseconds."""
 
 
 class ClaimRequest(Value, kw_only=True):
@@ -45,22 +45,22 @@ class ClaimRequest(Value, kw_only=True):
         worker: Who the lease is for.
         names: The names of several ports, the worker's own first; empty for one.
         contiguous: Whether several ports have to follow each other.
-        port: The only port that will do, or None for any.
+        port: The port to claim and no other, or None for any.
         hint: The port that the environment names for this plugin, or None.
         ttl_ms: How long the lease lives without a heartbeat, or None for the pool's TTL.
         state: The state that the lease starts in.
-        holder: What the lease will show of its holder, by name (`HOLDER_FIELDS`).
+        holder: The fields of the lease that its holder sets, by name (`HOLDER_FIELDS`).
         auto_instance: Whether the lowest free instance is taken in place of the worker's.
-        priority: 0-9: who waits with a higher one comes first.
+        priority: 0-9; a waiter with a higher priority is served first.
         wait_s: Time to wait for a port when none is free, in seconds.
         record: Whether the worker's row is written before the claim ends.
         token: The token to claim with; the same one claiming again gets the same lease. None makes a new one. Further
             ports have tokens that are made from it.
-        ticket: The ticket of a waiter that stands in the queue already, or an empty string.
+        ticket: The ticket of a waiter that is in the queue already, or an empty string.
         supersede_fence: Fence of this worker's lease whose process is proven dead on this very host, or None.
-        pre_start: Whether the worker is not running now, so that whoever listens on the port that it has is in its way.
+        pre_start: Whether the worker is known not to run, so that a listener on its port is another program.
         bound_already: Whether the worker itself listens on `port` already, so that the port is neither avoided nor
-            proven; the caller has seen to that.
+            proven; the caller has checked that.
     """
 
     pool: str
@@ -84,10 +84,10 @@ class ClaimRequest(Value, kw_only=True):
 
 
 def named_workers(worker: WorkerId, names: Sequence[str]) -> tuple[WorkerId, ...]:
-    """Return who holds each of a worker's named ports; the first is the worker itself.
+    """Return the worker of each named port; the first is the worker itself.
 
     Raises:
-        InvalidInputError: When a name is not valid or stands there twice, two give one variable, or there are none or
+        InvalidInputError: When a name is not valid or is given twice, two give one variable, or there are none or
             more than 16.
     """
     if not 1 <= len(names) <= MAX_PORTS or len(set(names)) != len(names):
@@ -109,11 +109,11 @@ def further_token(token: str, name: str) -> str:
 
 
 class Waiting(Value):
-    """A waiter, between two claims.
+    """A waiter in the queue, between two runs of the claim script.
 
     Attributes:
         request: What it asks for.
-        ticket: Whose position it is.
+        ticket: The id of its position in the queue.
         condition: What it waits for, or what holds it back (see `JoinCall`).
         position: Where it stands, or None before it has joined.
         woken: Whether it was woken, by a push to its key, since it claimed last.

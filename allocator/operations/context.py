@@ -26,7 +26,7 @@ class Context(Value, frozen=False):
     """The caller of operations: one host, one clock.
 
     Attributes:
-        host: The name of this port namespace.
+        host: The name of this host.
         identity: What proves that it is the same one as before: machine, boot and network namespace, one field each.
         clock: The monotonic clock, in seconds.
         new_token: Makes 128 random bits as 32 hexadecimal digits.

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from allocator.operations.steps import Operation
 
 OWN_TURNS_S = 60.0
-"""For so long a caller whose turn could not be written takes its own: Redis logs each refusal."""
+"""For this time a caller whose turn could not be written counts by itself, because Redis logs each refusal."""
 MAX_PAGES = 1_000
 """Bounds a listing of a service to 1,024,000 workers, more than hosts and ports that a pool can have."""
 
 
 def resolve(context: Context, pool: str, plugin: str, org: str, *, prefer: str | None = None) -> Operation[Endpoint]:
-    """Return where the next ready worker of a service is, strictly in turn over all callers.
+    """Return the address of the next ready worker of a service, strictly in turn over all callers.
 
     A caller that may only read goes through the workers by a count of its own, from a random one on.
 
@@ -64,7 +64,7 @@ def _own_turn(context: Context, pool: str, plugin: str, org: str, prefer: str | 
 
 
 def endpoints(pool: str, plugin: str, org: str) -> Operation[list[Endpoint]]:
-    """Return where all ready workers of a service are, by address; nothing when none is ready.
+    """Return the addresses of all ready workers of a service, in order; none when no worker is ready.
 
     Raises:
         InvalidInputError: When a name is not valid.

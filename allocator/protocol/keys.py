@@ -1,4 +1,4 @@
-"""The keys that programs read themselves, beside those that a script is sent and derives: streams, waiters, leaders."""
+"""The keys that programs read directly; all other keys are derived by the scripts. Streams, waiters, leaders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command that Redis did not answer is sent again: with full jitter, within the caller's time limit."""
+"""Repeating a command that Redis did not answer: with full jitter, within the caller's time limit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def transient_policy(timeout_s: float) -> dict[str, Any]:
     """Return the arguments of `tenacity.Retrying` or `AsyncRetrying` for one command.
 
     Args:
-        timeout_s: For how many seconds, what the first attempt left of the caller's limit; one more silent attempt
-            may use it up.
+        timeout_s: The seconds that the first attempt left of the caller's limit; one more attempt without an answer
+            may use them up.
     """
     from tenacity import retry_if_exception, stop_before_delay
 

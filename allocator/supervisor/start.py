@@ -47,7 +47,7 @@ STRANGER_GRACE_S = 1.0
 
 FIRST_LOOK_S, SLOWEST_LOOK_S = 0.01, 0.1
 SUSPEND_S = 0.5
-"""How long Redis may take to hear that the worker stands still."""
+"""How long to wait until Redis has recorded that the worker is stopped."""
 
 KILL_WAIT_S = 5.0
 OUTPUT_WAIT_S = 1.0
@@ -59,13 +59,13 @@ class Ended(Value, kw_only=True):
     Attributes:
         status: What it exited with, 128 + n for signal n.
         refused: The port that the kernel refused it, or None.
-        asked: What it was asked to do when it ended, or None when it ended by itself or was given up.
+        asked: The message that ended it, or None when it ended by itself or was given up.
         lost: Why one of its leases was lost, or None.
         was_well: Whether it had been healthy for a minute.
         given_up: Whether it was ended because it was not healthy.
         left: The processes that could not be ended.
         had_terminal: Whether it had the terminal when it ended.
-        how: In short.
+        how: The end as a short text.
         why: The same with its last line, for `last_error`.
     """
 
@@ -95,7 +95,7 @@ class WorkerStart:
         children: The supervisor's processes.
         mailbox: Messages to the worker.
         listening: The sockets to pass, one for each port, or none.
-        prefix: What stands before each line of its output, or None.
+        prefix: The text before each line of its output, or None.
         on_ready: Called once it is ready.
         report: Prints one line for the person who watches.
     """

@@ -89,7 +89,7 @@ class ForgetCall(Call[Reply], kw_only=True):
 
 
 class PlaceCall(Call["tuple[Room, ...] | None"], kw_only=True):
-    """What asks for the room that hosts have.
+    """The call for the room that hosts have.
 
     Attributes:
         offset: From which host on.

@@ -21,11 +21,11 @@ _STRIKE = re.compile(r"strikes:(\d{1,5}) \d+ \d+ (\d{1,15})")
 
 
 class InspectHostsCall(Call["tuple[str, ...]"], kw_only=True):
-    """What asks for a page of the namespaces of ports that a pool has: its hosts, and `*` in fleet scope.
+    """The call for a page of the namespaces of ports that a pool has: its hosts, and `*` in fleet scope.
 
     Attributes:
-        offset: From which on.
-        count: How many.
+        offset: The index of the first one.
+        count: The number of them.
     """
 
     script: ClassVar[str] = "inspect"
@@ -40,7 +40,7 @@ class InspectHostsCall(Call["tuple[str, ...]"], kw_only=True):
 
 
 class InspectHostCall(Call["KnownHost"], kw_only=True):
-    """Ask for a host's hash; the host is the call's `namespace`."""
+    """The call for a host's hash; the host is the call's `namespace`."""
 
     script: ClassVar[str] = "inspect"
     first: ClassVar[Arguments] = ("host",)
@@ -78,11 +78,11 @@ class KnownHost(Value, kw_only=True):
 
 
 class InspectMembersCall(Call["tuple[tuple[str, str], ...]"], kw_only=True):
-    """What asks for a page of the members of a sorted set, whatever another program put there.
+    """The call for a page of the members of a sorted set, whatever another program put there.
 
     Attributes:
         suffix: The key, after that of the pool.
-        offset: From which on.
+        offset: The index of the first one.
         count: How many, at most 512.
     """
 
@@ -94,7 +94,7 @@ class InspectMembersCall(Call["tuple[tuple[str, str], ...]"], kw_only=True):
     count: int
 
     def decode(self, raw: Any) -> tuple[tuple[str, str], ...]:  # noqa: ANN401  # as `Call.decode`
-        """Return each with its score, as they stand there."""
+        """Return each member with its score."""
         texts = [wire.text(item) for item in wire.reply_list(raw)]
         return tuple(zip(texts[::2], texts[1::2], strict=True))
 
@@ -106,7 +106,7 @@ class KnownPorts(Value, kw_only=True):
         ports: Those that are ours.
         rows: How many rows the page has.
         reached_ms: The score of the last one.
-        strange: What stands where a port or a lease belongs, as the error would state it.
+        strange: What another program wrote where a port or a lease belongs, as text.
     """
 
     ports: tuple[KnownPort, ...]
@@ -116,10 +116,10 @@ class KnownPorts(Value, kw_only=True):
 
 
 class InspectPortsCall(Call["KnownPorts"], kw_only=True):
-    """What asks for a page of the ports that are not claimable now, lowest score first.
+    """The call for a page of the ports that are not claimable now, lowest score first.
 
     Attributes:
-        from_ms: From which score on.
+        from_ms: The lowest score.
         count: How many; ports of equal score beside them.
         before: Ports as they were read before, by number: a lease whose text is the same is not read again.
     """
@@ -151,7 +151,7 @@ class InspectPortsCall(Call["KnownPorts"], kw_only=True):
 
 
 class InspectPortCall(Call["KnownPort"], kw_only=True):
-    """What asks for one port.
+    """The call for one port.
 
     Attributes:
         port: Which one.
@@ -208,7 +208,7 @@ def _port(
 
 
 class NewestEventCall(Call[str], kw_only=True):
-    """What asks for the id of the pool's last event."""
+    """The call for the id of the pool's last event."""
 
     script: ClassVar[str] = "inspect"
     first: ClassVar[Arguments] = ("newest",)

@@ -10,7 +10,7 @@ from allocator.protocol.wire import Call
 
 
 class NumberCall(Call["int | NoPool"], kw_only=True):
-    """What asks for it.
+    """The call for it.
 
     Attributes:
         org: The organisation.

@@ -11,7 +11,7 @@ from allocator.protocol.wire import Arguments, Call, HashCall
 
 
 class InspectPoolCall(HashCall, kw_only=True):
-    """What asks for a pool's hash; it is empty when there is no such pool."""
+    """The call for a pool's hash; it is empty when there is no such pool."""
 
     script: ClassVar[str] = "inspect"
     first: ClassVar[Arguments] = ("pool",)

@@ -59,7 +59,7 @@ def _found(pool: str, raw: object) -> FoundWorkers | NoneReady:
 
 
 class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"], kw_only=True):
-    """What asks for the next ready worker, strictly in turn.
+    """The call for the next ready worker, strictly in turn.
 
     Attributes:
         plugin: The service's plugin.
@@ -83,13 +83,13 @@ class ResolveCall(Call["FoundWorkers | NoneReady | NoTurn"], kw_only=True):
 
 
 class ResolveAllCall(Call["FoundWorkers | NoneReady"], kw_only=True):
-    """What asks for all workers in whatever state, page by page.
+    """The call for all workers in whatever state, page by page.
 
     Attributes:
         plugin: The service's plugin.
         org: The service's organisation.
         mode: Which of them.
-        offset: From which on.
+        offset: The index of the first one.
     """
 
     script: ClassVar[str] = "resolve"

@@ -24,7 +24,7 @@ SILENCE_S = 1.5
 
 FIRST_PAUSE_S = 0.002
 LONGEST_PAUSE_S = 0.05
-"""Between two questions of one wait: 200 processes that wait at 20 questions a second leave the server its CPU."""
+"""Seconds between two checks of one wait: 200 waiting processes with 20 checks a second leave the server its CPU."""
 
 
 def start_once(server: ServerFiles, deadline: float) -> bool:
@@ -150,7 +150,7 @@ def _remove_socket(server: ServerFiles) -> None:
 
 
 def _wait_for(condition: Callable[[], bool], server: ServerFiles, deadline: float, otherwise: str) -> None:
-    """Ask again and again, less and less often, until the condition holds.
+    """Check a condition repeatedly, at growing intervals, until it holds.
 
     Raises:
         StoreUnavailableError: The deadline has passed.
