@@ -9,7 +9,7 @@ import typer
 
 from allocator.cli.checks.findings import Finding, finding_of, patiently
 from allocator.cli.checks.programs import running_programs
-from allocator.cli.checks.starting import Starting, starting_workers
+from allocator.cli.checks.starts import Starting, starting_workers
 from allocator.cli.options import (
     CliContext,
     ConfigOption,

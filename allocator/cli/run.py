@@ -48,7 +48,7 @@ class RunCommand(TyperCommand):
         if not ctx.resilient_parsing:
             own = args[: args.index("--")] if "--" in args else args
             command = self._from_first_name(ctx, self._from_first_name(ctx, own)[1:])
-            option = next((word for word in command if word.startswith("-") and word != "-"), None)
+            option = next((argument for argument in command if argument.startswith("-") and argument != "-"), None)
             behind = option or ("--" if len(own) < len(args) else None)
             if command and behind:
                 raise InvalidInputError(

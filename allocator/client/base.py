@@ -445,7 +445,7 @@ class AllocatorBase(Generic[E_, S]):
 
         Raises:
             ValueError: When the state is an ended one, or cannot follow the present one.
-            InvalidInputError: When a field is of another type, or labels are not valid, or it is no held lease.
+            InvalidInputError: When a field is of another type, or labels are not valid, or it is not a held lease.
         """
         if not isinstance(held, HeldLease):
             raise InvalidInputError(

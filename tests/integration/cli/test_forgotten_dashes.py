@@ -46,6 +46,6 @@ def test_a_command_without_options_needs_no_dashes(allocator) -> None:
     assert allocator("run", "email", "--instance", "1", "true", ALLOCATOR_ORG="org-1").code == 0
 
 
-def test_a_command_with_its_options_and_no_organisation_says_how_run_is_written(allocator) -> None:
+def test_a_command_with_its_options_and_no_organisation_shows_how_run_is_written(allocator) -> None:
     refused = allocator("run", "email", "npm", "start")
     assert (refused.code, refused.err.strip().endswith("allocator run PLUGIN --org ORG -- COMMAND")) == (2, True)

@@ -1,4 +1,4 @@
-"""The workers of this host that have not become ready yet, and are no finding so far."""
+"""The workers of this host that have not become ready yet, and are not yet a finding."""
 
 from __future__ import annotations
 
