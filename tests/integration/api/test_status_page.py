@@ -497,6 +497,40 @@ def test_every_view_fits_its_screen_and_axe_finds_no_violation(
     page.locator("#hosts-text", has_text="1 of 1 hosts").wait_for()
 
 
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
+def test_somebody_on_call_finds_the_answers(look, redis_url: str, pool: PoolSpec, screen: str) -> None:
+    """Five questions, each answered from the page alone, by somebody who never saw it."""
+    for host in ("web-3", "web-17", "web-212"):
+        with PortAllocator.from_url(redis_url, pool=pool.name, host=host) as ports:
+            lease = ports.claim("email", org=host.replace("web", "org"))
+            if host == "web-3":
+                ports.run(operations.drain(pool.name, host))
+            elif host == "web-17":
+                (failing,) = ports.renew(
+                    replace(lease, state=LeaseState.DEGRADED, last_error="answered 503"), rewrite=True
+                )
+    page = look(**SCREENS[screen]).live().page
+
+    first = page.locator("#problems-list li").first  # what should be done first
+    first.locator("code", has_text=f"allocator show {failing.port} --host web-17").wait_for()
+
+    page.locator("#search").fill("org-17")  # which worker of org-17 fails, and why
+    page.locator("#found-list li[data-lease]", has_text="org-17/email#0 ▲ degraded: answered 503").wait_for()
+
+    page.locator("#search").fill(f"web-212:{lease.port}")  # who has a port
+    page.locator("#found-list li[data-lease]", has_text="org-212/email#0").wait_for()
+
+    page.locator("#found-list li[data-lease] a").click()  # what happened to it in the last hour
+    page.locator('#history li[data-type="granted"]').wait_for()
+    page.locator("#history-since", has_text="All since").wait_for()
+    page.locator("#detail-close").click()
+    page.locator("#search").fill("")
+
+    page.locator('#conditions button[data-status="drained"]').click()  # which hosts are drained
+    page.locator("#hosts-text", has_text="1 of 3 hosts").wait_for()
+    assert page.locator(".host").evaluate_all("all => all.map(one => one.dataset.host)") == ["web-3"]
+
+
 def test_a_hundred_long_labels_of_another_program_fit_a_small_phone(
     look, worker, redis_url: str, pool: PoolSpec
 ) -> None:
@@ -601,15 +635,17 @@ def test_it_states_when_redis_is_away(browser) -> None:
         allocator = AsyncPortAllocator.from_url(server.url, host="web-1", timeout=0.5)
         with served(create_app(allocator)) as url:
             httpx.post(f"{url}/v1/leases", json={"plugin": "email", "org": "org-1"}).raise_for_status()
-            viewer = Viewer(browser, url).live()
+            viewers = [Viewer(browser, url, **screen).live() for screen in SCREENS.values()]
             os.kill(server.process.pid, signal.SIGSTOP)
-            viewer.page.locator("#problem", has_text="Not live since").wait_for()
-            assert "Redis does not answer" in viewer.page.locator("#problem").inner_text()
-            assert viewer.page.locator("main.stale").count() == 1
+            for viewer in viewers:
+                viewer.page.locator("#problem", has_text="Not live since").wait_for()
+                assert "Redis does not answer" in viewer.page.locator("#problem").inner_text()
+                assert viewer.page.locator("main.stale").count() == 1
             os.kill(server.process.pid, signal.SIGCONT)
-            viewer.live().page.locator("#problem").wait_for(state="hidden")
-            assert viewer.page.locator("main.stale").count() == 0
-            viewer.context.close()
+            for viewer in viewers:
+                viewer.live().page.locator("#problem").wait_for(state="hidden")
+                assert viewer.page.locator("main.stale").count() == 0
+                viewer.context.close()
 
 
 def test_it_states_when_the_server_is_away_and_catches_up(browser, redis_url: str, pool: PoolSpec) -> None:
