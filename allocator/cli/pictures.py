@@ -39,6 +39,8 @@ SEVERITIES = {
     1: ("·", ".", "notice", "0"),
     0: (" ", " ", "", "0"),
 }
+GAP = "   "
+"""What stands between two counters."""
 BADNESS = ("degraded", "starting", "stranger", "quarantined", "draining", "ready", "cooling")
 HEALTH = {
     "starting": "has not answered yet",
@@ -141,9 +143,9 @@ def counters(counts: Mapping[str, int], look: Look) -> list[Row]:
             continue
         text = f"{look.sign(table)} {counts[status]:,} {table[2]}"
         used = sum(width_of(one) for one, _ in lines[-1])
-        if used and used + width_of(text) > look.columns:
+        if used and used + len(GAP) + width_of(text) > look.columns:
             lines.append([])
-        lines[-1].append((f"{text}   ", table[3] if counts[status] else "2"))
+        lines[-1].append((f"{GAP if lines[-1] else ''}{text}", table[3] if counts[status] else "2"))
     return [Row(tuple(parts)) for parts in lines]
 
 

@@ -135,7 +135,7 @@ class Fleet:
         if way in {"traefik", "envoy"}:
             with (TraefikFile if way == "traefik" else EnvoyFile)(self.directory, file) as proxy:
                 self.start(*exporting)
-                wait_until(lambda: get(proxy.port) == 200, f"{way} does not answer: {proxy.said()}")
+                wait_until(lambda: get(proxy.port) == 200, f"{way} does not answer: {proxy.printed()}")
                 yield proxy.port
         else:
             with Proxy(way, self.directory, file) as proxy:
