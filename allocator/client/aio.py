@@ -61,9 +61,9 @@ async def drive_async(
         step = next(operation)
         while True:
             try:
-                if isinstance(step, ScriptCall):
+                if type(step) is ScriptCall:
                     answer = await store.call(step)
-                elif isinstance(step, HOST_STEPS):
+                elif type(step) in HOST_STEPS:
                     answer = answers.answer(step)
                 elif isinstance(step, AwaitTurn):
                     answer = await store.await_turn(step)
@@ -72,7 +72,7 @@ async def drive_async(
                 elif isinstance(step, Pause):
                     answer = await asyncio.sleep(step.seconds)  # type: ignore[func-returns-value]  # as above
                 else:
-                    answer = await asyncio.to_thread(answer_about_a_row, needed(recorder), step)
+                    answer = await asyncio.to_thread(answer_about_a_row, needed(recorder), step)  # type: ignore[arg-type]  # as above
             except BaseException as error:  # noqa: BLE001  # as above
                 step = operation.throw(error)
             else:

@@ -68,9 +68,9 @@ def drive(operation: Operation[T], store: Store, answers: Answers, recorder: Lea
         step = next(operation)
         while True:
             try:
-                if isinstance(step, ScriptCall):
+                if type(step) is ScriptCall:
                     answer = store.call(step)
-                elif isinstance(step, HOST_STEPS):
+                elif type(step) in HOST_STEPS:
                     answer = answers.answer(step)
                 elif isinstance(step, AwaitTurn):
                     answer = store.await_turn(step)
@@ -79,7 +79,7 @@ def drive(operation: Operation[T], store: Store, answers: Answers, recorder: Lea
                 elif isinstance(step, Pause):
                     answer = time.sleep(step.seconds)  # type: ignore[func-returns-value]  # None is the answer
                 else:
-                    answer = answer_about_a_row(needed(recorder), step)
+                    answer = answer_about_a_row(needed(recorder), step)  # type: ignore[arg-type]  # what is left
             except BaseException as error:  # noqa: BLE001  # the operation decides: it may have something to undo
                 step = operation.throw(error)
             else:

@@ -122,7 +122,7 @@ def _first_init(self: Any, *arguments: Any, **named: Any) -> None:  # noqa: ANN4
 
 def _write_init(kind: Any) -> None:  # noqa: ANN401  # a class of values
     parts: dict[str, Field] = kind.__parts__
-    known: dict[str, Any] = {"_set": _set, "_MISSING": _MISSING}
+    known: dict[str, Any] = {"_MISSING": _MISSING}
     is_guarded = kind.__setattr__ is not _set
     ordered = [(field, one) for field, one in parts.items() if not one.kw_only]
     named = [(field, one) for field, one in parts.items() if one.kw_only]
@@ -140,7 +140,9 @@ def _write_init(kind: Any) -> None:  # noqa: ANN401  # a class of values
             parameters.append(f"{field}=_default_{field}")
         else:
             parameters.append(field)
-        lines.append(f"_set(self, '{field}', {value})" if is_guarded else f"self.{field} = {value}")
+        if is_guarded:  # the slot's own setter does not look for it first, as `object.__setattr__` does
+            known[f"_set_{field}"] = getattr(kind, field).__set__
+        lines.append(f"_set_{field}(self, {value})" if is_guarded else f"self.{field} = {value}")
     if hasattr(kind, "__post_init__"):
         lines.append("self.__post_init__()")
     exec(f"def __init__({', '.join(parameters)}):\n " + "\n ".join(lines or ["pass"]), known)  # noqa: S102  # our own words

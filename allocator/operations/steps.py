@@ -250,7 +250,9 @@ Step: TypeAlias = (
     | JudgeHolder
     | Warn
 )
-HOST_STEPS = (ReadListeners, ProvePorts, DescribeListener, ReadClosing, StoreTokens, StoreLeases, JudgeHolder, Warn)
+HOST_STEPS: frozenset[type] = frozenset(
+    {ReadListeners, ProvePorts, DescribeListener, ReadClosing, StoreTokens, StoreLeases, JudgeHolder, Warn}
+)
 """What this host answers at once."""
 Operation: TypeAlias = Generator[Step, Any, T]
 
