@@ -13,6 +13,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
 EXIT_INTERRUPTED = 130
@@ -79,10 +80,12 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
     try:
         if arguments == ["--version"]:  # spared the time that a command line takes to make
             status = _show_version()
-        else:
-            from allocator.cli.app import run_command
+        elif next((argument for argument in arguments if not argument.startswith("-")), None) == "run":
+            from allocator.cli.supervision import run_apart
 
-            status = run_command(arguments)
+            status = run_apart(arguments, _run_command)
+        else:
+            status = _run_command(arguments)
         sys.stdout.flush()
     except AllocatorError as error:
         return _report(str(error), getattr(error, "status", error.exit_code), error)
@@ -105,6 +108,12 @@ def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error 
             f"{what} could not be used ({error.strerror or error}); make room or fix its rights", EXIT_CONFIGURATION
         )
     return status
+
+
+def _run_command(arguments: Sequence[str]) -> int:
+    from allocator.cli.app import run_command
+
+    return run_command(arguments)
 
 
 def _show_version() -> int:
@@ -140,7 +149,7 @@ def _discard_messages_that_nobody_reads() -> None:
 def _report(message: str, status: int, error: Exception | None = None) -> int:
     from contextlib import suppress
 
-    from allocator.cli.options import report
+    from allocator.cli.context import report
 
     if report.log is not None:  # a long-running command: its last message is a line of its log
         report.log.error("%s", message, extra={"error": error})

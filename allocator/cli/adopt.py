@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.context import cli_context, report
 from allocator.cli.db import FOUND, database_of, in_use
 from allocator.cli.options import (
     ConfigOption,
@@ -16,8 +17,6 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    cli_context,
-    report,
 )
 from allocator.cli.output import write_rows
 from allocator.model.errors import ExhaustedError, HeldError, InvalidInputError
@@ -26,7 +25,7 @@ from allocator.model.names import WorkerId, check_port, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.database.adoption import Candidate
     from allocator.database.connection import Database
     from allocator.database.fenced import FencedRows
@@ -74,7 +73,7 @@ def adopt(
 
     Example: allocator adopt --port 5556 --org org-123 --plugin email
     """
-    from allocator.cli.options import seconds
+    from allocator.cli.context import seconds
 
     ttl_s = seconds(ttl, "TTL")
     if ttl_s == 0:

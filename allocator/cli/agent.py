@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, cli_context, report
+from allocator.cli.context import cli_context, report
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption  # noqa: TC001  # typer reads them
 from allocator.cli.serve import LOOPBACK_NAMES, async_allocator, is_loopback, listen_address, tcp_listener
 from allocator.model.errors import AllocatorError, ConfigurationError, HeldError, InvalidInputError
 from allocator.model.log import ERROR
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from allocator.agent.host import HostAgent
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.client.lease_files import LeaseFiles
     from allocator.model.leases import Lease
 

@@ -10,20 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from allocator.cli.app import ignore_interrupts, interrupts_raised
-from allocator.cli.options import (
-    CliContext,
-    ConfigOption,
-    DatabaseOption,
-    Format,
-    HostOption,
-    LeaseFormat,
-    PoolOption,
-    RedisOption,
-    cli_context,
-    living_process,
-    report,
-    seconds,
-)
+from allocator.cli.context import CliContext, cli_context, instance_of, living_process, report, seconds
+from allocator.cli.options import ConfigOption, DatabaseOption, Format, HostOption, LeaseFormat, PoolOption, RedisOption
 from allocator.cli.output import write_json
 from allocator.client.lease_files import FileAnswers
 from allocator.model.errors import ExhaustedError, InvalidInputError, LimitError, RecoveringError
@@ -265,16 +253,6 @@ def check_key(key: str | None, instance: str) -> None:
     """
     if key is not None and instance != "auto":
         raise InvalidInputError("--key goes with --instance auto; add it, or leave --key out")
-
-
-def instance_of(context: CliContext, worker: WorkerId, key: str) -> WorkerId:
-    """Return a worker with the instance that its service has for a key on this host."""
-    from allocator.operations.numbers import number_of
-
-    number = context.allocator.run(
-        number_of(context.allocator.session.context, context.pool, worker.org, worker.plugin, key)
-    )
-    return WorkerId(worker.org, worker.plugin, number)
 
 
 def check_several(ports: str | None, *, contiguous: bool, others: Mapping[str, object]) -> None:

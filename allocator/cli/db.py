@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.context import read_settings, report
 from allocator.cli.groups import CommandGroup
-from allocator.cli.options import (
-    ConfigOption,
-    DatabaseOption,
-    ListFormat,
-    PoolOption,
-    RowsFormat,
-    read_settings,
-    report,
-)
+from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, PoolOption, RowsFormat
 from allocator.cli.output import write_json
 from allocator.model.owned import private_folder
 

@@ -10,8 +10,8 @@ import typer
 from allocator.cli.checks.findings import Finding, finding_of, patiently
 from allocator.cli.checks.programs import running_programs
 from allocator.cli.checks.starts import Starting, starting_workers
+from allocator.cli.context import CliContext, cli_context
 from allocator.cli.options import (
-    CliContext,
     ConfigOption,
     DatabaseOption,
     HostOption,
@@ -19,7 +19,6 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    cli_context,
 )
 from allocator.cli.output import write_json
 from allocator.model.durations import format_duration

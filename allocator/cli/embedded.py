@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from allocator.cli.context import read_settings, report
 from allocator.cli.groups import CommandGroup
-from allocator.cli.options import ConfigOption, ListFormat, RowsFormat, read_settings, report
+from allocator.cli.options import ConfigOption, ListFormat, RowsFormat
 from allocator.cli.output import write_rows
 from allocator.model.durations import format_duration
 

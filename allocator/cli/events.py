@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import (
-    ConfigOption,
-    ListFormat,
-    PoolOption,
-    RedisOption,
-    RowsFormat,
-    cli_context,
-    items_of,
-    seconds,
-)
+from allocator.cli.context import cli_context, items_of, seconds
+from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError, printable
 from allocator.model.names import WorkerId, check_name, check_port
@@ -29,7 +21,7 @@ from allocator.protocol.keys import event_time, events_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 MAX_EVENTS = 10_000
 COUNT = 20

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from allocator.cli.app import interrupts_raised
-from allocator.cli.options import ConfigOption, PoolOption, RedisOption, cli_context, report
+from allocator.cli.context import cli_context, report
+from allocator.cli.options import ConfigOption, PoolOption, RedisOption  # noqa: TC001  # typer reads them
 from allocator.model.durations import parse_duration_ms
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import WorkerId, check_name, check_plugin

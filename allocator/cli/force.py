@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import report
+from allocator.cli.context import report
 from allocator.model.errors import InvalidInputError
 from allocator.operations.end import Forced
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 ReasonOption = Annotated[
     str | None, typer.Option("--reason", metavar="TEXT", help="With --force: why, for the events.")

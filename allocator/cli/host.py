@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
+from allocator.cli.context import cli_context, report, seconds
 from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases
 from allocator.cli.groups import CommandGroup
 from allocator.cli.options import (
@@ -18,16 +19,13 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    cli_context,
-    report,
-    seconds,
 )
 from allocator.cli.output import write_rows
 from allocator.model.errors import ExhaustedError, InvalidInputError
 from allocator.model.names import check_name
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.leases import Lease
 
 HostName = Annotated[str, typer.Argument(help="The host's name.", autocompletion=completion.hosts)]

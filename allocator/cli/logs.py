@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from allocator.cli.options import report
+from allocator.cli.context import report
 from allocator.kernel.outlets import outlet
 from allocator.model.leases import written_time
 from allocator.model.settings import SETTINGS

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat, cli_context, items_of
+from allocator.cli.context import cli_context, items_of
+from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json, write_rows
 from allocator.model.durations import format_duration
 from allocator.model.names import check_name, check_plugin
@@ -18,7 +19,7 @@ from allocator.operations.context import check_pool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.leases import Lease
 
 HEADINGS = ("HOST", "PORT", "ORG", "PLUGIN", "INSTANCE", "STATE", "PID", "ENDS IN", "FENCE")

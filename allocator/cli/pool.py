@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
+from allocator.cli.context import cli_context, report
 from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases, operator
 from allocator.cli.groups import CommandGroup
-from allocator.cli.options import (
-    ConfigOption,
-    DatabaseOption,
-    ListFormat,
-    PoolOption,
-    RedisOption,
-    RowsFormat,
-    cli_context,
-    report,
-)
+from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json, write_rows
 from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError
 from allocator.model.log import WARNING
@@ -29,7 +21,7 @@ from allocator.model.names import check_name
 from allocator.model.pools import PoolSpec
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 
 def register(application: typer.Typer) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from allocator.cli.context import cli_context, report
 from allocator.cli.db import FOUND, database_of
 from allocator.cli.options import (
     ConfigOption,
@@ -18,8 +19,6 @@ from allocator.cli.options import (
     PoolOption,
     RedisOption,
     RowsFormat,
-    cli_context,
-    report,
 )
 from allocator.cli.output import write_array, write_json, write_rows
 from allocator.model.durations import parse_duration_ms
@@ -29,7 +28,7 @@ from allocator.model.log import ERROR
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.database.connection import Database
     from allocator.database.reconciler import Reconciler
 

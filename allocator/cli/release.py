@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.claim import TokenOption  # noqa: TC001  # Typer reads the annotations
+from allocator.cli.context import cli_context, report
 from allocator.cli.force import MISPLACED, ReasonOption, YesOption, confirm, operator
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, cli_context, report
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption  # noqa: TC001  # typer reads them
 from allocator.cli.targets import AllOption, Targets, chosen, held_by_others
 from allocator.model.errors import HeldError, InvalidInputError
 from allocator.operations.end import Forced
 from allocator.operations.end import force as end_by_force
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.leases import Lease
 
 

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.claim import TokenOption, TtlOption  # noqa: TC001  # Typer reads the annotations
-from allocator.cli.options import (
-    ConfigOption,
-    HostOption,
-    PoolOption,
-    RedisOption,
-    cli_context,
-    living_process,
-    report,
-    seconds,
-)
+from allocator.cli.context import cli_context, living_process, report, seconds
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption  # noqa: TC001  # typer reads them
 from allocator.cli.targets import AllOption, Targets, chosen
 from allocator.model.errors import InvalidInputError, StoreUnavailableError
 from allocator.model.values import replace
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.errors import LeaseLostError
     from allocator.model.leases import Lease
 

@@ -1,15 +1,13 @@
-"""`run`: the supervisor of one worker or of many."""
+"""The command line of `run`; what is done with it is in `supervision`, for which a child reads it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from allocator.cli import supervision
 from allocator.cli.claim import (
     ContiguousOption,
     LabelOption,
@@ -19,16 +17,10 @@ from allocator.cli.claim import (
     TtlOption,
     WaitOption,
     check_key,
-    instance_of,
 )
-from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption, cli_context, report
+from allocator.cli.options import ConfigOption, HostOption, PoolOption, RedisOption  # noqa: TC001  # typer reads them
 from allocator.model.errors import InvalidInputError
-from allocator.model.names import WorkerId, shown
-from allocator.model.values import replace
-
-if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
-    from allocator.supervisor.spec import WorkerSpec
+from allocator.model.names import shown
 
 
 def register(application: typer.Typer) -> None:
@@ -197,108 +189,44 @@ def run(
 
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
-    from allocator.cli.logs import start_logging
-    from allocator.client.counts import HolderMetrics, serve_registry
-    from allocator.supervisor.run import Supervision, run_workers
-
-    given = {
-        "org": org,
-        "ttl": ttl,
-        "wait": wait,
-        "priority": priority,
-        "labels": label,
-        "health": health,
-        "health_interval": health_interval,
-        "health_kill_after": health_kill_after,
-        "ready": ready,
-        "start_timeout": start_timeout,
-        "restart": restart,
-        "max_restarts": max_restarts,
-        "max_declines": max_declines,
-        "drain_delay": drain_delay,
-        "stop_timeout": stop_timeout,
-        "stop_path": stop_path,
-        "env_file": env_file or None,
-        "port_arg": port_arg,
-        "pass_token": pass_token or None,
-        "no_output_in_events": no_output_in_events or None,
-        "listen_fd": listen_fd or None,
-        "ports": ports,
-        "contiguous": contiguous or None,
-    }
     check_key(key, instance)
-    by_key = instance == "auto"
-    if by_key and (replicas != "1" or workers_file):
-        raise InvalidInputError("--instance auto is of one worker; leave --replicas and --workers out")
-    own = {"plugin": plugin, "command": command, "port": port}
-    orphans_end = _choice(orphan, "--orphan", ("kill", "keep")) == "kill"
-    policy = _choice(on_lost, "--on-lost", ("keep", "stop")) if on_lost is not None else None
-    specs = _specs(given, own, "0" if by_key else instance, replicas, workers_file, orphans_end=orphans_end)
-    start_logging()
-    with cli_context(pool, host, redis_url, config) as context:
-        context.allocator.session.on_lost = _policy(context, policy)
-        if by_key:
-            (only,) = specs
-            worker = instance_of(context, WorkerId(only.claim["org"], only.plugin), key or context.host)
-            specs = [replace(only, claim={**only.claim, "instance": worker.instance})]
-        supervision = Supervision(together=len(specs) > 1, orphans_end=orphans_end, report=report, files=context.files)
-        with contextlib.ExitStack() as stack:
-            if metrics_listen is not None:
-                stack.enter_context(serve_registry(metrics_listen)).register(HolderMetrics(context.allocator))
-            status = run_workers(context.allocator, specs, supervision)
-    raise typer.Exit(status)
-
-
-def _specs(
-    given: dict[str, Any],
-    own: dict[str, Any],
-    instance: str,
-    replicas: str,
-    workers_file: str | None,
-    *,
-    orphans_end: bool,
-) -> list[WorkerSpec]:
-    """Return what to run, whole and checked: nothing is claimed before."""
-    from allocator.supervisor.fields import convert, spec_of
-    from allocator.supervisor.replicas import replicated, with_named_output
-    from allocator.supervisor.spec import check_spec
-
-    values = {field: convert(field, value) for field, value in given.items() if value is not None}
-    count = convert("replicas", replicas)
-    if workers_file is not None:
-        if any(own.values()) or count > 1:
-            raise InvalidInputError("--workers has what to run; omit the plugin, its command, --port and --replicas")
-        from allocator.supervisor.workers_file import read_workers_file
-
-        return with_named_output(read_workers_file(Path(workers_file), values, os.environ), orphans_end=orphans_end)
-    if not own["plugin"]:
-        raise InvalidInputError("there is no plugin; name one, or --workers FILE")
-    if "org" not in values:
-        raise InvalidInputError("there is no organisation; give its id: allocator run PLUGIN --org ORG -- COMMAND")
-    if not own["command"]:
-        raise InvalidInputError("there is no command to run; give one after --")
-    values |= {field: convert(field, value) for field, value in own.items() if value is not None}
-    spec = spec_of(values | {"instance": convert("instance", instance)}, os.environ)
-    check_spec(spec)
-    return with_named_output(replicated(spec, count), orphans_end=orphans_end)
-
-
-def _choice(value: str, option: str, choices: tuple[str, str]) -> str:
-    if value in choices:
-        return value
-    raise InvalidInputError(f"{shown(value)} is not a value of {option}; choose {choices[0]} or {choices[1]}")
-
-
-def _policy(context: CliContext, given: str | None) -> Literal["keep", "stop"]:
-    """Return what to do about a doubtful lease: a port that is unique over the fleet has no kernel to arbitrate."""
-    if given == "stop":
-        return "stop"
-    if context.allocator.pool().scope == "host":
-        return "keep"
-    if given == "keep":
-        raise InvalidInputError(
-            f"--on-lost keep is not for pool {context.pool}: its ports are unique over all hosts, and no one "
-            "kernel knows "
-            "who has which; leave it out"
-        )
-    return "stop"
+    supervision.hand_over(
+        {
+            "plugin": plugin,
+            "command": command,
+            "port": port,
+            "instance": instance,
+            "key": key,
+            "replicas": replicas,
+            "workers_file": workers_file,
+            "orphan": orphan,
+            "on_lost": on_lost,
+            "metrics_listen": metrics_listen,
+            "settings": [pool, host, redis_url, config],
+            "fields": {
+                "org": org,
+                "ttl": ttl,
+                "wait": wait,
+                "priority": priority,
+                "labels": label,
+                "health": health,
+                "health_interval": health_interval,
+                "health_kill_after": health_kill_after,
+                "ready": ready,
+                "start_timeout": start_timeout,
+                "restart": restart,
+                "max_restarts": max_restarts,
+                "max_declines": max_declines,
+                "drain_delay": drain_delay,
+                "stop_timeout": stop_timeout,
+                "stop_path": stop_path,
+                "env_file": env_file or None,
+                "port_arg": port_arg,
+                "pass_token": pass_token or None,
+                "no_output_in_events": no_output_in_events or None,
+                "listen_fd": listen_fd or None,
+                "ports": ports,
+                "contiguous": contiguous or None,
+            },
+        }
+    )

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from allocator.cli.options import (
-    ConfigOption,
-    DatabaseOption,
-    HostOption,
-    PoolOption,
-    RedisOption,
-    blocking_allocator,
-    option,
-    read_settings,
-    report,
-    report_embedded,
-)
+from allocator.cli.context import blocking_allocator, read_settings, report, report_embedded
+from allocator.cli.options import OPTIONS, ConfigOption, DatabaseOption, HostOption, PoolOption, RedisOption
 from allocator.model.errors import ConfigurationError, HeldError, InvalidInputError
 from allocator.model.log import WARNING
 from allocator.model.names import shown
@@ -36,8 +26,8 @@ LOOPBACK_NAMES = ("127.0.0.1", "::1", "[::1]", "localhost")
 BACKLOG = 2_048
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 
-ListenOption = Annotated[str | None, option("listen")]
-TokensOption = Annotated[str | None, option("tokens_file")]
+ListenOption = Annotated[str | None, OPTIONS["listen"]]
+TokensOption = Annotated[str | None, OPTIONS["tokens_file"]]
 
 
 def register(application: typer.Typer) -> None:
@@ -49,8 +39,8 @@ def register(application: typer.Typer) -> None:
 def serve(
     listen: ListenOption = None,
     tokens_file: TokensOption = None,
-    tls_cert: Annotated[str | None, option("tls_cert")] = None,
-    tls_key: Annotated[str | None, option("tls_key")] = None,
+    tls_cert: Annotated[str | None, OPTIONS["tls_cert"]] = None,
+    tls_key: Annotated[str | None, OPTIONS["tls_key"]] = None,
     database_url: DatabaseOption = None,
     rate: Annotated[
         str, typer.Option("--rate", metavar="NUMBER", help="Requests a second of one caller; 0: no limit.")

@@ -7,23 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.claim import OrgOption  # noqa: TC001  # Typer reads the annotations
-from allocator.cli.options import (
-    ConfigOption,
-    HostOption,
-    ListFormat,
-    PoolOption,
-    RedisOption,
-    RowsFormat,
-    cli_context,
-    seconds,
-)
+from allocator.cli.context import cli_context, seconds
+from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json
 from allocator.model.errors import InvalidInputError
 from allocator.model.names import check_name, check_plugin
 from allocator.operations.context import check_pool
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.endpoints import Endpoint
 
 

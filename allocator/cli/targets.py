@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import report
+from allocator.cli.context import report
 from allocator.kernel.answers import Answers
 from allocator.model.errors import HeldError, InvalidInputError, LeaseLostError
 from allocator.model.names import WorkerId, check_name, check_port, check_token, shown
@@ -18,7 +18,7 @@ from allocator.operations.find import Here, find, is_here
 from allocator.operations.listing import port_view
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.leases import Lease
     from allocator.operations.steps import Warn
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli.app import interrupts_raised
-from allocator.cli.options import ConfigOption, PoolOption, RedisOption, cli_context, seconds
+from allocator.cli.context import cli_context, seconds
+from allocator.cli.options import ConfigOption, PoolOption, RedisOption  # noqa: TC001  # typer reads them
 from allocator.kernel.outlets import PATIENCE_S, select_room
 from allocator.model.errors import AllocatorError, InvalidInputError, printable
 

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from allocator.cli import completion
-from allocator.cli.options import (
-    CliContext,
-    ConfigOption,
-    HostOption,
-    ListFormat,
-    PoolOption,
-    RedisOption,
-    RowsFormat,
-    cli_context,
-)
+from allocator.cli.context import CliContext, cli_context
+from allocator.cli.options import ConfigOption, HostOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json
 from allocator.cli.targets import parse_target
 from allocator.model.errors import LeaseLostError, printable

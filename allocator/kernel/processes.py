@@ -17,6 +17,18 @@ _LONGEST_POLL_MS = 2**31 - 1
 """The longest wait of poll(2): 24 days; a longer one ends early, which its result shows."""
 
 
+def find_program(name: str, path: str | None = None) -> str | None:
+    """Return the file that runs as a command, or None; `shutil.which` loads three compressors.
+
+    Args:
+        name: Its name, or its path.
+        path: The `PATH` to search; None for that of this process.
+    """
+    folders = [""] if "/" in name else os.get_exec_path(None if path is None else {"PATH": path})
+    files = (str(Path(folder, name)) for folder in folders)
+    return next((file for file in files if os.access(file, os.X_OK) and Path(file).is_file()), None)
+
+
 def wait_for_exit(identity: ProcessIdentity, timeout_s: float | None) -> bool:
     """Wait until a process has ended.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from allocator.kernel.processes import find_program
 from allocator.model.errors import InvalidInputError
 from allocator.model.log import INFO
 from allocator.model.names import shown
@@ -176,14 +176,14 @@ def _check_program(spec: WorkerSpec) -> None:
         return
     here = spec.directory if spec.directory is not None and "/" in name else None
     path = str(here / name) if here else name
-    found = shutil.which(path, path=spec.environment.get("PATH"))
+    found = find_program(path, spec.environment.get("PATH"))
     if found is None:
         with contextlib.suppress(OSError):  # a name that no file system takes
             if name and Path(path).exists():
                 raise CommandError(f"the command {shown(name)} cannot be run; make it executable", 126)
         raise CommandError(f"the command {shown(name)} does not exist; check its name and PATH", 127)
     interpreter = _interpreter(Path(found))
-    if interpreter is not None and shutil.which(interpreter) is None:
+    if interpreter is not None and find_program(interpreter) is None:
         raise CommandError(
             f"the command {shown(name)} cannot be run: its interpreter {shown(interpreter)} does not exist; "
             "correct its first line",

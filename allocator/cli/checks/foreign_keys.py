@@ -11,7 +11,7 @@ from allocator.operations.foreign import strange_entries, strange_keys
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 MOST = 20
 """Findings of each kind that are shown; whoever writes a thousand keys is found by the first of them."""

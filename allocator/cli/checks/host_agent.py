@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from allocator.agent.bound import process_of
 from allocator.cli.checks.findings import Finding
 from allocator.cli.checks.leftovers import saved_leases
-from allocator.cli.options import report
+from allocator.cli.context import report
 from allocator.kernel.identity import is_alive
 from allocator.kernel.processes import all_pids, command_arguments
 from allocator.model.errors import AllocatorError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.leases import Lease
 
 ANSWER_S = 2.0

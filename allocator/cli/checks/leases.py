@@ -15,7 +15,7 @@ from allocator.operations import listing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
     from allocator.model.leases import Lease
     from allocator.model.pools import PoolSpec
 

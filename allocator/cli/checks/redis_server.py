@@ -12,7 +12,7 @@ from allocator.cli.checks.rights import missing_rights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 CLOCK_TOLERANCE_S = 5.0
 SLOW_MS = 10.0

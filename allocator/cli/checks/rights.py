@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from allocator.cli.checks.findings import Finding
-from allocator.cli.options import blocking_allocator, report
+from allocator.cli.context import blocking_allocator, report
 from allocator.model.errors import AllocatorError
 from allocator.model.log import WARNING
 from allocator.protocol.wire import pool_key

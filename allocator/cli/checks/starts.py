@@ -9,7 +9,7 @@ from allocator.model.leases import written_time
 from allocator.model.values import Value
 
 if TYPE_CHECKING:
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 
 class Starting(Value):

@@ -14,7 +14,7 @@ from allocator.protocol.keys import leader_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from allocator.cli.options import CliContext
+    from allocator.cli.context import CliContext
 
 
 def check_table(context: CliContext) -> Iterator[Finding]:

@@ -11,7 +11,6 @@ import fcntl
 import importlib.util
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
+from allocator.kernel.processes import find_program
 from allocator.model.errors import ConfigurationError
 from allocator.model.owned import private_file, private_folder
 
@@ -167,7 +167,7 @@ def server_binaries() -> Iterator[str]:
         if os.access(binary, os.X_OK):
             yield str(binary)
     for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
+        found = find_program(name)
         if found is not None:
             yield str(Path(found).absolute())
 

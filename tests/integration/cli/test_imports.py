@@ -101,7 +101,9 @@ def test_an_upgrade_of_the_table_loads_no_highlighter_and_no_second_checker_of_i
 
 def test_run_loads_what_it_needs(tmp_path, redis_url, pool) -> None:
     arguments = ("run", "email", "--org", "org-1", "--restart", "never", "--", "true")
-    assert heavy(loaded_by(tmp_path, redis_url, pool.name, *arguments)) <= RUN_NEEDS
+    loaded = loaded_by(tmp_path, redis_url, pool.name, *arguments)
+    assert heavy(loaded) <= RUN_NEEDS
+    assert not {"typer", "inspect"} & loaded, "a child reads the command line"
 
 
 def test_the_version_is_that_of_the_package() -> None:

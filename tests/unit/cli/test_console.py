@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from allocator.cli.options import Console
+from allocator.cli.context import Console
 
 if TYPE_CHECKING:
     import pytest
