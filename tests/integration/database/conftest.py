@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from pgbouncer import PgBouncer
+from pgbouncer import PgBouncer, Reach
 from runners_table import Table
 from servers import installed
 
@@ -51,3 +51,11 @@ def pooled(postgres: Postgres, postgres_url: str) -> Iterator[str]:
         pytest.skip("pgbouncer is not installed")
     with PgBouncer(postgres.port) as pooler:
         yield pooler.url(postgres_url.rpartition("/")[2])
+
+
+@pytest.fixture(params=["direct", "pooled"])
+def reach(request: pytest.FixtureRequest) -> Iterator[Reach]:
+    if request.param == "pooled" and installed("pgbouncer") is None:
+        pytest.skip("pgbouncer is not installed")
+    with Reach(pooled=request.param == "pooled") as made:
+        yield made

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from pgbouncer import Reach
+
     from allocator import Lease, PoolSpec
 
 TEXT = "naïve — 'quoted\\'"
@@ -39,6 +41,14 @@ LIMIT_S = 20.0
 
 def recording(ports: PortAllocator, recorder: DatabaseRecorder) -> PortAllocator:
     return PortAllocator(ports.store, ports.session, recorder=recorder)
+
+
+@pytest.fixture(params=["postgresql", "pooled", "sqlite"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/workers.sqlite3"
+    return str(request.getfixturevalue("pooled" if request.param == "pooled" else "postgres_url"))
 
 
 @pytest.fixture
@@ -60,8 +70,8 @@ def stopped(server: Postgres) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_a_server_that_is_stopped_holds_nobody_up(own_postgres: Postgres, ports: PortAllocator) -> None:
-    url = own_postgres.new_database()
+def test_a_server_that_is_stopped_holds_nobody_up(own_postgres: Postgres, ports: PortAllocator, reach: Reach) -> None:
+    url = reach(own_postgres.new_database())
     with closing(Database.open(url)) as database, DatabaseRecorder.open(url, timeout=2) as recorder:
         upgrade(database, NAMES)
         kept = recording(ports, recorder)
@@ -78,8 +88,11 @@ def test_a_server_that_is_stopped_holds_nobody_up(own_postgres: Postgres, ports:
         assert kept.claim("email", org="org-2", record=True)
 
 
-def test_a_kept_connection_to_a_stopped_backend_is_replaced(postgres_url: str, ports: PortAllocator) -> None:
-    with closing(Database.open(postgres_url)) as database, DatabaseRecorder.open(postgres_url) as recorder:
+def test_a_kept_connection_to_a_stopped_backend_is_replaced(
+    postgres_url: str, ports: PortAllocator, reach: Reach
+) -> None:
+    url = reach(postgres_url)
+    with closing(Database.open(url)) as database, DatabaseRecorder.open(url) as recorder:
         upgrade(database, NAMES)
         kept = recording(ports, recorder)
         kept.claim("email", org="org-1", record=True)
@@ -101,9 +114,9 @@ def test_a_kept_connection_to_a_stopped_backend_is_replaced(postgres_url: str, p
 
 
 def test_a_watcher_that_meets_a_stopped_server_reports_it_lets_others_lead_and_goes_on(
-    own_postgres: Postgres, ports: PortAllocator, redis_url: str
+    own_postgres: Postgres, ports: PortAllocator, redis_url: str, reach: Reach
 ) -> None:
-    url = own_postgres.new_database()
+    url = reach(own_postgres.new_database())
     with closing(Database.open(url, timeout_s=2)) as database:
         upgrade(database, NAMES)
         with Watching(redis_url, ports.session.pool, database) as watching:
@@ -126,8 +139,13 @@ def table_lock(url: str) -> Iterator[None]:
         yield
 
 
-def test_nobody_waits_for_a_lock_on_the_table_longer_than_promised(postgres_url: str, ports: PortAllocator) -> None:
-    with closing(Database.open(postgres_url)) as database, DatabaseRecorder.open(postgres_url) as recorder:
+def test_nobody_waits_for_a_lock_on_the_table_longer_than_promised(
+    postgres_url: str, ports: PortAllocator, reach: Reach, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reach.is_pooled:
+        monkeypatch.setattr("allocator.database.connection.LOCK_TIMEOUT_S", 1.0)
+    url = reach(postgres_url)
+    with closing(Database.open(url)) as database, DatabaseRecorder.open(url) as recorder:
         upgrade(database, NAMES)
         layout = open_layout(database, NAMES)
         tries = {
@@ -144,22 +162,15 @@ def test_nobody_waits_for_a_lock_on_the_table_longer_than_promised(postgres_url:
         assert ports.leases() == []
 
 
-@pytest.fixture(params=["postgres_url", "pooled"])
-def direct_or_pooled(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue(request.param)
-
-
 @pytest.mark.parametrize("is_written", [False, True], ids=["row of the older fence", "row of the newer fence"])
 def test_a_row_that_waited_while_its_lease_was_asserted_again_has_the_current_fence(
-    direct_or_pooled: str, ports: PortAllocator, monkeypatch: pytest.MonkeyPatch, is_written: bool
+    postgres_url: str, ports: PortAllocator, reach: Reach, monkeypatch: pytest.MonkeyPatch, is_written: bool
 ) -> None:
     """Redis lost the lease, and the agent asserted it again, while `claim --record` waited for a lock."""
     monkeypatch.setattr("allocator.database.connection.LOCK_TIMEOUT_S", 60.0)
     monkeypatch.setattr("allocator.database.recorder.STATEMENT_S", 60.0)
-    with (
-        closing(Database.open(direct_or_pooled)) as database,
-        DatabaseRecorder.open(direct_or_pooled, timeout=60) as recorder,
-    ):
+    url = reach(postgres_url)
+    with closing(Database.open(url)) as database, DatabaseRecorder.open(url, timeout=60) as recorder:
         upgrade(database, NAMES)
         table = Table(database, ports.session.pool)
         kept = recording(ports, recorder)
@@ -168,7 +179,7 @@ def test_a_row_that_waited_while_its_lease_was_asserted_again_has_the_current_fe
         claiming = threading.Thread(
             target=lambda: again.append(kept.claim("email", org="org-1", token=first.token, record=True))
         )
-        with psycopg.connect(direct_or_pooled, prepare_threshold=None) as other:
+        with psycopg.connect(url, prepare_threshold=None) as other:
             other.execute("LOCK TABLE plugin_runners IN EXCLUSIVE MODE")
             claiming.start()
             waiting = "SELECT 1 FROM pg_locks WHERE relation = 'plugin_runners'::regclass AND NOT granted"
@@ -190,14 +201,14 @@ def forget(ports: PortAllocator, lease: Lease) -> None:
     client.delete(f"{base}:lease:web-1:{lease.port}", f"{base}:tokens:web-1")
 
 
-def test_used_up_connections_are_named_as_such(postgres: Postgres, postgres_url: str) -> None:
+def test_used_up_connections_are_named_as_such(postgres_url: str, reach: Reach) -> None:
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'crowded'").fetchone():
             connection.execute("CREATE ROLE crowded LOGIN CONNECTION LIMIT 1")
     url = postgres_url.replace("postgres@", "crowded@")
     with (
         psycopg.connect(url),
-        closing(Database.open(url)) as database,
+        closing(Database.open(reach(url))) as database,
         pytest.raises(DatabaseUnavailableError, match=r"has no connection left .*; end some, or raise") as raised,
     ):
         check(database, NAMES)
@@ -205,10 +216,11 @@ def test_used_up_connections_are_named_as_such(postgres: Postgres, postgres_url:
 
 
 def test_an_idle_transaction_that_was_ended_is_named_as_such(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, reach: Reach, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("allocator.database.connection.IDLE_TRANSACTION_S", 0.1)
-    with closing(Database.open(postgres_url)) as database, psycopg.connect(postgres_url, autocommit=True) as other:
+    url = reach(postgres_url)
+    with closing(Database.open(url)) as database, psycopg.connect(postgres_url, autocommit=True) as other:
 
         def stand_still() -> None:
             with database.writing() as connection:
@@ -221,17 +233,20 @@ def test_an_idle_transaction_that_was_ended_is_named_as_such(
             stand_still()
 
 
-def test_a_setting_that_made_a_session_read_only_is_noticed_when_it_is_lifted(postgres_url: str, ports) -> None:
+def test_a_setting_that_made_a_session_read_only_is_noticed_when_it_is_lifted(
+    postgres_url: str, ports: PortAllocator, reach: Reach
+) -> None:
     name = postgres_url.rpartition("/")[2]
     with closing(Database.open(postgres_url)) as database, psycopg.connect(postgres_url, autocommit=True) as other:
         upgrade(database, NAMES)
         other.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        with DatabaseRecorder.open(postgres_url) as recorder:
+        with DatabaseRecorder.open(reach(postgres_url)) as recorder:
             kept = recording(ports, recorder)
             with pytest.raises(DatabaseUnavailableError, match="takes no changes now"):
                 kept.claim("email", org="org-1", record=True)
             other.execute("SET default_transaction_read_only = off")
             other.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
+            reach.new_sessions()
             assert kept.claim("email", org="org-1", record=True)
 
 
@@ -242,14 +257,14 @@ def test_a_setting_that_made_a_session_read_only_is_noticed_when_it_is_lifted(po
      "default_transaction_isolation = 'serializable'", "lock_timeout = 1"],
 )  # fmt: skip
 def test_what_a_role_sets_for_its_sessions_changes_nothing(
-    postgres: Postgres, postgres_url: str, ports: PortAllocator, setting: str
+    postgres_url: str, ports: PortAllocator, reach: Reach, setting: str
 ) -> None:
     name = postgres_url.rpartition("/")[2]
     with closing(Database.open(postgres_url)) as database:
         upgrade(database, NAMES)
         with psycopg.connect(postgres_url, autocommit=True) as other:
             other.execute(f'ALTER DATABASE "{name}" SET {setting}')
-    with closing(Database.open(postgres_url)) as database:
+    with closing(Database.open(reach(postgres_url))) as database:
         layout = open_layout(database, NAMES)
         lease = ports.claim("email", org="org-1", ttl="5m")
         ports.renew(replace(lease, state=LeaseState.DEGRADED, last_error=TEXT), rewrite=True)
@@ -338,10 +353,11 @@ def trigger(table: Table, body: str, plugin: str) -> None:
 
 @pytest.mark.parametrize("body", REFUSALS.values(), ids=REFUSALS)
 def test_the_trouble_of_one_row_is_that_rows(
-    postgres_url: str, ports: PortAllocator, body: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, ports: PortAllocator, reach: Reach, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("allocator.database.connection.STATEMENT_S", 1.0)
-    with closing(Database.open(postgres_url)) as database, DatabaseRecorder.open(postgres_url) as recorder:
+    url = reach(postgres_url)
+    with closing(Database.open(url)) as database, DatabaseRecorder.open(url) as recorder:
         upgrade(database, NAMES)
         table = Table(database, ports.session.pool)
         reconciler = Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
@@ -361,9 +377,7 @@ def test_the_trouble_of_one_row_is_that_rows(
         assert {lease.org for lease in ports.leases()} == {one.org for one in good}
 
 
-def test_a_policy_that_hides_one_row_ends_no_watcher(
-    postgres: Postgres, postgres_url: str, ports: PortAllocator
-) -> None:
+def test_a_policy_that_hides_one_row_ends_no_watcher(postgres_url: str, ports: PortAllocator, reach: Reach) -> None:
     with closing(Database.open(postgres_url)) as owner:
         upgrade(owner, NAMES)
         table = Table(owner, ports.session.pool)
@@ -373,7 +387,7 @@ def test_a_policy_that_hides_one_row_ends_no_watcher(
             connection.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO tenant")
             connection.execute("ALTER TABLE plugin_runners ENABLE ROW LEVEL SECURITY")
             connection.execute("CREATE POLICY own ON plugin_runners USING (organization_id <> 'org-theirs')")
-        with closing(Database.open(postgres_url.replace("postgres@", "tenant@"))) as database:
+        with closing(Database.open(reach(postgres_url.replace("postgres@", "tenant@")))) as database:
             reconciler = Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
             lease = ports.claim("email", org="org-mine")
             ports.claim("email", org="org-theirs")
@@ -383,9 +397,9 @@ def test_a_policy_that_hides_one_row_ends_no_watcher(
 
 
 def test_a_row_that_another_transaction_holds_keeps_no_other_from_being_written(
-    postgres_url: str, ports: PortAllocator
+    postgres_url: str, ports: PortAllocator, reach: Reach
 ) -> None:
-    with closing(Database.open(postgres_url)) as database:
+    with closing(Database.open(reach(postgres_url))) as database:
         upgrade(database, NAMES)
         table = Table(database, ports.session.pool)
         reconciler = Reconciler(ports, database, open_layout(database, NAMES), leader=Leader(ports))
@@ -418,19 +432,20 @@ def test_a_row_whose_key_was_changed_by_hand_makes_way_for_its_leases_own(
     assert reconciler.run(Report()).counts == {}
 
 
-def test_check_names_the_rights_that_a_role_lacks(postgres_url: str, pool: PoolSpec) -> None:
+def test_check_names_the_rights_that_a_role_lacks(postgres_url: str, pool: PoolSpec, reach: Reach) -> None:
     with closing(Database.open(postgres_url)) as database, psycopg.connect(postgres_url, autocommit=True) as connection:
         upgrade(database, NAMES)
         assert check(database, NAMES).findings == []
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'looker'").fetchone():
             connection.execute("CREATE ROLE looker LOGIN")
         connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO looker")
-        with closing(Database.open(postgres_url.replace("postgres@", "looker@"))) as looking:
+        looker = reach(postgres_url.replace("postgres@", "looker@"))
+        with closing(Database.open(looker)) as looking:
             texts = [finding.text for finding in check(looking, NAMES).findings]
         assert len(texts) == 2
         assert "the role looker has no INSERT, UPDATE on plugin_runners" in texts[0]
         grants = [text.rpartition("; ")[2] for text in texts]
         for grant in grants:
             connection.execute(grant)
-        with closing(Database.open(postgres_url.replace("postgres@", "looker@"))) as looking:
+        with closing(Database.open(looker)) as looking:
             assert check(looking, NAMES).findings == []
