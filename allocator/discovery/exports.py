@@ -20,7 +20,7 @@ from allocator.kernel.outlets import may_block, relay
 from allocator.model.backoff import Backoff
 from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
 from allocator.model.log import ERROR, WARNING
-from allocator.model.owned import replace_shared
+from allocator.model.owned import holds, replace_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,14 +36,6 @@ POLL_S = 0.1
 """How soon a running command is ended when it has to be."""
 END_S = 2.0
 """Time between asking a command to end and killing it."""
-
-
-def _differs(path: Path, text: str) -> bool:
-    """Return whether a file holds another text than this, or cannot be read."""
-    try:
-        return path.read_bytes() != text.encode()
-    except OSError:
-        return True
 
 
 def replace_file(path: Path, text: str) -> bool:
@@ -212,7 +204,7 @@ class Exporter:
             AllocatorError: When the file cannot be written or the command fails.
         """
         text = self._render(self._directory)
-        if self._command is not None and _differs(self._path, text):
+        if self._command is not None and not holds(self._path, text):
             self._due.set()
         if replace_file(self._path, text):
             self._report(f"{self._path} is written")

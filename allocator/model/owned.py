@@ -380,13 +380,18 @@ def _replaced(folder: OpenFolder, path: Path, *, others_write: bool) -> os.stat_
     return found
 
 
-def _same(folder: OpenFolder, name: str, text: str) -> bool:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        descriptor = os.open(name, os.O_RDONLY | _FILE_FLAGS, dir_fd=folder.descriptor)
-        try:
-            return _content(descriptor, name) == text
-        finally:
-            os.close(descriptor)
+def holds(path: Path, text: str) -> bool:
+    """Return whether a regular file, or what a link leads to, has this text; a pipe keeps nobody waiting."""
+    return _same(None, os.path.realpath(path), text)
+
+
+def _same(folder: OpenFolder | None, name: str, text: str) -> bool:
+    wanted = text.encode()
+    with contextlib.suppress(OSError):
+        descriptor = os.open(name, os.O_RDONLY | _FILE_FLAGS, dir_fd=None if folder is None else folder.descriptor)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            return stat.S_ISREG(found.st_mode) and found.st_size == len(wanted) and file.read(len(wanted)) == wanted
     return False
 
 

@@ -19,7 +19,7 @@ from allocator.model.errors import ConfigurationError, InvalidInputError
 from allocator.model.names import check_address, check_name, shown
 from allocator.model.owned import found_text, why_not_trusted
 from allocator.model.pools import SDK_V2
-from allocator.model.small_files import read_text
+from allocator.model.small_files import text_and_status
 from allocator.model.tables import TableNames
 from allocator.model.values import Value, declared_fields, field, replace
 
@@ -410,12 +410,12 @@ def _is_hidden(folder: Path) -> bool:
 def _named(path: Path) -> _Given:
     """Return the settings of a file that somebody named: it is obeyed, whoever owns it."""
     try:
-        text, why = read_text(path), why_not_trusted(path.stat())
+        text, found = text_and_status(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigurationError(f"the settings file {path} does not exist; correct --config") from None
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    given = _parsed(path, text)
+    given, why = _parsed(path, text), why_not_trusted(found)
     return replace(given, doubted=f"{path} ({why})") if why else given
 
 

@@ -27,15 +27,21 @@ def read_text(path: Path, *, only_regular: bool = False) -> str:
         OSError: When it cannot be read, has more than 4 MiB, or is a pipe or a device and must not be.
         UnicodeDecodeError: When it is not UTF-8.
     """
+    return text_and_status(path, only_regular=only_regular)[0]
+
+
+def text_and_status(path: Path, *, only_regular: bool = False) -> tuple[str, os.stat_result]:
+    """Return the text of a file, as `read_text`, and the status of what was read, whatever has its name by now."""
     if "\0" in str(path):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
     if only_regular and not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     with path.open("rb") as file:
+        found = os.fstat(file.fileno())
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-    return content.decode("utf-8")
+    return content.decode("utf-8"), found
 
 
 def toml_of(path: Path | str, text: str) -> dict[str, Any]:

@@ -362,6 +362,26 @@ def test_a_password_goes_to_no_server_of_a_named_file_that_another_may_change(ba
     assert b"connected" in listener.got
 
 
+def test_a_named_file_is_judged_by_what_was_read_whatever_has_its_name_by_then(base: Path, listener: Listener) -> None:
+    named = base / "named.toml"
+    os.mkfifo(named)
+    give(named, BOB, 0o644)
+
+    def write_and_replace() -> None:
+        with named.open("w") as pipe:
+            mine = base / "mine"
+            mine.write_text("")
+            mine.chmod(0o644)
+            mine.rename(named)
+            pipe.write(f'redis_url = "redis://127.0.0.1:{listener.port}"\n')
+
+    writing = threading.Thread(target=write_and_replace)
+    writing.start()
+    code, _, err = command(base, "ls", "--config", str(named), ALLOCATOR_REDIS_PASSWORD=SECRET)
+    writing.join(60)
+    assert (code, "ALLOCATOR_REDIS_PASSWORD is not sent where" in err, listener.got) == (78, True, b"")
+
+
 def test_settings_of_root_and_of_the_caller_are_obeyed(fleet: Fleet, base: Path) -> None:
     own_settings(base, fleet.redis_url, "not-this-one")
     (base / "allocator.toml").write_text(f'pool = "{fleet.pool.name}"\n')
@@ -468,6 +488,15 @@ def test_an_export_follows_no_link_of_another_and_replaces_no_file_of_another(fl
     give(his, BOB, 0o644)
     code, _, err = finish(fleet.spawn("export", "env", "--out", str(his)))
     assert (code, his.read_text(), his.stat().st_uid) == (78, "his", BOB)
+
+
+def test_a_pipe_of_another_keeps_no_export_waiting(fleet: Fleet, base: Path) -> None:
+    pipe = base / "out"
+    os.mkfifo(pipe)
+    give(pipe, BOB, 0o644)
+    code, _, err = finish(fleet.spawn("export", "env", "--out", str(pipe), "--exec", "true"))
+    assert (code, pipe.is_fifo()) == (78, True)
+    assert f"{pipe} is not a regular file" in err
 
 
 def test_an_export_keeps_the_mode_and_owner_of_the_file_that_it_replaces(fleet: Fleet, base: Path) -> None:
