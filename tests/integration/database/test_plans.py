@@ -65,7 +65,7 @@ def test_each_page_of_a_walk_is_read_by_the_index_and_not_sorted(database: Datab
     assert "plugin_runners_live" in count
     for plan in pages:
         assert "plugin_runners_live" in plan
-        assert not any(word in plan for word in ("Sort", "TEMP B-TREE", "Seq Scan", "SCAN plugin_runners")), plan
+        assert not any(part in plan for part in ("Sort", "TEMP B-TREE", "Seq Scan", "SCAN plugin_runners")), plan
 
 
 def test_rows_of_workers_and_addresses_are_looked_up_one_by_one(database: Database) -> None:
