@@ -1,4 +1,4 @@
-"""One lease that is bound to a process: whose it is, and when it has to be renewed."""
+"""One lease that is bound to a process: its user, its process, and when to renew it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from allocator.model.leases import Lease
 
 RENEW_AFTER = 0.45
-"""After so much of its TTL a lease is renewed: before T1 of other holders, so that a missed call is made up for."""
+"""The part of the TTL after which a lease is renewed: before T1 of other holders, so one missed call does no harm."""
 
 
 class BoundLease(Value, frozen=False):
-    """A lease under the agent's care.
+    """A lease that the agent renews.
 
     Attributes:
         lease: The lease, with its token.
@@ -47,11 +47,11 @@ class BoundLease(Value, frozen=False):
 
     @property
     def key(self) -> tuple[LeaseFiles, str]:
-        """What it is known by."""
+        """The key of the lease in the agent's table."""
         return self.files, self.name
 
     def confirm(self, lease: Lease, now: float) -> None:
-        """Take in a renewal."""
+        """Apply a renewal."""
         self.lease = lease
         self.changed = self.doubtful = False
         self.renew_at = now + lease.ttl_ms / 1_000 * RENEW_AFTER

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LABEL = "health"
 CONNECT = "tcp"
 SLOWEST_LOOK_S = 0.25
-"""How often a worker that starts is looked at, at most: an agent may look after a thousand."""
+"""The shortest time between two checks of a starting worker: an agent may have a thousand of them."""
 
 INTERVAL_S = 5.0
 
@@ -32,7 +32,7 @@ def asks_for_checks(labels: Mapping[str, str]) -> bool:
 
 
 def check_of(lease: Lease, family: ProcessFamily, now: float) -> HealthCheck:
-    """Return the checks of a lease, whose label names what to ask.
+    """Return the health check that the label of a lease names.
 
     Args:
         lease: The lease.

@@ -1,4 +1,4 @@
-"""Who may call a route: the dependency that every route but health and the page's own files names.
+"""Who may call a route: the dependency of every route except health and the page's own files.
 
 Without credentials, whoever reaches the socket may do everything: that is for loopback and for Unix sockets. A browser
 on this machine reaches it too, with pages of anybody in it, so that a request then has to be of this server's own
@@ -90,7 +90,7 @@ class Access:
         return found
 
     def _unreadable(self, error: ConfigurationError) -> ProblemError:
-        """Return what a caller gets while nobody can be identified; where the file lies and what it lacks the log has.
+        """Return the error while the credentials cannot be read; the log has the file's path and the reason.
 
         It is logged once for each reason, or every stranger could fill the log.
         """
@@ -101,7 +101,7 @@ class Access:
         return ProblemError(KINDS[ConfigurationError], detail)
 
     def _secret_of_user(self, request: Request) -> bytes | None:
-        """Return bytes for the user of this machine who calls: a guessed key must not give one the lease of another."""
+        """Return bytes that identify the calling user of this machine: a guessed key must not give another's lease."""
         user_of_connection = request.scope.get("extensions", {}).get(USER_EXTENSION)
         uid = None if user_of_connection is None else user_of_connection()
         return None if uid is None else hmac.digest(self._secret, str(uid).encode(), "sha256")
@@ -213,7 +213,7 @@ def _check_site(request: Request) -> None:
 
 
 def _check_media_type(request: Request) -> None:
-    """Demand JSON: a page of another origin cannot report it without asking this server first, which answers no."""
+    """Require the content type JSON: before a page of another origin may send it, a browser asks this server."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ProblemError(
             MEDIA_TYPE_MISSING,
@@ -227,7 +227,7 @@ ReaderOfOwn = Annotated[Caller, Depends(requires(Scope.READ, pool=PoolIn.OWN))]
 ReaderOfAny = Annotated[Caller, Depends(requires(Scope.READ, pool=PoolIn.NOWHERE))]
 """Reads of all pools, which the route cuts down to those of the credential."""
 Taker = Annotated[Caller, Depends(requires(Scope.READ, is_seen_only=False))]
-"""Reads that move a turn or hold a stream open."""
+"""Reads that write whose turn it was, or hold a stream open."""
 Holder = Annotated[Caller, Depends(requires(Scope.LEASE))]
 Claimer = Annotated[Caller, Depends(requires(Scope.LEASE, pool=PoolIn.NOWHERE))]
 """Claims, which name their pool in the body: the route checks it."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from allocator.store.aio import AsyncStore
 
 MAX_EVENTS = 4_096
-"""Events in memory: some ten seconds of the busiest fleet; whoever is further behind reads from Redis."""
+"""Events in memory: some ten seconds of the busiest fleet; a listener that is further behind reads from Redis."""
 PAGE = 500
 BLOCK_S = 2.0
 PACE_S = 0.001
@@ -39,11 +39,11 @@ SLICE = 10
 """Listeners woken in one turn of the event loop: about 1 ms of it. The slices of a round are spread over its time."""
 RETRY_S = 0.5
 READ_PACE_S = 0.25
-"""Between two readings while events flow: a hundred a second are read four times, not a hundred times."""
+"""Seconds between two readings while events flow: a hundred events a second are read in four calls."""
 
 _WHOLE = re.compile(r"[0-9]{1,20}", re.ASCII)
 _TYPE = re.compile(r"[a-z_]{1,40}", re.ASCII)
-"""What may stand in a frame by itself; what another program wrote into the stream goes into its JSON only."""
+"""Characters allowed in a field of a frame; anything else from the stream is sent in the JSON only."""
 
 log = logging.getLogger("allocator.api")
 
@@ -145,7 +145,7 @@ class Hub:
 
     @property
     def listeners(self) -> int:
-        """How many listen just now."""
+        """The number of listeners."""
         return self._listeners
 
     async def start(self) -> None:
@@ -155,7 +155,7 @@ class Hub:
         await self._started.wait()
 
     async def close(self) -> None:
-        """Stop reading and let every listener go."""
+        """Stop reading and end all listeners."""
         self.closed = True
         self._started.set()
         if self._task is not None:
@@ -230,7 +230,7 @@ class Hub:
         return [PoolEvent(identifier, fields) for identifier, fields in rows]
 
     def has_forgotten(self, position: Position) -> bool:
-        """Return whether events after a position are in memory no more."""
+        """Return whether events after a position are no longer in memory."""
         return position < self._floor
 
     @contextlib.contextmanager

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from allocator.operations.lead import Leadership
 
 BACKOFF = Backoff(first=0.2, longest=2.0, least=0.5)
-"""A database that is back is noticed within two seconds, and one that is away is asked at most so often."""
+"""Bounds of the pause between two tries: a database that is back is noticed within two seconds."""
 
 STAND_BY_S = 1.0
-"""How often a stand-by asks; a leader that ends in order is followed within it, one that was killed within its TTL."""
+"""Seconds between two tries of a stand-by to lead; a leader that was killed is followed within its TTL."""
 
 EVENTS_AT_ONCE = 1_000
 
@@ -38,22 +38,22 @@ log = logging.getLogger("allocator")
 
 
 class Gauge(Protocol):
-    """Takes in what the loop does, for metrics."""
+    """Receives what the loop does, for metrics."""
 
     def leads(self, *, leads: bool) -> None:
-        """Take in whether this one leads."""
+        """Receive whether this reconciler leads."""
         ...
 
     def passed(self, report: Report, seconds: float) -> None:
-        """Take in a whole pass."""
+        """Receive a whole pass."""
         ...
 
     def followed(self, report: Report, lag_s: float) -> None:
-        """Take in the settling of events, the last of which was so old then, in seconds."""
+        """Receive that events were settled, with the age of the last one in seconds."""
         ...
 
     def failed(self, error: AllocatorError) -> None:
-        """Take in that Redis or the database was away."""
+        """Receive that Redis or the database did not answer."""
         ...
 
 
@@ -178,7 +178,7 @@ class Watch:
                 self._see_to_events()
 
     def _see_to_events(self) -> None:
-        """Settle whoever the events since the last look are about; what they state of them is not believed."""
+        """Settle the workers that events name; both sides are read again, and the events' fields are not used."""
         store, stream = self.reconciler.allocator.store, events_key(self.reconciler.rows.pool)
         while batch := store.read_events(stream, self._cursor, EVENTS_AT_ONCE):
             workers: dict[WorkerId, None] = {}

@@ -1,4 +1,4 @@
-"""Keeping one file current with the ready workers, and telling a proxy when it changed.
+"""One file that always has the ready workers, and the command that a proxy needs after a change.
 
 The file is replaced in one step or not at all, at most once a second, and only when its text is another. Whatever goes
 wrong is reported and tried again: Redis away (the last file stays), a directory that vanished, a command that failed
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from allocator.discovery.directory import Directory
 
 PERIOD_S = 1.0
-"""The shortest time between two replacements: a reload is dear, and changes come in bursts."""
+"""The shortest time between two replacements: a reload is expensive, and changes come in bursts."""
 RETRY = Backoff(first=1.0, longest=30.0, least=1.0)
 """Without spread: only one exporter writes a file, and it logs when it tries again."""
 COMMAND_TIMEOUT_S = 60.0

@@ -79,7 +79,7 @@ class OpenFolder(Value):
 
     @contextlib.contextmanager
     def temporary(self, text: str, *, prefix: str = ".new-", mode: int = 0o600) -> Iterator[str]:
-        """Give the name of a new file with this text, to be moved where it belongs; it is gone at the end.
+        """Yield the name of a new file with this text, which the caller moves; it is removed at the end.
 
         Raises:
             OSError: When it cannot be written.
@@ -119,7 +119,7 @@ class OpenFolder(Value):
 
 @contextlib.contextmanager
 def private_folder(path: Path, *, shared: bool = False) -> Iterator[OpenFolder]:
-    """Give a folder of the caller's own, made when it does not exist, that nobody else can enter.
+    """Yield a folder of the caller's own, made when it does not exist, that nobody else can enter.
 
     Args:
         path: The folder.
@@ -142,7 +142,7 @@ def private_folder(path: Path, *, shared: bool = False) -> Iterator[OpenFolder]:
 
 @contextlib.contextmanager
 def foreign_folder(path: Path, owner: int | None) -> Iterator[OpenFolder]:
-    """Give a folder of any user; inside the block root has no more rights to files than its owner.
+    """Yield a folder of any user; inside the block root has no more rights to files than its owner.
 
     Args:
         path: The folder.
@@ -272,7 +272,7 @@ def _why_not_own(found: os.stat_result, owner: int) -> str:
 
 
 def why_not_trusted(found: os.stat_result) -> str:
-    """Return why a file that the caller did not name is not obeyed, or an empty string."""
+    """Return why a file that the caller did not name must not be used, or an empty string."""
     if found.st_uid not in {os.geteuid(), 0}:
         return f"{user_name(found.st_uid)} owns it"
     if found.st_mode & stat.S_IWOTH:
@@ -297,7 +297,7 @@ def _is_own_group(gid: int) -> bool:
 
 
 def found_text(path: Path) -> tuple[str, str]:
-    """Return the text of a file that was found rather than named, and why it is not to be obeyed.
+    """Return the text of a file that was found rather than named, and why it must not be used.
 
     Raises:
         OSError: When it cannot be read.

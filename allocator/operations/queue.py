@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from allocator.operations.context import Context
 
 ALIVE_MS = 1_800
-"""A waiter that is silent for this long is passed by: under the 2 s that a dead one may hold up the queue."""
+"""A waiter that is silent for this long is skipped: less than the 2 s for which a dead one may hold up the queue."""
 REFRESH_S = 0.95
 LOOK_SLACK_S = 0.01
 FRONT = 4
-"""As many in front ask for their position whenever they wake; those behind less often, the farther back the less."""
+"""This many waiters at the head ask for their position whenever they wake; the others less often, by their distance."""
 
 BLOCK = -1
-"""The port that is waited for by those who wait for a block of contiguous ones."""
+"""The port of a waiter that waits for a block of contiguous ones."""
 
 SOON = Position(position="", ahead=1, look_ms=None, held=0)
 """The position of a waiter whose pool vanished: it asks again."""
 
 
 def wanted_port(request: ClaimRequest) -> int:
-    """Return the only port that will do; 0 for any, -1 for a block of contiguous ones, -n for any n."""
+    """Return the port that is waited for; 0 for any, -1 for a block of contiguous ones, -n for any n."""
     if request.contiguous:
         return BLOCK
     return request.port or (-len(request.names) if len(request.names) > 1 else 0)
 
 
 def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
-    """Take a position in the queue, or keep it."""
+    """Join the queue, or stay in it."""
     request = waiting.request
     pool = yield from pool_rules(context, request.pool)
     found = yield from ask(
@@ -70,7 +70,7 @@ def join(context: Context, waiting: Waiting) -> Operation[Waiting]:
 
 
 def leave(context: Context, request: ClaimRequest, ticket: str) -> Operation[None]:
-    """Give up a position in the queue; the next waiter is woken."""
+    """Leave the queue; the next waiter is woken."""
     pool = yield from pool_rules(context, request.pool)
     namespace = pool.namespace_of(context.host)
     worker = str(request.worker)

@@ -1,4 +1,4 @@
-"""Renew: extend leases in batches, state what changed about them, re-assert those that Redis lost.
+"""Renew: extend leases in batches, write changed fields, re-assert leases that Redis lost.
 
 A heartbeat that has nothing new to report calls `extend`, which gets only what proves the leases; only about those
 that were not extended is `renew` asked, with all that it takes to decide.
@@ -44,7 +44,7 @@ BATCH = 256
 
 
 class RenewOutcome(Value):
-    """What became of one lease.
+    """The outcome of one lease's renewal.
 
     Attributes:
         lease: The lease with its new expiry, deadline and (when it was re-asserted) fence; the old one when lost.
@@ -64,7 +64,7 @@ class RenewOutcome(Value):
 
     @property
     def code(self) -> str:
-        """What became of it: `renewed`, `reasserted`, `lost` or `unanswered`."""
+        """The outcome: `renewed`, `reasserted`, `lost` or `unanswered`."""
         if self.failed:
             return "unanswered"
         return "lost" if self.lost else "reasserted" if self.reasserted else "renewed"
@@ -162,7 +162,7 @@ def _renew_batch(
 def _extended(
     context: Context, pool: PoolSpec, host: str, leases: list[Lease], ttl_ms: int
 ) -> Operation[dict[int, RenewOutcome]]:
-    """Extend leases that are alive; return what became of those, by their place in the list."""
+    """Extend leases that are alive; return their outcomes, by their index in the list."""
     proofs = tuple(_proof(context, lease) for lease in leases)
     sent_at = context.clock()
     found = yield from ask(
@@ -183,7 +183,7 @@ def _extended(
 def _decided(
     context: Context, pool: PoolSpec, host: str, leases: list[Lease], rewrite: bool, failed: str
 ) -> Operation[list[RenewOutcome]]:
-    """Extend leases and write what is new about them, or re-assert them, or learn that they are lost."""
+    """Extend leases and write their changed fields, re-assert them, or find that they are lost."""
     call = _call(context, pool, host, leases, rewrite, failed)
     for _ in range(3):
         sent_at = context.clock()

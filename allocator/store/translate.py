@@ -1,4 +1,4 @@
-"""What an error of a connection means: one of ours, in one line, without secrets; and whether it may pass."""
+"""Errors of a connection as AllocatorErrors: one line without secrets; and whether a second try may succeed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FAULTS = (ReplyError, ForeignReplyError, OSError)
 """What a connection may raise for something outside this program."""
 
 _FORBIDDEN = ("NOPERM", "ACL failure", "The user executing the script can't")
-"""How a server begins to state that an ACL rule forbids it: outside of scripts, and inside those of Redis 7.0."""
+"""How an error begins when an ACL rule forbids a command: outside of scripts, and inside those of Redis 7.0."""
 
 _SCRIPT_SENTENCE = "ALLOC "
 
 MAX_TEXT = 800
-"""As much of a server's error is shown, in characters: a sentence of ours with the longest key, and room to spare."""
+"""Characters of a server's error that are shown: one of our sentences with the longest key fits."""
 
 _TRANSIENT_CODES = frozenset(
     {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "NOREPLICAS", "UNBLOCKED", "MOVED", "ASK",
@@ -30,10 +30,10 @@ _TRANSIENT_CODES = frozenset(
 """Errors after which the same command may succeed a little later: failovers, moving slots, a long script."""
 
 _FULL = "max number of clients"
-"""How a server begins to state that it takes no more connections just now."""
+"""How an error begins when the server accepts no more connections."""
 
 _REFUSED_LOGIN = ("AUTH <password> called without", "invalid password", "Client sent AUTH")
-"""How a server begins to refuse a password without a code of its own."""
+"""How an error begins when the server refuses a password without an error code."""
 
 _TLS_ENDED = frozenset({"SSLEOFError", "SSLZeroReturnError"})
 """The errors of a TLS connection that the other end only closed; `ssl` is not imported to name them."""
@@ -51,7 +51,7 @@ def _is_about_tls(error: OSError) -> bool:
 
 
 def translate(error: Exception, *, shown_url: str, timeout_s: float, key: str | None = None) -> AllocatorError:  # noqa: PLR0911  # a case a line
-    """Return our error for what `error` means.
+    """Return the AllocatorError for an error of a connection.
 
     Args:
         error: What the connection raised.

@@ -1,4 +1,4 @@
-"""The processes of one supervisor: it adopts what its workers leave behind, and takes in what has ended.
+"""The processes of one supervisor: it adopts the processes that workers leave behind, and reaps those that have ended.
 
 A process whose parent ends is given to init; as a "subreaper" the supervisor is given it instead, and so finds the
 listener that a wrapper left behind, or a daemon that left the worker's process group. It must never wait for a child
@@ -40,7 +40,7 @@ MOST_ENDED = 100
 
 
 class Children:
-    """What all workers of a supervisor share of the kernel.
+    """What all workers of a supervisor share: parenthood, the guard, the control group.
 
     Args:
         orphans_end: Whether workers are ended when the supervisor is killed.
@@ -59,7 +59,7 @@ class Children:
         self.guard = Guard(f"{MARK}={self.mark}")
         self._group: Path | None = None
         self.starting = threading.Lock()
-        """Held while a process is started, and while it is asked whose one is."""
+        """Held while a process is started, and while the worker of a process is looked up."""
         self._own: set[int] = set()
         self._watching = threading.Lock()
         self._strays: dict[int, set[tuple[int, int]]] = {}
@@ -92,7 +92,7 @@ class Children:
                 os.write(self.teller, bytes([signal.SIGCHLD]))
 
     def before_command(self) -> Callable[[], None]:
-        """Return what a new child does before it becomes its command: it is bound to the supervisor's life."""
+        """Return the function that a new child calls before it runs its command: it ends when the supervisor does."""
         if not self.orphans_end:
             return lambda: None
         with self.starting:
@@ -145,7 +145,7 @@ class Children:
         return self.is_adopted(pid, parent) and (self._sure or has_variable(pid, MARK, self.mark))
 
     def watch_strays(self, group: int) -> None:
-        """Tell the guard what left a worker's group: it could not find those that cleared their environment."""
+        """Send the guard the pids that left a worker's group; it cannot find those that cleared their environment."""
         if not self.orphans_end or self.guard.pid is None:
             return
         with self.starting:
@@ -158,7 +158,7 @@ class Children:
             self.guard.watch(set().union(*self._strays.values()))
 
     def _end_adopted(self) -> None:
-        """End what workers left behind that belong to no worker in particular, and take it in."""
+        """End what workers left behind that belong to no worker in particular, and reap it."""
         for _ in range(MOST_ENDED):
             with self.starting:
                 table = process_table()

@@ -31,7 +31,7 @@ class WantedPort(Value, kw_only=True):
 
 
 class ClaimCall(Call["ClaimReply"], kw_only=True):
-    """What `claim` is sent.
+    """The arguments of `claim`.
 
     Attributes:
         host: The host that will bind the ports.
@@ -179,7 +179,7 @@ class Held(Value, kw_only=True):
 
 
 class Taken(Value, kw_only=True):
-    """The only port that would do cannot be had.
+    """The port that was asked for cannot be leased.
 
     Attributes:
         why: `leased`, `cooling`, `bound` (a stranger listens on it), `outside` the pool, or `reserved` for a plugin.
@@ -197,7 +197,7 @@ class Taken(Value, kw_only=True):
 
 
 class NoneFree:
-    """No port can be had now; one may be later."""
+    """No port can be leased now; one may be later."""
 
     __slots__ = ()
 
@@ -213,7 +213,7 @@ class Exhausted(Value, NoneFree, kw_only=True):
 
 
 class Queued(Value, NoneFree, kw_only=True):
-    """Others wait and come first.
+    """Other waiters are served first.
 
     Attributes:
         ahead: How many.
