@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -119,6 +120,7 @@ def _once(context: CliContext, database: Database, form: ListFormat) -> None:
     from allocator.database.fenced import DeposedError
     from allocator.database.reconciler import Report
 
+    logging.getLogger("allocator").addHandler(logging.NullHandler())  # what is refused is reported at the end
     reconciler = _reconciler(context, database)
     with _leadership(reconciler):
         _adopt_manual(context, reconciler)
