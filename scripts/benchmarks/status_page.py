@@ -301,7 +301,7 @@ def in_chromium(fleet: Fleet, url: str) -> dict[str, float | None]:
             page = browser.new_page()
             page.add_init_script(NOTE_FIRST_DATA)
             page.goto(url)
-            page.wait_for_function("window.firstDataMs")
+            page.locator(".host .port[data-status]").first.wait_for()
             first.append(page.evaluate("window.firstDataMs") / 1_000)
             fleet.set(0, state=LeaseState.READY)
             page.wait_for_timeout(1_500)
