@@ -9,7 +9,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ends import heed_signals
+from ends import handle_signals
 
 from benchmarks.page import PARTS, SOAK, facts, page, section
 
@@ -25,7 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.out and options.parts:
         parser.error("a page is of a whole run: leave out either --out or the parts")
-    heed_signals()
+    handle_signals()
     parts = options.parts or PARTS
     figures: dict[str, Any] = {}
     for part in parts:

@@ -30,14 +30,14 @@ from allocator.model.errors import AllocatorError
 from allocator.model.states import LeaseState
 from allocator.model.values import replace
 from allocator.operations import hosts, listing
-from benchmarks.supervisor import HEALTHY, address, rss_mib, until
+from benchmarks.supervisor import HEALTHY, rss_mib, site, until
 from benchmarks.table import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from allocator import PortAllocator
-    from benchmarks.supervisor import Place
+    from benchmarks.supervisor import Setup
 
 SECONDS, QUICK_SECONDS = 3_600.0, 240.0
 WARM_PART = 0.2
@@ -81,7 +81,7 @@ class Watched:
 def figures(binary: str | None, *, quick: bool) -> dict[str, Any]:
     """Return for each program what it had when it was warm and what it has in the end."""
     seconds = QUICK_SECONDS if quick else SECONDS
-    with address(binary) as here, contextlib.ExitStack() as stack:
+    with site(binary) as here, contextlib.ExitStack() as stack:
         watched = [_server(here), *_programs(here, stack)]
         acts = stack.enter_context(_fleet(here))
         began = time.monotonic()
@@ -104,7 +104,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
     return made
 
 
-def _server(here: Place) -> Watched:
+def _server(here: Setup) -> Watched:
     client = redis.Redis.from_url(here.environment["ALLOCATOR_REDIS_URL"])
 
     def read() -> dict[str, float]:
@@ -114,7 +114,7 @@ def _server(here: Place) -> Watched:
     return Watched("Redis", read)
 
 
-def _programs(here: Place, stack: contextlib.ExitStack) -> Iterator[Watched]:
+def _programs(here: Setup, stack: contextlib.ExitStack) -> Iterator[Watched]:
     supervisor = here.run("--health", "/", "--replicas", str(WORKERS), worker=HEALTHY)
     until(lambda: sum(one.state == LeaseState.READY for one in here.ports.leases()) == WORKERS)
     files = LeaseFiles(Path(here.environment["XDG_STATE_HOME"]) / "allocator/leases")
@@ -175,7 +175,7 @@ def _look(url: str, ended: threading.Event) -> None:
                     ended.wait(1.0)
 
 
-def _kill_workers(here: Place, ended: threading.Event) -> None:
+def _kill_workers(here: Setup, ended: threading.Event) -> None:
     """Kill one worker of the supervisor after the other."""
     at = 0
     while not ended.wait(KILL_EVERY_S):
@@ -187,7 +187,7 @@ def _kill_workers(here: Place, ended: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _fleet(here: Place) -> Iterator[list[int]]:
+def _fleet(here: Setup) -> Iterator[list[int]]:
     """Work as a fleet, in a thread; gives how many acts it made."""
     acts = [0]
 
