@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from allocator.discovery.memory import AddressMemory, ServiceName
 from allocator.model.errors import AllocatorError, ConfigurationError, InvalidInputError
 from allocator.model.names import WorkerId
+from allocator.model.pools import SDK_V2
 from allocator.operations.context import read_pool
 from allocator.operations.resolve import sightings
 from allocator.protocol.keys import events_key
@@ -31,6 +32,9 @@ WAIT_S = 1.0
 """How long the thread waits for an event before it looks whether it has to end."""
 RETRY_S = 0.5
 EVENTS_AT_ONCE = 1_000
+FIRST_EVENTS = 100
+"""So many of a stream's first events show whether it began with what holders re-asserted."""
+_AFTER_A_LOSS = frozenset({"reasserted", "recovering"})
 _OF_ALL = frozenset({"registered", "forgotten", "pool"})
 """Events that concern no worker but may change every address."""
 
@@ -68,6 +72,7 @@ class Directory:
         self._changed = threading.Condition()
         self._reading = threading.RLock()
         self._version = 0
+        self._complete_at = 0.0
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self.stale = False
@@ -87,6 +92,11 @@ class Directory:
         """Seconds since Redis last answered; 0.0 while it answers."""
         return self._clock() - self._current_at if self.stale and self._current_at is not None else 0.0
 
+    @property
+    def incomplete_s(self) -> float:
+        """For how many seconds a worker may be missing, for Redis had lost its data when it was read first."""
+        return max(0.0, self._complete_at - self._clock())
+
     def start(self) -> None:
         """Read the workers of the chosen services and keep them current from now on.
 
@@ -99,6 +109,7 @@ class Directory:
             cursor = self._newest_event()
             self._read_all()
             self._current_at = self._clock()
+            self._complete_at = self._current_at + self._incomplete_s()
             self._thread = threading.Thread(
                 target=self._follow, args=(cursor,), name="allocator-directory", daemon=True
             )
@@ -150,6 +161,17 @@ class Directory:
     @property
     def _stream(self) -> str:
         return events_key(self._allocator.session.pool)
+
+    def _incomplete_s(self) -> float:
+        """Return for how long holders may go on re-asserting their leases: for one TTL after the data was lost."""
+        store, rules = self._allocator.store, self._allocator.run(read_pool(self._allocator.session.pool))
+        ttl_s = (rules or SDK_V2).ttl_ms / 1_000
+        first = store.read_events(self._stream, "0-0", FIRST_EVENTS)
+        if not first:
+            return ttl_s  # nobody has ever claimed, or all of it is lost
+        if not any(fields.get("type") in _AFTER_A_LOSS for _, fields in first):
+            return 0.0
+        return max(0.0, _position(first[0][0])[0] / 1_000 + ttl_s - store.server_time())
 
     def _read_all(self) -> None:
         rules = self._allocator.run(read_pool(self._allocator.session.pool))

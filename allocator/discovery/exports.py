@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from allocator.kernel.outlets import may_block, relay
 from allocator.model.backoff import Backoff
-from allocator.model.errors import AllocatorError, ConfigurationError, StoreUnavailableError
+from allocator.model.errors import AllocatorError, ConfigurationError, RecoveringError, StoreUnavailableError
 from allocator.model.log import ERROR, WARNING
 from allocator.model.owned import holds, replace_shared
 
@@ -201,9 +201,17 @@ class Exporter:
         """Write the file once, and run the command if it changed, or if the command has not succeeded since it did.
 
         Raises:
+            RecoveringError: When Redis has lost its data, so that workers of the present file may be missing.
             AllocatorError: When the file cannot be written or the command fails.
         """
         text = self._render(self._directory)
+        left_s = self._directory.incomplete_s
+        if left_s and self._path.exists() and not holds(self._path, text):
+            raise RecoveringError(
+                f"Redis has lost its data, and not every worker has renewed its lease since; {self._path} stays as it "
+                f"is: export again in {left_s:.0f} s",
+                retry_after=left_s,
+            )
         if self._command is not None and not holds(self._path, text):
             self._due.set()
         if replace_file(self._path, text):

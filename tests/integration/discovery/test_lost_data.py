@@ -201,6 +201,34 @@ def asynchronous(server: Server) -> Iterator[list[int]]:
         thread.join()
 
 
+def test_an_export_that_begins_after_the_loss_keeps_the_file_until_every_holder_has_renewed(
+    server: Server, workers: list[Worker], tmp_path: Path
+) -> None:
+    file = tmp_path / "workers.conf"
+    settings = {"XDG_STATE_HOME": str(tmp_path / "state"), "ALLOCATOR_REDIS_URL": server.url, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "allocator", "export", "nginx", "--pool", POOL.name, "--out", str(file)]
+
+    def export() -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+        assert in_file(file) == WORKERS, done.stderr
+        return done
+
+    assert export().returncode == 0
+    before = {worker.held.lease.fence for worker in workers}
+    lose_by_flushall(server)
+    refused = f"Redis has lost its data, and not every worker has renewed its lease since; {file} stays"
+
+    def exported() -> bool:
+        done = export()
+        assert done.returncode in {0, 75, 78}  # 78: not even the pool is known before the first has renewed
+        assert (done.returncode == 75) is (refused in done.stderr)
+        return done.returncode == 0
+
+    wait_until(exported, "the file is not written again")
+    wait_until(lambda: not before & {worker.held.lease.fence for worker in workers}, "a lease was not re-asserted")
+    assert export().returncode == 0
+
+
 def test_a_worker_that_died_with_the_data_goes_after_one_ttl(server: Server, workers: list[Worker]) -> None:
     with Service("email", org="org-123", url=server.url, pool=POOL.name) as email:
         assert len(email.endpoints) == WORKERS
