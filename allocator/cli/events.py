@@ -11,7 +11,7 @@ from allocator.cli import completion
 from allocator.cli.context import cli_context, items_of, seconds
 from allocator.cli.options import ConfigOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json
-from allocator.model.errors import InvalidInputError, printable
+from allocator.model.errors import InvalidInputError, on_one_line
 from allocator.model.names import WorkerId, check_name, check_port
 from allocator.model.states import EVENT_TYPES
 from allocator.model.values import Value
@@ -145,4 +145,4 @@ def _write(identifier: str, fields: dict[str, str], form: ListFormat) -> None:
     tail = " ".join(f"{name}={value}" for name, value in rest.items())
     address = f"{fields.get('host')}:{fields.get('port')}"
     line = f"{clock}  {fields.get('type', '?').ljust(10)}  {address}  {fields.get('worker')}  {tail}"
-    print(printable(line), flush=True)
+    print(on_one_line(line), flush=True)

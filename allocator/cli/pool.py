@@ -15,7 +15,7 @@ from allocator.cli.force import ReasonOption, YesOption, confirm, forced, leases
 from allocator.cli.groups import CommandGroup
 from allocator.cli.options import ConfigOption, DatabaseOption, ListFormat, PoolOption, RedisOption, RowsFormat
 from allocator.cli.output import write_json, write_rows
-from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError
+from allocator.model.errors import ConfigurationError, InvalidInputError, PoolMissingError, on_one_line
 from allocator.model.log import WARNING
 from allocator.model.names import check_name
 from allocator.model.pools import PoolSpec
@@ -99,7 +99,6 @@ def history(
     Example: allocator pool history sdk-v2
     """
     from allocator.model.leases import written_time
-    from allocator.model.pool_changes import differences
     from allocator.protocol.keys import event_time, history_key
 
     check_name("pool", name)
@@ -110,19 +109,27 @@ def history(
         rows: list[tuple[object, ...]] = []
         before: PoolSpec | None = None
         for number, (identifier, fields) in enumerate(versions):
-            pool = PoolSpec.from_fields(name, fields)
-            first_known = number == 0 and fields.get("version") != "1"
-            changes = (
-                ""
-                if first_known
-                else "; ".join(f"{rule}: {old} -> {new}" for rule, old, new in differences(before, pool))
-            )
+            changes, before = _changes(name, fields, before, is_oldest=number == 0)
             at_time = written_time(event_time(identifier))
             version = fields.get("version", "")
             known = int(version) if version.isdecimal() and len(version) < 19 else None
-            rows.append((known, at_time, fields.get("by", "-"), changes or None))
-            before = pool
+            rows.append((known, at_time, on_one_line(fields.get("by", "-")), changes or None))
         write_rows(("VERSION", "AT", "BY", "CHANGES"), rows, form)
+
+
+def _changes(
+    name: str, fields: dict[str, str], before: PoolSpec | None, *, is_oldest: bool
+) -> tuple[str, PoolSpec | None]:
+    """Return what a version changed, and its rules; one that another program wrote is named and passed over."""
+    from allocator.model.pool_changes import differences
+
+    try:
+        pool = PoolSpec.from_fields(name, fields)
+    except ConfigurationError:
+        return "this entry cannot be read", before
+    if is_oldest and fields.get("version") != "1":
+        return "", pool
+    return "; ".join(f"{rule}: {old} -> {new}" for rule, old, new in differences(before, pool)), pool
 
 
 def show(

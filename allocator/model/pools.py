@@ -257,8 +257,9 @@ class PoolSpec(Value, kw_only=True):
                 **{pair: int(rules[pair]) for pair in _NUMBERS},
             )
         except (KeyError, ValueError, InvalidInputError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else "a rule of it is garbled"
             raise ConfigurationError(
-                f"key alloc:{{{name}}} does not hold a pool (its field {error} is missing or garbled); "
+                f"key alloc:{{{name}}} does not hold a pool ({why}); "
                 "apply the pool file again with 'allocator pool apply FILE'"
             ) from error
 

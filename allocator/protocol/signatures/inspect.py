@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from allocator.model.errors import ConfigurationError, InvalidInputError
+from allocator.model.leases import error_line
 from allocator.model.names import check_port
 from allocator.model.values import Value, field
 from allocator.protocol import wire
@@ -48,7 +49,7 @@ class InspectHostCall(Call["KnownHost"], kw_only=True):
     def decode(self, raw: Any) -> KnownHost:  # noqa: ANN401  # as `Call.decode`
         """Return what is known of it."""
         fields = wire.fields_of(raw)
-        identity = fields.get("identity", "")
+        identity = error_line(fields.get("identity", ""))
         strikes = (_STRIKE.match(f"{name} {value}") for name, value in fields.items())
         return KnownHost(
             identity=identity,

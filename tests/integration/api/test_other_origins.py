@@ -28,12 +28,25 @@ def url(redis_url: str, pool) -> Iterator[str]:
 CHANGES = [
     ("POST", "/v1/hosts/web-1/drain"),
     ("POST", "/v1/hosts/web-1/cordon"),
+    ("POST", "/v1/hosts/web-1/forget"),
     ("POST", "/v1/leases"),
     ("POST", "/v1/leases/web-1/{port}/decline"),
+    ("POST", "/v1/leases/web-1/{port}/end"),
     ("PATCH", "/v1/leases/web-1/{port}"),
     ("DELETE", "/v1/leases/web-1/{port}"),
 ]
 OTHERS = ["http://localhost:3000", "http://127.0.0.1:5560", "http://127.0.0.1", "null", "https://evil.example"]
+
+
+def test_each_route_that_changes_something_is_tried(url: str) -> None:
+    document = httpx.get(f"{url}/openapi.json").json()
+    routes = {
+        (method.upper(), path.replace("{host}", "web-1"))
+        for path, methods in document["paths"].items()
+        for method in methods
+        if method != "get"
+    }
+    assert routes == set(CHANGES)
 
 
 @pytest.mark.parametrize("origin", OTHERS)

@@ -6,6 +6,9 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from servers import client_of
+
+from allocator.protocol.keys import history_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,3 +84,27 @@ def test_a_pool_file_that_cannot_be_right_names_file_and_field(
 
 def test_a_pool_without_history_is_a_clear_error(allocator: Allocator) -> None:
     assert allocator("pool", "history", "nothing").code == 78
+
+
+def test_an_entry_of_another_program_in_the_history_hides_no_other(
+    allocator: Allocator, ports: PortAllocator, pool: PoolSpec, tmp_path: Path
+) -> None:
+    client_of(ports.store).xadd(
+        history_key(pool.name), {"version": "9" * 30, "by": "\x1b[31m" + "x" * 100_000, "rules": "$(id)\n"}
+    )
+    assert allocator("pool", "apply", write(tmp_path, pool, last=pool.first + 5)).code == 0
+    done = allocator("pool", "history", pool.name)
+    *_, foreign, last = done.out.splitlines()
+    assert "this entry cannot be read" in foreign
+    assert len(foreign) < 2_000
+    assert f"last: {pool.last} -> {pool.first + 5}" in last
+    assert "\x1b" not in done.out
+
+
+def test_an_event_of_another_program_is_one_line_of_bounded_length(
+    allocator: Allocator, ports: PortAllocator, pool: PoolSpec
+) -> None:
+    client_of(ports.store).xadd(f"alloc:{{{pool.name}}}:events", {"type": "x\x1b[31m\n", "host": "y" * 1_000_000})
+    (line,) = allocator("events", "--pool", pool.name).out.splitlines()[-1:]
+    assert "x?[31m?" in line
+    assert len(line) < 2_000

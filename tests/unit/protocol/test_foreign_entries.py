@@ -106,6 +106,14 @@ def test_an_address_that_is_none_is_not_used_and_named(store, address):
     assert sentence.isprintable()
 
 
+def test_what_a_host_is_known_by_is_one_line_of_bounded_length(store):
+    worker(store, 0)
+    store.client.hset("alloc:{sdk-v2}:host:web-1", "identity", "x\x1b[31m\n" + "y" * 100_000)
+    (host,) = store.drive(listing.hosts(POOL))
+    assert host.machine.isprintable()
+    assert len(host.machine) <= 500
+
+
 def test_keys_that_no_script_writes_are_named(store):
     worker(store, 0)
     store.drive(register(make_context("web-2"), POOL))
