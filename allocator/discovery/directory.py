@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from allocator.client.blocking import PortAllocator
     from allocator.model.endpoints import Endpoint
+    from allocator.store.base import Event
 
 REFRESH_S = 5.0
 """How often all services are read again, events or not."""
@@ -169,7 +170,7 @@ class Directory:
         first = store.read_events(self._stream, "0-0", FIRST_EVENTS)
         if not first:
             return ttl_s  # nobody has ever claimed, or all of it is lost
-        if not any(fields.get("type") in _AFTER_A_LOSS for _, fields in first):
+        if not _is_after_a_loss(first):
             return 0.0
         return max(0.0, _position(first[0][0])[0] / 1_000 + ttl_s - store.server_time())
 
@@ -251,6 +252,8 @@ class Directory:
         if not store.wait_for_event(self._stream, cursor, WAIT_S):
             return set(), cursor
         events = store.read_events(self._stream, cursor, EVENTS_AT_ONCE)
+        if cursor == "0-0" and not _is_after_a_loss(events):  # it is a new registry
+            self._complete_at = 0.0
         names: set[ServiceName] | None = set()
         with self._reading:
             for _, fields in events:
@@ -269,6 +272,10 @@ class Directory:
             return None
         name = worker.plugin, worker.org
         return name if name in self._known or (self._whole_pool and self._wanted(*name)) else None
+
+
+def _is_after_a_loss(events: Iterable[Event]) -> bool:
+    return any(fields.get("type") in _AFTER_A_LOSS for _, fields in events)
 
 
 def _position(event_id: str) -> tuple[int, int]:
