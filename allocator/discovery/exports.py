@@ -208,8 +208,8 @@ class Exporter:
         left_s = self._directory.incomplete_s
         if left_s and self._path.exists() and not holds(self._path, text):
             raise RecoveringError(
-                f"Redis has lost its data, and not every worker has renewed its lease since; {self._path} stays as it "
-                f"is: export again in {left_s:.0f} s",
+                f"Redis is empty or has lost its data, and workers may be missing that renew their leases soon; "
+                f"{self._path} stays as it is: export again in {left_s:.0f} s",
                 retry_after=left_s,
             )
         if self._command is not None and not holds(self._path, text):
