@@ -95,7 +95,7 @@ class Layout:
 
     @cached_property
     def is_live(self) -> sa.ColumnElement[bool]:
-        """Whether a row is live, in the words of the index of live addresses: SQLite uses that for no bound values."""
+        """Whether a row is live, in the terms of the index of live addresses: SQLite uses that for no bound values."""
         values = values_of(self.names, LIVE_ROW_STATES)
         return self.runners.c["runtime_state"].in_([sa.literal_column(_quoted(value)) for value in values])
 
