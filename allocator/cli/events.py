@@ -141,8 +141,10 @@ def _write(identifier: str, fields: dict[str, str], form: ListFormat) -> None:
         write_json({**fields, "id": identifier, "at": written_time(moment)})
         return
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-    rest = {name: value for name, value in fields.items() if name not in {"type", "host", "port", "worker"}}
+    is_of_lease = fields.get("port") != "0"
+    shown = {"type", "host", "port", "worker"} | (set() if is_of_lease else {"fence"})
+    rest = {name: value for name, value in fields.items() if name not in shown}
     tail = " ".join(f"{name}={value}" for name, value in rest.items())
-    address = f"{fields.get('host')}:{fields.get('port')}"
+    address = f"{fields.get('host')}:{fields.get('port')}" if is_of_lease else fields.get("host")
     line = f"{clock}  {fields.get('type', '?').ljust(10)}  {address}  {fields.get('worker')}  {tail}"
     print(on_one_line(line), flush=True)

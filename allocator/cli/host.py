@@ -144,8 +144,8 @@ def _set(name: str, pool: str | None, redis_url: str | None, config: str | None,
     check_name("host", name)
     with cli_context(pool, None, redis_url, config) as context:
         changed = context.allocator.run(listing.cordon(context.pool, name, on=on))
-        state = "cordoned" if on else "not cordoned"
-        report(f"host {name} is {state}{'' if changed else ' already'}")
+        state = "is cordoned" if on else "gives out ports"
+        report(f"host {name} {state}{'' if changed else ' already'}")
 
 
 def drain(

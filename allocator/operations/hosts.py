@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from allocator.model.errors import ExhaustedError, HeldError, HostConflictError, InvalidInputError
 from allocator.model.states import LeaseState
-from allocator.model.values import Value
+from allocator.model.values import Value, replace
 from allocator.operations import listing
 from allocator.operations.context import missing, pool_rules, read_pool
 from allocator.operations.end import force
@@ -123,8 +123,11 @@ def forget(pool: str, host: str, *, forced: Forced | None = None) -> Operation[i
         InvalidInputError: When the pool knows no such host.
     """
     namespace, ended = (yield from _namespace(pool, host)), 0
+    call = ForgetCall(pool=pool, namespace=namespace, host=host)
+    if forced:
+        call = replace(call, by=forced.by, reason=forced.reason)
     for _ in range(MAX_PASSES):
-        code = yield from ask(ForgetCall(pool=pool, namespace=namespace, host=host))
+        code = yield from ask(call)
         if code is Reply.UNKNOWN:
             raise _unknown(pool, host)
         if code is Reply.BUSY and forced:

@@ -9,14 +9,15 @@
 -- ARGV  1 what (register, cordon, uncordon, drain, forget)  2 host, then
 --       register: identity (machine, boot, netns and address, after a `!` when it was chosen), for how many ms it has run
 --       drain, uncordon: the ports whose leases may be of this host
+--       forget: who forces it and why, both empty when nobody does
 -- Replies
 --       register: created · changed · unchanged · host_conflict machine · no_pool
 --       cordon, uncordon: changed · unchanged · unknown (no such host in the pool)
 --       drain: draining, how many leases became draining by this call · unknown
 --       forget: forgotten · unknown · busy (it has a live lease)
 --               again (leases have ended that nobody has closed: reap, then call once more)
--- Events  registered, cordoned, uncordoned, draining, forgotten (the port is 0, worker and fence are '-'), where anything
---         changed; drain, uncordon: changed for each lease
+-- Events  registered, cordoned, uncordoned, draining, forgotten (if forced with the fields `by` and `reason`), where anything
+--         changed: the port is 0, worker and fence are '-'; drain, uncordon: changed for each lease
 -- Loops   the ports of a drain or its undoing, which the client keeps to 256; the host's ports in pages of 512; ended grants that were not
 --         closed: 512
 
@@ -38,7 +39,7 @@ local function run(read, call, try)
   local host_key = base .. ':host:' .. host
   local now = server_time(read)
   local about = read('HMGET', host_key, 'identity', 'cordon', 'drain')
-  local known, set, dropped, changing, event, reply = about[1], {}, {}, {}, nil, nil
+  local known, set, dropped, changing, why, event, reply = about[1], {}, {}, {}, {}, nil, nil
 
   if what == 'register' then
     local identity, alive_ms = ARGV[3], tonumber(ARGV[4])
@@ -111,6 +112,7 @@ local function run(read, call, try)
       end
     end
     event, reply = 'forgotten', { FORGOTTEN }
+    why = (ARGV[4] or '') ~= '' and { 'by', ARGV[3], 'reason', ARGV[4] } or why
   else
     error({ err = WRONG_ARGUMENTS }, 0)
   end
@@ -139,7 +141,7 @@ local function run(read, call, try)
     call('HDEL', host_key, unpack(dropped))
   end
   if event then
-    record_event(try, base, event, host, 0, '-', '-')
+    record_event(try, base, event, host, 0, '-', '-', unpack(why))
   end
   for _, it in ipairs(changing) do
     call('SET', it.key, it.text, 'KEEPTTL')

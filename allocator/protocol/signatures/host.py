@@ -76,12 +76,16 @@ class ForgetCall(Call[Reply], kw_only=True):
 
     Attributes:
         host: Its name.
+        by: Who forces it, if somebody does.
+        reason: Why.
     """
 
     script: ClassVar[str] = "host"
     first: ClassVar[Arguments] = ("forget",)
 
     host: str
+    by: str = ""
+    reason: str = ""
 
     def decode(self, raw: Any) -> Reply:  # noqa: ANN401  # as `Call.decode`
         """Return `forgotten`, `unknown`, `busy` or `again`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -105,6 +106,8 @@ def test_a_host_that_is_gone_is_forgotten_by_force(allocator, ports, elsewhere) 
     assert (done.code, "1 lease ended" in done.err) == (0, True)
     assert ports.leases() == []
     assert "web-7" not in allocator("host", "ls").out
+    (event,) = allocator("events", "--type", "forgotten").out.splitlines()
+    assert re.fullmatch(r".*  forgotten   web-7  -  by=\S+ reason=its disk died", event)
 
 
 def test_a_pool_is_removed_when_it_has_no_lease_or_by_force(allocator, ports, elsewhere) -> None:
