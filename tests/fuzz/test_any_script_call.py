@@ -118,7 +118,7 @@ def records(kind: Any) -> st.SearchStrategy[Any]:
     fixed = {"mode"} if kind.__dataclass_fields__.get("mode") and hints["mode"] is str else set()
     given = {one.name: values(kind, one.name, hints[one.name]) for one in fields(kind) if one.name not in fixed}
     if issubclass(kind, Call):
-        given |= {"pool": st.just(POOL), "space": st.sampled_from(["web-1", "web-1", "web-1", "*", "web-2"])}
+        given |= {"pool": st.just(POOL), "namespace": st.sampled_from(["web-1", "web-1", "web-1", "*", "web-2"])}
     if kind.__name__ == "RenewedLease":
         given["mode"] = st.sampled_from(["keep", "set"])
     if "replicas" in given:
