@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -117,6 +116,8 @@ def _show(context: CliContext, database: Database, form: ListFormat) -> None:
 
 
 def _once(context: CliContext, database: Database, form: ListFormat) -> None:
+    import logging  # which no help text needs
+
     from allocator.database.fenced import DeposedError
     from allocator.database.reconciler import Report
 
