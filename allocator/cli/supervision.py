@@ -150,8 +150,7 @@ def _policy(context: CliContext, given: str | None) -> Literal["keep", "stop"]:
         return "keep"
     if given == "keep":
         raise InvalidInputError(
-            f"--on-lost keep is not for pool {context.pool}: its ports are unique over all hosts, and no one "
-            "kernel knows "
-            "who has which; leave it out"
+            f"--on-lost keep is not for pool {context.pool}: its ports are unique over all hosts, and "
+            "no one kernel knows who has which; leave it out"
         )
     return "stop"
