@@ -245,6 +245,7 @@ def test_where_no_worker_has_the_terminal_ctrl_c_reaches_every_worker_all_the_sa
 ) -> None:
     several = () if workers == 1 else ("--replicas", str(workers))
     shell.type(before + run(fleet, *several, worker=("--catch", "--stay")) + after + "\n")
+    shell.expect("listening")  # the prompt of before stands no longer on the screen
     eventually(lambda: [one.state for one in fleet.ports.leases()] == ["ready"] * workers)
     shell.type("\x03")
     shell.expect("$ ")
