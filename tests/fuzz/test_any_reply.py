@@ -228,7 +228,7 @@ def answers_on_the_wire(draw: st.DrawFn) -> bytes:
     return b"".join(draw(st.lists(pieces, min_size=1, max_size=5)))
 
 
-class AnswersAnything:
+class ServesAnything:
     """A server on a loopback port that gives every connection the same answer to whatever it is told."""
 
     def __init__(self) -> None:
@@ -256,8 +256,8 @@ class AnswersAnything:
 
 
 @pytest.fixture(scope="module")
-def stranger() -> Iterator[AnswersAnything]:
-    server = AnswersAnything()
+def stranger() -> Iterator[ServesAnything]:
+    server = ServesAnything()
     yield server
     server.close()
 
@@ -279,7 +279,7 @@ TIMEOUT_S = 0.05
 @example(answer=b"*2147483647\r\n", call="leases")
 @examples(15)
 def test_any_bytes_from_a_server_are_an_answer_or_an_error_in_one_line(
-    stranger: AnswersAnything, answer: bytes, call: str
+    stranger: ServesAnything, answer: bytes, call: str
 ) -> None:
     stranger.answer = answer
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -291,7 +291,7 @@ def test_any_bytes_from_a_server_are_an_answer_or_an_error_in_one_line(
 @given(answer=answers_on_the_wire())
 @examples(10)
 def test_any_bytes_from_a_server_are_an_answer_or_an_error_for_asyncio_too(
-    stranger: AnswersAnything, answer: bytes
+    stranger: ServesAnything, answer: bytes
 ) -> None:
     async def ask() -> None:
         async with AsyncPortAllocator.from_url(stranger.url, host="web-1", timeout=TIMEOUT_S) as ports:

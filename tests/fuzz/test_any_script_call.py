@@ -93,7 +93,9 @@ def signatures() -> list[type[Call[Any]]]:
     """Return the class of every call that there is."""
     modules = pkgutil.iter_modules(allocator.protocol.signatures.__path__, "allocator.protocol.signatures.")
     found = {id(one): one for module in modules for one in vars(importlib.import_module(module.name)).values()}
-    calls = [one for one in found.values() if isinstance(one, type) and issubclass(one, Call) and one is not Call]
+    calls = [
+        one for one in found.values() if isinstance(one, type) and issubclass(one, Call) and hasattr(one, "script")
+    ]
     return sorted(calls, key=lambda one: one.__name__)
 
 
