@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, BinaryIO
 from allocator.kernel.outlets import CHUNK, outlet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-LAST_LINES = 20
+LAST_LINES = 40
+"""As many as the stack trace of an uncaught error has, with what Node.js prints around it."""
+
 LONGEST_LINE = 8_192
 """A line that is longer is cut where it is kept, and broken where a name stands before each line."""
 
@@ -26,7 +28,7 @@ LONGEST_LINE = 8_192
 LONGEST_MESSAGE = 200
 """Characters of a worker's last line in its lease and in events."""
 
-_FRAME = re.compile(r"\s+at |Node\.js v[0-9]|\s+\^+$")
+_FRAME = re.compile(r"\s+at |Node\.js v[0-9]|\s+\^+$|Require stack:$|- /|Emitted 'error' event")
 
 
 class Output:
@@ -83,14 +85,25 @@ class Output:
 def last_message(lines: Sequence[bytes]) -> str:
     """Return the last line with content, control characters shown, at most 200 characters; empty for none.
 
-    The frames of a stack trace, and the version that Node.js prints below its own, are no information.
+    The frames of a stack trace, and what Node.js prints below the message of an error, are no information.
     """
-    for line in reversed(lines):
-        text = line.decode("utf-8", "backslashreplace").rstrip()
-        if text.strip() and not _FRAME.match(text):
+    for text in reversed(list(_without_traces(line.decode("utf-8", "backslashreplace").rstrip() for line in lines))):
+        if text.strip():
             visible = "".join(each if each.isprintable() else _escaped(each) for each in text.strip())
             return visible if len(visible) <= LONGEST_MESSAGE else visible[: LONGEST_MESSAGE - 1] + "…"
     return ""
+
+
+def _without_traces(texts: Iterable[str]) -> Iterator[str]:
+    """Yield lines without frames, and without an error's properties, which Node.js prints in braces behind the last."""
+    is_property = False
+    for text in texts:
+        if _FRAME.match(text):
+            is_property = text.endswith(" {")
+        elif is_property:
+            is_property = text != "}"
+        else:
+            yield text
 
 
 def _escaped(character: str) -> str:

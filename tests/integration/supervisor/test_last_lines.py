@@ -21,6 +21,22 @@ def test_the_last_line_is_kept_with_its_control_characters_shown_and_cut() -> No
 def test_the_frames_of_a_trace_show_nothing() -> None:
     node = [b"Error: no such org", b"    at start (file:///w.mjs:1:7)", b"    at main", b"", b"Node.js v22.1.0"]
     assert last_message(node) == "Error: no such org"
+    missing = [b"  throw err;", b"  ^", b"", b"Error: Cannot find module './x'", b"Require stack:", b"- /srv/w.js"]
+    properties = [
+        b"    at node:internal/main/run:28:49 {",
+        b"  code: 'MODULE_NOT_FOUND',",
+        b"}",
+        b"",
+        b"Node.js v20.20.2",
+    ]
+    assert last_message(missing + properties) == "Error: Cannot find module './x'"
+    refused = [
+        b"Error: connect ECONNREFUSED 127.0.0.1:1",
+        b"    at x:1:2",
+        b"Emitted 'error' event on Socket instance at:",
+    ]
+    assert last_message(refused + properties) == "Error: connect ECONNREFUSED 127.0.0.1:1"
+    assert last_message([*missing, *properties, b"{", b"  giving up"]) == "giving up"
     assert last_message([b"Traceback", b"    raise", b"    ^^^^^", b"ValueError: x"]) == "ValueError: x"
 
 
