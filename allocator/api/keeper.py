@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from allocator.protocol.signatures.inspect import KnownPort
 
 CHECK_S = 60.0
-"""All hosts are read once in this time, evenly, so that no moment is busier than another."""
+"""All hosts are read once in this time, a few at each batch, so that the work is spread evenly."""
 PACE_S = 0.4
 """Seconds between two batches of events."""
 DETAILS = 4

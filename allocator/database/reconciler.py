@@ -1,9 +1,9 @@
 """The reconciler: makes SQL show where every worker of a pool runs. Level-triggered: each pass compares both sides.
 
-A pass walks both sides in the order of their key (host, port), a few thousand of each in memory, and nominates the
-workers for whom they differ. Whoever was nominated, by a pass or by an event, is then settled: both sides are read
-again for this worker alone, and what still differs is written, fenced, in one short transaction. So an event that was
-lost, repeated or late does no harm, and what a pass read a second ago decides nothing.
+A pass reads the leases and the rows in the order of host and port, a few thousand of each at a time, and lists the
+workers for which they differ. An event lists its worker too. Each listed worker is then settled: its lease and its row
+are read again, and what still differs is written, fenced, in one short transaction. So an event that is lost, repeated
+or late does no harm, and nothing is written by what a pass read a second ago.
 """
 
 from __future__ import annotations

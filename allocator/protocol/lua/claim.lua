@@ -7,9 +7,10 @@
 --
 -- KEYS  1 alloc:{p}   2 alloc:{p}:ports:<namespace>
 -- ARGV  1 host  2 ttl_ms  3 state  4 identity: machine, boot, netns and address (after a `!` when it was chosen)
---       5 for how many ms it has run: since its machine started, or its container  6 how many ports, then for each
---       worker (alone, its instance may be auto: the lowest free one), token, extra JSON members with a comma before each
---       and, as far as the last that is there:  1 ports that strangers have bound on this host, as ranges
+--       5 how many ms the machine of this host has run, or its container  6 how many ports; then for each port its
+--       worker, its token, and members for the JSON of its lease, with a comma before each member. The instance of a
+--       worker may be `auto` when it is the only one: it becomes the lowest free instance
+--       then these; those at the end that are empty may be left out:  1 ports that strangers have bound on this host, as ranges
 --       2 hint: the port the environment names (0: none)  3 the only port that will do (0: any)
 --       4 fence of a lease whose process is proven dead and may be superseded (0: none)
 --       5 ticket of a waiter ('': a newcomer)  6 whether several have to follow each other (1)
