@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,8 @@ def doctor(
         try:
             server = context.allocator.store.server()
             findings = [*_with_redis(context), *_without_redis(context)]
-            starting = starting_workers(context)
+            with suppress(AllocatorError):  # a finding of the leases has it
+                starting = starting_workers(context)
         except AllocatorError as error:
             if not isinstance(error, StoreUnavailableError):  # it answers
                 condition = "not usable as it is"
