@@ -30,7 +30,7 @@ def main() -> None:
     if obeyed:
         signal.signal(signal.SIGINT, end_at_once)
     open_closed_streams()
-    status = status_of(sys.argv[1:])
+    status = status_of(sys.argv[1:], may_fork=True)
     _finish_output()
     _discard_messages_that_nobody_reads()
     if obeyed:
@@ -73,17 +73,22 @@ def open_closed_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a process may have any name, and a terminal any encoding
 
 
-def status_of(arguments: list[str]) -> int:  # noqa: PLR0911  # a kind of error a line
-    """Run a command and return its exit status; errors are one line on standard error."""
+def status_of(arguments: list[str], *, may_fork: bool = False) -> int:  # noqa: PLR0911  # a kind of error a line
+    """Run a command and return its exit status; errors are one line on standard error.
+
+    Args:
+        arguments: The arguments after `allocator`.
+        may_fork: Whether this may return in a child too, as it does for `run`; the caller ends with the status.
+    """
     from allocator.model.errors import EXIT_CONFIGURATION, EXIT_USAGE, AllocatorError
 
     try:
         if arguments == ["--version"]:  # spared the time that a command line takes to make
             status = _show_version()
         elif next((argument for argument in arguments if not argument.startswith("-")), None) == "run":
-            from allocator.cli.supervision import run_apart
+            from allocator.cli.supervision import run_apart, run_here
 
-            status = run_apart(arguments, _run_command)
+            status = (run_apart if may_fork else run_here)(arguments, _run_command)
         else:
             status = _run_command(arguments)
         sys.stdout.flush()

@@ -32,12 +32,19 @@ _options: list[dict[str, Any]] = []
 
 
 def hand_over(options: dict[str, Any]) -> None:
-    """Take the values of the options of `run`, for `run_apart`."""
+    """Take the values of the options of `run`, for `run_apart` and `run_here`."""
     _options.append(options)
 
 
+def run_here(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) -> int:
+    """Run the command `run` without a child, for a caller that has to be the only one who goes on; as `run_apart`."""
+    _options.clear()
+    status = read(arguments)
+    return status if status or not _options else supervise(_options.pop())
+
+
 def run_apart(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) -> int:
-    """Run the command `run`.
+    """Run the command `run`. This returns in the child too: the caller ends with the status that it gets.
 
     Args:
         arguments: The arguments after `allocator`.

@@ -255,8 +255,8 @@ def test_when_redis_goes_away_the_last_file_stays_and_it_goes_on_afterwards(
             wait_until(lambda: exported(out) == 2, "the workers do not come")
             server.process.send_signal(signal.SIGSTOP)
             assert exporting.stderr is not None
-            while "what it knows stays" not in exporting.stderr.readline():
-                assert exporting.poll() is None
+            while "stay in use" not in (line := exporting.stderr.readline()):
+                assert line, "it has ended"
             assert exported(out) == 2
             server.process.send_signal(signal.SIGCONT)
             workers[0].set(LeaseState.DRAINING)
