@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from allocator.model.log import ERROR, WARNING
 from allocator.model.owned import holds, replace_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from allocator.discovery.directory import Directory
 
@@ -65,19 +66,19 @@ def run_command(
     Raises:
         AllocatorError: When it fails, does not end in time or is ended.
     """
-    try:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if may_block(2) else 2,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise AllocatorError(f"the command {command!r} cannot be started ({error.strerror}); make room") from None
-    relayed = relay(process.stdout, 2) if process.stdout else None
+    process: subprocess.Popen[bytes] | None = None
+    relayed: threading.Thread | None = None
     deadline = time.monotonic() + timeout_s
     try:
+        with _signals_deferred():
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if may_block(2) else 2,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        relayed = relay(process.stdout, 2) if process.stdout else None
         while process.poll() is None:
             if is_ended():
                 raise AllocatorError(f"the command {command!r} was ended before it was done; run it again")
@@ -88,14 +89,35 @@ def run_command(
                 )
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(min(POLL_S, max(0.0, deadline - time.monotonic())))
+    except OSError as error:
+        raise AllocatorError(f"the command {command!r} cannot be started ({error.strerror}); make room") from None
     finally:
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             _end_group(process)
         if relayed is not None:
             relayed.join(POLL_S)  # what it left in the background may keep the pipe open
     if process.returncode:
         how = f"with exit code {process.returncode}" if process.returncode > 0 else f"by signal {-process.returncode}"
         raise AllocatorError(f"the command {command!r} failed {how}; fix it")
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Let the signals that end this program wait for the end of the block.
+
+    Their handlers raise; an exception in the middle of `Popen` would lose the process that was started.
+    """
+    seen: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [one for one in (signal.SIGTERM, signal.SIGINT) if is_main and callable(signal.getsignal(one))]
+    before = {one: signal.signal(one, lambda number, _frame: seen.append(number)) for one in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in seen:
+            signal.raise_signal(late)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from proxies import Proxy, get, install
@@ -20,7 +20,7 @@ from workers import fleet
 
 from allocator import LeaseState, PoolSpec, PortAllocator
 from allocator.discovery.directory import Directory
-from allocator.discovery.exports import Exporter
+from allocator.discovery.exports import Exporter, run_command
 from allocator.discovery.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -212,6 +212,28 @@ def test_a_signal_ends_an_export_whose_command_hangs_and_the_command(
     exporting.send_signal(number)
     assert exporting.wait(20) == (130 if number == signal.SIGINT else 0 if arguments else 143)
     wait_until(lambda: not is_alive(child), "what the command started lives on")
+
+
+def test_a_signal_while_a_command_is_started_ends_the_command_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.started = pid_in(tmp_path / "pid")
+            signal.raise_signal(signal.SIGTERM)
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(number)
+
+    monkeypatch.setattr("allocator.discovery.exports.subprocess.Popen", Interrupted)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit):
+            run_command(HANGING.format(file=tmp_path / "pid"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    wait_until(lambda: not is_alive(pid_in(tmp_path / "pid")), "what the command started lives on")
 
 
 def test_a_command_that_failed_is_run_by_the_next_export_though_the_file_is_the_same(
