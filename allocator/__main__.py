@@ -85,10 +85,10 @@ def status_of(arguments: list[str], *, may_fork: bool = False) -> int:  # noqa: 
     try:
         if arguments == ["--version"]:  # spared the time that a command line takes to make
             status = _show_version()
-        elif next((argument for argument in arguments if not argument.startswith("-")), None) == "run":
-            from allocator.cli.supervision import run_apart, run_here
+        elif may_fork and next((argument for argument in arguments if not argument.startswith("-")), None) == "run":
+            from allocator.cli.supervision import run_apart
 
-            status = (run_apart if may_fork else run_here)(arguments, _run_command)
+            status = run_apart(arguments, _run_command)
         else:
             status = _run_command(arguments)
         sys.stdout.flush()

@@ -190,7 +190,7 @@ def run(
     Example: allocator run email --org org-123 --health /health -- node worker.js --port={port}
     """
     check_key(key, instance)
-    supervision.hand_over(
+    status = supervision.hand_over(
         {
             "plugin": plugin,
             "command": command,
@@ -230,3 +230,4 @@ def run(
             },
         }
     )
+    raise typer.Exit(status)

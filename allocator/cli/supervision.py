@@ -27,20 +27,21 @@ if TYPE_CHECKING:
 ENDED_BY_SIGNAL = 128
 """What a shell adds to a signal's number for the status of a command that it ended."""
 
-_options: list[dict[str, Any]] = []
-"""The values of the options, once a command line has been read in this process."""
+_waits: list[int] = []
+"""In a child of `run_apart`: the pipe to the parent, which waits for the values of the options."""
 
 
-def hand_over(options: dict[str, Any]) -> None:
-    """Take the values of the options of `run`, for `run_apart` and `run_here`."""
-    _options.append(options)
+def hand_over(options: dict[str, Any]) -> int:
+    """Supervise what the options of `run` ask for, or leave that to the parent that waits for them.
 
-
-def run_here(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) -> int:
-    """Run the command `run` without a child, for a caller that has to be the only one who goes on; as `run_apart`."""
-    _options.clear()
-    status = read(arguments)
-    return status if status or not _options else supervise(_options.pop())
+    Returns:
+        The exit status of this process.
+    """
+    if not _waits:
+        return supervise(options)
+    with open(_waits[0], "wb") as pipe:  # noqa: PTH123  # a descriptor
+        pipe.write(json.dumps(options).encode())
+    return 0
 
 
 def run_apart(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) -> int:
@@ -48,7 +49,7 @@ def run_apart(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) ->
 
     Args:
         arguments: The arguments after `allocator`.
-        read: Reads them: it calls `hand_over`, and returns the exit status of doing so.
+        read: Runs the command that they name, which calls `hand_over`, and returns its exit status.
 
     Returns:
         Its exit status: the worker's, or that of reading the command line where there is nothing to supervise.
@@ -57,7 +58,8 @@ def run_apart(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) ->
     child = os.fork()
     if child == 0:
         os.close(reader)
-        return _pass_on(read(arguments), writer)
+        _waits.append(writer)
+        return read(arguments)
     os.close(writer)
     _load()
     with open(reader, "rb") as pipe:  # noqa: PTH123  # a descriptor
@@ -66,13 +68,6 @@ def run_apart(arguments: Sequence[str], read: Callable[[Sequence[str]], int]) ->
     if status or not passed_on:
         return status if status >= 0 else ENDED_BY_SIGNAL - status
     return supervise(json.loads(passed_on))
-
-
-def _pass_on(status: int, writer: int) -> int:
-    """Pass on the values of the options that were read, in the child; return the status that it ends with."""
-    with open(writer, "wb") as pipe:
-        pipe.writelines(json.dumps(options).encode() for options in _options)
-    return status
 
 
 def _load() -> None:

@@ -135,7 +135,7 @@ class WatchedPool:
     def _read_host(self, index: FleetIndex, name: str) -> None:
         known, ports = self._allocator.run(listing.known_namespace(index.rules, name, index.read.get(name)))
         if not known.identity and not ports and name != FLEET_NAMESPACE:
-            index.hosts.pop(name, None)
+            index.forget(name)
         else:
             index.load(name, known, ports, self.now)
 

@@ -202,10 +202,11 @@ class LeaseOperations(Generic[E_]):
 
     def _to_end(self, leases: Sequence[Lease | HeldLease[E_]]) -> list[Lease]:
         """Return leases that are about to be ended, and stop renewing those that are held."""
+        ended = [_lease_of(one) for one in leases]
         for one in leases:
             if isinstance(one, HeldLease):
                 self.heartbeats().remove(one)
-        return [_lease_of(one) for one in leases]
+        return ended
 
     def end_held(self, *held: HeldLease[Any], declined: bool = False) -> Operation[None]:
         """End held leases in one step. A Redis that does not answer is logged: they then end by their TTL.

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from allocator.client.blocking import PortAllocator
     from allocator.model.endpoints import Endpoint
+    from allocator.model.pools import PoolSpec
     from allocator.store.base import Event
 
 REFRESH_S = 5.0
@@ -95,7 +96,7 @@ class Directory:
 
     @property
     def incomplete_s(self) -> float:
-        """For how many seconds a worker may be missing, for Redis had lost its data when it was read first."""
+        """For how many seconds a worker of the whole pool may be missing: Redis had lost its data when it was read."""
         return max(0.0, self._complete_at - self._clock())
 
     def start(self) -> None:
@@ -108,9 +109,10 @@ class Directory:
             if self._thread is not None:
                 return
             cursor = self._newest_event()
-            self._read_all()
+            rules = self._read_all()
             self._current_at = self._clock()
-            self._complete_at = self._current_at + self._incomplete_s()
+            if self._whole_pool:  # who chose services waits for them, and has no file of before
+                self._complete_at = self._current_at + self._incomplete_s(rules or SDK_V2)
             self._thread = threading.Thread(
                 target=self._follow, args=(cursor,), name="allocator-directory", daemon=True
             )
@@ -163,10 +165,9 @@ class Directory:
     def _stream(self) -> str:
         return events_key(self._allocator.session.pool)
 
-    def _incomplete_s(self) -> float:
+    def _incomplete_s(self, rules: PoolSpec) -> float:
         """Return for how long holders may go on re-asserting their leases: for one TTL after the data was lost."""
-        store, rules = self._allocator.store, self._allocator.run(read_pool(self._allocator.session.pool))
-        ttl_s = (rules or SDK_V2).ttl_ms / 1_000
+        store, ttl_s = self._allocator.store, rules.ttl_ms / 1_000
         first = store.read_events(self._stream, "0-0", FIRST_EVENTS)
         if not first:
             return ttl_s  # nobody has ever claimed, or all of it is lost
@@ -174,7 +175,8 @@ class Directory:
             return 0.0
         return max(0.0, _position(first[0][0])[0] / 1_000 + ttl_s - store.server_time())
 
-    def _read_all(self) -> None:
+    def _read_all(self) -> PoolSpec | None:
+        """Read all services that are wanted; return the rules of the pool, None when Redis has no such pool."""
         rules = self._allocator.run(read_pool(self._allocator.session.pool))
         self._memory.is_fleet = rules is not None and rules.scope == "fleet"
         names = set(self._known)
@@ -182,6 +184,7 @@ class Directory:
             leased = {(lease.plugin, lease.org) for lease in self._allocator.leases()}
             names |= {name for name in leased if self._wanted(*name)}
         self._read(names)
+        return rules
 
     def _read(self, names: set[ServiceName]) -> None:
         pool = self._allocator.session.pool

@@ -19,7 +19,7 @@ from servers import client_of
 from allocator import AsyncPortAllocator, ExhaustedError, InvalidInputError, LimitError, PoolSpec, PortAllocator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from allocator import Lease
 
@@ -55,29 +55,51 @@ def until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.005)
 
 
+def order_of_service(
+    ports: PortAllocator,
+    redis_url: str,
+    pool: PoolSpec,
+    ended: Sequence[Lease],
+    claims: Sequence[Callable[[AsyncPortAllocator, int], Awaitable[Sequence[Lease]]]],
+) -> list[int]:
+    """Return in which order waiters are served that came one after the other, once leases are ended."""
+    served: list[int] = []
+
+    async def scenario() -> None:
+        async with AsyncPortAllocator.from_url(redis_url, pool=pool.name, host="web-1") as waiting:
+
+            async def wait(number: int) -> None:
+                leases = await claims[number](waiting, number)
+                served.append(number)
+                for lease in leases:
+                    await waiting.release(lease)
+
+            tasks = []
+            for number in range(len(claims)):
+                tasks.append(asyncio.create_task(wait(number)))
+                await asyncio.to_thread(until, lambda count=number + 1: len(queued(ports, pool)) == count)
+            for lease in ended:
+                await asyncio.to_thread(ports.release, lease)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    return served
+
+
+async def one_port(waiting: AsyncPortAllocator, number: int) -> list[Lease]:
+    return [await waiting.claim("email", org="waiter", instance=number, wait=30)]
+
+
+async def two_ports(waiting: AsyncPortAllocator, number: int) -> list[Lease]:
+    both = await waiting.claim_ports("email", ["http", "debug"], org="waiter", instance=number, wait=30)
+    return list(both.values())
+
+
 def test_waiters_are_served_in_the_order_in_which_they_came(
     redis_url: str, small: PoolSpec, ports: PortAllocator
 ) -> None:
     held = [ports.claim("email", org="first", instance=number) for number in range(2)]
-    served: list[int] = []
-
-    async def scenario() -> None:
-        async with AsyncPortAllocator.from_url(redis_url, pool=small.name, host="web-1") as line:
-
-            async def wait(number: int) -> None:
-                lease = await line.claim("email", org="waiter", instance=number, wait=30)
-                served.append(number)
-                await line.release(lease)
-
-            tasks = []
-            for number in range(20):
-                tasks.append(asyncio.create_task(wait(number)))
-                await asyncio.to_thread(until, lambda count=number + 1: len(queued(ports, small)) == count)
-            await asyncio.to_thread(ports.release, held[0])
-            await asyncio.gather(*tasks)
-
-    asyncio.run(scenario())
-    assert served == list(range(20))
+    assert order_of_service(ports, redis_url, small, held[:1], [one_port] * 20) == list(range(20))
     assert queued(ports, small) == [f"waiter/email#{number}" for number in range(20)]
 
 
@@ -163,31 +185,7 @@ def test_waits_for_several_ports_and_for_one_are_served_in_the_order_in_which_th
     redis_url: str, small: PoolSpec, ports: PortAllocator
 ) -> None:
     held = [ports.claim("email", org="first", instance=number) for number in range(2)]
-    served: list[int] = []
-
-    async def scenario() -> None:
-        async with AsyncPortAllocator.from_url(redis_url, pool=small.name, host="web-1") as line:
-
-            async def wait(number: int) -> None:
-                if number % 2:
-                    leases = [await line.claim("email", org="waiter", instance=number, wait=30)]
-                else:
-                    both = await line.claim_ports("email", ["http", "debug"], org="waiter", instance=number, wait=30)
-                    leases = list(both.values())
-                served.append(number)
-                for lease in leases:
-                    await line.release(lease)
-
-            tasks = []
-            for number in range(8):
-                tasks.append(asyncio.create_task(wait(number)))
-                await asyncio.to_thread(until, lambda count=number + 1: len(queued(ports, small)) == count)
-            for lease in held:
-                await asyncio.to_thread(ports.release, lease)
-            await asyncio.gather(*tasks)
-
-    asyncio.run(scenario())
-    assert served == list(range(8))
+    assert order_of_service(ports, redis_url, small, held, [two_ports, one_port] * 4) == list(range(8))
 
 
 def test_those_whom_a_limit_holds_back_are_served_in_order_over_all_hosts(
